@@ -1,0 +1,33 @@
+# Two commands: `make repro` runs the experiment and says where to look, `make test` runs every test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# One stage runs at a time, on all cores; telemetry stays off.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export RAY_USAGE_STATS_ENABLED := 0
+export DO_NOT_TRACK := 1
+
+.PHONY: help repro test clean
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $(STAMP)
+
+repro: $(STAMP) ## Run the whole pipeline on params/experiment.yaml (unchanged stages are skipped), then show the leaderboard
+	$(BIN)/dvc repro
+	@echo
+	@cat reports/leaderboard.md
+	@ls samples/*/grid.png samples/*/strip.png
+	@echo "report: $(CURDIR)/reports/report.html"
+
+test: $(STAMP) ## Run all tests
+	$(BIN)/python -m pytest
+
+clean: ## Remove scratch files (checkpoints of interrupted runs, downloads); results stay
+	rm -rf .scratch

@@ -1,0 +1,1 @@
+"""What everything stands on: devices, randomness, storage, pixels and resizes."""

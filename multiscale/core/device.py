@@ -1,0 +1,61 @@
+"""What this machine offers: device, native bf16, threads, memory."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+
+import torch
+
+
+def default_device() -> torch.device:
+    """The first accelerator, else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def bf16_is_native(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware (Ampere and later; AMX or AVX512-BF16 on x86).
+
+    Elsewhere bf16 is emulated and slower than fp32, so fp32 stays the default there.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Turns 'auto' into 'bf16' or 'fp32'; leaves the other two as they are."""
+    if precision == "auto":
+        return "bf16" if bf16_is_native(device) else "fp32"
+    return precision
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The autocast context of a resolved precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def set_threads(processes: int = 1) -> int:
+    """Gives torch its share of the cores this process may use: oversubscribed cores train 6-10 times slower.
+
+    `OMP_NUM_THREADS` wins where it is set: whoever starts several stages at once divides the cores there.
+    """
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // processes))
+    torch.set_num_threads(threads)
+    return threads
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak bytes allocated on the accelerator, or the peak resident size of this process on a processor."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def describe(device: torch.device) -> str:
+    """One line that names the hardware a timing was taken on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"

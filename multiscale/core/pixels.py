@@ -1,0 +1,21 @@
+"""The three scales of pixel values: uint8 on disk, [-1, 1] in networks, [0, 1] between a sampler and its viewers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def to_signed(pixels: Tensor) -> Tensor:
+    """uint8 pixels -> float in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Images in [-1, 1] -> clipped to [0, 1]."""
+    return ((images.float() + 1) / 2).clamp(0, 1)
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Images in [0, 1] -> uint8 pixels on the CPU."""
+    return (images * 255).round().to(torch.uint8).cpu()

@@ -1,0 +1,150 @@
+"""Files that are whole or absent: atomic writes, and tensors on disk larger than memory (safetensors, memory-mapped)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+DTYPES = {"F16": np.float16, "F32": np.float32, "U8": np.uint8, "I64": np.int64}
+_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path`; on success the file is synced to disk and renamed, else removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; on success its files are synced and it takes the final name."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb+") as opened:
+                    os.fsync(opened.fileno())
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes indented JSON in one atomic step."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """Reads a JSON object."""
+    return json.loads(Path(path).read_text())
+
+
+class TensorWriter:
+    """Writes a safetensors file row block by row block, so that a data set never has to fit in memory.
+
+    shapes: name -> (dtype, (N, ...)). Use it inside `atomic_file`; rows not written stay zero.
+    """
+
+    def __init__(
+        self, path: Path, shapes: dict[str, tuple[type, tuple[int, ...]]], metadata: dict[str, str] | None = None
+    ):
+        header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+        offset = 0
+        for name, (dtype, shape) in shapes.items():
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            header[name] = {"dtype": _NAMES[np.dtype(dtype)], "shape": shape, "data_offsets": [offset, offset + size]}
+            offset += size
+        encoded = json.dumps(header).encode()
+        encoded += b" " * (-len(encoded) % 8)
+        with open(path, "wb") as file:
+            file.write(len(encoded).to_bytes(8, "little") + encoded)
+            file.truncate(8 + len(encoded) + offset)
+        self.arrays = {
+            name: np.memmap(path, dtype, "r+", 8 + len(encoded) + header[name]["data_offsets"][0], shape)
+            for name, (dtype, shape) in shapes.items()
+        }
+
+    def write(self, name: str, start: int, rows: Tensor) -> None:
+        """Puts rows (n, ...) at positions start .. start+n-1 of a tensor."""
+        self.arrays[name][start : start + len(rows)] = rows.numpy()
+
+    def close(self) -> None:
+        """Flushes the mapped pages to the file."""
+        for array in self.arrays.values():
+            array.flush()
+
+
+class Table:
+    """Rows of named tensors, memory-mapped from safetensors files: reading a batch touches only its rows.
+
+    All tensors have the same first dimension N; `table[rows]` gives name -> Tensor (n, ...), floats as float32.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        lengths = {len(array) for array in arrays.values()}
+        if len(lengths) != 1:
+            raise ValueError(f"tensors of one table differ in length: { {k: len(v) for k, v in arrays.items()} }")
+        self.arrays, self._length = arrays, lengths.pop()
+
+    @classmethod
+    def open(cls, path: Path, *names: str) -> Table:
+        """Maps the named tensors of one file (all of them by default)."""
+        arrays = {}
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        for name, entry in header.items():
+            if name != "__metadata__" and (not names or name in names):
+                start = 8 + size + entry["data_offsets"][0]
+                arrays[name] = np.memmap(path, DTYPES[entry["dtype"]], "r", start, tuple(entry["shape"]))
+        return cls(arrays)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, rows: Tensor | slice) -> dict[str, Tensor]:
+        index = rows.numpy() if isinstance(rows, Tensor) else rows
+        batch = {name: torch.from_numpy(np.array(array[index])) for name, array in self.arrays.items()}
+        return {name: x.float() if x.is_floating_point() else x for name, x in batch.items()}
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The text metadata of a safetensors file."""
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}

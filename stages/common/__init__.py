@@ -1,0 +1,1 @@
+"""What the stages share: settings, command line, paths and the image table."""

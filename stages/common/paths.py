@@ -1,0 +1,17 @@
+"""Where the stages put things. The same names stand in dvc.yaml."""
+
+from pathlib import Path
+
+SCRATCH = Path(".scratch")  # checkpoints and downloads: never tracked, safe to delete when nothing runs
+
+IMAGES = Path("data/images.parquet")
+LATENTS = Path("data/latents")  # /SIDE
+DECOMPOSED = Path("data/decomposed")  # /NAME
+REFERENCE = Path("data/reference")
+VAE = Path("models/vae")
+CLASSIFIER = Path("models/classifier")
+MODELS = Path("models")  # /METHOD/PART
+SAMPLES = Path("samples")  # /METHOD
+METRICS = Path("reports/metrics")  # /METHOD.json
+TIMINGS = Path("reports/timing")  # /PART.json, /sample-METHOD.json: wall times, which no other stage's data depend on
+REPORTS = Path("reports")

@@ -1,0 +1,66 @@
+"""Measures one method's images against the reference, in reports/metrics/METHOD.json, the protocol written beside.
+
+KID with its interval is the headline: at a few thousand images FD is biased by their number, KID is not. All of KID,
+FD, precision and recall use one extractor and layer; the label accuracy is the judge's.
+"""
+
+from __future__ import annotations
+
+from safetensors.torch import load_file
+
+from multiscale import features, metrics
+from multiscale.classifier import accuracy, load
+from multiscale.core.device import set_threads
+from multiscale.core.storage import Table, read_json, write_json
+from stages.common import settings
+from stages.common.harness import command, progress
+from stages.common.paths import CLASSIFIER, METRICS, REFERENCE, SAMPLES
+from stages.reference import extractor
+from stages.schema import Evaluate
+
+
+def main(method: str) -> None:
+    params = settings.load("evaluate", "methods", "sample")
+    if method not in params.methods:
+        raise settings.refuse("evaluate", "METHOD", method, f"one of {', '.join(params.methods)}")
+    section: Evaluate = params.evaluate
+    set_threads()
+    net, distance_layer, class_layer = extractor(section)
+    table = Table.open(SAMPLES / method / "images.safetensors")
+    with progress(f"evaluate {method}", len(table)) as reach:
+        found = features.extract(
+            net, lambda start, stop: table[slice(start, stop)]["pixels"], len(table), section.batch, reach
+        )
+    real = load_file(REFERENCE / "features.safetensors")["distance"]
+    about = read_json(REFERENCE / "reference.json")
+    judge = load(CLASSIFIER)
+    rows = table[slice(None)]
+    values = metrics.distances(
+        found[distance_layer],
+        real,
+        found[class_layer],
+        kid_subsets=section.kid_subsets,
+        kid_subset_size=section.kid_subset_size,
+        is_splits=section.is_splits,
+        prc_neighborhood=section.prc_neighborhood,
+    )
+    values["label_accuracy"] = accuracy(judge, rows["pixels"], rows["label"]) if judge else None
+    first = params.sample.first_seed
+    protocol = {
+        "extractor": section.extractor,
+        "name": features.LABELS[section.extractor],
+        "resize": "bicubic antialiased to 128"
+        if section.extractor == features.EFFICIENTNET
+        else "TensorFlow bilinear to 299",
+        "n": len(table),
+        "seeds": f"{first}..{first + len(table) - 1}",
+        "n_reference": about["n"],
+        "reference": about["reference"],
+        "kid": f"{section.kid_subsets} subsets of {section.kid_subset_size}",
+    }
+    write_json(METRICS / f"{method}.json", {**values, "protocol": protocol})
+    print(f"{method}: KID-{protocol['name']} {values['kid']:.5f} +- {values['kid_std']:.5f}, N = {len(table)}")
+
+
+if __name__ == "__main__":
+    command(main, __doc__, {"method": "a key of `methods`"})

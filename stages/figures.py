@@ -1,0 +1,56 @@
+"""The report's plots, as PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import polars as pl
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+from multiscale.core.storage import atomic_file  # noqa: E402
+
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "font.size": 11,
+    "figure.dpi": 110,
+}
+
+
+def _save(figure, path: Path) -> None:
+    figure.tight_layout()
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+    plt.close(figure)
+
+
+def training(curves: pl.DataFrame, path: Path) -> None:
+    """Loss against training images, one line a part."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7, 4))
+        for (name,), frame in curves.group_by("part", maintain_order=True):
+            axes.plot(frame["images"], frame["loss"], label=name, linewidth=1.8)
+        axes.set(xlabel="training images", ylabel="loss", title="Training", yscale="log")
+        axes.legend(frameon=False)
+        _save(figure, path)
+
+
+def quality_time(rows: list[dict], path: Path) -> None:
+    """KID with its interval against seconds per image: down and to the left is better."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7, 4))
+        for row in rows:
+            axes.errorbar(row["seconds_per_image"], row["kid"], row["kid_std"], fmt="o", capsize=4, markersize=8)
+            axes.annotate(
+                row["method"], (row["seconds_per_image"], row["kid"]), xytext=(8, 8), textcoords="offset points"
+            )
+        metrics = sorted({row["metric"] for row in rows})
+        axes.set(xlabel="seconds per image", ylabel=f"KID-{'/'.join(metrics)}", title="Quality against time")
+        axes.set_xlim(0, 1.25 * max(row["seconds_per_image"] for row in rows))
+        axes.set_ylim(bottom=min(0, *(row["kid"] - row["kid_std"] for row in rows)))
+        _save(figure, path)

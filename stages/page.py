@@ -1,0 +1,57 @@
+"""The report as one HTML page that holds its pictures, so that it can be mailed or opened from anywhere."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from pathlib import Path
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; white-space: nowrap; }
+th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child { text-align: left; } tr:nth-child(2) { font-weight: 600; }
+img { max-width: 100%; } .quiet { color: #666; font-size: .85rem; }
+.plots { display: flex; flex-wrap: wrap; gap: 1rem; } .plots img { max-width: 34rem; width: 100%; }
+"""
+
+
+def picture(path: Path, alt: str) -> str:
+    """A PNG file as an <img> that carries its data."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+def table(headings: list[str], rows: list[list[str]]) -> str:
+    """An HTML table of text cells."""
+    head = "".join(f"<th>{escape(text)}</th>" for text in headings)
+    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def render(
+    recipe: str,
+    groups: list[tuple[dict, list[str], list[list[str]]]],
+    plots: list[Path],
+    methods: list[str],
+    galleries: Path,
+) -> str:
+    """The page: a table for each protocol, the plots, and each method's grid and strip."""
+    parts = [f"<h1>Multiscale: {escape(recipe)}</h1>"]
+    for protocol, headings, rows in groups:
+        parts.append(f"<h2>Leaderboard, {escape(protocol['metric'])}</h2>{table(headings, rows)}")
+        about = ", ".join(f"{name} {value}" for name, value in protocol.items())
+        parts.append(
+            f'<p class="quiet">Best KID first; the interval is one standard deviation over subsets. {escape(about)}</p>'
+        )
+    shown = "".join(picture(path, path.stem) for path in plots)
+    parts.append(f'<h2>Quality, time and training</h2><div class="plots">{shown}</div>')
+    for name in methods:
+        parts.append(f"<h2>{escape(name)}</h2>")
+        for kind in ("strip", "grid"):
+            parts.append(f"<p>{picture(galleries / f'{name}-{kind}.png', f'{name}: {kind}')}</p>")
+    title = f"<title>Multiscale: {escape(recipe)}</title>"
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8">{title}<style>{STYLE}</style>{"".join(parts)}</html>\n'
+    )

@@ -1,0 +1,129 @@
+"""Makes the images of one method from its seeds, in samples/METHOD, and measures what an image costs.
+
+Image k has seed first_seed + k and class k modulo the number of classes. Beside the images: grid.png (columns are
+classes), strip.png (one image of each class through the sampler's steps) and, in reports/timing, the cost of an image.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multiscale import autoencoder, pictures, sampling
+from multiscale.core.device import default_device, describe, peak_memory_bytes, set_threads
+from multiscale.core.pixels import to_pixels
+from multiscale.core.storage import TensorWriter, atomic_folder, write_json
+from multiscale.methods import method
+from stages.common import settings
+from stages.common.harness import command, progress
+from stages.common.images import classes
+from stages.common.paths import MODELS, SAMPLES, TIMINGS, VAE
+from stages.schema import Sample
+
+STRIP_FRAMES = 7
+
+
+def load(name: str, params) -> sampling.Sampler:
+    """The sampler of a method from its trained parts."""
+    section = params.methods[name]
+    wanted = {part for part, about in params.parts.items() if about.method == name}
+    folders = sorted(path for path in (MODELS / name).glob("*") if not path.name.startswith("."))
+    found = {path.name for path in folders}
+    if missing := wanted - found:
+        raise settings.BadInput(
+            f"{MODELS / name}: {min(missing)} is missing; allowed: all of {', '.join(sorted(wanted))}"
+        )
+    if extra := found - wanted:
+        raise settings.BadInput(
+            f"{MODELS / name}: {min(extra)} is left from another experiment; allowed: {', '.join(sorted(wanted))} (delete it)"
+        )
+    codec = autoencoder.load(VAE, params.data.channels)
+    return method(section.kind).load_sampler(folders, section.model_dump(), codec, params.sample.precision)
+
+
+def labels_of(count: int, kinds: int) -> Tensor:
+    """Image k is asked for class k modulo the number of classes."""
+    return torch.arange(count) % kinds
+
+
+def strip_of(sampler: sampling.Sampler, seeds: list[int], labels: Tensor) -> list[tuple[str, Tensor]]:
+    """At most seven frames, evenly over the steps; the last of each scale is always among them."""
+    frames: list[tuple[str, Tensor]] = []
+    sampler(seeds, labels, lambda caption, images: frames.append((caption, to_pixels(images))))
+    ends = [i for i in range(len(frames)) if i + 1 == len(frames) or frames[i][0] != frames[i + 1][0]]
+    each = max(1, STRIP_FRAMES // len(ends))
+    chosen: list[int] = []
+    start = 0
+    for end in ends:
+        chosen += sorted({round(float(i)) for i in np.linspace(start, end, each)})
+        start = end + 1
+    captions = [f"{frames[i][0]}, step {i + 1}" for i in chosen]
+    return [(caption, frames[i][1]) for caption, i in zip(captions, chosen)]
+
+
+def main(method_name: str) -> None:
+    params = settings.load("data", "sample", "methods", "parts")
+    if method_name not in params.methods:
+        raise settings.refuse("sample", "METHOD", method_name, f"one of {', '.join(params.methods)}")
+    set_threads()
+    section: Sample = params.sample
+    sampler, kinds = load(method_name, params), classes()
+    labels = labels_of(section.images, kinds)
+    seeds = list(range(section.first_seed, section.first_seed + section.images))
+    size, channels = params.data.size, params.data.channels
+    with atomic_folder(SAMPLES / method_name) as folder, progress(f"sample {method_name}", section.images) as reach:
+        shapes = {
+            "pixels": (np.uint8, (section.images, channels, size, size)),
+            "label": (np.int64, (section.images,)),
+        }
+        writer = TensorWriter(folder / "images.safetensors", shapes, {"first_seed": str(section.first_seed)})
+        writer.write("label", 0, labels)
+        done = 0
+        for images in sampling.generate(sampler, seeds, labels, section.batch):
+            writer.write("pixels", done, images)
+            done += len(images)
+            reach(done)
+        draw(folder, method_name, section, writer, labels, kinds, strip_of(sampler, seeds[:4], labels[:4]))
+        writer.close()
+    write_json(TIMINGS / f"sample-{method_name}.json", cost(sampler, section, labels))
+
+
+def draw(
+    folder: Path, name: str, section: Sample, writer: TensorWriter, labels: Tensor, kinds: int, frames: list
+) -> None:
+    """Writes grid.png and strip.png."""
+    columns = min(section.grid_columns, kinds) if kinds > 1 else section.grid_columns
+    # Column c shows class c also where there are more classes than columns.
+    order = torch.arange(len(labels))[labels < columns] if kinds > 1 else torch.arange(len(labels))
+    shown = order[: columns * section.grid_rows]
+    headings = [f"class {c}" if columns <= 6 else str(c) for c in range(columns)] if kinds > 1 else []
+    pixels = torch.from_numpy(writer.arrays["pixels"][shown.numpy()])
+    first = section.first_seed
+    title = f"{name}: seeds {first} to {first + int(shown[-1])}" + (", a class a column" if kinds > 1 else "")
+    pictures.grid(pixels, columns, headings, title).save(folder / "grid.png")
+    pictures.strip(frames, f"{name}: from noise to image").save(folder / "strip.png")
+
+
+def cost(sampler: sampling.Sampler, section: Sample, labels: Tensor) -> dict:
+    """What one image costs: seconds at batch 1 and batch B, network calls, FLOPs, parameters, peak memory."""
+    device = default_device()
+    calls = sampling.count_calls(sampler, labels[:1])
+    return {
+        "seconds_per_image": sampling.seconds_per_image(sampler, section.batch, labels, section.repeats),
+        "seconds_per_image_batch_1": sampling.seconds_per_image(sampler, 1, labels, section.repeats),
+        "batch": section.batch,
+        "repeats": section.repeats,
+        "network_calls": sum(calls.values()),
+        "network_calls_by_network": calls,
+        "flops_per_image": sampling.flops_per_image(sampler, labels),
+        "parameters": sum(p.numel() for net in sampler.networks.values() for p in net.parameters()),
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "device": describe(device),
+    }
+
+
+if __name__ == "__main__":
+    command(main, __doc__, {"method_name": "a key of `methods`"})

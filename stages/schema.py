@@ -1,0 +1,330 @@
+"""What may stand in `params/experiment.yaml`: one frozen model a section, and the checks that span sections.
+
+The file spells out every value (the recipe command writes them all), so the defaults here serve recipes only and no
+result depends on this module.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from multiscale.networks.dit import PRESETS
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class Section(BaseModel):
+    """A frozen section: unknown keys and other types are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Bad(ValueError):
+    """A combination that cannot work: the key, the value and what is allowed."""
+
+    def __init__(self, key: str, value: object, allowed: str):
+        super().__init__(allowed)
+        self.key, self.value, self.allowed = key, value, allowed
+
+
+class Run(Section):
+    """How the stages run. Not tracked by DVC: it decides speed, not results."""
+
+    workers: Count = 0  # processes of data-parallel training; 0 trains inside the stage
+
+
+class Data(Section):
+    """Where the images come from and how they are cut."""
+
+    name: Name
+    source: Literal["digits", "files", "url", "hub"]
+    path: str  # folder, zip, tar or Parquet ('files'); else the folder that describes the source
+    url: str | None = None  # of a zip, tar or Parquet ('url'), or the data set's name ('hub')
+    revision: str | None = None  # commit or tag ('hub')
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None  # of the archive
+    image_column: str = "image"
+    label_column: str = "label"
+    size: Positive
+    channels: Literal[1, 3]
+    max_unreadable: Share = 0.01  # the set is refused when a larger share cannot be decoded
+    validation_share: Share = 0.05  # of a set that names no splits
+    test_share: Share = 0.05
+
+    @model_validator(mode="after")
+    def _check(self) -> Data:
+        if self.source == "url" and not self.sha256:
+            raise Bad("sha256", self.sha256, "the SHA-256 of the archive, required with source: url")
+        if self.source in ("url", "hub") and not self.url:
+            raise Bad("url", self.url, f"required with source: {self.source}")
+        if self.source == "hub" and not self.revision:
+            raise Bad("revision", self.revision, "a commit or tag, required with source: hub")
+        if self.validation_share + self.test_share >= 1:
+            raise Bad("test_share", self.test_share, "validation_share + test_share below 1")
+        return self
+
+
+class Training(Section):
+    """`multiscale.training.Training`: budgets and intervals in images."""
+
+    images: Positive
+    batch: Positive = 64
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    warmup_images: Count = 2000
+    decay: Literal["constant", "cosine"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    ema_images: Positive = 4000
+    precision: Precision = "auto"
+    compile: bool = False
+    log_images: Positive = 2000
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
+
+
+class VAE(Section):
+    """The autoencoder: trained here, a published one, or none (pixels)."""
+
+    kind: Literal["train", "published", "none"]
+    source: str | None = None  # hub name or folder of a published one
+    revision: str | None = None
+    subfolder: str | None = None
+    latent_channels: Positive = 4
+    widths: Annotated[list[Positive], Field(min_length=1)] = [32, 64, 64]
+    layers: Positive = 1
+    groups: Positive = 8
+    kl_weight: Annotated[float, Field(ge=0)] = 1e-3
+    shrunk_latents: Share = 0.5  # of the small-side steps, decoding shrunk latents of the full image
+    sides: list[Positive] = []  # pixel sides it is trained at, one a step
+    training: Training | None = None
+
+    @property
+    def factor(self) -> int:
+        """How much smaller a latent grid is than its image (published ones: by Stable Diffusion's 8)."""
+        return {"train": 2 ** (len(self.widths) - 1), "published": 8, "none": 1}[self.kind]
+
+    @model_validator(mode="after")
+    def _check(self) -> VAE:
+        if self.kind == "published":
+            if not self.source:
+                raise Bad("source", self.source, "a hub name or a folder, required with kind: published")
+            if not self.revision and not Path(self.source).exists():
+                raise Bad("revision", self.revision, "a commit or tag, required with a hub name")
+        if self.kind == "train":
+            if self.training is None:
+                raise Bad("training", None, "required with kind: train")
+            if not self.sides:
+                raise Bad("sides", self.sides, "at least one pixel side, required with kind: train")
+            for width in self.widths:
+                if width % self.groups:
+                    raise Bad("widths", self.widths, f"multiples of groups ({self.groups})")
+            for side in self.sides:
+                if side % self.factor:
+                    raise Bad("sides", self.sides, f"multiples of the autoencoder's factor {self.factor}")
+        return self
+
+
+class Latents(Section):
+    """The pixel sides that are encoded, each by its own `latents` stage."""
+
+    sides: Annotated[list[Positive], Field(min_length=1)]
+    batch: Positive = 128
+    precision: Precision = "auto"
+
+
+class Decomposition(Section):
+    """Base and residual latents: pixel sides of the scales, growing to the full size. One side: no decomposition."""
+
+    kind: Literal["residual"] = "residual"
+    sides: Annotated[list[Positive], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Decomposition:
+        if self.sides != sorted(set(self.sides)):
+            raise Bad("sides", self.sides, "sides that grow from scale to scale")
+        return self
+
+
+class DiTNetwork(Section):
+    """A DiT's size; `preset: NAME` in a recipe stands for all four numbers."""
+
+    depth: Positive
+    width: Positive
+    heads: Positive
+    patch: Positive
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "preset" in value:
+            if value["preset"] not in PRESETS or len(value) > 1:
+                raise Bad("preset", value["preset"], f"alone, one of {', '.join(PRESETS)}")
+            return dict(zip(("depth", "width", "heads", "patch"), PRESETS[value["preset"]]))
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> DiTNetwork:
+        if self.width % self.heads or self.width % 4:
+            raise Bad("width", self.width, f"a multiple of heads ({self.heads}) and of 4")
+        return self
+
+
+class FlowPart(Section):
+    """One rectified-flow DiT of MSF, or the DiT control: `index` is its scale in the decomposition it reads."""
+
+    method: Name  # the row of the leaderboard that it belongs to
+    kind: Literal["dit", "msf"]  # the module in multiscale/methods
+    reads: Name  # a name in `decompose`
+    index: Count
+    network: DiTNetwork
+    label_dropout: Share = 0.1
+    times: Literal["uniform", "logit-normal"] = "logit-normal"
+    prior_noise: Annotated[float, Field(ge=0)] = 0.0
+    training: Training
+
+
+class Solver(Section):
+    """How one flow is sampled."""
+
+    steps: Positive
+    method: Literal["euler", "heun"] = "euler"
+    cfg: Annotated[float, Field(ge=0)] = 1.0  # guidance weight; 1 is none
+
+
+class DiTMethod(Section):
+    """The sampler of the full-resolution control."""
+
+    kind: Literal["dit"]
+    solver: Solver
+
+
+class MSFMethod(Section):
+    """The sampler of MSF: one solver a scale."""
+
+    kind: Literal["msf"]
+    scales: Annotated[list[Solver], Field(min_length=1)]
+
+
+class Classifier(Section):
+    """The judge of the samples' classes."""
+
+    width: Positive = 32
+    stages: Positive = 3
+    training: Training
+
+    @model_validator(mode="after")
+    def _check(self) -> Classifier:
+        if self.width % 8:
+            raise Bad("width", self.width, "a multiple of 8")
+        return self
+
+
+class Sample(Section):
+    """How many images each method makes, and how its speed is measured."""
+
+    images: Annotated[int, Field(ge=2)]
+    batch: Positive = 100
+    first_seed: Count = 0
+    precision: Precision = "auto"
+    repeats: Positive = 3
+    grid_columns: Positive = 10
+    grid_rows: Positive = 6
+
+
+class Evaluate(Section):
+    """The protocol of the metrics; it stands in every row."""
+
+    extractor: Literal["efficientnet-lite0", "inception-v3-compat"]
+    weights: str | None = None  # file of inception-v3-compat's weights
+    reference_images: Positive | None = None  # of the training split; null takes all
+    batch: Positive = 64
+    kid_subsets: Positive = 50
+    kid_subset_size: Annotated[int, Field(ge=2)]
+    is_splits: Positive = 10
+    prc_neighborhood: Positive = 3
+
+
+Part = Annotated[FlowPart, Field()]
+Method = Annotated[DiTMethod | MSFMethod, Field(discriminator="kind")]
+
+
+class Experiment(Section):
+    """The whole of `params/experiment.yaml`."""
+
+    recipe: str
+    seed: Count
+    run: Run
+    data: Data
+    vae: VAE
+    latents: Latents
+    decompose: Annotated[dict[Name, Decomposition], Field(min_length=1)]
+    parts: Annotated[dict[Name, Part], Field(min_length=1)]
+    methods: Annotated[dict[Name, Method], Field(min_length=1)]
+    classifier: Classifier
+    sample: Sample
+    evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _check(self) -> Experiment:
+        for side in self.latents.sides:
+            if side % self.vae.factor:
+                raise Bad("latents.sides", side, f"multiples of the autoencoder's factor {self.vae.factor}")
+        for name, decomposition in self.decompose.items():
+            self._check_decomposition(f"decompose.{name}.sides", decomposition)
+        for name, part in self.parts.items():
+            self._check_part(f"parts.{name}", part)
+        for name, method in self.methods.items():
+            self._check_method(f"methods.{name}", name, method)
+        trained = [self.classifier.training, self.vae.training, *(part.training for part in self.parts.values())]
+        for training in trained:
+            if training and self.run.workers and training.batch % self.run.workers:
+                raise Bad("run.workers", self.run.workers, f"a divisor of every batch (one is {training.batch})")
+        smallest = min(self.sample.images, self.evaluate.reference_images or self.sample.images)
+        if self.evaluate.kid_subset_size > smallest:
+            raise Bad("evaluate.kid_subset_size", self.evaluate.kid_subset_size, f"at most the images, {smallest}")
+        return self
+
+    def _check_decomposition(self, key: str, decomposition: Decomposition) -> None:
+        sides = decomposition.sides
+        if sides[-1] != self.data.size:
+            raise Bad(key, sides, f"a last side of data.size ({self.data.size})")
+        for side in sides:
+            if side % self.vae.factor:
+                raise Bad(key, sides, f"multiples of the autoencoder's factor {self.vae.factor}")
+        for side in (sides[0], sides[-1]):
+            if side not in self.latents.sides:
+                raise Bad("latents.sides", self.latents.sides, f"{side} among them, since {key} needs it")
+
+    def _check_part(self, key: str, part: FlowPart) -> None:
+        if part.reads not in self.decompose:
+            raise Bad(f"{key}.reads", part.reads, f"one of {', '.join(self.decompose)}")
+        sides = self.decompose[part.reads].sides
+        if part.index >= len(sides):
+            raise Bad(f"{key}.index", part.index, f"below the {len(sides)} scales of decompose.{part.reads}")
+        latent = sides[part.index] // self.vae.factor
+        if latent % part.network.patch:
+            raise Bad(f"{key}.network.patch", part.network.patch, f"a divisor of the latent side {latent}")
+        if part.method not in self.methods:
+            raise Bad(f"{key}.method", part.method, f"one of {', '.join(self.methods)}")
+        if self.methods[part.method].kind != part.kind:
+            raise Bad(f"{key}.kind", part.kind, f"{self.methods[part.method].kind}, as methods.{part.method} says")
+
+    def _check_method(self, key: str, name: str, method: DiTMethod | MSFMethod) -> None:
+        parts = [part for part in self.parts.values() if part.method == name]
+        if not parts:
+            raise Bad(key, name, "a method with at least one part")
+        if len({part.reads for part in parts}) > 1:
+            raise Bad(key, name, "a method whose parts read one decomposition")
+        scales = len(self.decompose[parts[0].reads].sides)
+        if sorted(part.index for part in parts) != list(range(scales)):
+            raise Bad(key, name, f"one part for each of the {scales} scales of decompose.{parts[0].reads}")
+        if isinstance(method, DiTMethod) and scales != 1:
+            raise Bad(key, name, "kind: dit reads a decomposition of one side")
+        if isinstance(method, MSFMethod) and len(method.scales) != scales:
+            raise Bad(f"{key}.scales", len(method.scales), f"{scales} solvers, one a scale")

@@ -1,0 +1,33 @@
+"""Per-channel moments of data that is seen block by block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Moments:
+    """Streaming mean and standard deviation of each channel, in float64."""
+
+    def __init__(self) -> None:
+        self.count, self.total, self.squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, x: Tensor) -> None:
+        """Takes in a block (N, C, h, h)."""
+        x = x.double()
+        self.count += x.numel() // x.shape[1]
+        self.total = self.total + x.sum((0, 2, 3)).cpu()
+        self.squares = self.squares + x.square().sum((0, 2, 3)).cpu()
+
+    def mean(self) -> list[float]:
+        """The mean of each channel."""
+        return (self.total / self.count).tolist()
+
+    def std(self) -> list[float]:
+        """The standard deviation of each channel, at least 1e-6 so that one may divide by it."""
+        mean = self.total / self.count
+        return (self.squares / self.count - mean.square()).clamp_min(1e-12).sqrt().tolist()
+
+    def energy(self) -> float:
+        """The mean square of an element."""
+        return (self.squares.sum() / (self.count * len(self.squares))).item()

@@ -1,0 +1,41 @@
+"""Trains one part of one method and leaves its averaged weights in models/METHOD/PART."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from multiscale.methods import method
+from stages import fitting
+from stages.common import settings
+from stages.common.harness import command
+from stages.common.images import classes
+from stages.common.paths import DECOMPOSED, MODELS
+
+
+def build(name: str, part: dict, folder: Path, count: int) -> tuple:
+    """The part, made by its method's module."""
+    return method(part["kind"]).build_part(name, part, folder, count)
+
+
+def main(part: str) -> None:
+    params = settings.load("seed", "run", "parts")
+    if part not in params.parts:
+        raise settings.refuse("train", "PART", part, f"one of {', '.join(params.parts)}")
+    section = params.parts[part]
+    folder = DECOMPOSED / section.reads
+    method(section.kind)  # its code is part of the key of the checkpoints
+    fitting.train(
+        part,
+        partial(build, part, section.model_dump(), folder, classes()),
+        section,
+        section.training,
+        params.seed,
+        [folder / "targets.safetensors", folder / "statistics.json"],
+        MODELS / section.method / part,
+        params.run.workers,
+    )
+
+
+if __name__ == "__main__":
+    command(main, __doc__, {"part": "a key of `parts`"})

@@ -1,0 +1,113 @@
+"""dvc.yaml tells the truth: what a stage imports and reads is what DVC tracks for it."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# The schema only says what is allowed: experiment.yaml spells out every value (settings.load insists), so no result
+# depends on it, and a new method's section leaves the others' results valid.
+PURE_VALIDATION = {"stages/schema.py"}
+METHOD_STAGES = {"train", "sample"}
+
+
+def module_file(name: str) -> str | None:
+    path = Path(*name.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if (ROOT / candidate).exists():
+            return candidate.as_posix()
+    return None
+
+
+@cache
+def imports(file: str) -> frozenset[str]:
+    """Project files that a file imports, at any depth of its code, typing-only imports aside."""
+    found = set()
+
+    class Visitor(ast.NodeVisitor):
+        def visit_If(self, node):
+            if ast.unparse(node.test) != "TYPE_CHECKING":
+                self.generic_visit(node)
+
+        def visit_Import(self, node):
+            found.update(alias.name for alias in node.names)
+
+        def visit_ImportFrom(self, node):
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+
+    Visitor().visit(ast.parse((ROOT / file).read_text()))
+    files = {module_file(name) for name in found if name.split(".")[0] in ("stages", "multiscale")}
+    return frozenset(files - {None})
+
+
+def closure(*starts: str) -> set[str]:
+    todo, seen = list(starts), set()
+    while todo:
+        file = todo.pop()
+        if file not in seen and file not in PURE_VALIDATION:
+            seen.add(file)
+            todo += imports(file)
+    return seen
+
+
+def matters(file: str) -> bool:
+    """Package markers hold no code; the methods' one holds the loader by name."""
+    return not file.endswith("__init__.py") or len(ast.parse((ROOT / file).read_text()).body) > 1
+
+
+@pytest.fixture(scope="module")
+def stages():
+    from dvc.repo import Repo
+
+    with Repo(ROOT) as repo:
+        return {stage.addressing: stage for stage in repo.index.stages}
+
+
+def dependencies(stage) -> set[str]:
+    return {dep.def_path for dep in stage.deps if dep.def_path.endswith(".py")}
+
+
+def test_every_stage_declares_the_code_that_it_imports(stages):
+    for address, stage in stages.items():
+        verb = address.partition("@")[0]
+        starts = [f"stages/{verb}.py"]
+        if verb in METHOD_STAGES:
+            starts += [dep for dep in dependencies(stage) if dep.startswith("multiscale/methods/")]
+        needed = {file for file in closure(*starts) if matters(file)}
+        assert needed <= dependencies(stage), f"{address} lacks {sorted(needed - dependencies(stage))}"
+
+
+def test_no_stage_declares_code_that_it_does_not_import(stages):
+    for address, stage in stages.items():
+        verb = address.partition("@")[0]
+        methods = [dep for dep in dependencies(stage) if dep.startswith("multiscale/methods/")]
+        extra = dependencies(stage) - closure(f"stages/{verb}.py", *methods)
+        assert not extra, f"{address} would rerun for nothing after a change of {sorted(extra)}"
+
+
+def test_a_stage_loads_only_the_sections_that_dvc_tracks_for_it(stages):
+    for address, stage in stages.items():
+        tree = ast.parse((ROOT / "stages" / f"{address.partition('@')[0]}.py").read_text())
+        loaded = {
+            argument.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "settings.load"
+            for argument in node.args
+        }
+        tracked = {key.split(".")[0] for dep in stage.deps for key in getattr(dep, "params", [])}
+        # `run` decides speed alone; `parts` and `methods` are tracked entry by entry.
+        assert loaded - {"run"} <= tracked, f"{address} reads {sorted(loaded - tracked)} untracked"
+
+
+def test_the_science_imports_no_orchestration():
+    banned = {"prefect", "dvc", "ray", "polars", "stages", "flows"}
+    for path in (ROOT / "multiscale").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not banned & {name.split(".")[0] for name in names if name}, f"{path} reaches upwards"
