@@ -1,4 +1,4 @@
-"""The autoencoder: diffusers' `AutoencoderKL` trained here or published, or none (pixels), behind one small interface."""
+"""The autoencoder: diffusers' `AutoencoderKL`, trained here or published, or none (pixels)."""
 
 from __future__ import annotations
 

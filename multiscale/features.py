@@ -77,7 +77,7 @@ def create(extractor: str, weights: Path | None, device: torch.device) -> tuple[
 def extract(
     net: FeatureExtractorBase, fetch: Callable[[int, int], Tensor], count: int, batch: int, reach: Callable[[int], None]
 ) -> dict[str, Tensor]:
-    """Features of `count` images in full fp32: layer -> (count, d). fetch(start, stop) gives uint8 (n, 1 or 3, H, W)."""
+    """Features of `count` images in fp32, layer -> (count, d). fetch(start, stop) gives uint8 (n, 1 or 3, H, W)."""
     device = next(net.parameters()).device
     found: dict[str, list[Tensor]] = {name: [] for name in net.get_requested_features_list()}
     for start in range(0, count, batch):

@@ -22,7 +22,7 @@ def interpolate(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 
 
 def draw_times(draws: Draws, density: str) -> Tensor:
-    """Training times (N,): 'uniform' on [0, 1], or 'logit-normal' (0, 1), which prefers the middle (arXiv 2403.03206)."""
+    """Training times (N,): 'uniform' on [0, 1], or 'logit-normal', which prefers the middle (arXiv 2403.03206)."""
     if density == "uniform":
         return draws.uniform("time")
     return torch.sigmoid(draws.normal("time"))

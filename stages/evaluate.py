@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from multiscale import features, metrics
 from multiscale.classifier import accuracy, load
 from multiscale.core.device import set_threads
-from multiscale.core.storage import Table, read_json, write_json
+from multiscale.core.storage import Table, metadata_of, read_json, write_json
 from stages.common import settings
 from stages.common.harness import command, progress
 from stages.common.paths import CLASSIFIER, METRICS, REFERENCE, SAMPLES
@@ -20,13 +20,14 @@ from stages.schema import Evaluate
 
 
 def main(method: str) -> None:
-    params = settings.load("evaluate", "methods", "sample")
-    if method not in params.methods:
-        raise settings.refuse("evaluate", "METHOD", method, f"one of {', '.join(params.methods)}")
-    section: Evaluate = params.evaluate
+    section: Evaluate = settings.load("evaluate").evaluate
+    images = SAMPLES / method / "images.safetensors"
+    if not images.exists():
+        made = ", ".join(sorted(path.name for path in SAMPLES.glob("[!.]*"))) or "none yet"
+        raise settings.refuse("evaluate", "METHOD", method, f"a method that has been sampled ({made})")
     set_threads()
     net, distance_layer, class_layer = extractor(section)
-    table = Table.open(SAMPLES / method / "images.safetensors")
+    table = Table.open(images)
     with progress(f"evaluate {method}", len(table)) as reach:
         found = features.extract(
             net, lambda start, stop: table[slice(start, stop)]["pixels"], len(table), section.batch, reach
@@ -45,7 +46,7 @@ def main(method: str) -> None:
         prc_neighborhood=section.prc_neighborhood,
     )
     values["label_accuracy"] = accuracy(judge, rows["pixels"], rows["label"]) if judge else None
-    first = params.sample.first_seed
+    first = int(metadata_of(images)["first_seed"])
     protocol = {
         "extractor": section.extractor,
         "name": features.LABELS[section.extractor],

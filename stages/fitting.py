@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import shutil
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,41 +59,69 @@ def train(
         "out": Path(out).absolute(),
         "root": Path.cwd(),
         "save": save,
-        "share": max(1, workers),
+        "workers": max(1, workers),
     }
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
-    import ray
+    if workers:
+        _connect(workers)
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    if workers:
-        _connect(ray)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    run = f"{name}-{uuid.uuid4().hex[:8]}"  # a name seen before would mean to Ray: restore that run
+    storage = Path(SCRATCH, "ray").absolute()
     trainer = TorchTrainer(
         _worker,
         train_loop_config=job,
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(workers) and torch.cuda.is_available()),
-        run_config=RunConfig(name=name, storage_path=str(Path(SCRATCH, "ray").absolute())),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=bool(workers) and torch.cuda.is_available(),
+        ),
+        run_config=RunConfig(name=run, storage_path=str(storage)),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except Exception as error:
+        causes = getattr(error, "worker_failures", None)  # Ray wraps what a worker raised
+        cause = getattr(next(iter(causes.values())), "_base_exc", error) if causes else error
+        raise cause from None
+    finally:
+        shutil.rmtree(storage / run, ignore_errors=True)
 
 
-def _connect(ray: Any) -> None:
-    """Joins the cluster at RAY_ADDRESS, or starts one here; workers import this project, not an installed copy."""
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS"),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}},
-    )
+def _connect(workers: int) -> None:
+    """Joins the cluster at RAY_ADDRESS, or starts one here that asks for a token and has no dashboard."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # both are read when Ray is first imported
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    before = os.umask(0o077)  # Ray writes its token with the default mask
+    try:
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS"),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={
+                "env_vars": {
+                    # Workers import this checkout, not an installed copy, and share the cores.
+                    "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
+                    "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers)),
+                }
+            },
+        )
+    except ConnectionError as error:
+        first = str(error).splitlines()[0]
+        raise BadInput(
+            f"RAY_ADDRESS: {os.environ.get('RAY_ADDRESS')!r}: {first}; allowed: a cluster that runs"
+        ) from None
+    finally:
+        os.umask(before)
 
 
 def _worker(job: dict[str, Any]) -> None:
     """The training function of each worker; rank 0 writes the result."""
     os.chdir(job["root"])
-    set_threads(job["share"])
+    set_threads()
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     torch.manual_seed(job["seed"])  # initial weights; every later draw is addressed, not drawn in turn
     part, config = job["build"]()
@@ -117,7 +148,7 @@ def _write(job: dict[str, Any], part: Part, config: dict, result: Result) -> Non
             "images_per_second": round(job["training"].images / max(result.seconds, 1e-9), 1),
             "parameters": sum(p.numel() for p in net.parameters()),
             "peak_memory_bytes": peak_memory_bytes(device),
-            "workers": job["share"],
+            "workers": job["workers"],
             "precision": resolve_precision(job["training"].precision, device),
             "device": describe(device),
         },

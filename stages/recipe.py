@@ -100,11 +100,11 @@ def _is_saved() -> bool:
 
 
 def remove_leftovers(experiment: Experiment) -> None:
-    """Deletes outputs that the experiment no longer names, since stages depend on whole folders. DVC's cache keeps them."""
+    """Deletes outputs that the experiment no longer names: stages depend on whole folders. DVC's cache keeps them."""
     keep = outputs(experiment)
     for folder in (LATENTS, DECOMPOSED, *MODELS.glob("*"), SAMPLES, METRICS, TIMINGS):
         for path in folder.glob("*"):
-            if path not in keep and folder not in (VAE, CLASSIFIER):
+            if path not in keep and folder not in (VAE, CLASSIFIER) and not path.name.startswith("."):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

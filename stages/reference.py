@@ -1,4 +1,4 @@
-"""Extracts the features of the real training images once, into data/reference: what every method is measured against."""
+"""Extracts the features of the real training images once, into data/reference: what methods are measured against."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ def extractor(section: Evaluate) -> tuple[nn.Module, str, str]:
     except (URLError, OSError) as error:
         folder = Path(torch.hub.get_dir(), "checkpoints")
         raise settings.BadInput(
-            f"{settings.EXPERIMENT}: evaluate.extractor: the weights of {section.extractor} cannot be downloaded ({error}); "
-            f"put weights-inception-2015-12-05-6726825d.pth of torch-fidelity's releases into {folder}, or name a file in {key}"
+            f"{settings.EXPERIMENT}: evaluate.extractor: the weights of {section.extractor} cannot be downloaded "
+            f"({error}); put weights-inception-2015-12-05-6726825d.pth of torch-fidelity's releases into {folder}, "
+            f"or name the file in {key}"
         ) from None
 
 

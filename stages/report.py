@@ -122,9 +122,13 @@ def markdown(rows: list[dict]) -> str:
     for protocol, group in by_protocol(rows):
         lines = ["| " + " | ".join(headings(protocol["metric"])) + " |", "|" + "---|" * len(COLUMNS)]
         lines += ["| " + " | ".join(cell(name, row[name]) for name in COLUMNS) + " |" for row in group]
-        about = f"Extractor {protocol['extractor']} ({protocol['resize']}); N = {protocol['n']}, seeds {protocol['seeds']}; "
-        about += f"reference {protocol['reference']}: {protocol['n_reference']} training images; KID over {protocol['kid_protocol']}."
-        parts.append("\n".join([*lines, "", about]))
+        about = [
+            f"Extractor {protocol['extractor']} ({protocol['resize']})",
+            f"N = {protocol['n']}, seeds {protocol['seeds']}",
+            f"reference {protocol['reference']}: {protocol['n_reference']} training images",
+            f"KID over {protocol['kid_protocol']}.",
+        ]
+        parts.append("\n".join([*lines, "", "; ".join(about)]))
     return "\n\n".join(parts) + "\n"
 
 

@@ -29,17 +29,13 @@ STRIP_FRAMES = 7
 def load(name: str, params) -> sampling.Sampler:
     """The sampler of a method from its trained parts."""
     section = params.methods[name]
-    wanted = {part for part, about in params.parts.items() if about.method == name}
-    folders = sorted(path for path in (MODELS / name).glob("*") if not path.name.startswith("."))
-    found = {path.name for path in folders}
-    if missing := wanted - found:
-        raise settings.BadInput(
-            f"{MODELS / name}: {min(missing)} is missing; allowed: all of {', '.join(sorted(wanted))}"
+    wanted = set(section.parts)
+    found = {path.name for path in (MODELS / name).glob("[!.]*")}
+    if found != wanted:
+        raise settings.refuse(
+            MODELS / name, "parts", sorted(found), f"{', '.join(section.parts)} (delete what is left over)"
         )
-    if extra := found - wanted:
-        raise settings.BadInput(
-            f"{MODELS / name}: {min(extra)} is left from another experiment; allowed: {', '.join(sorted(wanted))} (delete it)"
-        )
+    folders = [MODELS / name / part for part in section.parts]
     codec = autoencoder.load(VAE, params.data.channels)
     return method(section.kind).load_sampler(folders, section.model_dump(), codec, params.sample.precision)
 
@@ -65,7 +61,7 @@ def strip_of(sampler: sampling.Sampler, seeds: list[int], labels: Tensor) -> lis
 
 
 def main(method_name: str) -> None:
-    params = settings.load("data", "sample", "methods", "parts")
+    params = settings.load("data", "sample", "methods")
     if method_name not in params.methods:
         raise settings.refuse("sample", "METHOD", method_name, f"one of {', '.join(params.methods)}")
     set_threads()

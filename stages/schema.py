@@ -74,8 +74,8 @@ class Training(Section):
     """`multiscale.training.Training`: budgets and intervals in images."""
 
     images: Positive
-    batch: Positive = 64
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    batch: Positive = 32
+    lr: Annotated[float, Field(gt=0)] = 2e-3
     warmup_images: Count = 2000
     decay: Literal["constant", "cosine"] = "cosine"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -201,6 +201,7 @@ class DiTMethod(Section):
     """The sampler of the full-resolution control."""
 
     kind: Literal["dit"]
+    parts: Annotated[list[Name], Field(min_length=1, max_length=1)]
     solver: Solver
 
 
@@ -208,7 +209,8 @@ class MSFMethod(Section):
     """The sampler of MSF: one solver a scale."""
 
     kind: Literal["msf"]
-    scales: Annotated[list[Solver], Field(min_length=1)]
+    parts: Annotated[list[Name], Field(min_length=2)]  # from the coarsest scale on
+    scales: Annotated[list[Solver], Field(min_length=2)]
 
 
 class Classifier(Section):
@@ -316,15 +318,16 @@ class Experiment(Section):
             raise Bad(f"{key}.kind", part.kind, f"{self.methods[part.method].kind}, as methods.{part.method} says")
 
     def _check_method(self, key: str, name: str, method: DiTMethod | MSFMethod) -> None:
-        parts = [part for part in self.parts.values() if part.method == name]
-        if not parts:
-            raise Bad(key, name, "a method with at least one part")
+        belonging = [part for part, section in self.parts.items() if section.method == name]
+        if sorted(method.parts) != sorted(belonging):
+            raise Bad(
+                f"{key}.parts", method.parts, f"the parts whose method is {name}: {', '.join(belonging) or 'none'}"
+            )
+        parts = [self.parts[part] for part in method.parts]
         if len({part.reads for part in parts}) > 1:
-            raise Bad(key, name, "a method whose parts read one decomposition")
+            raise Bad(f"{key}.parts", method.parts, "parts that read one decomposition")
         scales = len(self.decompose[parts[0].reads].sides)
-        if sorted(part.index for part in parts) != list(range(scales)):
-            raise Bad(key, name, f"one part for each of the {scales} scales of decompose.{parts[0].reads}")
-        if isinstance(method, DiTMethod) and scales != 1:
-            raise Bad(key, name, "kind: dit reads a decomposition of one side")
+        if [part.index for part in parts] != list(range(scales)):
+            raise Bad(f"{key}.parts", method.parts, f"one part for each of the {scales} scales of {parts[0].reads}")
         if isinstance(method, MSFMethod) and len(method.scales) != scales:
             raise Bad(f"{key}.scales", len(method.scales), f"{scales} solvers, one a scale")

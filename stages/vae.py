@@ -1,4 +1,4 @@
-"""The autoencoder of the experiment, in models/vae: trained here, a published one at a fixed revision, or none (pixels)."""
+"""Makes the autoencoder, in models/vae: trained here, a published one at a fixed revision, or none (pixels)."""
 
 from __future__ import annotations
 

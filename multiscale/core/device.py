@@ -36,12 +36,12 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def set_threads(processes: int = 1) -> int:
-    """Gives torch its share of the cores this process may use: oversubscribed cores train 6-10 times slower.
+def set_threads() -> int:
+    """Gives torch the cores this process may use, or as many as `OMP_NUM_THREADS` says.
 
-    `OMP_NUM_THREADS` wins where it is set: whoever starts several stages at once divides the cores there.
+    Whoever starts several processes at once divides the cores there: oversubscribed, they train 6-10 times slower.
     """
-    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // processes))
+    threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
     torch.set_num_threads(threads)
     return threads
 

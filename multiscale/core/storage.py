@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, and tensors on disk larger than memory (safetensors, memory-mapped)."""
+"""Files that are whole or absent, and tensors on disk that are larger than memory (safetensors, memory-mapped)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DiT: one full-resolution rectified-flow transformer, MSF's control. It is MSF with a single scale (arXiv 2212.09748)."""
+"""DiT: one full-resolution rectified-flow transformer, the control. It is MSF with one scale (arXiv 2212.09748)."""
 
 from __future__ import annotations
 

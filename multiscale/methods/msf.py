@@ -129,13 +129,9 @@ class MSFSampler:
 
 
 def load_sampler(folders: list[Path], settings: dict, codec: Codec, precision: str) -> MSFSampler:
-    """The sampler of the trained parts in `folders`, in the order of their scales."""
-    found = sorted(
-        ((read_json(folder / "config.json"), folder) for folder in folders), key=lambda pair: pair[0]["index"]
-    )
-    networks = []
-    for config, folder in found:
-        net = build_network(config)
+    """The sampler of the trained parts in `folders`, from the coarsest scale on."""
+    configs = [read_json(folder / "config.json") for folder in folders]
+    networks = [build_network(config) for config in configs]
+    for net, folder in zip(networks, folders):
         net.load_state_dict(load_file(folder / "model.safetensors"))
-        networks.append(net)
-    return MSFSampler(networks, [config for config, _ in found], settings["scales"], codec, precision)
+    return MSFSampler(networks, configs, settings["scales"], codec, precision)

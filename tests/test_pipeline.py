@@ -1,0 +1,153 @@
+"""The pipeline as DVC runs it, on the tiny recipe: what re-runs, what does not, and what people read afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+METRICS = ("kid", "kid_std", "fd", "label_accuracy", "precision", "recall", "inception_score")
+
+
+def copy_sources(target: Path) -> None:
+    """What a fresh clone holds, with the tiny recipe."""
+    for folder in ("multiscale", "stages", "params"):
+        shutil.copytree(ROOT / folder, target / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "data" / "raw" / "digits", target / "data" / "raw" / "digits")
+    for file in ("dvc.yaml", "constraints.txt", "pyproject.toml", ".gitignore", ".dvcignore"):
+        shutil.copy(ROOT / file, target / file)
+    shutil.copy(ROOT / "tests" / "tiny.yaml", target / "params" / "recipes" / "tiny.yaml")
+
+
+class Clone:
+    """A clone of the project that commands run in."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        copy_sources(folder)
+        self.run("git", "init", "-q")
+        self.run("git", "config", "user.email", "tests@example.org")
+        self.run("git", "config", "user.name", "tests")
+        self.run("dvc", "init", "-q")
+        self.run("dvc", "config", "core.analytics", "false")
+        self.run("dvc", "config", "core.autostage", "true")
+        self.run("python", "-m", "stages.recipe", "tiny", "--force")
+        self.commit()
+
+    def run(self, *command: str, ok: bool = True) -> str:
+        environment = os.environ | {"DVC_NO_ANALYTICS": "1", "COLUMNS": "300"}
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=400)
+        assert not ok or done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def commit(self) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-qm", "state")
+
+    def ran(self, *command: str) -> set[str]:
+        """The stages that a command really ran."""
+        lines = self.run(*command).splitlines()
+        return {line.split("'")[1] for line in lines if line.startswith("Running stage")}
+
+    def json(self, path: str) -> dict:
+        return json.loads((self.folder / path).read_text())
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Clone:
+    """A clone whose pipeline has run once."""
+    clone = Clone(tmp_path_factory.mktemp("clone"))
+    clone.first = clone.ran("dvc", "repro")
+    clone.commit()
+    return clone
+
+
+def test_one_command_runs_every_stage(clone):
+    assert clone.first == set(clone.run("dvc", "stage", "list", "--name-only").split())
+
+
+def test_a_second_run_does_nothing_within_five_seconds(clone):
+    started = time.monotonic()
+    assert clone.ran("dvc", "repro") == set()
+    assert time.monotonic() - started < 5
+    assert "up to date" in clone.run("dvc", "status")
+
+
+def test_a_run_leaves_nothing_that_git_does_not_know(clone):
+    assert clone.run("git", "status", "--porcelain") == ""
+    assert not list(clone.folder.rglob("*.tmp"))
+
+
+def test_the_second_scales_learning_rate_reruns_its_cone_alone(clone):
+    ran = clone.ran("dvc", "exp", "run", "-S", "params/experiment.yaml:parts.msf-1.training.lr=0.0007")
+    assert ran == {"train@msf-1", "sample@msf", "evaluate@msf", "report"}
+    assert "0.0007" in clone.run("dvc", "exp", "show", "--no-pager", "--only-changed", "--md")
+    clone.run("git", "checkout", "-q", "-f", ".")
+    clone.run("dvc", "checkout", "-q", "-f")
+    assert clone.ran("dvc", "repro") == set(), "going back is a look into the cache"
+
+
+def test_the_leaderboard_has_what_the_comparison_needs(clone):
+    rows = clone.json("reports/leaderboard.json")
+    assert set(rows) == {"dit", "msf"}
+    wanted = "method recipe kid kid_std fd label_accuracy seconds_per_image network_calls flops_per_image parameters"
+    wanted += " train_seconds peak_memory_bytes n extractor"
+    for row in rows.values():
+        assert set(wanted.split()) <= set(row)
+    assert rows["dit"]["network_calls"] == 8  # 4 guided steps
+    assert rows["msf"]["network_calls"] == 4 * 2 + 2  # and 2 without guidance on the second scale
+    assert rows["msf"]["flops_per_image"] > 0 and rows["msf"]["n"] == 40
+
+
+def test_dvc_shows_metrics_and_plots(clone):
+    assert "kid" in clone.run("dvc", "metrics", "show", "--md")
+    clone.run("dvc", "metrics", "diff")
+    clone.run("dvc", "plots", "show", "-o", "plots")
+    page = (clone.folder / "plots" / "index.html").read_text()
+    assert "Loss" in page and "msf-grid.png" in page
+    shutil.rmtree(clone.folder / "plots")
+
+
+def test_pictures_and_page_are_real(clone):
+    from PIL import Image
+
+    for method in ("dit", "msf"):
+        for name in ("grid", "strip"):
+            with Image.open(clone.folder / "samples" / method / f"{name}.png") as picture:
+                assert picture.width > 300 and len(picture.convert("L").getcolors(256)) > 10
+    page = (clone.folder / "reports" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 6 and "KID-EffLite0" in page and "FID" not in page
+
+
+def test_a_fresh_clone_gives_the_same_metrics_to_the_last_digit(clone, tmp_path):
+    other = Clone(tmp_path)
+    other.run("dvc", "repro")
+    for method in ("dit", "msf"):
+        ours, theirs = clone.json(f"reports/metrics/{method}.json"), other.json(f"reports/metrics/{method}.json")
+        assert ours == theirs
+    for file in ("models/msf/msf-0", "models/msf/msf-1", "models/dit/dit", "models/vae"):
+        for path in (clone.folder / file).iterdir():
+            assert path.read_bytes() == (other.folder / file / path.name).read_bytes(), path
+
+
+def test_training_runs_on_two_ray_workers(clone, tmp_path):
+    losses = {}
+    for workers in (2, 0):
+        copy = tmp_path / str(workers)
+        shutil.copytree(clone.folder, copy, ignore=shutil.ignore_patterns(".dvc", ".git"))
+        path = copy / "params" / "experiment.yaml"
+        text = path.read_text().replace("workers: 0", f"workers: {workers}")
+        path.write_text(text.replace("precision: auto", "precision: fp32"))
+        command = ["python", "-m", "stages.train", "msf-1"]
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert json.loads((copy / "reports/timing/msf-1.json").read_text())["workers"] == max(1, workers)
+        history = (copy / "models" / "msf" / "msf-1" / "history.jsonl").read_text().splitlines()
+        losses[workers] = [json.loads(row)["loss"] for row in history]
+    assert losses[2] == pytest.approx(losses[0], rel=1e-4)  # the same batches and numbers, summed in another order
