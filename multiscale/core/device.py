@@ -7,6 +7,7 @@ import resource
 import sys
 
 import torch
+from torch import nn
 
 
 def default_device() -> torch.device:
@@ -34,6 +35,18 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The autocast context of a resolved precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def cast_weights(net: nn.Module, precision: str) -> nn.Module:
+    """Casts the weights of linear and convolution layers to what autocast casts them to at every call, once.
+
+    The numbers stay the same. For networks that are only sampled from: autocast keeps no casts of frozen weights.
+    """
+    if precision == "bf16":
+        for module in net.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.to(torch.bfloat16)
+    return net
 
 
 def set_threads() -> int:

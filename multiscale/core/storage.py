@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 DTYPES = {"F16": np.float16, "F32": np.float32, "U8": np.uint8, "I64": np.int64}
@@ -27,13 +28,25 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
+def _plain_errors(path: Path) -> Iterator[None]:
+    """A full disk is an OSError whoever meets it: safetensors hides it in an exception of its own."""
+    try:
+        yield
+    except SafetensorError as error:
+        if not (found := re.search(r"os error (\d+)", str(error))):
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+
+
+@contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path`; on success the file is synced to disk and renamed, else removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
+        with _plain_errors(path):
+            yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -44,24 +57,31 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; on success its files are synced and it takes the final name."""
+    """Yields a temporary folder beside `path`; on success its files are synced and it takes the final name.
+
+    An older result keeps its name until then. What a killed writer left is removed.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    older = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
     temporary.mkdir()
     try:
-        yield temporary
+        with _plain_errors(path):
+            yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
                 with open(file, "rb+") as opened:
                     os.fsync(opened.fileno())
         if path.exists():
-            shutil.rmtree(path)
+            os.replace(path, older)  # in one step: deleting it in place could be cut short
         os.replace(temporary, path)
         _sync_folder(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for folder in (temporary, older):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -94,7 +114,8 @@ class TensorWriter:
         encoded += b" " * (-len(encoded) % 8)
         with open(path, "wb") as file:
             file.write(len(encoded).to_bytes(8, "little") + encoded)
-            file.truncate(8 + len(encoded) + offset)
+            # Takes the room now: a mapped page that finds the disk full later would kill the process.
+            os.posix_fallocate(file.fileno(), 0, 8 + len(encoded) + offset)
         self.arrays = {
             name: np.memmap(path, dtype, "r+", 8 + len(encoded) + header[name]["data_offsets"][0], shape)
             for name, (dtype, shape) in shapes.items()

@@ -43,7 +43,8 @@ class Checkpoints:
         """Writes the state after `images` training images and drops all but the newest two."""
         path = self.folder / f"{images:012d}.safetensors"
         with atomic_file(path) as temporary:
-            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(state)})
+            whole = {key: value.detach().contiguous() for key, value in tensors.items()}
+            save_file(whole, temporary, {"state": json.dumps(state)})
         for old in self._newest_first()[KEEP:]:
             old.unlink()
 
@@ -75,10 +76,13 @@ def flatten_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str
 
 
 def restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Undoes `flatten_optimizer`."""
+    """Undoes `flatten_optimizer`. Each tensor gets its parameter's memory layout: the fused optimiser needs it."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith(f"{prefix}."):
             index, name = key.removeprefix(f"{prefix}.").split(".", 1)
-            state.setdefault(int(index), {})[name] = value
+            like = parameters[int(index)]
+            laid_out = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+            state.setdefault(int(index), {})[name] = laid_out
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -159,7 +159,7 @@ class Run:
         if self.workers > 1:
             for key in sorted(self.sums):
                 dist.all_reduce(self.sums[key])
-        values = {key: total.item() for key, total in self.sums.items()}
+        values = {key: self.sums[key].item() for key in sorted(self.sums)}  # sorted: the same rows after resuming
         opponents = [name for name in self.players if name != self.part.main]
         row: dict[str, float] = {"images": self.seen, "lr": learning_rate(self.training, self.seen)}
         for key, value in values.items():
@@ -168,8 +168,9 @@ class Run:
             if not key.endswith("turns"):
                 row[key] = value / turns
         self.sums = {}
-        if not math.isfinite(row["loss"]):
-            raise FloatingPointError(f"the loss of {self.part.name} became {row['loss']} by image {self.seen}")
+        for key, value in row.items():
+            if key.endswith("loss") and not math.isfinite(value):
+                raise FloatingPointError(f"the {key} of {self.part.name} became {value} by image {self.seen}")
         self.history.append(row)
         return row
 

@@ -1,0 +1,111 @@
+"""A copy of the project to run commands in, on the tiny recipe, and the experiment of that recipe to change."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from stages.common import settings
+
+ROOT = Path(__file__).parent.parent
+FILES = ("dvc.yaml", "constraints.txt", "pyproject.toml", ".gitignore", ".dvcignore")
+
+
+class Project:
+    """A copy of the project's sources; it is the working directory of the test that asks for it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess:
+        """`python command...` in the project, its output captured as text."""
+        return subprocess.run(
+            [sys.executable, *command], cwd=self.folder, env=os.environ | environment, capture_output=True, text=True
+        )
+
+    def stage(self, name: str, *arguments: str) -> subprocess.CompletedProcess:
+        """What `python -m stages.NAME arguments...` does, in this process: importing torch anew takes seconds."""
+        out, errors, code, before = io.StringIO(), io.StringIO(), 0, sys.argv
+        sys.argv = [name, *arguments]
+        try:
+            with redirect_stdout(out), redirect_stderr(errors), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*found in sys.modules after import.*")
+                runpy.run_module(f"stages.{name}", run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            code = end.code or 0
+        finally:
+            sys.argv = before
+        return subprocess.CompletedProcess([name, *arguments], code, out.getvalue(), errors.getvalue())
+
+    def read(self) -> dict:
+        """The settings in params/experiment.yaml."""
+        return settings.read_yaml(self.folder / settings.EXPERIMENT)
+
+    def change(self, changes: dict) -> None:
+        """Writes changed settings (dotted key -> value, or ... to delete it) into params/experiment.yaml."""
+        (self.folder / settings.EXPERIMENT).write_text(as_yaml(changed(self.read(), changes)))
+
+    def files(self) -> dict[str, bytes]:
+        """Every file but compiled code, by path: what a command that writes nothing leaves as it was."""
+        paths = [path for path in self.folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        return {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def changed(tree: dict, changes: dict) -> dict:
+    """A copy of settings with dotted keys set, or deleted where the value is `...`."""
+    tree = json.loads(json.dumps(tree))
+    for key, value in changes.items():
+        *path, last = (int(step) if step.isdigit() else step for step in key.split("."))
+        node = tree
+        for step in path:
+            node = node[step]
+        if value is ...:
+            del node[last]
+        else:
+            node[last] = value
+    return tree
+
+
+def as_yaml(tree: dict) -> str:
+    """Settings as text that YAML reads (JSON is YAML, but for infinity and what is no number)."""
+    return json.dumps(tree, indent=1).replace("Infinity", ".inf").replace("NaN", ".nan")
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory) -> Path:
+    """A pristine copy of the project's sources, its experiment the tiny recipe."""
+    folder = tmp_path_factory.mktemp("sources")
+    for name in ("multiscale", "stages", "params"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (*FILES, *(path.relative_to(ROOT) for path in ROOT.glob("data/raw/*/README.md"))):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copy(ROOT / "tests" / "tiny.yaml", folder / "params" / "recipes" / "tiny.yaml")
+    done = Project(folder).run("-m", "stages.recipe", "tiny", "--force")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(sources) -> dict:
+    """The settings of the tiny recipe."""
+    return settings.read_yaml(sources / settings.EXPERIMENT)
+
+
+@pytest.fixture
+def project(sources, tmp_path, monkeypatch) -> Project:
+    """A copy of the project of its own, and the working directory."""
+    folder = tmp_path / "project"
+    shutil.copytree(sources, folder)
+    monkeypatch.chdir(folder)
+    return Project(folder)
