@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from multiscale.core.compat import make_torchvision_importable
 from multiscale.core.pixels import to_signed
-from multiscale.core.resize import area_to, bilinear_to
+from multiscale.core.resize import area_to
 from multiscale.core.streams import Draws
 from multiscale.training.part import Data, Nets, Part
 
@@ -63,37 +64,46 @@ def build(channels: int, latent_channels: int, widths: tuple[int, ...], layers: 
 
 def load(folder: Path, channels: int) -> Codec:
     """The codec of a `vae` stage's folder; a folder without weights stands for pixels."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no autoencoder", str(folder))
     if not (Path(folder) / "config.json").exists():
         return Codec(None, channels)
     vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
     return Codec(vae.eval().requires_grad_(False), channels)
 
 
+class Reconstruction(nn.Module):
+    """The autoencoder as it is trained: one call, which is what data-parallel training can wrap."""
+
+    def __init__(self, vae: AutoencoderKL):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (N, C, H, H), unit noise shaped as latents -> reconstruction, posterior mean, log variance."""
+        posterior = self.vae.encode(images).latent_dist
+        mean, log_variance = posterior.mean.float(), posterior.logvar.float()
+        latents = mean + (0.5 * log_variance).exp() * noise
+        return self.vae.decode(latents).sample.float(), mean, log_variance
+
+
 class AutoencoderPart(Part):
     """Trains an AutoencoderKL: L1 reconstruction plus a small KL term, at every side that latents are needed of.
 
     One side a step, all sides equally often: MSF encodes small images too, and a network that has only seen large
-    ones encodes them worse. With `shrunk_latents`, that share of the steps at a small side encodes the full image and
-    decodes its latents shrunk to the small side instead: latents of two sides then agree (the scale equivariance of
-    arXiv 2502.09509), which is what makes residuals small.
+    ones encodes them worse.
     """
 
-    def __init__(
-        self, name: str, data: Data, vae: AutoencoderKL, sides: list[int], kl_weight: float, shrunk_latents: float
-    ):
-        super().__init__(name, data, {"net": vae})
-        self.sides, self.kl_weight, self.shrunk_latents = sides, kl_weight, shrunk_latents
+    def __init__(self, name: str, data: Data, vae: AutoencoderKL, sides: list[int], kl_weight: float):
+        super().__init__(name, data, {"net": Reconstruction(vae)})
+        self.sides, self.kl_weight = sides, kl_weight
+        self.channels, self.factor = vae.config.latent_channels, Codec(vae, 1).factor
 
     def loss(self, player: str, nets: Nets, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        full = to_signed(batch["pixels"])
-        side = self.sides[draws.choice("side", len(self.sides))]
-        images = area_to(full, side)
-        shrink = side < full.shape[-1] and draws.choice("shrink", 1000) < 1000 * self.shrunk_latents
-        posterior = nets["net"].encode(full if shrink else images).latent_dist
-        mean, log_variance = posterior.mean.float(), posterior.logvar.float()
-        latents = mean + (0.5 * log_variance).exp() * draws.normal("posterior", *mean.shape[1:])
-        if shrink:
-            latents = bilinear_to(latents, latents.shape[-1] * side // full.shape[-1])
-        l1 = (nets["net"].decode(latents).sample.float() - images).abs().mean()
+        images = area_to(to_signed(batch["pixels"]), self.sides[draws.choice("side", len(self.sides))])
+        grid = images.shape[-1] // self.factor
+        noise = draws.normal("posterior", self.channels, grid, grid)
+        reconstruction, mean, log_variance = nets["net"](images, noise)
+        l1 = (reconstruction - images).abs().mean()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         return l1 + self.kl_weight * kl, {"l1": l1, "kl": kl}

@@ -12,15 +12,17 @@ Folders are read as split/class/name.jpg, class/name.jpg or flat; a set without 
 from __future__ import annotations
 
 import io
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import islice, pairwise
 
+import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from multiscale.core.storage import atomic_file
 from stages import sources
@@ -32,13 +34,12 @@ from stages.common.settings import BadInput, refuse
 from stages.schema import Data
 
 CHUNK = 256  # images of one row group
-READ_ERRORS = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 def fit_image(encoded: bytes, size: int, channels: int) -> bytes:
     """Decodes, centre-crops to a square, downsamples by area (or pads a smaller one with black) and encodes as PNG."""
     with Image.open(io.BytesIO(encoded)) as opened:
-        image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
+        image = to_eight_bits(ImageOps.exif_transpose(opened)).convert("L" if channels == 1 else "RGB")
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))
@@ -47,17 +48,42 @@ def fit_image(encoded: bytes, size: int, channels: int) -> bytes:
         padded.paste(image, ((size - side) // 2, (size - side) // 2))
         image = padded
     elif side > size:
-        image = image.resize((size, size), Image.Resampling.BOX)  # BOX is the exact area average
+        image = Image.fromarray(area_average(np.asarray(image), size))
     encoded_again = io.BytesIO()
     image.save(encoded_again, "PNG", compress_level=3)
     return encoded_again.getvalue()
 
 
+def to_eight_bits(image: Image.Image) -> Image.Image:
+    """Pillow clips deeper pixels when it converts them: a photo of 16 bits would come out white."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode}, whose range no file states")
+    return image
+
+
+def area_average(pixels: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (side, side[, C]) -> (size, size[, C]): the mean over each area, border pixels by the part that is inside.
+
+    Pillow's BOX takes border pixels whole or not at all, and rounds twice.
+    """
+    for _ in range(2):  # the rows, then the columns
+        edges = np.arange(size + 1) * len(pixels) / size
+        means = []
+        for low, high in pairwise(edges):
+            index = np.arange(int(low), math.ceil(high))
+            inside = np.minimum(index + 1, high) - np.maximum(index, low)
+            means.append(np.tensordot((inside / inside.sum()).astype(np.float32), pixels[index[0] : index[-1] + 1], 1))
+        pixels = np.swapaxes(means, 0, 1)
+    return np.rint(pixels).astype(np.uint8)
+
+
 def _try_fit(item: sources.Item, data: Data) -> tuple[sources.Item, bytes | None, str]:
     try:
         return item, fit_image(item.read(), data.size, data.channels), ""
-    except READ_ERRORS as error:
-        return item, None, str(error).replace("\n", " ")[:100]
+    except Exception as error:  # decoders and archives raise anything at all on damaged bytes
+        return item, None, " ".join(str(error).split())[:100] or type(error).__name__
 
 
 def rows(items: list[sources.Item], data: Data, unreadable: list[str]) -> Iterator[pl.DataFrame]:

@@ -40,17 +40,17 @@ def training(curves: pl.DataFrame, path: Path) -> None:
         _save(figure, path)
 
 
-def quality_time(rows: list[dict], path: Path) -> None:
-    """KID with its interval against seconds per image: down and to the left is better."""
+def quality_time(groups: list[list[dict]], path: Path) -> None:
+    """KID with its interval against seconds per image, one panel a protocol: down and to the left is better."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7, 4))
-        for row in rows:
-            axes.errorbar(row["seconds_per_image"], row["kid"], row["kid_std"], fmt="o", capsize=4, markersize=8)
-            axes.annotate(
-                row["method"], (row["seconds_per_image"], row["kid"]), xytext=(8, 8), textcoords="offset points"
-            )
-        metrics = sorted({row["metric"] for row in rows})
-        axes.set(xlabel="seconds per image", ylabel=f"KID-{'/'.join(metrics)}", title="Quality against time")
-        axes.set_xlim(0, 1.25 * max(row["seconds_per_image"] for row in rows))
-        axes.set_ylim(bottom=min(0, *(row["kid"] - row["kid_std"] for row in rows)))
+        figure, panels = plt.subplots(1, len(groups), figsize=(7 * len(groups), 4), squeeze=False)
+        for axes, rows in zip(panels[0], groups):
+            for row in rows:
+                place = (row["seconds_per_image"], row["kid"])
+                axes.errorbar(*place, row["kid_std"], fmt="o", capsize=4, markersize=8)
+                axes.annotate(row["method"], place, xytext=(8, 8), textcoords="offset points")
+            title = "Quality against time" + (f", N = {rows[0]['n']}" if len(groups) > 1 else "")
+            axes.set(xlabel="seconds per image", ylabel=f"KID-{rows[0]['metric']}", title=title)
+            axes.set_xlim(0, 1.25 * max(row["seconds_per_image"] for row in rows))
+            axes.set_ylim(bottom=min(0, *(row["kid"] - row["kid_std"] for row in rows)))
         _save(figure, path)

@@ -166,7 +166,7 @@ def _key(section: BaseModel, training: BaseModel, seed: int, inputs: list[Path])
         if name.partition(".")[0] == "multiscale" and getattr(module, "__file__", None)
     )
     resolved = {
-        "section": section.model_dump(),
+        "section": section.model_dump(exclude={"training"}),
         "training": training.model_dump(exclude={"checkpoint_seconds"}),
         "precision": resolve_precision(training.precision, default_device()),
         "seed": seed,

@@ -11,13 +11,13 @@ import argparse
 import io
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
 from multiscale.core.storage import atomic_file
+from stages.common.harness import guarded
 from stages.common.paths import CLASSIFIER, DECOMPOSED, LATENTS, METRICS, MODELS, SAMPLES, TIMINGS, VAE
 from stages.common.settings import EXPERIMENT, RECIPES, BadInput, read_yaml, refuse, validate
 from stages.schema import Experiment
@@ -31,8 +31,9 @@ HEADER = """\
 def resolve(name: str, seen: tuple[str, ...] = ()) -> dict:
     """A recipe merged over those that it extends. Mappings merge, everything else is replaced, null removes."""
     path = RECIPES / f"{name}.yaml"
-    if not path.exists():
-        raise refuse(RECIPES, "recipe", name, f"one of {', '.join(available())}")
+    if name not in available():
+        where = (RECIPES / f"{seen[-1]}.yaml", "extends") if seen else (RECIPES, "recipe")
+        raise refuse(*where, name, f"one of {', '.join(available())}")
     if name in seen:
         raise refuse(path, "extends", name, f"a chain that ends (this one runs {' -> '.join((*seen, name))})")
     own = read_yaml(path)
@@ -63,7 +64,7 @@ def available() -> list[str]:
 
 def experiment_of(name: str) -> Experiment:
     """The validated experiment that a recipe stands for."""
-    return validate({"recipe": name, **resolve(name)}, RECIPES / f"{name}.yaml")
+    return validate(resolve(name) | {"recipe": name}, RECIPES / f"{name}.yaml")
 
 
 def render(experiment: Experiment) -> str:
@@ -95,7 +96,7 @@ def _is_saved() -> bool:
     name = current.get("recipe")
     if name in available() and current == experiment_of(name).model_dump():
         return True
-    head = subprocess.run(["git", "show", f"HEAD:{EXPERIMENT}"], capture_output=True, text=True)
+    head = subprocess.run(["git", "show", f"HEAD:./{EXPERIMENT}"], capture_output=True, text=True)
     return head.returncode == 0 and head.stdout == EXPERIMENT.read_text()
 
 
@@ -132,6 +133,13 @@ def switch(name: str, force: bool) -> None:
     print(f"{EXPERIMENT} is now the recipe '{name}'. Run it with `dvc repro`.")
 
 
+def show() -> None:
+    """Prints the recipes, each with the first line of its file."""
+    for name in available():
+        first, *_ = (RECIPES / f"{name}.yaml").read_text().splitlines() or [""]
+        print(f"{name:20} {first.lstrip('# ')}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m stages.recipe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -139,16 +147,10 @@ def main() -> None:
     parser.add_argument("name", nargs="?", help="the recipe to switch to; without it the recipes are listed")
     parser.add_argument("--force", action="store_true", help="overwrite edits that no commit holds")
     given = parser.parse_args()
-    try:
-        if given.name:
-            switch(given.name, given.force)
-        else:
-            for name in available():
-                first = (RECIPES / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ")
-                print(f"{name:20} {first}")
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    if given.name:
+        guarded(switch, name=given.name, force=given.force)
+    else:
+        guarded(show)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,9 @@ def main() -> None:
     net, distance_layer, _ = extractor(section)
     table = pixel_table("train")
     count = min(section.reference_images or len(table), len(table))
+    for key, most in (("kid_subset_size", count), ("prc_neighborhood", count - 1)):
+        if (given := getattr(section, key)) > most:
+            raise settings.refuse(settings.EXPERIMENT, f"evaluate.{key}", given, f"at most {most} (training images)")
     rows = torch.arange(count) * len(table) // count  # evenly over the set, which may be sorted by class
     with progress("reference", count) as reach:
         found = features.extract(

@@ -101,13 +101,8 @@ def cell(name: str, value: object) -> str:
     if name.startswith("seconds_per_image"):
         return f"{value:.3g}"
     if isinstance(value, float):
-        return (
-            f"{value:.0f}"
-            if value == int(value) or name == "train_seconds"
-            else f"{value:.4f}"
-            if value < 10
-            else f"{value:.1f}"
-        )
+        digits = 0 if value.is_integer() or name == "train_seconds" else 4 if value < 10 else 1
+        return f"{value:.{digits}f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -155,10 +150,11 @@ def main() -> None:
     table = markdown(rows)
     write(REPORTS / "leaderboard.md", table)
     write(REPORTS / "training.csv", training.write_csv())
-    quality = pl.DataFrame(ordered).select("method", "seconds_per_image", "kid", "kid_std", "label_accuracy")
+    costs = ("method", "seconds_per_image", "kid", "kid_std", "label_accuracy")
+    quality = pl.DataFrame(ordered).select(*costs, *PROTOCOL)
     write(REPORTS / "quality-time.csv", quality.write_csv())
     figures.training(training, REPORTS / "training.png")
-    figures.quality_time(ordered, REPORTS / "quality-time.png")
+    figures.quality_time([group for _, group in by_protocol(rows)], REPORTS / "quality-time.png")
     with atomic_folder(GALLERIES) as folder:
         for name in params.methods:
             for picture in ("grid", "strip"):

@@ -31,6 +31,8 @@ def load(name: str, params) -> sampling.Sampler:
     section = params.methods[name]
     wanted = set(section.parts)
     found = {path.name for path in (MODELS / name).glob("[!.]*")}
+    if not found:
+        raise settings.refuse("sample", "METHOD", name, "a method whose parts are trained (dvc repro trains them)")
     if found != wanted:
         raise settings.refuse(
             MODELS / name, "parts", sorted(found), f"{', '.join(section.parts)} (delete what is left over)"

@@ -13,17 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from multiscale.networks.dit import PRESETS
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+LARGEST = 2**53  # up to here JSON, DVC and torch read the same integer
+Positive = Annotated[int, Field(gt=0, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Precision = Literal["auto", "fp32", "bf16"]
-
-
-class Section(BaseModel):
-    """A frozen section: unknown keys and other types are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+RESERVED = ("vae", "classifier")  # stages that leave files beside those of the parts and methods
 
 
 class Bad(ValueError):
@@ -32,6 +29,21 @@ class Bad(ValueError):
     def __init__(self, key: str, value: object, allowed: str):
         super().__init__(allowed)
         self.key, self.value, self.allowed = key, value, allowed
+
+
+class Section(BaseModel):
+    """A frozen section: unknown keys, other types and numbers that are not finite are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, value: Any) -> Any:
+        # Before anything else: of a misspelt key the line should say so, not that the right one is missing.
+        for key in value if isinstance(value, dict) else ():
+            if key not in cls.model_fields:
+                raise Bad(key, key, f"the keys {', '.join(cls.model_fields)}")
+        return value
 
 
 class Run(Section):
@@ -45,12 +57,12 @@ class Data(Section):
 
     name: Name
     source: Literal["digits", "files", "url", "hub"]
-    path: str  # folder, zip, tar or Parquet ('files'); else the folder that describes the source
+    path: Text  # folder, zip, tar or Parquet ('files'); else the folder that describes the source
     url: str | None = None  # of a zip, tar or Parquet ('url'), or the data set's name ('hub')
     revision: str | None = None  # commit or tag ('hub')
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None  # of the archive
-    image_column: str = "image"
-    label_column: str = "label"
+    image_column: Text = "image"
+    label_column: Text | None = "label"  # null: a set without labels
     size: Positive
     channels: Literal[1, 3]
     max_unreadable: Share = 0.01  # the set is refused when a larger share cannot be decoded
@@ -63,6 +75,10 @@ class Data(Section):
             raise Bad("sha256", self.sha256, "the SHA-256 of the archive, required with source: url")
         if self.source in ("url", "hub") and not self.url:
             raise Bad("url", self.url, f"required with source: {self.source}")
+        if self.source == "url" and not self.url.startswith(("https://", "http://", "file://")):
+            raise Bad("url", self.url, "an https, http or file URL")
+        if self.sha256 and self.source in ("digits", "hub"):
+            raise Bad("sha256", self.sha256, f"null with source: {self.source}, which has no archive to check")
         if self.source == "hub" and not self.revision:
             raise Bad("revision", self.revision, "a commit or tag, required with source: hub")
         if self.validation_share + self.test_share >= 1:
@@ -100,7 +116,6 @@ class VAE(Section):
     layers: Positive = 1
     groups: Positive = 8
     kl_weight: Annotated[float, Field(ge=0)] = 1e-3
-    shrunk_latents: Share = 0.5  # of the small-side steps, decoding shrunk latents of the full image
     sides: list[Positive] = []  # pixel sides it is trained at, one a step
     training: Training | None = None
 
@@ -274,13 +289,11 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Experiment:
-        for side in self.latents.sides:
-            if side % self.vae.factor:
-                raise Bad("latents.sides", side, f"multiples of the autoencoder's factor {self.vae.factor}")
+        self._check_sides()
         for name, decomposition in self.decompose.items():
             self._check_decomposition(f"decompose.{name}.sides", decomposition)
         for name, part in self.parts.items():
-            self._check_part(f"parts.{name}", part)
+            self._check_part(f"parts.{name}", name, part)
         for name, method in self.methods.items():
             self._check_method(f"methods.{name}", name, method)
         trained = [self.classifier.training, self.vae.training, *(part.training for part in self.parts.values())]
@@ -288,9 +301,26 @@ class Experiment(Section):
             if training and self.run.workers and training.batch % self.run.workers:
                 raise Bad("run.workers", self.run.workers, f"a divisor of every batch (one is {training.batch})")
         smallest = min(self.sample.images, self.evaluate.reference_images or self.sample.images)
-        if self.evaluate.kid_subset_size > smallest:
-            raise Bad("evaluate.kid_subset_size", self.evaluate.kid_subset_size, f"at most the images, {smallest}")
+        for key, most in (
+            ("kid_subset_size", smallest),
+            ("prc_neighborhood", smallest - 1),  # an image is no neighbour of itself
+            ("is_splits", self.sample.images),
+        ):
+            if getattr(self.evaluate, key) > most:
+                raise Bad(f"evaluate.{key}", getattr(self.evaluate, key), f"at most {most}, by the number of images")
         return self
+
+    def _check_sides(self) -> None:
+        size, factor = self.data.size, self.vae.factor
+        if len(set(self.latents.sides)) < len(self.latents.sides):
+            raise Bad("latents.sides", self.latents.sides, "each side once")
+        for side in self.latents.sides:
+            if side % factor:
+                raise Bad("latents.sides", side, f"multiples of the autoencoder's factor {factor}")
+        trained = self.vae.sides if self.vae.kind == "train" else []
+        for key, sides in (("latents.sides", self.latents.sides), ("vae.sides", trained)):
+            if max(sides, default=0) > size:
+                raise Bad(key, max(sides), f"sides up to data.size ({size})")
 
     def _check_decomposition(self, key: str, decomposition: Decomposition) -> None:
         sides = decomposition.sides
@@ -303,7 +333,9 @@ class Experiment(Section):
             if side not in self.latents.sides:
                 raise Bad("latents.sides", self.latents.sides, f"{side} among them, since {key} needs it")
 
-    def _check_part(self, key: str, part: FlowPart) -> None:
+    def _check_part(self, key: str, name: str, part: FlowPart) -> None:
+        if name in RESERVED or name.startswith("sample-"):
+            raise Bad(key, name, "another name: reports/timing has a file of this one already")
         if part.reads not in self.decompose:
             raise Bad(f"{key}.reads", part.reads, f"one of {', '.join(self.decompose)}")
         sides = self.decompose[part.reads].sides
@@ -318,6 +350,8 @@ class Experiment(Section):
             raise Bad(f"{key}.kind", part.kind, f"{self.methods[part.method].kind}, as methods.{part.method} says")
 
     def _check_method(self, key: str, name: str, method: DiTMethod | MSFMethod) -> None:
+        if name in RESERVED:
+            raise Bad(key, name, "another name: models has a folder of this one already")
         belonging = [part for part, section in self.parts.items() if section.method == name]
         if sorted(method.parts) != sorted(belonging):
             raise Bad(

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
+import lzma
+import re
 import tarfile
 import urllib.request
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path, PurePath, PurePosixPath
+from urllib.parse import urlsplit
 
 import polars as pl
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from multiscale.core.storage import atomic_file, atomic_folder
 from stages.common import settings
-from stages.common.harness import progress
+from stages.common.harness import is_disk_full, progress
 from stages.common.paths import SCRATCH
 from stages.common.settings import BadInput, refuse
 from stages.schema import Data
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff"}
+ARCHIVE_SUFFIXES = {".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2"}
 SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation"}
 SPLITS |= {"test": "test", "testing": "test"}
+LABELS = "a column of text or of integers, with a value in each row"
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError)
+DAMAGED += (pa.ArrowInvalid, pl.exceptions.ComputeError)
 
 
 @dataclass(frozen=True)
@@ -46,8 +57,12 @@ def items(data: Data) -> list[Item]:
         return _from_folder(_hub(data), data)
     path = Path(data.path)
     if not path.exists():
-        raise refuse(settings.EXPERIMENT, "data.path", data.path, "an existing folder, zip, tar or Parquet file")
-    return _from_folder(path, data) if path.is_dir() else _from_file(path, data)
+        raise _refuse_path(path, "an existing folder, zip, tar or Parquet file")
+    return (_from_folder if path.is_dir() else _from_file)(path, data, data.sha256)
+
+
+def _refuse_path(path: PurePath, allowed: str) -> BadInput:
+    return refuse(settings.EXPERIMENT, "data.path", str(path), allowed)
 
 
 def _split_by_hash(name: str, data: Data) -> str:
@@ -76,45 +91,64 @@ def _digits(data: Data) -> list[Item]:
     ]
 
 
-def _from_file(path: Path, data: Data) -> list[Item]:
-    if data.sha256 and data.source == "files":
-        _verify(path, data)
-    if path.suffix == ".parquet":
-        return _parquet([path], data)
-    if zipfile.is_zipfile(path):
-        return _zip(path, data)
-    if tarfile.is_tarfile(path):
-        return _from_folder(_unpack_tar(path), data)
-    raise refuse(settings.EXPERIMENT, "data.path", str(path), "a folder, a zip, a tar or a Parquet file")
+def _from_file(path: Path, data: Data, sha256: str | None = None) -> list[Item]:
+    if sha256:
+        _verify(path, sha256, path)
+    with _whole(path), open(path, "rb") as file:
+        if file.read(4) == b"PAR1":
+            return _parquet([path], path.parent, data)
+        if zipfile.is_zipfile(path):
+            return _zip(path, data)
+        if tarfile.is_tarfile(path):
+            return _from_folder(_unpack_tar(path), data)
+    raise _refuse_path(path, "a folder, a zip, a tar or a Parquet file")
 
 
-def _from_folder(folder: Path, data: Data) -> list[Item]:
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """What the readers of archives raise on a damaged or malicious file becomes one line."""
+    try:
+        yield
+    except DAMAGED as error:
+        if is_disk_full(error):
+            raise
+        raise _refuse_path(path, f"a file that is whole ({' '.join(str(error).split())})") from None
+
+
+def _from_folder(folder: Path, data: Data, sha256: str | None = None) -> list[Item]:
     """A folder of images; or, where it has none, of Parquet files, or one archive."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    files = {name: path for name, path in paths.items() if not _is_hidden(name)}
+    images = {name: path.read_bytes for name, path in files.items() if _is_image(name)}
+    tables = sorted(path for path in files.values() if path.suffix == ".parquet")
+    archives = [path for path in files.values() if path.suffix in ARCHIVE_SUFFIXES]
+    if sha256 and (images or tables):
+        raise refuse(settings.EXPERIMENT, "data.sha256", sha256, f"null: {folder} holds no archive to check")
     if images:
-        names = [path.relative_to(folder).as_posix() for path in images]
-        return _named(names, dict(zip(names, (path.read_bytes for path in images))), data)
-    tables = [path for path in files if path.suffix == ".parquet"]
+        return _named(images, data)
     if tables:
-        return _parquet(tables, data)
-    archives = [path for path in files if path.suffix in (".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2")]
+        return _parquet(tables, folder, data)
     if len(archives) == 1:
-        return _from_file(archives[0], data)
-    raise refuse(settings.EXPERIMENT, "data.path", str(folder), "a folder with images, Parquet files or one archive")
+        return _from_file(archives[0], data, sha256)
+    raise _refuse_path(folder, "a folder with images, Parquet files or one archive")
+
+
+def _is_hidden(name: str) -> bool:
+    """Hidden files, and what lies in hidden folders (.ipynb_checkpoints), are not of the set."""
+    return any(part.startswith(".") for part in PurePosixPath(name).parts)
+
+
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(name)
 
 
 def _zip(path: Path, data: Data) -> list[Item]:
     """Reads members straight from the zip: nothing is unpacked, so no member can land outside a folder."""
     archive = zipfile.ZipFile(path)
-    names = sorted(
-        name
-        for name in archive.namelist()
-        if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not PurePosixPath(name).name.startswith(".")
-    )
-    if not names:
-        raise refuse(settings.EXPERIMENT, "data.path", str(path), "an archive with images")
-    return _named(names, {name: (lambda name=name: archive.read(name)) for name in names}, data)
+    images = {name: partial(archive.read, name) for name in archive.namelist() if _is_image(name)}
+    if not images:
+        raise _refuse_path(path, "an archive with images")
+    return _named(images, data)
 
 
 def _unpack_tar(path: Path) -> Path:
@@ -125,42 +159,69 @@ def _unpack_tar(path: Path) -> Path:
     return folder
 
 
-def _named(names: list[str], readers: dict[str, Callable[[], bytes]], data: Data) -> list[Item]:
+def _named(readers: dict[str, Callable[[], bytes]], data: Data) -> list[Item]:
     """Items from paths split/class/name, class/name or name, below one common folder or none."""
-    parts = {name: PurePosixPath(name).parts for name in names}
+    parts = {name: PurePosixPath(name).parts for name in readers}
     while all(len(p) > 1 for p in parts.values()) and len({p[0] for p in parts.values()}) == 1:
         if next(iter(parts.values()))[0].lower() in SPLITS:
             break
         parts = {name: p[1:] for name, p in parts.items()}
-    has_splits = all(len(p) > 1 and p[0].lower() in SPLITS for p in parts.values())
-    split = {n: SPLITS[p[0].lower()] if has_splits else _split_by_hash("/".join(p), data) for n, p in parts.items()}
+    # A single folder 'train' among others may well be a class; two splits and something else are a mistake.
+    tops = {p[0].lower() if len(p) > 1 else "" for p in parts.values()}
+    has_splits = tops <= SPLITS.keys()
+    if len(tops & SPLITS.keys()) > 1 and not has_splits:
+        odd = next("/".join(p) for p in parts.values() if len(p) == 1 or p[0].lower() not in SPLITS)
+        raise _refuse_path(PurePosixPath(odd), "every image in a folder train, validation or test, or none")
     kind = {name: p[has_splits:-1][:1] for name, p in parts.items()}
     labels = {folder: index for index, folder in enumerate(sorted(set(kind.values())))}
-    return [Item("/".join(parts[name]), split[name], labels[kind[name]], readers[name]) for name in names]
+    found = []
+    for name, p in sorted(parts.items(), key=lambda entry: entry[1]):
+        own = "/".join(p)
+        split = SPLITS[p[0].lower()] if has_splits else _split_by_hash(own, data)
+        found.append(Item(own, split, labels[kind[name]], readers[name]))
+    return found
 
 
-def _parquet(paths: list[Path], data: Data) -> list[Item]:
-    """Rows with encoded bytes, or hub-style {bytes, path} structs, in an image column; splits from the file names."""
+def _parquet(paths: list[Path], folder: Path, data: Data) -> list[Item]:
+    """Rows with encoded bytes, or hub-style {bytes, path} structs, in an image column.
+
+    A row's split is that of a column `split`, else a word of its file's path, else drawn by the hash of its name.
+    """
     found = []
     for path in paths:
-        columns = pq.read_schema(path).names
-        if data.image_column not in columns:
-            raise refuse(
-                settings.EXPERIMENT, "data.image_column", data.image_column, f"one of {', '.join(columns)} ({path})"
-            )
-        image = pl.col(data.image_column)
-        if isinstance(pl.scan_parquet(path).collect_schema()[data.image_column], pl.Struct):
-            image = image.struct.field("bytes")
-        label = pl.col(data.label_column) if data.label_column in columns else pl.lit(0)
-        split = next((SPLITS[word] for word in path.stem.lower().split("-") if word in SPLITS), None)
-        kept = pl.col("split") if "split" in columns else pl.lit(split)
-        frame = pl.scan_parquet(path).select(label=label, split=kept)
-        for row, (label_of, split_of) in enumerate(frame.collect().iter_rows()):
-            name = f"{path.stem}-{row:07d}"
-            read = lambda path=path, image=image, row=row: _row_bytes(path, image, row)  # noqa: E731
-            found.append((name, split_of or _split_by_hash(name, data), label_of, read))
-    labels = {value: index for index, value in enumerate(sorted({entry[2] for entry in found}))}
-    return [Item(name, SPLITS.get(split, split), labels[label], read) for name, split, label, read in found]
+        with _whole(path):
+            found += _rows(path, path.relative_to(folder).with_suffix("").as_posix(), data)
+    kinds = {label for _, _, label, _ in found}
+    if None in kinds or len({type(kind) for kind in kinds}) > 1:  # one file may hold text and another integers
+        raise refuse(settings.EXPERIMENT, "data.label_column", data.label_column, LABELS)
+    labels = {kind: index for index, kind in enumerate(sorted(kinds))}
+    return [Item(name, split, labels[label], read) for name, split, label, read in found]
+
+
+def _rows(path: Path, stem: str, data: Data) -> Iterator[tuple[str, str, object, Callable[[], bytes]]]:
+    """(id, split, label as it stands, reader) of each row of one Parquet file."""
+    schema = pl.Schema(pl.read_parquet_schema(path))
+    image, column = pl.col(data.image_column), schema.get(data.image_column)
+    if isinstance(column, pl.Struct):
+        image, column = image.struct.field("bytes"), column.to_schema().get("bytes")
+    if column != pl.Binary:
+        allowed = f"a column of encoded images ({path} has {', '.join(schema)})"
+        raise refuse(settings.EXPERIMENT, "data.image_column", data.image_column, allowed)
+    kind = schema.get(data.label_column)
+    if data.label_column and not (kind and (kind.is_integer() or kind in (pl.String, pl.Categorical, pl.Enum))):
+        allowed = f"{LABELS}, or null for a set without labels ({path} has {', '.join(schema)})"
+        raise refuse(settings.EXPERIMENT, "data.label_column", data.label_column, allowed)
+    label = pl.col(data.label_column) if data.label_column else pl.lit(0)
+    split = next((SPLITS[word] for word in re.split("[^a-z]+", stem.lower()) if word in SPLITS), None)
+    splits = pl.col("split").cast(pl.String) if "split" in schema else pl.lit(split)
+    # The index makes a row for each image also where label and split are constants.
+    frame = pl.scan_parquet(path).with_row_index("row").select("row", label=label, split=splits).collect()
+    for row, label_of, split_of in frame.iter_rows():
+        name = f"{stem}-{row:07d}"
+        if split_of and split_of.lower() not in SPLITS:
+            raise refuse(settings.EXPERIMENT, "data.path", split_of, f"as a split of {path}: {', '.join(SPLITS)}")
+        in_split = SPLITS[split_of.lower()] if split_of else _split_by_hash(name, data)
+        yield name, in_split, label_of, partial(_row_bytes, path, image, row)
 
 
 _block: tuple[Path, int, list[bytes]] | None = None
@@ -183,18 +244,16 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _verify(path: Path, data: Data) -> None:
+def _verify(path: Path, sha256: str, name: object) -> None:
     found = _sha256(path)
-    if found != data.sha256:
-        raise refuse(settings.EXPERIMENT, "data.sha256", data.sha256, f"the checksum of {path}, {found}")
+    if found != sha256:
+        raise refuse(settings.EXPERIMENT, "data.sha256", sha256, f"the checksum of {name}, {found}")
 
 
 def _fetch(data: Data) -> Path:
     """Downloads data.url into the scratch folder, once, and verifies it."""
-    target = Path(SCRATCH, "downloads", f"{data.sha256[:16]}-{PurePosixPath(data.url).name}")
+    target = Path(SCRATCH, "downloads", f"{data.sha256[:16]}-{PurePosixPath(urlsplit(data.url).path).name}")
     if not target.exists():
-        if not data.url.startswith(("https://", "http://", "file://")):
-            raise refuse(settings.EXPERIMENT, "data.url", data.url, "an http, https or file URL")
         try:
             with urllib.request.urlopen(data.url, timeout=60) as reply, atomic_file(target) as temporary:
                 total = int(reply.headers.get("Content-Length") or 0)
@@ -202,10 +261,12 @@ def _fetch(data: Data) -> Path:
                     while block := reply.read(1 << 20):
                         file.write(block)
                         reach(file.tell())
-                _verify(temporary, data)
-        except OSError as error:
+                _verify(temporary, data.sha256, data.url)
+        except (OSError, http.client.HTTPException) as error:
+            if is_disk_full(error):
+                raise
             raise BadInput(f"{settings.EXPERIMENT}: data.url: cannot fetch {data.url}: {error}") from None
-    _verify(target, data)
+    _verify(target, data.sha256, target)
     return target
 
 
@@ -219,6 +280,6 @@ def _hub(data: Data) -> Path:
             data.url, repo_type="dataset", revision=data.revision, cache_dir=Path(SCRATCH, "hub")
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        line = str(error).splitlines()[0]
+        line = " ".join(str(error).split())
         raise BadInput(f"{settings.EXPERIMENT}: data.url: cannot fetch {data.url} at {data.revision}: {line}") from None
     return Path(folder)

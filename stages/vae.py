@@ -22,12 +22,12 @@ from stages.schema import VAE
 def build(vae: VAE, channels: int) -> tuple[AutoencoderPart, dict]:
     """The part to train, on the training split."""
     net = autoencoder.build(channels, vae.latent_channels, tuple(vae.widths), vae.layers, vae.groups)
-    return AutoencoderPart("vae", pixel_table("train"), net, vae.sides, vae.kl_weight, vae.shrunk_latents), {}
+    return AutoencoderPart("vae", pixel_table("train"), net, vae.sides, vae.kl_weight), {}
 
 
 def save(folder: Path, part: Part, config: dict) -> None:
     """In the form of diffusers, so that `AutoencoderKL.from_pretrained` reads it."""
-    part.players["net"].save_pretrained(folder, safe_serialization=True)
+    part.players["net"].vae.save_pretrained(folder, safe_serialization=True)
 
 
 def publish(vae: VAE) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from multiscale import flow
-from multiscale.core.device import autocast, default_device, resolve_precision
+from multiscale.core.device import autocast, cast_weights, default_device, resolve_precision
 from multiscale.core.pixels import to_unit
 from multiscale.core.storage import Table, read_json
 from multiscale.core.streams import Draws, noise_of_seeds
@@ -90,9 +90,9 @@ class MSFSampler:
     def __init__(self, networks: list[DiT], configs: list[dict], scales: list[dict], codec: Codec, precision: str):
         self.device = default_device()
         self.precision = resolve_precision(precision, self.device)
-        self.nets = [net.eval().requires_grad_(False).to(self.device) for net in networks]
+        self.nets = [cast_weights(net.eval().requires_grad_(False), self.precision).to(self.device) for net in networks]
         self.networks: dict[str, nn.Module] = {f"scale-{k}": net for k, net in enumerate(self.nets)}
-        self.codec = codec.to(self.device, memory_format=torch.channels_last)
+        self.codec = cast_weights(codec, self.precision).to(self.device, memory_format=torch.channels_last)
         self.configs, self.scales = configs, scales
         self.sides = configs[0]["sides"]
 

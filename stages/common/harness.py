@@ -1,4 +1,4 @@
-"""What every stage's command shares: arguments, threads, progress with an ETA, and errors that are one line."""
+"""What every stage's command shares: arguments, progress with an ETA, and errors that are one line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -31,29 +32,41 @@ def command(stage: Callable[..., None], doc: str, arguments: dict[str, str] | No
         parser.add_argument(name, help=text)
     given = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    guarded(stage, **vars(given))
+
+
+def guarded(action: Callable[..., None], **arguments: object) -> None:
+    """Calls `action`; what the user can mend ends the process with one line on stderr instead of a traceback."""
     try:
-        stage(**vars(given))
+        action(**arguments)
     except BadInput as error:
-        sys.exit(_say(f"error: {error}", 2))
+        _end(f"error: {error}", 2)
+    except FileNotFoundError as error:
+        missing = error.filename or str(error).splitlines()[0]  # polars and pyarrow have the name in the text alone
+        _end(f"error: {missing}: the file is missing; allowed: the output of an earlier stage (dvc repro makes it)", 2)
     except FloatingPointError as error:
-        sys.exit(_say(f"error: {error}", 1))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        sys.exit(
-            _say(f"error: the disk is full ({error.filename or error.strerror}); nothing half-written was left", 1)
-        )
+        _end(f"error: {error}", 1)
     except KeyboardInterrupt:
-        sys.exit(_say("interrupted; the next start goes on from the last checkpoint", 130))
+        _end("interrupted; the next start goes on from the last checkpoint", 130)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        _end(f"error: the disk is full ({' '.join(str(error).split())}); nothing half-written was left", 1)
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether a write failed for want of space: safetensors and polars say so in the text of errors of their own."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(os.strerror(code) in str(error) for code in full)
 
 
 def _prog() -> str:
     return f"python -m stages.{os.path.splitext(os.path.basename(sys.argv[0]))[0]}"
 
 
-def _say(line: str, code: int) -> int:
-    print(line, file=sys.stderr)
-    return code
+def _end(line: str, code: int) -> NoReturn:
+    print(line.replace("\n", " "), file=sys.stderr)
+    sys.exit(code)
 
 
 @contextmanager
@@ -63,8 +76,6 @@ def progress(title: str, total: int, unit: str = "img") -> Iterator[Callable[[in
     with tqdm(total=total, desc=title, unit=unit, unit_scale=total >= 10000, mininterval=10 if quiet else 0.2) as bar:
 
         def reach(done: int) -> None:
-            if bar.n == 0 and done > 0 and done != bar.last_print_n:
-                bar.initial = 0
             bar.update(min(done, total) - bar.n)
 
         yield reach

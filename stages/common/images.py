@@ -15,6 +15,7 @@ from PIL import Image
 
 from multiscale.core.storage import Table, TensorWriter
 from stages.common.paths import IMAGES, SCRATCH
+from stages.common.settings import BadInput
 
 SCHEMA = {
     "id": pl.String,
@@ -31,6 +32,11 @@ def classes(path: Path = IMAGES) -> int:
     return int(pl.scan_parquet(path).select(pl.col("label").max()).collect().item() or 0) + 1
 
 
+def count(split: str, path: Path = IMAGES) -> int:
+    """The number of images of a split."""
+    return pl.scan_parquet(path).filter(pl.col("split") == split).select(pl.len()).collect().item()
+
+
 def decode(encoded: bytes) -> np.ndarray:
     """Encoded bytes -> uint8 (C, H, W)."""
     array = np.asarray(Image.open(io.BytesIO(encoded)))
@@ -44,14 +50,14 @@ def pixel_table(split: str, path: Path = IMAGES) -> Table:
     """
     file = pq.ParquetFile(path)
     frame = pl.scan_parquet(path).filter(pl.col("split") == split)
-    count = frame.select(pl.len()).collect().item()
-    if not count:
-        raise ValueError(f"{path} has no images of split '{split}'")
+    total = count(split, path)
+    if not total:
+        raise BadInput(f"{path}: it has no images of split '{split}'; allowed: a set with some")
     first = decode(frame.select("image").head(1).collect().item())
     SCRATCH.mkdir(exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=SCRATCH, suffix=".safetensors") as scratch, ThreadPoolExecutor(2) as pool:
         writer = TensorWriter(
-            Path(scratch.name), {"pixels": (np.uint8, (count, *first.shape)), "label": (np.int64, (count,))}
+            Path(scratch.name), {"pixels": (np.uint8, (total, *first.shape)), "label": (np.int64, (total,))}
         )
         start = 0
         for group in range(file.num_row_groups):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import YAMLError
 
 from stages.schema import Bad, Experiment
 
@@ -34,10 +34,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         value = YAML(typ="safe", pure=True).load(Path(path).read_text())
     except FileNotFoundError:
         raise BadInput(f"{path}: the file is missing") from None
-    except (MarkedYAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}; allowed: a YAML file") from None
+    except (YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}:" if where else ""
-        raise BadInput(f"{path}:{line} not valid YAML: {getattr(error, 'problem', error)}") from None
+        reason = str(getattr(error, "problem", None) or error)
+        raise BadInput(f"{path}:{line} not valid YAML: {' '.join(reason.split())}") from None
     if not isinstance(value, dict):
         raise BadInput(f"{path}: holds {type(value).__name__}; allowed: a mapping of sections")
     return value
@@ -82,54 +85,28 @@ def _first_missing(full: Any, given: Any, at: str = "") -> str | None:
 
 def _explain(error: ValidationError, value: Any, file: Path) -> BadInput:
     fault = error.errors()[0]
-    path = [part for part in fault["loc"] if _exists(value, fault["loc"], part)]
-    key = ".".join(str(part) for part in path)
-    cause = fault.get("ctx", {}).get("error")
+    key = ".".join(str(step) for step in _path(fault["loc"], value))
+    kind, context, given = fault["type"], fault.get("ctx", {}), fault["input"]
+    cause = context.get("error")
     if isinstance(cause, Bad):
         return refuse(file, f"{key}.{cause.key}" if key else cause.key, cause.value, cause.allowed)
-    if fault["type"] == "extra_forbidden":
-        return refuse(file, key, path[-1], f"the keys {', '.join(_keys_at(path[:-1]))}")
-    if fault["type"] == "missing":
-        return BadInput(
-            f"{file}: {'.'.join(str(part) for part in fault['loc'] if part not in _TAGS)}: the key is missing"
-        )
-    if fault["type"] == "string_pattern_mismatch":
-        return refuse(file, key, fault["input"], f"text of the form {fault['ctx']['pattern']}")
-    if "[key]" in fault["loc"]:
-        return refuse(file, key, fault["input"], "names of lower-case letters, digits and dashes")
-    return refuse(file, key, fault["input"], fault["msg"].removeprefix("Input should be "))
+    if kind in ("missing", "union_tag_not_found"):
+        key += ".kind" if kind == "union_tag_not_found" else ""
+        return BadInput(f"{file}: {key}: missing; allowed: a value (the key has no default)")
+    if kind == "union_tag_invalid":
+        return refuse(file, f"{key}.kind", context["tag"], f"one of {context['expected_tags']}")
+    if kind == "string_pattern_mismatch":
+        return refuse(file, key, given, f"text of the form {context['pattern']}")
+    return refuse(file, key, given, fault["msg"].removeprefix("Input should be "))
 
 
-_TAGS = ("dit", "msf")
-
-
-def _exists(value: Any, loc: tuple, part: Any) -> bool:
-    """Drops from a location the tags of unions, which pydantic inserts and no user wrote."""
-    for step in loc[: loc.index(part) + 1]:
-        if isinstance(value, dict) and step in value:
-            value = value[step]
-        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
-            value = value[step]
-        elif step is part:
-            return part not in (*_TAGS, "[key]")
-    return True
-
-
-def _keys_at(path: list) -> list[str]:
-    """The keys allowed in the section at `path`."""
-    model: Any = Experiment
-    for step in path:
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            model = model.model_fields[step].annotation
-        else:
-            model = next(iter(reversed(get_args(model))), model)
-        model = _innermost(model)
-    if isinstance(model, type) and issubclass(model, BaseModel):
-        return list(model.model_fields)
-    return sorted({key for option in get_args(model) for key in getattr(option, "model_fields", {})})
-
-
-def _innermost(annotation: Any) -> Any:
-    """A model out of Annotated[...] or `Model | None`; anything else as it is."""
-    arguments = [a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
-    return arguments[0] if len(arguments) == 1 else annotation
+def _path(location: tuple, value: Any) -> list:
+    """The keys that lead to a fault, without what pydantic puts between them: "[key]" and the tag (kind) of a union."""
+    path = []
+    for step in location:
+        mapping = value if isinstance(value, dict) else {}
+        if step not in mapping and step in ("[key]", mapping.get("kind")):
+            continue
+        path.append(step)
+        value = value[step] if step in mapping or (isinstance(value, list) and step < len(value)) else None
+    return path

@@ -1,0 +1,281 @@
+"""A recipe becomes the experiment, whole, and never over edits that only this file holds."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from stages import recipe
+from stages.common import settings
+from stages.common.settings import BadInput
+from stages.schema import Experiment
+
+EXPERIMENT = settings.EXPERIMENT
+
+
+def write(name: str, text: str) -> None:
+    (settings.RECIPES / f"{name}.yaml").write_text(text)
+
+
+def refused(done: subprocess.CompletedProcess, *fragments: str) -> None:
+    """One line on stderr that holds the fragments, nothing on stdout, exit code 2."""
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: ") and all(fragment in done.stderr for fragment in fragments), done.stderr
+
+
+@pytest.fixture
+def recipes(tmp_path, monkeypatch) -> Path:
+    """An empty folder of recipes below the working directory."""
+    monkeypatch.chdir(tmp_path)
+    settings.RECIPES.mkdir(parents=True)
+    return settings.RECIPES
+
+
+def git(*command: str) -> None:
+    me = ("-c", "user.name=tests", "-c", "user.email=tests@example.org")
+    subprocess.run(["git", *me, *command], check=True, capture_output=True)
+
+
+def test_the_list_names_every_recipe_with_the_first_line_of_its_file(project):
+    write("bare", "")
+    done = project.stage("recipe")
+    lines = dict(line.partition(" ")[::2] for line in done.stdout.splitlines())
+    shipped = {path.stem for path in ROOT.glob("params/recipes/*.yaml")}
+    assert done.returncode == 0 and set(lines) == shipped | {"tiny", "bare"}
+    assert lines["embedded"].strip().startswith("The default: MNIST digits at 32x32")
+    assert lines["bare"].strip() == ""
+
+
+def test_listing_changes_nothing(project):
+    before = project.files()
+    project.stage("recipe")
+    assert project.files() == before
+
+
+def test_switching_writes_the_recipe_and_says_so(project):
+    done = project.run("-m", "stages.recipe", "embedded")
+    assert done.returncode == 0 and "params/experiment.yaml is now the recipe 'embedded'" in done.stdout
+    assert project.read()["recipe"] == "embedded" and project.read()["sample"]["images"] == 1000
+
+
+@pytest.mark.parametrize("name", ["embedded", "clothing64", "tiny"])
+def test_the_file_that_is_written_is_what_the_stages_read(project, name):
+    recipe.switch(name, force=True)
+    loaded = settings.load(*Experiment.model_fields)
+    assert Experiment(**vars(loaded)) == recipe.experiment_of(name)
+    assert project.read() == recipe.experiment_of(name).model_dump()
+
+
+@pytest.mark.parametrize(
+    "text", ["no", "on", "1e-3", "0123", "2020-01-01", "null", "a: b", "#x", "Ünï ☃", " x ", "${y}"]
+)
+def test_text_that_looks_like_something_else_stays_text(project, tiny, text):
+    given = Experiment.model_validate(tiny | {"data": tiny["data"] | {"revision": text}})
+    EXPERIMENT.write_text(recipe.render(given))
+    assert settings.load("data").data.revision == text
+
+
+@pytest.mark.parametrize("number", [1e-3, 1e-5, 2.5e-7, 1e10, 0.1 + 0.2, 3.0])
+def test_a_number_is_read_as_it_was_written_by_us_and_by_dvc(project, tiny, number):
+    from dvc.utils.serialize import parse_yaml
+
+    given = Experiment.model_validate(tiny | {"vae": tiny["vae"] | {"kl_weight": number}})
+    EXPERIMENT.write_text(recipe.render(given))
+    assert settings.load("vae").vae.kl_weight == number
+    assert parse_yaml(EXPERIMENT.read_text(), str(EXPERIMENT))["vae"]["kl_weight"] == number
+
+
+def test_a_recipe_switched_to_twice_is_the_same_file(project):
+    recipe.switch("embedded", force=False)
+    first = EXPERIMENT.read_bytes()
+    recipe.switch("embedded", force=False)
+    assert EXPERIMENT.read_bytes() == first
+
+
+@pytest.mark.parametrize("name", ["none", "../experiment", "../recipes/embedded", "embedded.yaml", "/etc/passwd", ""])
+def test_an_unknown_recipe_is_refused_and_nothing_changes(project, name):
+    before = project.files()
+    with pytest.raises(BadInput) as error:
+        recipe.switch(name, force=True)
+    assert str(error.value).startswith(f"params/recipes: recipe: {name!r} is not allowed; allowed: one of clothing64, ")
+    assert project.files() == before
+
+
+def test_an_unknown_recipe_ends_the_command_with_exit_code_2(project):
+    refused(project.stage("recipe", "none"), "params/recipes: recipe: 'none'", "allowed: one of", "embedded")
+
+
+def test_a_mapping_merges_key_by_key_and_everything_else_is_replaced(recipes):
+    write("base", "a: {x: 1, y: {z: 2, w: [1, 2]}}\nb: [1, 2]\nc: 3\n")
+    write("over", "extends: base\na: {y: {w: [9]}}\nb: []\nc: null\nd: {e: 4}\n")
+    assert recipe.resolve("over") == {"a": {"x": 1, "y": {"z": 2, "w": [9]}}, "b": [], "c": None, "d": {"e": 4}}
+
+
+def test_a_list_of_mappings_is_replaced_whole(recipes):
+    write("base", "scales: [{steps: 1, cfg: 2.0}, {steps: 3}]\n")
+    write("over", "extends: base\nscales: [{steps: 5}]\n")
+    assert recipe.resolve("over") == {"scales": [{"steps": 5}]}
+
+
+def test_null_removes_a_mapping(recipes):
+    write("base", "parts: {a: {x: 1}, b: {x: 2}}\nvae: {training: {images: 3}}\n")
+    write("over", "extends: base\nparts: {a: null}\nvae: {training: null}\n")
+    assert recipe.resolve("over") == {"parts": {"b": {"x": 2}}, "vae": {}}
+
+
+def test_a_method_is_dropped_with_null(project):
+    nothing = "decompose: {residual: null}\nparts: {msf-0: null, msf-1: null}\nmethods: {msf: null}\n"
+    write("control", f"extends: tiny\n{nothing}")
+    assert project.stage("recipe", "control").returncode == 0
+    given = project.read()
+    assert (list(given["methods"]), list(given["parts"]), list(given["decompose"])) == (["dit"], ["dit"], ["full"])
+
+
+def test_a_chain_of_recipes_is_merged_from_its_root_on(recipes):
+    write("a", "x: 1\ny: 1\nz: 1\n")
+    write("b", "extends: a\ny: 2\nz: 2\n")
+    write("c", "extends: b\nz: 3\n")
+    assert recipe.resolve("c") == {"x": 1, "y": 2, "z": 3}
+
+
+def test_a_merge_leaves_its_base_as_it_was(recipes):
+    write("base", "a: {x: 1}\n")
+    write("one", "extends: base\na: {x: 2, y: 3}\n")
+    recipe.resolve("one")
+    assert recipe.resolve("base") == {"a": {"x": 1}}
+
+
+def test_an_experiment_saved_as_a_recipe_is_a_recipe_of_its_own_name(project):
+    write("mine", EXPERIMENT.read_text())
+    assert project.stage("recipe", "mine").returncode == 0
+    assert project.read()["recipe"] == "mine"
+
+
+@pytest.mark.parametrize(
+    "files, key, value, allowed",
+    [
+        ({"a": "extends: a"}, "extends", "'a'", "a chain that ends (this one runs a -> a)"),
+        (
+            {"a": "extends: b", "b": "extends: c", "c": "extends: a"},
+            "extends",
+            "'a'",
+            "(this one runs a -> b -> c -> a)",
+        ),
+        ({"a": "extends: b", "b": "extends: b"}, "extends", "'b'", "(this one runs a -> b -> b)"),
+        ({"a": "extends: none"}, "extends", "'none'", "one of a, clothing64"),
+        ({"a": "extends: [tiny]"}, "extends", "['tiny']", "the name of a recipe"),
+        ({"a": "extends: tiny\nsed: 1"}, "sed", "'sed'", "recipe, seed, run"),
+        ({"a": "extends: tiny\nvae: 3"}, "vae", "3", "dictionary"),
+        ({"a": "extends: tiny\nclassifier: null"}, "classifier", "missing", "a value"),
+        ({"a": "seed: 1"}, "run", "missing", "a value"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused_in_one_line_and_nothing_changes(project, files, key, value, allowed):
+    for name, text in files.items():
+        write(name, text + "\n")
+    before = project.files()
+    done = project.stage("recipe", "a", "--force")
+    refused(done, f": {key}: {value}", allowed)
+    assert any(done.stderr.startswith(f"error: params/recipes/{name}.yaml: ") for name in files)
+    assert project.files() == before
+
+
+@pytest.mark.parametrize(
+    "text, about", [("a: [1", "line 1"), ("", "a mapping"), ("- a", "a mapping"), ("\x00", "YAML")]
+)
+def test_a_recipe_that_is_no_mapping_is_refused_in_one_line(project, text, about):
+    write("a", text)
+    refused(project.stage("recipe", "a"), "params/recipes/a.yaml: ", about)
+
+
+@pytest.mark.parametrize("edit", [("seed: 0", "seed: 1"), ("seed: 0", "sed: 0"), ("seed: 0", "seed: [")])
+def test_edits_that_nothing_else_holds_are_refused_and_kept(project, edit):
+    EXPERIMENT.write_text(EXPERIMENT.read_text().replace(*edit))
+    before = project.files()
+    refused(project.stage("recipe", "embedded"), "params/experiment.yaml: ")
+    assert project.files() == before
+
+
+def test_the_line_about_edits_says_how_to_go_on(project):
+    project.change({"seed": 7})
+    refused(project.stage("recipe", "embedded"), "edits that no commit has", "commit them", "--force")
+
+
+@pytest.mark.parametrize("edit", [("seed: 0", "seed: 1"), ("seed: 0", "seed: [")])
+def test_force_gives_the_edits_up(project, edit):
+    EXPERIMENT.write_text(EXPERIMENT.read_text().replace(*edit))
+    assert project.stage("recipe", "embedded", "--force").returncode == 0
+    assert project.read() == recipe.experiment_of("embedded").model_dump()
+
+
+def test_a_recipe_as_it_stands_is_no_edit_however_it_is_laid_out(project):
+    project.change({})  # the same values as JSON
+    assert project.stage("recipe", "embedded").returncode == 0
+
+
+def test_a_recipe_that_was_changed_since_it_was_written_counts_as_edits(project):
+    write("tiny", (settings.RECIPES / "tiny.yaml").read_text() + "seed: 5\n")
+    refused(project.stage("recipe", "embedded"), "edits that no commit has")
+
+
+@pytest.mark.parametrize("root", [".", ".."], ids=["its own repository", "a folder of a larger repository"])
+def test_committed_edits_may_be_left(project, root):
+    project.change({"seed": 7})
+    git("init", "-q", root)
+    git("add", "params")
+    refused(project.stage("recipe", "embedded"), "edits that no commit has")  # staged only
+    git("commit", "-qm", "mine")
+    assert project.stage("recipe", "embedded").returncode == 0
+    assert project.read()["recipe"] == "embedded"
+    project.change({"seed": 8})
+    refused(project.stage("recipe", "tiny"), "edits that no commit has")
+
+
+def test_a_missing_experiment_is_written(project):
+    EXPERIMENT.unlink()
+    assert project.stage("recipe", "embedded").returncode == 0
+    assert project.read()["recipe"] == "embedded"
+
+
+LEFT = ["data/latents/48/x", "data/decomposed/old/x", "models/ssd/unet/x", "models/msf/msf-2/x", "samples/ssd/x"]
+LEFT += ["reports/metrics/ssd.json", "reports/timing/msf-2.json", "reports/timing/sample-ssd.json"]
+KEPT = ["data/latents/24/x", "data/decomposed/full/x", "models/msf/msf-1/x", "models/dit/dit/x", "samples/msf/x"]
+KEPT += ["reports/metrics/dit.json", "reports/timing/msf-0.json", "reports/timing/sample-dit.json"]
+KEPT += ["models/vae/config.json", "models/classifier/config.json", "reports/timing/vae.json"]
+KEPT += ["reports/timing/classifier.json", "reports/leaderboard.json", "reports/galleries/ssd-grid.png"]
+KEPT += ["data/images.parquet", "data/reference/x", "data/raw/digits/x", ".scratch/x", "samples/.gitignore"]
+
+
+def test_what_the_stages_of_another_recipe_left_is_removed_and_nothing_else(project):
+    for path in map(Path, LEFT + KEPT):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    before = project.files()
+    recipe.switch("embedded", force=False)
+    gone = set(before) - set(project.files())
+    assert gone == set(LEFT)
+    assert not Path("samples/ssd").exists(), "an empty folder is an output, too"
+
+
+def test_a_refused_switch_removes_nothing(project):
+    project.change({"seed": 7})
+    Path("samples/ssd").mkdir(parents=True)
+    refused(project.stage("recipe", "embedded"))
+    assert Path("samples/ssd").exists()
+
+
+def test_the_outputs_that_a_recipe_keeps_are_those_that_dvc_declares(project):
+    """In the folders that stages depend on as a whole."""
+    from dvc.repo import Repo
+
+    git("init", "-q")
+    Repo.init(no_scm=False)
+    with Repo() as repo:
+        declared = {Path(out.def_path) for stage in repo.index.stages for out in stage.outs}
+    whole = (recipe.LATENTS, recipe.DECOMPOSED, recipe.MODELS, recipe.SAMPLES, recipe.METRICS, recipe.TIMINGS)
+    of_folders = {path for path in declared if any(folder in path.parents for folder in whole)}
+    singles = {recipe.VAE, recipe.CLASSIFIER}
+    assert recipe.outputs(recipe.experiment_of("tiny")) == of_folders - singles

@@ -1,0 +1,451 @@
+"""The stages as commands: they explain themselves, refuse in one line, survive a full disk, and end in one report."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from conftest import ROOT, Project
+from PIL import Image
+from ruamel.yaml import YAML
+
+from stages import page, report
+from stages.common import settings
+
+
+def commands() -> dict[str, list[str]]:
+    """The stages of dvc.yaml: module -> the arguments that DVC gives it."""
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"].values()
+    lines = [stage.get("do", stage)["cmd"].split() for stage in stages]
+    assert all(line[:2] == ["python", "-m"] and line[2].startswith("stages.") for line in lines)
+    return {line[2].removeprefix("stages."): line[3:] for line in lines}
+
+
+COMMANDS = commands()
+GIVEN = {"latents": "32", "decompose": "full", "train": "dit", "sample": "dit", "evaluate": "dit"}
+TAKING = sorted(name for name, arguments in COMMANDS.items() if arguments)
+
+
+def refused(done: subprocess.CompletedProcess, *fragments: str, code: int = 2) -> None:
+    """One line on stderr that holds the fragments, and nothing on stdout."""
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1), done.stderr
+    assert done.stderr.startswith("error: ") and all(fragment in done.stderr for fragment in fragments), done.stderr
+
+
+# --- what a stage says of itself
+
+
+def test_this_file_knows_an_argument_for_each_stage_that_takes_one():
+    assert sorted(GIVEN) == TAKING
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "recipe"])
+def test_help_says_what_the_stage_does_and_what_it_takes(project, name):
+    done = project.stage(name, "--help")
+    assert done.returncode == 0 and not done.stderr
+    told = " ".join(done.stdout.split())
+    assert done.stdout.startswith(f"usage: python -m stages.{name} [-h]")
+    about = importlib.import_module(f"stages.{name}").__doc__
+    assert len(about.split()) > 8 and " ".join(about.split()) in told
+    described = done.stdout.partition("positional arguments:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(described) == (name in TAKING or name == "recipe")
+    assert all(re.match(r"  \w+ {2,}\w+ \w+ ", line) for line in described), "an argument without a word on what it is"
+    assert "params/experiment.yaml" in told
+
+
+@pytest.mark.parametrize("name", TAKING)
+@pytest.mark.parametrize("argument", ["nope", "", "../dit"])
+def test_a_bad_argument_is_one_line_that_says_what_is_allowed(project, name, argument):
+    before = project.files()
+    done = project.stage(name, argument)
+    refused(done, f": {argument!r} is not allowed; allowed: ")
+    assert GIVEN[name] in done.stderr or name == "evaluate"
+    assert project.files() == before
+
+
+def test_a_bad_argument_ends_the_process_with_exit_code_2(project):
+    done = project.run("-m", "stages.train", "nope")
+    refused(done, "train: PART: 'nope' is not allowed; allowed: one of dit, msf-0, msf-1")
+
+
+@pytest.mark.parametrize("name, arguments", [(name, [*COMMANDS[name], "more"]) for name in COMMANDS])
+def test_an_argument_too_many_ends_with_the_usage_and_exit_code_2(project, name, arguments):
+    ended_by_the_usage(project, name, arguments)
+
+
+@pytest.mark.parametrize("name", TAKING)
+def test_an_argument_too_few_ends_with_the_usage_and_exit_code_2(project, name):
+    ended_by_the_usage(project, name, [])
+
+
+def ended_by_the_usage(project: Project, name: str, arguments: list[str]) -> None:
+    before = project.files()
+    done = project.stage(name, *arguments)
+    assert done.returncode == 2 and not done.stdout and project.files() == before
+    usage, *_, error = done.stderr.splitlines()
+    assert usage.startswith(f"usage: python -m stages.{name} ") and error.startswith(f"python -m stages.{name}: error:")
+
+
+# --- inputs that are not there
+
+# What each stage reads first in a project where nothing has run.
+FIRST = {
+    "vae": "data/images.parquet",
+    "latents": "models/vae",
+    "decompose": "data/latents/32/latents.safetensors",
+    "train": "data/images.parquet",
+    "sample": "a method whose parts are trained",
+    "classifier": "data/images.parquet",
+    "reference": "data/images.parquet",
+    "evaluate": "a method that has been sampled",
+    "report": "reports/metrics/dit.json",
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"download"}))
+def test_a_missing_input_is_one_line_that_names_it_and_nothing_is_written(project, name):
+    before = project.files()
+    refused(project.stage(name, *([GIVEN[name]] if name in GIVEN else [])), FIRST[name], "allowed: ")
+    assert project.files() == before
+
+
+# --- a full disk
+
+
+@pytest.fixture
+def small_disk(project) -> Iterator[Callable]:
+    """Puts a folder of the project, with what it holds, onto a disk of so many KiB."""
+    mounted = []
+
+    def small_disk(folder: str, size: int) -> Path:
+        target, aside = Path(folder), Path(f"{folder}.aside")
+        target.mkdir(exist_ok=True)
+        target.rename(aside)
+        target.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(target.absolute())]
+        done = subprocess.run(mount, capture_output=True, text=True) if shutil.which("mount") else None
+        if done is None or done.returncode:
+            pytest.skip(f"a small disk needs `mount` and root: {done.stderr.strip() if done else 'no mount'}")
+        mounted.append(str(target.absolute()))
+        shutil.copytree(aside, target, dirs_exist_ok=True)
+        return target
+
+    yield small_disk
+    for folder in mounted:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def ended_by_the_full_disk(done: subprocess.CompletedProcess) -> None:
+    """The progress bar may be there, then one line."""
+    *_, line = done.stderr.splitlines()
+    assert done.returncode == 1 and not done.stdout, done.stderr
+    assert line.startswith("error: the disk is full (") and "No space left on device" in line
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_a_disk_that_fills_up_is_one_line_and_leaves_no_half_written_file(project, small_disk):
+    folder = small_disk("data", 300)
+    before = project.files()
+    ended_by_the_full_disk(project.run("-m", "stages.download"))
+    assert project.files() == before and not list(folder.glob(".*"))
+
+
+def test_a_result_from_before_outlives_a_full_disk(project, small_disk):
+    folder = small_disk("data", 300)
+    (folder / "images.parquet").write_bytes(b"of before")
+    ended_by_the_full_disk(project.stage("download"))
+    assert (folder / "images.parquet").read_bytes() == b"of before"
+
+
+@pytest.mark.parametrize("source", ["url", "tar"])
+def test_a_scratch_folder_that_fills_up_is_a_full_disk_and_no_bad_source(project, small_disk, source):
+    np.save("noise.npy", np.random.default_rng(0).integers(0, 256, 400_000, dtype=np.uint8))
+    Image.new("L", (32, 32)).save("a.png")
+    if source == "url":
+        with zipfile.ZipFile("set.zip", "w") as archive:
+            archive.write("noise.npy")
+        url = Path("set.zip").absolute().as_uri()
+        project.change(
+            {
+                "data.source": "url",
+                "data.url": url,
+                "data.sha256": hashlib.sha256(Path("set.zip").read_bytes()).hexdigest(),
+            }
+        )
+    else:
+        subprocess.run(["tar", "cf", "set.tar", "a.png", "noise.npy"], check=True)
+        project.change({"data.source": "files", "data.path": "set.tar"})
+    scratch = small_disk(".scratch", 100)
+    ended_by_the_full_disk(project.stage("download"))
+    assert not [path for path in scratch.rglob("*") if path.is_file()]
+
+
+def test_switching_on_a_full_disk_keeps_the_experiment(project, small_disk):
+    folder = small_disk("params", 64)
+    kept = settings.EXPERIMENT.read_bytes()
+    with pytest.raises(OSError), open(folder / "filler", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    refused(project.stage("recipe", "embedded"), "the disk is full", code=1)
+    assert settings.EXPERIMENT.read_bytes() == kept and not list(folder.glob(".*"))
+
+
+# --- the report
+
+FIELDS = "method recipe kid kid_std fd label_accuracy seconds_per_image network_calls flops_per_image parameters"
+FIELDS += " train_seconds peak_memory_bytes n extractor"
+PROTOCOL = {
+    "extractor": "efficientnet-lite0",
+    "name": "EffLite0",
+    "resize": "bicubic antialiased to 128",
+    "n": 40,
+    "seeds": "0..39",
+    "n_reference": 60,
+    "reference": "0123456789abcdef",
+    "kid": "5 subsets of 20",
+}
+OTHER = {  # each of these makes another protocol
+    "extractor": "inception-v3-compat",
+    "name": "Inception",
+    "resize": "TensorFlow bilinear to 299",
+    "n": 41,
+    "seeds": "7..46",
+    "n_reference": 61,
+    "reference": "fedcba9876543210",
+    "kid": "5 subsets of 21",
+}
+METRICS = {
+    "dit": {"kid": 0.25, "kid_std": 0.01, "fd": 120.0, "label_accuracy": 0.5},
+    "msf": {"kid": 0.125, "kid_std": 0.02, "fd": 110.0, "label_accuracy": 0.75},
+}
+REST = {"inception_score": 2.0, "inception_score_std": 0.1, "precision": 0.5, "recall": 0.25}
+COST = {
+    "seconds_per_image": 0.5,
+    "seconds_per_image_batch_1": 1.5,
+    "batch": 20,
+    "network_calls": 8,
+    "flops_per_image": 2.5e9,
+    "parameters": 1234567,
+    "peak_memory_bytes": 3 * 2**20,
+    "device": "cpu",
+}
+SECONDS = {"dit": 30.0, "msf-0": 10.5, "msf-1": 20.25}
+
+
+def put_json(path: str, value: dict) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(value))
+
+
+@pytest.fixture
+def measured(project) -> Callable:
+    """Puts what the stages before the report leave; `changes` are made to the second method's metrics and protocol."""
+
+    def measured(metrics: dict | None = None, **protocol: object) -> Project:
+        for method, own in METRICS.items():
+            mine = method == "msf"
+            found = {**REST, **own, **(metrics or {} if mine else {})}
+            put_json(
+                f"reports/metrics/{method}.json", {**found, "protocol": {**PROTOCOL, **(protocol if mine else {})}}
+            )
+            put_json(f"reports/timing/sample-{method}.json", COST)
+            Path("samples", method).mkdir(parents=True, exist_ok=True)
+            for shade, picture in enumerate(("grid", "strip")):
+                Image.new("L", (9, 7), 50 * shade + len(method)).save(f"samples/{method}/{picture}.png")
+        for part, seconds in SECONDS.items():
+            put_json(f"reports/timing/{part}.json", {"train_seconds": seconds, "peak_memory_bytes": 5 * 2**20})
+            folder = Path("models", part.partition("-")[0], part)
+            folder.mkdir(parents=True, exist_ok=True)
+            rows = [{"images": 128 * k, "loss": 1 / k, "lr": 1e-3, "grad_norm": 1.0} for k in (1, 2)]
+            (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return project
+
+    return measured
+
+
+class Page(HTMLParser):
+    """The tables of an HTML page as rows of text, and the attributes of its pictures."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tables, self.pictures, self.tags, self.cell = [], [], set(), False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.tags.add(tag)
+        self.cell = tag in ("th", "td")
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif self.cell:
+            self.tables[-1][-1].append("")
+        elif tag == "img":
+            self.pictures.append(dict(attributes))
+
+    def handle_endtag(self, tag: str) -> None:
+        self.cell = False
+
+    def handle_data(self, data: str) -> None:
+        if self.cell:
+            self.tables[-1][-1][-1] += data
+
+
+def made(project: Project) -> Page:
+    done = project.stage("report")
+    assert done.returncode == 0, done.stderr
+    return Page(Path("reports/report.html").read_text())
+
+
+def tables_of(markdown: str) -> list[list[str]]:
+    """The methods in each table of a Markdown text."""
+    tables = [block.splitlines() for block in markdown.split("\n\n") if block.startswith("|")]
+    return [[row.split("|")[1].strip() for row in table[2:]] for table in tables]
+
+
+def test_the_leaderboard_holds_what_was_measured(measured):
+    made(measured())
+    rows = json.loads(Path("reports/leaderboard.json").read_text())
+    assert set(rows) == {"dit", "msf"}
+    for method, row in rows.items():
+        assert set(FIELDS.split()) <= set(row) and (row["method"], row["recipe"]) == (method, "tiny")
+        assert row.items() >= {**METRICS[method], **REST, **COST}.items()
+        assert row.items() >= {"n": 40, "extractor": "efficientnet-lite0", "seeds": "0..39"}.items()
+    assert rows["dit"]["train_seconds"] == 30.0 and rows["msf"]["train_seconds"] == 30.75
+    assert rows["dit"]["train_images"] == 256 and rows["msf"]["train_images"] == 512
+    frame = pl.read_parquet("reports/leaderboard.parquet")
+    assert {row["method"]: row for row in frame.to_dicts()} == rows
+
+
+def test_rows_of_one_protocol_are_one_table_the_best_first(measured):
+    tables = made(measured()).tables
+    assert len(tables) == 1 and [row[0] for row in tables[0]] == ["method", "msf", "dit"]
+    assert tables_of(Path("reports/leaderboard.md").read_text()) == [["msf", "dit"]]
+
+
+@pytest.mark.parametrize("field", PROTOCOL)
+def test_rows_of_different_protocols_are_never_in_one_table(measured, field):
+    tables = made(measured(**{field: OTHER[field]})).tables
+    assert sorted(row[0] for table in tables for row in table[1:]) == ["dit", "msf"]
+    assert [len(table) for table in tables] == [2, 2]
+    assert sorted(tables_of(Path("reports/leaderboard.md").read_text())) == [["dit"], ["msf"]]
+
+
+def test_a_distance_bears_the_name_of_its_extractor_and_is_not_called_fid(measured):
+    tables = made(measured(name="Inception")).tables
+    assert sorted(next(name for name in table[0] if name.startswith("KID")) for table in tables) == [
+        "KID-EffLite0",
+        "KID-Inception",
+    ]
+    assert "FID" not in Path("reports/report.html").read_text() + Path("reports/leaderboard.md").read_text()
+
+
+def test_each_table_says_its_protocol_beside(measured):
+    made(measured(n=41, seeds="0..40"))
+    for text in (Path("reports/leaderboard.md").read_text(), Path("reports/report.html").read_text()):
+        for fragment in ("efficientnet-lite0", "0..39", "0..40", "5 subsets of 20", "0123456789abcdef"):
+            assert fragment in text
+
+
+def test_the_page_holds_its_pictures_and_points_nowhere(measured):
+    found = made(measured())
+    text = Path("reports/report.html").read_text()
+    assert {"link", "script", "iframe"}.isdisjoint(found.tags) and "http" not in text and "href" not in text
+    inside = {picture["alt"]: base64.b64decode(picture["src"].partition(";base64,")[2]) for picture in found.pictures}
+    assert all(picture["src"].startswith("data:image/png;base64,") for picture in found.pictures)
+    files = {f"{method}: {kind}": f"samples/{method}/{kind}.png" for method in METRICS for kind in ("grid", "strip")}
+    files |= {name: f"reports/{name}.png" for name in ("quality-time", "training")}
+    assert inside == {alt: Path(path).read_bytes() for alt, path in files.items()}
+
+
+NASTY = """<script>alert("x")</script><b>&amp;'"""
+
+
+def test_a_name_on_the_page_is_text_and_never_markup(tmp_path):
+    for name in ("plot", f"{NASTY}-grid".replace("/", ""), f"{NASTY}-strip".replace("/", "")):
+        Image.new("L", (2, 2)).save(tmp_path / f"{name}.png")
+    flat = NASTY.replace("/", "")
+    groups = [({"metric": NASTY, "extractor": NASTY}, [NASTY], [[NASTY]])]
+    text = page.render(NASTY, groups, [tmp_path / "plot.png"], [flat], tmp_path)
+    found = Page(text)
+    assert {"script", "b"}.isdisjoint(found.tags)
+    assert found.tables == [[[NASTY], [NASTY]]]
+    assert [picture["alt"] for picture in found.pictures] == ["plot", f"{flat}: strip", f"{flat}: grid"]
+
+
+def test_the_name_of_a_recipe_is_escaped(measured):
+    project = measured()
+    project.change({"recipe": NASTY})
+    assert {"script", "b"}.isdisjoint(made(project).tags)
+
+
+def test_the_curves_of_all_parts_are_in_one_file(measured):
+    made(measured())
+    rows = pl.read_csv("reports/training.csv")
+    assert rows.columns == ["part", "images", "loss", "lr", "grad_norm"]
+    assert rows.filter(pl.col("part") == "msf-1")["loss"].to_list() == [1.0, 0.5]
+    assert rows["part"].unique().sort().to_list() == ["dit", "msf-0", "msf-1"]
+
+
+def test_the_galleries_hold_the_pictures_of_each_method_and_no_other(measured):
+    project = measured()
+    Path("reports/galleries").mkdir(parents=True)
+    Path("reports/galleries/ssd-grid.png").write_bytes(b"left over")
+    made(project)
+    names = {path.name for path in Path("reports/galleries").iterdir()}
+    assert names == {f"{method}-{kind}.png" for method in METRICS for kind in ("grid", "strip")}
+
+
+def test_a_set_without_classes_has_no_label_accuracy(measured):
+    tables = made(measured({"label_accuracy": None})).tables
+    column = tables[0][0].index("label accuracy")
+    assert {row[0]: row[column] for row in tables[0][1:]} == {"msf": "-", "dit": "50.0%"}
+
+
+def test_the_report_of_the_same_numbers_is_the_same_to_the_last_bit(measured):
+    project = measured()
+    made(project)
+    before = project.files()
+    made(project)
+    assert project.files() == before
+
+
+@pytest.mark.parametrize(
+    "path", ["samples/msf/grid.png", "reports/timing/msf-1.json", "models/msf/msf-0/history.jsonl"]
+)
+def test_a_report_without_one_of_its_inputs_is_one_line_that_names_it(measured, path):
+    project = measured()
+    Path(path).unlink()
+    refused(project.stage("report"), path)
+    assert not Path("reports/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "name, value, shown",
+    [
+        ("kid", 0.12345, "0.1235"),
+        ("fd", 123.456, "123.5"),
+        ("label_accuracy", 0.123, "12.3%"),
+        ("flops_per_image", 2.5e9, "2.5"),
+        ("parameters", 1234567, "1.23 M"),
+        ("peak_memory_bytes", 3 * 2**20, "3 MiB"),
+        ("train_images", 48000, "48,000"),
+        ("seconds_per_image", 0.012345, "0.0123"),
+        ("kid", None, "-"),
+        ("method", "msf", "msf"),
+    ],
+)
+def test_a_value_is_written_as_people_read_it(name, value, shown):
+    assert report.cell(name, value) == shown
