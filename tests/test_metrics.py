@@ -1,0 +1,146 @@
+"""Metrics: a set is at no distance from itself, a changed set is farther, and the extractor and the judge see alike."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from multiscale import classifier, features, metrics
+
+OPTIONS = {"kid_subsets": 20, "kid_subset_size": 100, "is_splits": 4, "prc_neighborhood": 3}
+
+
+def normal(count: int, width: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+def distances(generated: torch.Tensor, real: torch.Tensor, logits: torch.Tensor | None = None) -> dict[str, float]:
+    return metrics.distances(generated, real, normal(len(generated), 10, 9) if logits is None else logits, **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def real() -> torch.Tensor:
+    return normal(400, 16, 0)
+
+
+def test_a_set_is_at_no_distance_from_itself(real):
+    found = distances(real, real)
+    assert abs(found["kid"]) < 3 * found["kid_std"]
+    assert abs(found["fd"]) < 1e-3
+    assert found["precision"] == found["recall"] == 1
+
+
+def test_a_shifted_set_is_worse_in_every_distance_and_the_worse_the_farther(real):
+    fresh = normal(400, 16, 1)
+    near, far = distances(fresh + 0.3, real), distances(fresh + 1, real)
+    same = distances(fresh, real)
+    for name in ("kid", "fd"):
+        assert same[name] < near[name] < far[name]
+    for name in ("precision", "recall"):
+        assert same[name] > far[name]
+    assert far["kid"] > 10 * far["kid_std"], "the interval tells them apart"
+    # The Frechet distance of two Gaussians of one covariance is the square of the shift.
+    assert far["fd"] - same["fd"] == pytest.approx(16, rel=0.15)
+
+
+def test_precision_falls_for_strange_images_and_recall_for_missing_ones(real):
+    half = real[real[:, 0] > 0]
+    collapsed, spread = distances(half, real), distances(torch.cat([real, normal(400, 16, 2) * 6]), real)
+    assert collapsed["precision"] == 1 and collapsed["recall"] < 0.95
+    assert spread["recall"] == 1 and spread["precision"] < 0.6
+
+
+def test_the_inception_score_counts_the_classes_that_are_told_apart(real):
+    sure = 50 * nn.functional.one_hot(torch.arange(400) % 5, 10).float()
+    assert distances(real, real, sure)["inception_score"] == pytest.approx(5, rel=0.01)
+    assert distances(real, real, torch.zeros(400, 10))["inception_score"] == pytest.approx(1, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return features.create(features.EFFICIENTNET, None, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def pixels() -> torch.Tensor:
+    """Smooth grey pictures."""
+    coarse = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    return (nn.functional.interpolate(coarse, size=32, mode="bilinear") * 255).to(torch.uint8)
+
+
+def extract(extractor, images: torch.Tensor, batch: int = 2) -> dict[str, torch.Tensor]:
+    return features.extract(extractor[0], lambda start, stop: images[start:stop], len(images), batch, lambda done: None)
+
+
+def test_the_extractor_gives_features_and_class_scores(extractor, pixels):
+    _, distance_layer, class_layer = extractor
+    found = extract(extractor, pixels)
+    assert (distance_layer, class_layer) == ("1280", "logits")
+    assert found["1280"].shape == (5, 1280) and found["logits"].shape == (5, 1000)
+    assert all(values.dtype == torch.float32 and values.isfinite().all() for values in found.values())
+    assert len(found["1280"].unique(dim=0)) == 5
+
+
+def test_grey_images_have_the_features_of_their_rgb_copies(extractor, pixels):
+    grey, rgb = extract(extractor, pixels), extract(extractor, pixels.repeat(1, 3, 1, 1))
+    torch.testing.assert_close(grey, rgb, rtol=0, atol=0)
+    red = extract(extractor, torch.cat([pixels, pixels // 2, pixels // 2], 1))
+    assert (grey["1280"] - red["1280"]).abs().max() > 0.01
+
+
+def test_features_are_those_of_their_image_in_the_order_of_the_images(extractor, pixels):
+    reached = []
+    fetch = pixels.__getitem__
+    found = features.extract(extractor[0], lambda start, stop: fetch(slice(start, stop)), 5, 2, reached.append)
+    assert reached == [2, 4, 5]
+    backwards = extract(extractor, pixels.flip(0), batch=5)
+    torch.testing.assert_close(found["1280"], backwards["1280"].flip(0), rtol=1e-3, atol=1e-3)
+
+
+def test_the_extractor_recognises_what_it_has_learnt(extractor):
+    """The weights are those of ImageNet and the pixels are scaled as these expect."""
+    i = torch.arange(128)
+    radius = ((i - 64)[:, None] ** 2 + (i - 64) ** 2).sqrt()
+    white_disc, rings, checks = radius < 40, radius // 6 % 2, (i[:, None] // 4 + i // 4) % 2
+    drawn = torch.stack([white_disc, ~white_disc, rings, checks]).unsqueeze(1) * 255
+    ball, puck, coil, screen = 722, 746, 506, 904  # ping-pong ball, hockey puck, coil, window screen
+    assert extract(extractor, drawn.to(torch.uint8))["logits"].argmax(1).tolist() == [ball, puck, coil, screen]
+
+
+class Judge(nn.Module):
+    """Reads the label that is written in the first pixel, and remembers the sizes of its batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused, self.batches = nn.Parameter(torch.zeros(1)), []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.batches.append(len(images))
+        return nn.functional.one_hot(((images[:, 0, 0, 0] + 1) * 127.5).round().long(), 10).float()
+
+
+def test_the_label_accuracy_is_the_share_that_the_judge_assigns_to_their_labels():
+    labels = torch.arange(50) % 10
+    pixels = torch.zeros(50, 1, 4, 4, dtype=torch.uint8)
+    pixels[:, 0, 0, 0] = labels.to(torch.uint8)
+    judge = Judge()
+    assert classifier.accuracy(judge, pixels, labels, batch=20) == 1
+    assert judge.batches == [20, 20, 10]
+    wrong = labels.clone()
+    wrong[:10] = (wrong[:10] + 1) % 10
+    assert classifier.accuracy(judge, pixels, wrong, batch=20) == pytest.approx(0.8)
+
+
+def test_a_judge_is_loaded_as_it_was_saved_and_a_set_of_one_class_has_none(tmp_path):
+    config = {"channels": 1, "classes": 3, "width": 8, "stages": 2}
+    net = classifier.Classifier(**config).eval()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(net.state_dict(), tmp_path / "model.safetensors")
+    images = torch.randn(2, 1, 16, 16)
+    assert torch.equal(classifier.load(tmp_path)(images), net(images))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"classes": 1}))
+    assert classifier.load(tmp_path) is None

@@ -1,0 +1,402 @@
+"""The training loop: the same weights after a kill, on several workers and for several players; budgets in images."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from multiscale.core.storage import Table
+from multiscale.methods import msf
+from multiscale.training.checkpoint import Checkpoints
+from multiscale.training.loop import EMA, Run, Training, fit, learning_rate
+from multiscale.training.part import Part
+
+ROOT = Path(__file__).parent.parent
+SHORT = Training(
+    images=96,
+    batch=8,
+    lr=2e-3,
+    warmup_images=16,
+    decay="cosine",
+    weight_decay=0.01,
+    beta2=0.99,
+    clip=1.0,
+    ema_images=32,
+    precision="auto",
+    compile=False,
+    log_images=24,
+    checkpoint_seconds=0,
+)
+
+
+class Line(Part):
+    """One weight matrix that learns y = 3 x; the data are numbered, so that a test sees which rows were used."""
+
+    def __init__(self, rows: int = 20, scale: float = 1.0):
+        x = np.random.default_rng(0).standard_normal((rows, 4)).astype(np.float32)
+        super().__init__("line", Table({"x": x, "row": np.arange(rows)}), {"net": nn.Linear(4, 4)})
+        self.scale, self.rows = scale, []
+
+    def loss(self, player, nets, batch, draws):
+        self.rows.append(batch["row"].tolist())
+        return self.scale * (nets["net"](batch["x"]) - 3 * batch["x"]).square().mean(), {}
+
+
+class Duel(Part):
+    """A generator that shifts noise onto the data and a critic that tells them apart, in turns."""
+
+    main = "generator"
+
+    def __init__(self):
+        x = 3 + np.random.default_rng(0).standard_normal((64, 2)).astype(np.float32)
+        critic = nn.Sequential(nn.Linear(2, 16), nn.SiLU(), nn.Linear(16, 1))
+        super().__init__("duel", Table({"x": x}), {"generator": nn.Linear(2, 2), "critic": critic})
+        self.moved = []
+
+    def turns(self, step):
+        return ("critic",) if step % 2 == 0 else ("generator",)
+
+    def loss(self, player, nets, batch, draws):
+        self.moved.append(player)
+        made = nets["critic"](nets["generator"](draws.normal("latent", 2)))
+        if player == "generator":
+            return F.softplus(-made).mean(), {}
+        real = nets["critic"](batch["x"])
+        return (F.softplus(made) + F.softplus(-real)).mean(), {"real": real.mean()}
+
+
+class Slowed:
+    """Data that arrive slowly, so that a run can be killed in its middle; counts the batches."""
+
+    def __init__(self, data, seconds: float):
+        self.data, self.seconds, self.fetched = data, seconds, 0
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, rows):
+        time.sleep(self.seconds)
+        self.fetched += 1
+        return self.data[rows]
+
+
+def scale_part() -> tuple[Part, dict]:
+    """A second scale of MSF."""
+    config = {"index": 1, "sides": [4, 6], "mean": [0.1, 0.2], "std": [0.5, 0.5], "classes": 3}
+    config["network"] = {"depth": 2, "width": 32, "heads": 2, "patch": 2}
+    random = np.random.default_rng(0)
+    arrays = {f"y{k}": random.standard_normal((40, 2, side, side)).astype(np.float32) for k, side in enumerate((4, 6))}
+    data = Table(arrays | {"label": np.arange(40) % 3})
+    return msf.ScalePart("msf-1", data, msf.build_network(config), config, 0.1, "logit-normal", 0.1), config
+
+
+def vae_part() -> tuple[Part, dict]:
+    """An autoencoder at two sides."""
+    from multiscale import autoencoder
+
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 16, 16)).astype(np.uint8)
+    net = autoencoder.build(1, 2, (8, 16), 1, 4)
+    return autoencoder.AutoencoderPart("vae", Table({"pixels": pixels}), net, [8, 16], 1e-3), {}
+
+
+BUILD = {"msf": scale_part, "vae": vae_part, "duel": lambda: (Duel(), {})}
+
+
+def run_stage(kind: str, root: Path, seconds: float = 0.0) -> int:
+    """Trains a part as its stage's worker does, in the folder `root`; returns how many batches it took."""
+    from stages import fitting
+
+    part, config = None, None
+
+    def build():
+        nonlocal part, config
+        part, config = BUILD[kind]()
+        part.data = Slowed(part.data, seconds)
+        return part, config
+
+    save = fitting.save_weights
+    if kind == "vae":
+        from stages.vae import save
+    job = {"name": kind, "build": build, "training": SHORT, "seed": 0, "key": "key", "out": root / "out", "root": root}
+    fitting._worker(job | {"save": save, "workers": 1})
+    return part.data.fetched
+
+
+@pytest.mark.parametrize("kind", ["msf", "vae"])
+def test_killed_in_its_middle_and_started_again_a_run_ends_in_the_same_files(kind, tmp_path, monkeypatch):
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    broken.mkdir(), whole.mkdir()
+
+    def start(seconds: float) -> subprocess.Popen:
+        command = [sys.executable, __file__, kind, str(broken), str(seconds)]
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True)
+
+    with start(seconds=0.3) as child:
+        while not list(broken.glob(".scratch/checkpoints/*/[0-9]*.safetensors")):
+            assert child.poll() is None, "it ended without a checkpoint"
+            time.sleep(0.001)
+        os.kill(child.pid, signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+    assert not (broken / "out").exists()
+
+    with start(seconds=0) as child:
+        resumed = int(child.stdout.read())
+    threads = torch.get_num_threads()
+    monkeypatch.chdir(whole)
+    assert resumed < run_stage(kind, whole), "the second start went on from the checkpoint"
+    torch.set_num_threads(threads)
+    ours, theirs = ({path.name: path.read_bytes() for path in (root / "out").iterdir()} for root in (broken, whole))
+    assert any(name.endswith(".safetensors") for name in theirs)
+    assert ours == theirs
+    assert not list(broken.glob(".scratch/checkpoints/*")), "a finished run leaves no checkpoints"
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stop_at(images: int):
+    def on_step(seen: int) -> None:
+        if seen == images:
+            raise Interrupted
+
+    return on_step
+
+
+def start_of(part: type[Part], training: Training, folder: Path, **options):
+    torch.manual_seed(0)
+    made = part()
+    return made, lambda **more: fit(made, training, 0, Checkpoints(folder, made.name, "key"), **options, **more)
+
+
+@pytest.mark.parametrize("stop", [24, 32, 88])  # on a history row, between two rows, before the end
+@pytest.mark.parametrize("part", [Line, Duel])
+def test_a_run_interrupted_anywhere_goes_on_to_the_same_weights_and_history(part, stop, tmp_path):
+    whole, fit_whole = start_of(part, SHORT, tmp_path / "whole")
+    expected = fit_whole()
+    _, fit_broken = start_of(part, SHORT, tmp_path / "broken")
+    with pytest.raises(Interrupted):
+        fit_broken(on_step=stop_at(stop))
+    resumed, fit_resumed = start_of(part, SHORT, tmp_path / "broken")
+    seen = []
+    found = fit_resumed(on_step=seen.append)
+    assert seen[0] == stop - SHORT.batch, "it went on from the last checkpoint"
+    torch.testing.assert_close(found.weights, expected.weights, rtol=0, atol=0)
+    assert found.history == expected.history
+    for name, net in whole.players.items():
+        torch.testing.assert_close(resumed.players[name].state_dict(), net.state_dict(), rtol=0, atol=0)
+
+
+def test_two_players_take_turns_log_their_losses_and_learn(tmp_path):
+    training = replace(SHORT, images=4800, log_images=480, lr=0.02, checkpoint_seconds=1000, decay="constant")
+    duel, fit_duel = start_of(Duel, training, tmp_path)
+    history = fit_duel().history
+    assert duel.moved == ["critic", "generator"] * 300
+    for row in history:
+        assert {"loss", "grad_norm", "critic_loss", "critic_grad_norm", "critic_real"} < set(row)
+        assert all(math.isfinite(value) for value in row.values())
+    assert row["critic_loss"] > history[0]["critic_loss"], "the critic is fooled more and more"
+    made = duel.players["generator"](torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)))
+    assert (made.mean(0) - 3).abs().max() < 1, "the generator has found the data"
+
+
+def test_only_the_player_whose_turn_it_is_moves(tmp_path):
+    run = Run(Duel(), SHORT, 0)
+    for step in range(4):
+        before = {name: nn.utils.parameters_to_vector(net.parameters()).clone() for name, net in run.players.items()}
+        run.step(run.fetch(step))
+        for name, net in run.players.items():
+            stayed = torch.equal(nn.utils.parameters_to_vector(net.parameters()), before[name])
+            assert stayed == (name not in run.part.turns(step))
+            assert all(parameter.grad is None for parameter in net.parameters()), "no gradient waits for a later turn"
+
+
+def test_a_row_in_which_only_the_opponent_moved_is_logged(tmp_path):
+    _, fit_duel = start_of(Duel, replace(SHORT, images=32, log_images=8), tmp_path)
+    rows = fit_duel().history
+    assert [("loss" in row, "critic_loss" in row) for row in rows] == [(False, True), (True, False)] * 2
+
+
+def test_the_budget_and_the_history_count_images(tmp_path):
+    line, fit_line = start_of(Line, replace(SHORT, images=100), tmp_path)  # rounded up to whole batches
+    seen, rows = [], []
+    found = fit_line(on_step=seen.append, on_row=[rows.append])
+    assert seen == list(range(0, 105, 8))
+    assert [row["images"] for row in found.history] == [24, 48, 72, 96, 104]
+    assert rows == found.history
+    used = np.array(line.rows).ravel()
+    assert used.shape == (104,)
+    for epoch in range(5):
+        assert sorted(used[20 * epoch : 20 * epoch + 20]) == list(range(20))
+
+
+def test_a_history_row_averages_the_steps_since_the_last_one(tmp_path):
+    _, fit_line = start_of(Line, replace(SHORT, log_images=8), tmp_path / "fine")
+    _, fit_coarse = start_of(Line, SHORT, tmp_path / "coarse")
+    each, third = ([row["loss"] for row in call().history] for call in (fit_line, fit_coarse))
+    assert third == pytest.approx(np.array(each).reshape(4, 3).mean(1), rel=1e-6)
+
+
+def test_the_learning_rate_rises_linearly_then_stays_or_falls_as_a_cosine():
+    constant = replace(SHORT, images=1000, batch=10, lr=0.5, warmup_images=100, decay="constant")
+    assert learning_rate(constant, 0) == pytest.approx(0.05)  # the first step is not lost
+    assert learning_rate(constant, 40) == pytest.approx(0.25)
+    assert [learning_rate(constant, seen) for seen in (90, 500, 990)] == pytest.approx([0.5] * 3)
+    cosine = replace(constant, decay="cosine")
+    assert learning_rate(cosine, 500) == pytest.approx(0.25)
+    assert learning_rate(cosine, 250) == pytest.approx(0.5 * (2 + math.sqrt(2)) / 4)
+    assert learning_rate(cosine, 1000) == pytest.approx(0)
+    assert learning_rate(replace(constant, warmup_images=0), 0) == 0.5
+
+
+@pytest.fixture
+def updates():
+    """What each optimiser step was about to do: its learning rate and the norm of its gradient."""
+    found: list[tuple[float, float]] = []
+
+    def record(optimizer, *_):
+        group = optimizer.param_groups[0]
+        norm = torch.cat([p.grad.flatten() for p in group["params"]]).norm().item()
+        found.append((group["lr"], norm))
+
+    hook = register_optimizer_step_pre_hook(record)
+    yield found
+    hook.remove()
+
+
+def test_the_optimiser_follows_the_learning_rate(updates, tmp_path):
+    start_of(Line, SHORT, tmp_path)[1]()
+    assert [rate for rate, _ in updates] == [learning_rate(SHORT, seen) for seen in range(0, 96, 8)]
+
+
+@pytest.mark.parametrize("clip", [0.1, 0])
+def test_gradients_are_clipped_to_the_limit_and_logged_as_they_were(clip, updates, tmp_path):
+    _, fit_line = start_of(lambda: Line(scale=100.0), replace(SHORT, clip=clip, log_images=8), tmp_path)
+    logged = [row["grad_norm"] for row in fit_line().history]
+    assert min(logged) > 10
+    applied = [norm for _, norm in updates]
+    assert applied == pytest.approx([clip] * 12 if clip else logged, rel=1e-4)
+
+
+def test_the_average_forgets_half_in_a_half_life():
+    net = nn.Linear(3, 3)
+    ema = EMA(net, half_life=64)
+    before = [p.clone() for p in ema.average.parameters()]
+    for parameter in net.parameters():
+        nn.init.zeros_(parameter)
+    for step in range(8):
+        ema.update(8, seen=100_000 + 8 * step)
+    for old, new in zip(before, ema.average.parameters()):
+        torch.testing.assert_close(new, old / 2)
+    ema.update(8, seen=160)  # a young run: the half-life is a twentieth of it, here one batch
+    for old, new in zip(before, ema.average.parameters()):
+        torch.testing.assert_close(new, old / 4)
+
+
+def test_the_result_is_the_average_of_the_weights_along_the_run(tmp_path):
+    line, fit_line = start_of(Line, SHORT, tmp_path)
+    net, average = line.players["net"], line.players["net"].weight.detach().clone()
+
+    def follow(seen: int) -> None:
+        if seen:
+            average.lerp_(net.weight.detach(), 1 - 0.5 ** (8 / min(32, seen / 20)))
+
+    found = fit_line(on_step=follow)
+    torch.testing.assert_close(found.weights["weight"], average)
+    assert not torch.equal(found.weights["weight"], net.weight)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_in_an_error_that_names_the_part(tmp_path):
+    _, fit_line = start_of(lambda: Line(scale=math.nan), SHORT, tmp_path)
+    with pytest.raises(FloatingPointError, match="line.*nan.*24"):
+        fit_line()
+
+
+def test_how_often_checkpoints_are_written_is_no_part_of_their_key_but_all_that_decides_the_weights_is(tmp_path):
+    from stages import fitting, schema
+
+    file = tmp_path / "input"
+    file.write_text("contents")
+    training = {"images": 100}
+    section = {"method": "m", "kind": "dit", "reads": "full", "index": 0, "training": training}
+    section["network"] = {"depth": 1, "width": 8, "heads": 1, "patch": 1}
+
+    def key(seed: int = 0, section: dict = section, **change) -> str:
+        part = schema.FlowPart(**section | {"training": training | change})
+        return fitting._key(part, part.training, seed, [file])
+
+    first = key()
+    assert key() == first
+    others = [key(lr=0.1), key(images=101), key(seed=1), key(section=section | {"label_dropout": 0.2})]
+    file.write_text("other contents")
+    others.append(key())
+    assert len({first, *others}) == 6
+    file.write_text("contents")
+    assert key(checkpoint_seconds=1.0) == first
+
+
+def data_parallel(rank: int, folder: str) -> None:
+    """One of two workers: trains each part and leaves what it saw, or why it could not."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    for kind in BUILD:
+        try:
+            found: object = train_alone(kind, Path(folder) / kind)
+        except Exception as error:
+            found = f"{type(error).__name__}: {error}"
+        (Path(folder) / f"{kind}-{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def train_alone(kind: str, folder: Path) -> tuple[list, dict]:
+    torch.manual_seed(0)
+    part, _ = BUILD[kind]()
+    training = replace(SHORT, precision="fp32", log_images=16, checkpoint_seconds=1000)
+    found = fit(part, training, 0, Checkpoints(folder, kind, "key"))
+    return found.history, {key: value.tolist() for key, value in found.weights.items()}
+
+
+@pytest.fixture(scope="module")
+def of_two_workers(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    workers = mp.spawn(data_parallel, (str(folder),), nprocs=2, join=False)
+    for _ in range(60):
+        if workers.join(timeout=5):
+            return folder
+    for process in workers.processes:
+        process.kill()
+    return pytest.fail("the two workers wait for each other")
+
+
+@pytest.mark.parametrize("kind", list(BUILD))
+def test_two_workers_train_as_one(kind, of_two_workers, tmp_path):
+    first, second = (json.loads((of_two_workers / f"{kind}-{rank}.json").read_text()) for rank in (0, 1))
+    assert not isinstance(first, str), first
+    assert first == second, "both workers end with the same history and weights"
+    history, weights = train_alone(kind, tmp_path)
+    assert [row["images"] for row in first[0]] == [row["images"] for row in history]
+    for ours, theirs in zip(first[0], history):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    for name, values in weights.items():
+        torch.testing.assert_close(torch.tensor(first[1][name]), torch.tensor(values), rtol=1e-3, atol=1e-4)
+
+
+if __name__ == "__main__":
+    print(run_stage(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])))
