@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -108,7 +109,8 @@ def test_pictures_and_page_are_real(clone):
             with Image.open(clone.folder / "samples" / method / f"{name}.png") as picture:
                 assert picture.width > 300 and len(picture.convert("L").getcolors(256)) > 10
     page = (clone.folder / "reports" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 6 and "KID-EffLite0" in page and "FID" not in page
+    text = re.sub(r"base64,[^\"]+", "", page)  # any three letters occur in a picture
+    assert page.count("data:image/png;base64,") == 6 and "KID-EffLite0" in text and "FID" not in text
 
 
 def test_a_fresh_clone_gives_the_same_metrics_to_the_last_digit(clone, sources, tmp_path):
