@@ -52,7 +52,7 @@ def main() -> None:
     sections = {
         "msf": msf,
         "dit": dit,
-        "dit, steps of both scales": {**dit, "solver": {**dit["solver"], "steps": longer}},
+        "dit, steps of both scales": {**dit, "scales": [{**dit["scales"][0], "steps": longer}]},
     }
     samplers = {name: sampler(name.split(",")[0], section, params) for name, section in sections.items()}
     whole = params.sample.batch
@@ -77,8 +77,8 @@ def main() -> None:
         name: sum(p.numel() for net in made.networks.values() for p in net.parameters())
         for name, made in samplers.items()
     }
-    steps = {"msf": [scale["steps"] for scale in msf["scales"]], "dit": dit["solver"]["steps"]}
-    about = {"steps": steps, "cfg": dit["solver"]["cfg"], "repeats": REPEATS, "parameters": parameters}
+    steps = {"msf": [scale["steps"] for scale in msf["scales"]], "dit": dit["scales"][0]["steps"]}
+    about = {"steps": steps, "cfg": dit["scales"][0]["cfg"], "repeats": REPEATS, "parameters": parameters}
     save("msf_vs_dit", {**about, **found, "published_sizes": published})
 
 

@@ -1,16 +1,22 @@
-"""Splits the latents into a base and residuals, one target a scale, in data/decomposed/NAME (MSF's Algorithm 1).
+"""Makes what parts are trained on, in data/decomposed/NAME, by the kind that params: decompose states.
 
-A decomposition of one side leaves the normalised full latents as they are: what the full-resolution control trains on.
+pixels    the decoded images as they are (SSD and its control DDPM)
+residual  latents split into a base and residuals, one target a scale (MSF's Algorithm 1); with one side the
+          normalised full latents (its control DiT)
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from multiscale.core.storage import Table, TensorWriter, atomic_folder, read_json, write_json
-from multiscale.residual import decompose, per_channel
+from multiscale.scales.residual import decompose, per_channel
+from stages import schema
 from stages.common import settings
 from stages.common.harness import command, progress
+from stages.common.images import pixel_table
 from stages.common.paths import DECOMPOSED, LATENTS
 from stages.statistics import Moments
 
@@ -21,7 +27,26 @@ def main(name: str) -> None:
     decompositions = settings.load("decompose").decompose
     if name not in decompositions:
         raise settings.refuse("decompose", "NAME", name, f"one of {', '.join(decompositions)}")
-    sides = decompositions[name].sides
+    KINDS[decompositions[name].kind](DECOMPOSED / name, decompositions[name])
+
+
+def pixels(out: Path, section: schema.Pixels) -> None:
+    """The training images (N, C, H, W) and labels, ready to be mapped."""
+    table = pixel_table("train")
+    with atomic_folder(out) as folder, progress(f"decompose {out.name}", len(table)) as reach:
+        shapes = {key: (array.dtype.type, array.shape) for key, array in table.arrays.items()}
+        writer = TensorWriter(folder / "targets.safetensors", shapes)
+        for start in range(0, len(table), BLOCK):
+            rows = table[slice(start, start + BLOCK)]
+            for key, values in rows.items():
+                writer.write(key, start, values)
+            reach(start + len(rows["label"]))
+        writer.close()
+
+
+def residual(out: Path, section: schema.Residual) -> None:
+    """The targets y_k of each scale, with their statistics."""
+    sides = section.sides
     full = Table.open(LATENTS / str(sides[-1]) / "latents.safetensors", "mean", "label")
     base = Table.open(LATENTS / str(sides[0]) / "latents.safetensors", "mean")
     statistics = read_json(LATENTS / str(sides[-1]) / "statistics.json")
@@ -29,7 +54,7 @@ def main(name: str) -> None:
     count, channels, grid = full.arrays["mean"].shape[:3]
     grids = [side * grid // sides[-1] for side in sides]
     moments = [Moments() for _ in sides]
-    with atomic_folder(DECOMPOSED / name) as folder, progress(f"decompose {name}", count) as reach:
+    with atomic_folder(out) as folder, progress(f"decompose {out.name}", count) as reach:
         shapes = {f"y{k}": (np.float32, (count, channels, g, g)) for k, g in enumerate(grids)}
         writer = TensorWriter(folder / "targets.safetensors", {**shapes, "label": (np.int64, (count,))})
         for start in range(0, count, BLOCK):
@@ -48,6 +73,8 @@ def main(name: str) -> None:
         ]
         write_json(folder / "statistics.json", {**statistics, "scales": scales})
 
+
+KINDS = {"pixels": pixels, "residual": residual}
 
 if __name__ == "__main__":
     command(main, __doc__, {"name": "a key of `decompose`"})

@@ -29,7 +29,7 @@ HEADER = """\
 
 
 def resolve(name: str, seen: tuple[str, ...] = ()) -> dict:
-    """A recipe merged over those that it extends. Mappings merge, everything else is replaced, null removes."""
+    """A recipe merged over those that it extends. Mappings merge, presets and the rest replace, null removes."""
     path = RECIPES / f"{name}.yaml"
     if name not in available():
         where = (RECIPES / f"{seen[-1]}.yaml", "extends") if seen else (RECIPES, "recipe")
@@ -48,7 +48,7 @@ def resolve(name: str, seen: tuple[str, ...] = ()) -> dict:
 def _merge(base: dict, over: dict) -> dict:
     merged = dict(base)
     for key, value in over.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+        if isinstance(value, dict) and isinstance(merged.get(key), dict) and "preset" not in value:
             merged[key] = _merge(merged[key], value)
         elif value is None and isinstance(merged.get(key), dict):
             del merged[key]

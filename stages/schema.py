@@ -9,9 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from multiscale.methods import ssd
 from multiscale.networks.dit import PRESETS
+from multiscale.networks.unet import PRESETS as UNETS
 
 LARGEST = 2**53  # up to here JSON, DVC and torch read the same integer
 Positive = Annotated[int, Field(gt=0, le=LARGEST)]
@@ -146,21 +149,29 @@ class VAE(Section):
 
 
 class Latents(Section):
-    """The pixel sides that are encoded, each by its own `latents` stage."""
+    """The pixel sides that are encoded, each by its own `latents` stage; none where every method works on pixels."""
 
-    sides: Annotated[list[Positive], Field(min_length=1)]
+    sides: list[Positive]
     batch: Positive = 128
     precision: Precision = "auto"
 
 
-class Decomposition(Section):
+class Pixels(Section):
+    """The images as they are."""
+
+    kind: Literal["pixels"]
+    reads: Literal["images.parquet"] = "images.parquet"  # in data/
+
+
+class Residual(Section):
     """Base and residual latents: pixel sides of the scales, growing to the full size. One side: no decomposition."""
 
-    kind: Literal["residual"] = "residual"
+    kind: Literal["residual"]
+    reads: Literal["latents"] = "latents"  # in data/
     sides: Annotated[list[Positive], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _check(self) -> Decomposition:
+    def _check(self) -> Residual:
         if self.sides != sorted(set(self.sides)):
             raise Bad("sides", self.sides, "sides that grow from scale to scale")
         return self
@@ -191,10 +202,10 @@ class DiTNetwork(Section):
 
 
 class FlowPart(Section):
-    """One rectified-flow DiT of MSF, or the DiT control: `index` is its scale in the decomposition it reads."""
+    """One rectified-flow DiT of MSF: `index` is its scale in what it reads. One scale is the DiT control."""
 
     method: Name  # the row of the leaderboard that it belongs to
-    kind: Literal["dit", "msf"]  # the module in multiscale/methods
+    kind: Literal["msf"]  # the module in multiscale/methods
     reads: Name  # a name in `decompose`
     index: Count
     network: DiTNetwork
@@ -212,20 +223,80 @@ class Solver(Section):
     cfg: Annotated[float, Field(ge=0)] = 1.0  # guidance weight; 1 is none
 
 
-class DiTMethod(Section):
-    """The sampler of the full-resolution control."""
-
-    kind: Literal["dit"]
-    parts: Annotated[list[Name], Field(min_length=1, max_length=1)]
-    solver: Solver
-
-
 class MSFMethod(Section):
-    """The sampler of MSF: one solver a scale."""
+    """The sampler of MSF: one solver a scale. One scale is the DiT control."""
 
     kind: Literal["msf"]
-    parts: Annotated[list[Name], Field(min_length=2)]  # from the coarsest scale on
-    scales: Annotated[list[Solver], Field(min_length=2)]
+    parts: Annotated[list[Name], Field(min_length=1)]  # from the coarsest scale on
+    scales: Annotated[list[Solver], Field(min_length=1)]
+
+
+class UNetNetwork(Section):
+    """A UNet's size; `preset: NAME` in a recipe stands for all of it."""
+
+    width: Positive
+    multipliers: Annotated[list[Positive], Field(min_length=1)]  # of the width, one a level
+    blocks: Positive  # residual blocks a level
+    attention: list[Positive]  # sides that have it
+    heads: Positive
+    groups: Positive
+    top_block: bool = False  # the block that the published plain UNet runs and the published Flexi-UNet never does
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "preset" in value:
+            name, *rest = value["preset"], *(set(value) - {"preset", "top_block"})
+            if name not in UNETS or rest:
+                raise Bad("preset", name, f"alone or with top_block, one of {', '.join(UNETS)}")
+            _, width, multipliers, blocks, attention, heads, groups = UNETS[name]
+            sizes = {"width": width, "multipliers": list(multipliers), "blocks": blocks, "attention": list(attention)}
+            return sizes | {"heads": heads, "groups": groups, "top_block": value.get("top_block", False)}
+        return value
+
+
+class ScaleSpaceProcess(Section):
+    """SSD's forward process. One level is DDPM."""
+
+    steps: Annotated[int, Field(ge=20, le=LARGEST)] = 1000
+    levels: Positive
+    sizes: Literal["halved", "gradual"] = "halved"
+    schedule: Literal["equal", "convex-decay", "tanh-like", "sigmoid-like"] = "convex-decay"
+    gamma: Annotated[float, Field(gt=0)] = 0.5
+    operator: Literal["bilinear", "box", "identity"] = "bilinear"
+
+
+class SSDPart(Section):
+    """The one network of SSD, or with one level of the DDPM control."""
+
+    method: Name
+    kind: Literal["ssd"]
+    reads: Name
+    process: ScaleSpaceProcess
+    unet: Literal["flexi", "full", "enlarged"] = "flexi"  # 'full': every side runs the whole network
+    network: UNetNetwork
+    conditional: bool = True
+    label_dropout: Share = 0.1
+    flip: bool = False
+    oversample: Positive = 1  # how much likelier than uniform a change of side is drawn; weighted back
+    training: Training
+
+
+class AncestralSolver(Section):
+    """How a diffusion chain is sampled."""
+
+    steps: Annotated[int, Field(ge=2, le=LARGEST)]  # of the process, besides those that change the side
+    eta: Share = 1.0  # 1: the posterior (DDPM); 0: DDIM
+    cfg: Annotated[float, Field(ge=0)] = 1.0
+    last_step: Literal["clean", "as-released"] = "clean"
+
+
+class SSDMethod(Section):
+    """The sampler of SSD, or of the DDPM control."""
+
+    kind: Literal["ssd"]
+    parts: Annotated[list[Name], Field(min_length=1, max_length=1)]
+    solver: AncestralSolver
 
 
 class Classifier(Section):
@@ -267,8 +338,16 @@ class Evaluate(Section):
     prc_neighborhood: Positive = 3
 
 
-Part = Annotated[FlowPart, Field()]
-Method = Annotated[DiTMethod | MSFMethod, Field(discriminator="kind")]
+Decomposition = Annotated[Pixels | Residual, Field(discriminator="kind")]
+READS = {"msf": Residual, "ssd": Pixels}  # the kind of decomposition that each kind of part is trained on
+Part = Annotated[FlowPart | SSDPart, Field(discriminator="kind")]
+Method = Annotated[MSFMethod | SSDMethod, Field(discriminator="kind")]
+
+
+def _allowed(error: ValueError) -> str:
+    """What the science says is allowed, with its reason."""
+    problem, _, allowed = str(error).partition("; allowed: ")
+    return f"{allowed} ({problem})"
 
 
 class Experiment(Section):
@@ -291,7 +370,7 @@ class Experiment(Section):
     def _check(self) -> Experiment:
         self._check_sides()
         for name, decomposition in self.decompose.items():
-            self._check_decomposition(f"decompose.{name}.sides", decomposition)
+            self._check_decomposition(f"decompose.{name}", decomposition)
         for name, part in self.parts.items():
             self._check_part(f"parts.{name}", name, part)
         for name, method in self.methods.items():
@@ -322,34 +401,57 @@ class Experiment(Section):
             if max(sides, default=0) > size:
                 raise Bad(key, max(sides), f"sides up to data.size ({size})")
 
-    def _check_decomposition(self, key: str, decomposition: Decomposition) -> None:
+    def _check_decomposition(self, key: str, decomposition: Pixels | Residual) -> None:
+        if isinstance(decomposition, Pixels):
+            return
         sides = decomposition.sides
         if sides[-1] != self.data.size:
-            raise Bad(key, sides, f"a last side of data.size ({self.data.size})")
+            raise Bad(f"{key}.sides", sides, f"a last side of data.size ({self.data.size})")
         for side in sides:
             if side % self.vae.factor:
-                raise Bad(key, sides, f"multiples of the autoencoder's factor {self.vae.factor}")
+                raise Bad(f"{key}.sides", sides, f"multiples of the autoencoder's factor {self.vae.factor}")
         for side in (sides[0], sides[-1]):
             if side not in self.latents.sides:
-                raise Bad("latents.sides", self.latents.sides, f"{side} among them, since {key} needs it")
+                raise Bad("latents.sides", self.latents.sides, f"{side} among them, since {key}.sides needs it")
 
-    def _check_part(self, key: str, name: str, part: FlowPart) -> None:
+    def _check_part(self, key: str, name: str, part: FlowPart | SSDPart) -> None:
         if name in RESERVED or name.startswith("sample-"):
             raise Bad(key, name, "another name: reports/timing has a file of this one already")
-        if part.reads not in self.decompose:
-            raise Bad(f"{key}.reads", part.reads, f"one of {', '.join(self.decompose)}")
+        needed = READS[part.kind]
+        fitting = [other for other, section in self.decompose.items() if isinstance(section, needed)]
+        if part.reads not in fitting:
+            raise Bad(f"{key}.reads", part.reads, f"one of {', '.join(fitting) or 'none'}, of the kind that it needs")
+        if part.method not in self.methods:
+            raise Bad(f"{key}.method", part.method, f"one of {', '.join(self.methods)}")
+        if self.methods[part.method].kind != part.kind:
+            raise Bad(f"{key}.kind", part.kind, f"{self.methods[part.method].kind}, as methods.{part.method} says")
+        if isinstance(part, FlowPart):
+            self._check_flow(key, part)
+        else:
+            self._check_scale_space(key, part)
+
+    def _check_flow(self, key: str, part: FlowPart) -> None:
         sides = self.decompose[part.reads].sides
         if part.index >= len(sides):
             raise Bad(f"{key}.index", part.index, f"below the {len(sides)} scales of decompose.{part.reads}")
         latent = sides[part.index] // self.vae.factor
         if latent % part.network.patch:
             raise Bad(f"{key}.network.patch", part.network.patch, f"a divisor of the latent side {latent}")
-        if part.method not in self.methods:
-            raise Bad(f"{key}.method", part.method, f"one of {', '.join(self.methods)}")
-        if self.methods[part.method].kind != part.kind:
-            raise Bad(f"{key}.kind", part.kind, f"{self.methods[part.method].kind}, as methods.{part.method} says")
 
-    def _check_method(self, key: str, name: str, method: DiTMethod | MSFMethod) -> None:
+    def _check_scale_space(self, key: str, part: SSDPart) -> None:
+        classes = 1 if part.conditional else 0
+        config = {**part.model_dump(), "channels": self.data.channels, "side": self.data.size, "classes": classes}
+        try:
+            process = ssd.build_process(config)
+        except ValueError as error:
+            raise Bad(f"{key}.process.levels", part.process.levels, _allowed(error)) from None
+        try:
+            with torch.device("meta"):
+                ssd.build_network(config, process)
+        except ValueError as error:
+            raise Bad(f"{key}.network.multipliers", part.network.multipliers, _allowed(error)) from None
+
+    def _check_method(self, key: str, name: str, method: MSFMethod | SSDMethod) -> None:
         if name in RESERVED:
             raise Bad(key, name, "another name: models has a folder of this one already")
         belonging = [part for part, section in self.parts.items() if section.method == name]
@@ -358,10 +460,19 @@ class Experiment(Section):
                 f"{key}.parts", method.parts, f"the parts whose method is {name}: {', '.join(belonging) or 'none'}"
             )
         parts = [self.parts[part] for part in method.parts]
+        if isinstance(method, MSFMethod):
+            self._check_scales(key, method, parts)
+        else:
+            if method.solver.steps > parts[0].process.steps:
+                raise Bad(f"{key}.solver.steps", method.solver.steps, f"at most the process's {parts[0].process.steps}")
+            if method.solver.cfg != 1 and not parts[0].conditional:
+                raise Bad(f"{key}.solver.cfg", method.solver.cfg, "1.0, since the part is not conditional")
+
+    def _check_scales(self, key: str, method: MSFMethod, parts: list[FlowPart]) -> None:
         if len({part.reads for part in parts}) > 1:
             raise Bad(f"{key}.parts", method.parts, "parts that read one decomposition")
         scales = len(self.decompose[parts[0].reads].sides)
         if [part.index for part in parts] != list(range(scales)):
             raise Bad(f"{key}.parts", method.parts, f"one part for each of the {scales} scales of {parts[0].reads}")
-        if isinstance(method, MSFMethod) and len(method.scales) != scales:
+        if len(method.scales) != scales:
             raise Bad(f"{key}.scales", len(method.scales), f"{scales} solvers, one a scale")

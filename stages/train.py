@@ -31,7 +31,7 @@ def main(part: str) -> None:
         section,
         section.training,
         params.seed,
-        [folder / "targets.safetensors", folder / "statistics.json"],
+        sorted(folder.iterdir()),
         MODELS / section.method / part,
         params.run.workers,
     )

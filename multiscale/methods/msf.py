@@ -1,7 +1,7 @@
 """MSF: multi-scale latent factorisation (arXiv 2501.13349). One rectified-flow DiT for each scale of the latents.
 
 Scale 0 makes the base from the class alone; each later scale makes a residual, given everything made so far (the
-input prior, concatenated along channels). With one scale this is the plain DiT, bit for bit.
+input prior, concatenated along channels). With one scale this is the plain DiT (arXiv 2212.09748), its control.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from multiscale import flow
 from multiscale.core.device import autocast, cast_weights, default_device, resolve_precision
 from multiscale.core.pixels import to_unit
 from multiscale.core.storage import Table, read_json
 from multiscale.core.streams import Draws, noise_of_seeds
 from multiscale.networks.dit import DiT
-from multiscale.residual import accumulate, per_channel, prior
+from multiscale.processes import flow
 from multiscale.sampling import Trace
+from multiscale.scales.residual import accumulate, per_channel, prior
 from multiscale.training.part import Data, Nets, Part
 
 if TYPE_CHECKING:  # importing diffusers takes seconds that training a part has no use for

@@ -111,7 +111,9 @@ class Run:
     def _wrap(self, net: nn.Module) -> nn.Module:
         if self.training.compile:
             net = torch.compile(net)
-        return DistributedDataParallel(net) if self.workers > 1 else net
+        if self.workers == 1:
+            return net
+        return DistributedDataParallel(net, find_unused_parameters=self.part.partial)
 
     def fetch(self, step: int) -> dict[str, Tensor]:
         """The rows of this worker's share of the batch of a step."""

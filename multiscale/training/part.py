@@ -25,10 +25,11 @@ class Part:
 
     `players` are the networks that have an optimiser; most parts have one. `main` names the player whose moving
     average is the result. A part with opponents (a discriminator, a fake score) lists them as further players and
-    says in `turns` who moves at a step.
+    says in `turns` who moves at a step. Where a step runs only some of a network's layers, `partial` says so.
     """
 
     main = "net"
+    partial = False  # whether a step may leave some parameters out
 
     def __init__(self, name: str, data: Data, players: dict[str, nn.Module]):
         self.name, self.data, self.players = name, data, players

@@ -1,0 +1,166 @@
+"""SSD: diffusion whose states shrink while they get noisier, with one Flexi-UNet (arXiv 2603.08709).
+
+The network sees x_t at the side r(t) and predicts the clean image at r(t-1). With one level, or with the operator
+'identity', this is DDPM (arXiv 2006.11239) with x_0-prediction and the posterior's own variance: its control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from multiscale.core.device import autocast, cast_weights, default_device, resolve_precision
+from multiscale.core.pixels import to_signed, to_unit
+from multiscale.core.resize import bilinear_to
+from multiscale.core.storage import Table, read_json
+from multiscale.core.streams import Draws, noise_of_seeds
+from multiscale.networks.unet import FlexiUNet
+from multiscale.processes import flow
+from multiscale.processes.diffusion import CLEAN, ScaleSpace, TimeLaw, min_snr_weights, respaced, scale_space
+from multiscale.sampling import Trace
+from multiscale.training.part import Data, Nets, Part
+
+if TYPE_CHECKING:  # importing diffusers takes seconds that a method in pixels has no use for
+    from multiscale.autoencoder import Codec
+
+Predict = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]  # (x, t, labels, out_side) -> clean image at out_side
+
+
+class ScaleSpacePart(Part):
+    """The clean image at the side of the next state, from a noisy one; squared error with Min-SNR weights."""
+
+    partial = True  # only the levels that the batch's sides need are run
+
+    def __init__(self, name: str, data: Data, net: FlexiUNet, process: ScaleSpace, config: dict, part: dict):
+        super().__init__(name, data, {"net": net})
+        self.process, self.config = process, config
+        self.law = TimeLaw(process, part["oversample"])
+        self.flip, self.label_dropout, self.null = part["flip"], part["label_dropout"], net.null_label
+        states = range(process.steps)
+        columns = [[process.signal(t) for t in states], [process.sigma(t) for t in states], min_snr_weights(process)]
+        self.table = torch.tensor(columns)  # (3, T): a_t, sigma_t, weight
+
+    def loss(self, player: str, nets: Nets, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        clean = to_signed(batch["pixels"])
+        if self.flip:
+            mirrored = (draws.uniform("flip") < 0.5).view(-1, 1, 1, 1)
+            clean = torch.where(mirrored, clean.flip(-1), clean)
+        times = self.law.draw(draws)
+        signal, sigma, weight = self.table.to(clean.device)[:, times.t].view(3, -1, 1, 1, 1)
+        low, target = self.process.shrink(clean, times.side), self.process.shrink(clean, times.target_side)
+        state = signal * low + sigma * draws.normal("noise", *low.shape[1:])
+        predict = prediction(nets["net"], self.config)
+        error = predict(state, times.t, self._labels(batch, draws), times.target_side).float() - target
+        return times.weight * (weight * error.square()).mean(), {}
+
+    def _labels(self, batch: dict[str, Tensor], draws: Draws) -> Tensor | None:
+        if self.null is None:
+            return None
+        return torch.where(draws.uniform("label") < self.label_dropout, self.null, batch["label"])
+
+
+def prediction(net: nn.Module, config: dict) -> Predict:
+    """The network as it is called: 'flexi' and 'full' as they are, 'enlarged' always at the full side.
+
+    A full UNet of one level takes small states itself; a side that no UNet can divide (gradual sizes) is enlarged to
+    the full one before the network, and what it predicts is resized to the side asked for.
+    """
+    if config["unet"] != "enlarged":
+        return net
+    side = config["side"]
+    return lambda x, t, labels, out: bilinear_to(net(bilinear_to(x, side), t, labels, side).float(), out)
+
+
+def build_process(config: dict) -> ScaleSpace:
+    """The forward process that a config describes."""
+    return scale_space(config["side"], **config["process"])
+
+
+def build_network(config: dict, process: ScaleSpace) -> FlexiUNet:
+    """The UNet of a config: it has an entry level for each side of the process, or one for all.
+
+    Raises ValueError for a side of the process that the network cannot take.
+    """
+    levels = len(process.sides) if config["unet"] == "flexi" else 1
+    net = FlexiUNet(config["channels"], config["side"], levels=levels, classes=config["classes"], **config["network"])
+    for side in process.sides if config["unet"] != "enlarged" else [config["side"]]:
+        net.level_of(side)
+    return net
+
+
+def build_part(name: str, part: dict, folder: Path, classes: int) -> tuple[ScaleSpacePart, dict]:
+    """The part `part` (its params section) on the pixels in `folder`."""
+    table = Table.open(folder / "targets.safetensors", "pixels", "label")
+    _, channels, side, _ = table.arrays["pixels"].shape
+    config = {
+        "channels": channels,
+        "side": side,
+        "classes": classes if part["conditional"] else 0,
+        "process": part["process"],
+        "unet": part["unet"],
+        "network": part["network"],
+    }
+    process = build_process(config)
+    net = build_network(config, process)
+    return ScaleSpacePart(name, table, net, process, config, part), config
+
+
+class ScaleSpaceSampler:
+    """From noise of the smallest side to the image, state by state, each drawn from the exact posterior."""
+
+    frames = "x0"  # what a trace is shown of each step: 'x0', the prediction, or 'state', what was made of it
+
+    def __init__(self, net: FlexiUNet, config: dict, process: ScaleSpace, solver: dict, precision: str):
+        self.device = default_device()
+        self.precision = resolve_precision(precision, self.device)
+        net = cast_weights(net.eval().requires_grad_(False), self.precision)
+        self.net = net.to(self.device, memory_format=torch.channels_last)
+        self.networks: dict[str, nn.Module] = {"net": self.net}
+        self.config, self.process, self.cfg = config, process, solver["cfg"]
+        if self.cfg != 1 and net.null_label is None:
+            raise ValueError(f"a guidance weight of {self.cfg} for a network without classes; allowed: 1")
+        states = [CLEAN, *respaced(process, solver["steps"])]
+        # From the noisiest state down; every scalar of a step is decided here, in float64.
+        self.plan = [(t, s, process.transition(s, t, solver["eta"])) for s, t in zip(states, states[1:])][::-1]
+        if solver["last_step"] == "as-released":  # the published code returns state 0, with its noise of sigma 0.01
+            self.plan.pop()
+
+    @torch.inference_mode()
+    def __call__(self, seeds: list[int], labels: Tensor, trace: Trace | None = None) -> Tensor:
+        labels = labels.to(self.device)
+        predict = {side: self._predict(side, labels) for side in self.process.sides}
+        x = self._noise(seeds, self.plan[0][0])
+        with autocast(self.precision, self.device):
+            for t, s, transition in self.plan:
+                side = self.process.side(s)
+                clean = predict[side](x, torch.full((len(x),), t, device=self.device)).clamp_(-1, 1)
+                x = transition.reverse(x, clean, self._noise(seeds, s) if transition.needs_noise else None)
+                if trace is not None:
+                    trace(f"{side} px", to_unit(clean if self.frames == "x0" else x))
+        return to_unit(x)
+
+    def _noise(self, seeds: list[int], state: int) -> Tensor:
+        """The noise that goes into a state."""
+        side = self.process.side(state)
+        return noise_of_seeds(seeds, f"state-{state}", (self.config["channels"], side, side)).to(self.device)
+
+    def _predict(self, side: int, labels: Tensor) -> flow.Velocity:
+        """The clean image at a side as a function of (x_t, t), guided."""
+        predict = prediction(self.net, self.config)
+        if self.net.null_label is None:
+            return lambda x, t: predict(x, t, None, side).float()
+        return flow.guided(lambda x, t, c: predict(x, t, c, side).float(), labels, self.net.null_label, self.cfg)
+
+
+def load_sampler(folders: list[Path], settings: dict, codec: Codec, precision: str) -> ScaleSpaceSampler:
+    """The sampler of the one trained part; its images are pixels, so the codec has no say."""
+    config = read_json(folders[0] / "config.json")
+    process = build_process(config)
+    net = build_network(config, process)
+    net.load_state_dict(load_file(folders[0] / "model.safetensors"))
+    return ScaleSpaceSampler(net, config, process, settings["solver"], precision)

@@ -1,0 +1,1 @@
+"""From noise to data and back: rectified flow and diffusion, apart from any network."""

@@ -1,0 +1,1 @@
+"""How an image is split into scales, one module a method, as plain tensor operations."""

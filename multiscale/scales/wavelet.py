@@ -1,0 +1,169 @@
+"""Orthonormal wavelet transforms of images, periodised: every level halves the sides exactly and keeps the energy.
+
+PyWavelets gives the filters and the conventions of its mode 'periodization'. The three detail bands of a level stand
+in its order (cH, cV, cD), which the WMGM code calls LH, HL, HH: high-pass along the rows' index, along the columns',
+along both. Channels are grouped by band, (N, 3C, h, w) (arXiv 2411.09356).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pywt
+import torch
+from torch import Tensor
+
+FAMILIES = ("haar", "db", "sym", "coif")  # PyWavelets' orthogonal families; its 'dmey' is orthogonal in name only
+BLOCK = 2**18  # numbers that the Haar transform works on at once: about a megabyte
+
+
+@lru_cache(maxsize=256)
+def analysis_matrix(name: str, side: int) -> Tensor:
+    """One level along one axis as an orthonormal float64 matrix (side, side): low-pass rows, then high-pass rows.
+
+    Row k of a filter f of F taps has f_j at the place 2k + F/2 - j, modulo the side.
+    """
+    bank = pywt.Wavelet(name)
+    starts = 2 * torch.arange(side // 2)[:, None] + bank.dec_len // 2
+    columns = (starts - torch.arange(bank.dec_len)) % side
+    halves = []
+    for taps in (bank.dec_lo, bank.dec_hi):
+        values = torch.tensor(taps, dtype=torch.float64).expand(side // 2, -1)
+        halves.append(torch.zeros(side // 2, side, dtype=torch.float64).scatter_add_(1, columns, values))
+    matrix = torch.cat(halves)
+    # The tables of the symlets are orthonormal to 1e-11 only; one Newton step towards the polar factor mends that.
+    return 1.5 * matrix - 0.5 * matrix @ matrix.mT @ matrix
+
+
+def _apply(rows: Tensor, x: Tensor, columns: Tensor) -> Tensor:
+    """rows x columns^T for images x (N, C, H, W), in float64: in float32 the filters are not orthonormal to 1e-6."""
+    rows, columns = rows.to(x.device), columns.to(x.device)
+    with torch.autocast(x.device.type, enabled=False):
+        return (rows @ x.double() @ columns.mT).to(x.dtype)
+
+
+class _HaarSplit(torch.autograd.Function):
+    """`Wavelet.split` for Haar: sums and differences of neighbours, a few images at once to stay in the cache.
+
+    The results are allocated once: fresh pages cost more than the arithmetic. The gradient is the adjoint, `merge`.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+        N, C, H, W = x.shape
+        low, bands = x.new_empty(N, C, H // 2, W // 2), x.new_empty(N, 3, C, H // 2, W // 2)
+        for some in _blocks(x):
+            upper, lower = (0.5 * x[some]).unflatten(-2, (-1, 2)).unbind(-2)
+            s, d = upper + lower, upper - lower
+            s_left, s_right, d_left, d_right = s[..., 0::2], s[..., 1::2], d[..., 0::2], d[..., 1::2]
+            torch.add(s_left, s_right, out=low[some])
+            torch.add(d_left, d_right, out=bands[some, 0])
+            torch.sub(s_left, s_right, out=bands[some, 1])
+            torch.sub(d_left, d_right, out=bands[some, 2])
+        return low, bands.flatten(1, 2)
+
+    @staticmethod
+    def backward(ctx, low: Tensor, details: Tensor) -> Tensor:
+        return _HaarMerge.apply(low, details)
+
+
+class _HaarMerge(torch.autograd.Function):
+    """`Wavelet.merge` for Haar; its gradient is `split`."""
+
+    @staticmethod
+    def forward(ctx, low: Tensor, details: Tensor) -> Tensor:
+        N, C, h, w = low.shape
+        x = low.new_empty(N, C, h, 2, w, 2)
+        for some in _blocks(x):
+            vertical, horizontal, diagonal = (0.5 * details[some]).chunk(3, 1)
+            half = 0.5 * low[some]
+            s, t, u, v = half + horizontal, half - horizontal, vertical + diagonal, vertical - diagonal
+            torch.add(s, u, out=x[some, :, :, 0, :, 0])
+            torch.add(t, v, out=x[some, :, :, 0, :, 1])
+            torch.sub(s, u, out=x[some, :, :, 1, :, 0])
+            torch.sub(t, v, out=x[some, :, :, 1, :, 1])
+        return x.view(N, C, 2 * h, 2 * w)
+
+    @staticmethod
+    def backward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+        return _HaarSplit.apply(x)
+
+
+def _blocks(x: Tensor) -> list[slice]:
+    """The rows of a batch a few at once, or all on an accelerator."""
+    rows = max(1, BLOCK // max(1, x[0].numel())) if x.device.type == "cpu" and len(x) else max(1, len(x))
+    return [slice(start, start + rows) for start in range(0, len(x), rows)]
+
+
+class Wavelet:
+    """One level of the transform by an orthogonal filter bank, and its inverse, which is its adjoint.
+
+    Raises ValueError for a name that PyWavelets does not know, or whose filters are not orthogonal.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        if name not in allowed():
+            biorthogonal = name in pywt.wavelist(kind="discrete")
+            problem = "is not orthogonal" if biorthogonal else "is unknown"
+            raise ValueError(
+                f"the wavelet {name!r} {problem}; allowed: haar, db1 to db38, sym2 to sym20, coif1 to coif17"
+            )
+        self.is_haar = pywt.Wavelet(name).dec_len == 2
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images x (N, C, H, W) -> the low band (N, C, H/2, W/2) and the details (N, 3C, H/2, W/2).
+
+        Raises ValueError for an odd side.
+        """
+        check_sides(x.shape[-2:], 1)
+        if self.is_haar:
+            return _HaarSplit.apply(x)
+        h, w = x.shape[-2] // 2, x.shape[-1] // 2
+        y = _apply(analysis_matrix(self.name, 2 * h), x, analysis_matrix(self.name, 2 * w))
+        return y[..., :h, :w], torch.cat([y[..., h:, :w], y[..., :h, w:], y[..., h:, w:]], 1)
+
+    def merge(self, low: Tensor, details: Tensor) -> Tensor:
+        """Undoes `split`."""
+        if self.is_haar:
+            return _HaarMerge.apply(low, details)
+        vertical, horizontal, diagonal = details.chunk(3, 1)
+        y = torch.cat([torch.cat([low, horizontal], -1), torch.cat([vertical, diagonal], -1)], -2)
+        return _apply(analysis_matrix(self.name, y.shape[-2]).mT, y, analysis_matrix(self.name, y.shape[-1]).mT)
+
+
+@lru_cache(maxsize=1)
+def allowed() -> frozenset[str]:
+    """The names of the orthogonal wavelets."""
+    return frozenset(name for family in FAMILIES for name in pywt.wavelist(family))
+
+
+def check_sides(sides: tuple[int, ...], levels: int) -> None:
+    """Raises ValueError unless there is at least one level and every side can be halved that often."""
+    if levels < 1:
+        raise ValueError(f"{levels} levels of a wavelet transform; allowed: at least 1")
+    for side in sides:
+        if side % 2**levels:
+            raise ValueError(f"a side of {side} cannot be halved {levels} times; allowed: multiples of {2**levels}")
+
+
+def dwt(x: Tensor, name: str, levels: int) -> tuple[Tensor, list[Tensor]]:
+    """The transform of several levels: x (N, C, H, W) -> low band x_J and details [d_1, ..., d_J], the finest first.
+
+    ||x||^2 = ||x_J||^2 + sum_j ||d_j||^2. Raises ValueError for zero levels, a side that 2^levels does not divide, and
+    a wavelet that is unknown or not orthogonal.
+    """
+    check_sides(x.shape[-2:], levels)
+    wavelet, details = Wavelet(name), []
+    for _ in range(levels):
+        x, detail = wavelet.split(x)
+        details.append(detail)
+    return x, details
+
+
+def idwt(low: Tensor, details: list[Tensor], name: str) -> Tensor:
+    """Undoes `dwt`."""
+    wavelet = Wavelet(name)
+    for detail in reversed(details):
+        low = wavelet.merge(low, detail)
+    return low

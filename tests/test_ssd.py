@@ -1,0 +1,324 @@
+"""SSD trains and samples what the mathematics says, and is DDPM with one level."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from multiscale.core.pixels import to_signed, to_unit
+from multiscale.core.streams import Draws, generator, noise_of_seeds
+from multiscale.methods import ssd
+from multiscale.processes.diffusion import CLEAN, linear_alpha_bar, scale_space
+from multiscale.sampling import count_calls
+from multiscale.training.checkpoint import Checkpoints
+from multiscale.training.loop import Training, fit
+
+CLASSES = 3
+NETWORK = {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [8], "heads": 2, "groups": 4}
+PROCESS = {
+    "steps": 40,
+    "levels": 2,
+    "sizes": "halved",
+    "schedule": "convex-decay",
+    "gamma": 0.5,
+    "operator": "bilinear",
+}
+PART = {
+    "network": NETWORK,
+    "process": PROCESS,
+    "unet": "flexi",
+    "conditional": True,
+    "label_dropout": 0.1,
+    "flip": True,
+    "oversample": 1,
+}
+SOLVER = {"steps": 10, "eta": 1.0, "cfg": 1.0, "last_step": "clean"}
+TRAINING = Training(
+    images=96,
+    batch=8,
+    lr=1e-3,
+    warmup_images=0,
+    decay="constant",
+    weight_decay=0.0,
+    beta2=0.99,
+    clip=1.0,
+    ema_images=10,
+    precision="fp32",
+    compile=False,
+    log_images=48,
+    checkpoint_seconds=0,
+)
+
+
+@pytest.fixture
+def pixels(tmp_path):
+    """A folder of 64 random images of 16x16 pixels."""
+    random = torch.Generator().manual_seed(0)
+    rows = {
+        "pixels": torch.randint(0, 256, (64, 3, 16, 16), generator=random, dtype=torch.uint8),
+        "label": torch.arange(64) % CLASSES,
+    }
+    save_file(rows, tmp_path / "targets.safetensors")
+    return tmp_path
+
+
+def part_of(section: dict) -> dict:
+    return {**PART, **section, "process": {**PROCESS, **section.get("process", {})}}
+
+
+def build(folder, module=ssd, **section):
+    """A part and its config, the network's zero layers woken up."""
+    torch.manual_seed(0)
+    part, config = module.build_part("part", part_of(section), folder, CLASSES)
+    for parameter in part.players["net"].parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return part, config
+
+
+def sampler_of(folder, solver=None, module=ssd, **section):
+    """A sampler, through the files a stage would leave."""
+    part, config = build(folder, module, **section)
+    out = folder / "model"
+    out.mkdir(exist_ok=True)
+    save_file(part.players["net"].state_dict(), out / "model.safetensors")
+    (out / "config.json").write_text(json.dumps(config))
+    return module.load_sampler([out], {"solver": {**SOLVER, **(solver or {})}}, None, "fp32")
+
+
+def draws(step: int, rows: slice = slice(0, 8)) -> Draws:
+    return Draws(0, "part", step, 8, rows, torch.device("cpu"))
+
+
+def loss_of(part, step: int) -> Tensor:
+    return part.loss("net", part.players, part.data[torch.arange(8)], draws(step))[0]
+
+
+LABELS = torch.arange(4) % CLASSES
+
+
+def test_along_a_chain_told_the_truth_the_noise_stays_white():
+    process = scale_space(16, 100, 3, "halved", "convex-decay", 0.5, "bilinear")
+    random, count = torch.Generator().manual_seed(1), 4000
+    truth = torch.rand(1, 1, 16, 16, generator=random) * 2 - 1
+    x = process.signal(99) * process.shrink(truth, 4) + process.sigma(99) * torch.randn(
+        count, 1, 4, 4, generator=random
+    )
+    watched = {98, 90, 89, 88, 70, 56, 55, 54, 53, 30, 10, 0}
+    for t in range(99, 0, -1):
+        side = process.side(t - 1)
+        clean = process.shrink(truth, side).expand(count, -1, -1, -1)
+        x = process.transition(t - 1, t).reverse(x, clean, torch.randn(count, 1, side, side, generator=random))
+        residual = (x - process.signal(t - 1) * clean).flatten(1)
+        assert residual.square().mean().sqrt().item() == pytest.approx(process.sigma(t - 1), rel=0.01)
+        if t - 1 in watched:
+            correlation = torch.corrcoef(residual.T).fill_diagonal_(0)
+            assert correlation.abs().max() < 5 / math.sqrt(count)
+    assert process.transitions == [55, 89]
+
+
+def test_one_level_is_the_ddpm_chain_with_the_small_variance(pixels):
+    sampler = sampler_of(pixels, {"steps": 40}, process={"levels": 1})
+    sampler.net.head.weight.mul_(0.1)  # tame: an untrained network blows rounding up from step to step
+    images = sampler([1, 2, 3, 4], LABELS)
+    alpha_bar = [1.0, *linear_alpha_bar(40)]
+    x = noise_of_seeds([1, 2, 3, 4], "state-39", (3, 16, 16))
+    with torch.inference_mode():
+        for t in range(39, -1, -1):  # the textbook's formulas; alpha_bar[t] is that of the state before t
+            before, now = alpha_bar[t], alpha_bar[t + 1]
+            beta = 1 - now / before
+            clean = sampler.net(x, torch.full((4,), t), LABELS, 16).clamp(-1, 1)
+            mean = math.sqrt(before) * beta / (1 - now) * clean + math.sqrt(1 - beta) * (1 - before) / (1 - now) * x
+            z = noise_of_seeds([1, 2, 3, 4], f"state-{t - 1}", (3, 16, 16)) if t else 0
+            x = mean + math.sqrt(beta * (1 - before) / (1 - now)) * z
+    assert (images - to_unit(x)).abs().max() < 1e-6
+
+
+def test_the_identity_operator_is_one_level_bit_for_bit(pixels):
+    section = {"process": {"operator": "identity"}}
+    control, _ = build(pixels, process={"levels": 1})
+    part, _ = build(pixels, **section)
+    weights = part.players["net"].state_dict()
+    assert {name: tuple(value.shape) for name, value in weights.items()} == {
+        name: tuple(value.shape) for name, value in control.players["net"].state_dict().items()
+    }
+    assert all(torch.equal(weights[name], value) for name, value in control.players["net"].state_dict().items())
+    for step in range(5):
+        assert torch.equal(loss_of(control, step), loss_of(part, step))
+    images = [
+        sampler_of(pixels, process={"levels": 1})([1, 2, 3, 4], LABELS),
+        sampler_of(pixels, **section)([1, 2, 3, 4], LABELS),
+    ]
+    assert torch.equal(*images)
+
+
+@pytest.mark.parametrize("oversample", [1, 6])
+def test_the_loss_is_the_weighted_error_of_the_clean_image_at_the_next_side(oversample, pixels):
+    part, _ = build(pixels, oversample=oversample, flip=False, label_dropout=0.0, process={"levels": 2})
+    process, net, data = part.process, part.players["net"], part.data[torch.arange(8)]
+    clean, kinds = to_signed(data["pixels"]), set()
+    for step in range(40):
+        times = part.law.draw(draws(step))
+        noise = torch.randn(8, 3, times.side, times.side, generator=generator(0, "part/noise", step))
+        errors = []
+        for i, t in enumerate(times.t.tolist()):
+            assert (times.side, times.target_side) == (process.side(t), process.side(t - 1))
+            small = process.shrink(clean[i : i + 1], process.side(t))
+            target = process.shrink(clean[i : i + 1], process.side(t - 1))
+            x = process.signal(t) * small + process.sigma(t) * noise[i]
+            predicted = net(x, torch.tensor([t]), data["label"][i : i + 1], process.side(t - 1))
+            errors.append(min(process.snr(t), 5) * (predicted - target).square().mean())
+        expected = torch.stack(errors).mean() * times.weight
+        assert loss_of(part, step).item() == pytest.approx(expected.item(), rel=1e-4)
+        kinds.add((times.side, times.target_side))
+    assert kinds >= {(16, 16), (8, 8)} and (oversample == 1 or (8, 16) in kinds)
+
+
+def test_flips_mirror_half_of_the_images_and_labels_are_dropped_at_their_rate(pixels):
+    seen = []
+    part, _ = build(pixels, label_dropout=0.3, process={"operator": "identity"})
+    part.process.shrink = lambda clean, side: seen.append(clean) or clean
+    dropped = torch.stack([part._labels(part.data[torch.arange(8)], draws(step)) == CLASSES for step in range(300)])
+    assert dropped.float().mean().item() == pytest.approx(0.3, abs=0.03)
+    original = to_signed(part.data[torch.arange(8)]["pixels"])
+    mirrored = 0
+    for step in range(20):
+        loss_of(part, step)
+        for image, source in zip(seen[-1], original):
+            assert torch.equal(image, source) or torch.equal(image, source.flip(-1))
+            mirrored += not torch.equal(image, source)
+    assert 50 < mirrored < 110  # of 160
+
+
+def test_image_k_depends_on_seed_k_alone(pixels):
+    sampler = sampler_of(pixels)
+    labels = torch.zeros(3, dtype=torch.long)
+    images, others = sampler([4, 5, 6], labels), sampler([9, 8, 4], labels)
+    assert torch.allclose(images[0], others[2], atol=1e-5)
+    assert (images[0] - images[1]).abs().max() > 0.01
+    assert torch.equal(images, sampler([4, 5, 6], labels))
+
+
+VARIANTS = {
+    "flexi": {},
+    "three levels": {"process": {"levels": 3}, "network": {**NETWORK, "multipliers": [1, 1, 2]}},
+    "full unet": {"unet": "full"},
+    "box": {"process": {"operator": "box"}},
+    "identity": {"process": {"operator": "identity"}},
+    "gradual": {"unet": "enlarged", "process": {"sizes": "gradual", "levels": 9, "schedule": "equal"}},
+    "unconditional": {"conditional": False},
+    "other schedule": {"process": {"schedule": "sigmoid-like", "gamma": 3.0}},
+}
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_trains_and_samples(name, eta, pixels):
+    part, _ = build(pixels, **VARIANTS[name])
+    for step in range(3):
+        loss = loss_of(part, step)
+        loss.backward()
+        assert loss.isfinite()
+    images = sampler_of(pixels, {"eta": eta}, **VARIANTS[name])([1, 2, 3, 4], LABELS)
+    assert images.shape == (4, 3, 16, 16)
+    assert images.isfinite().all() and images.min() >= 0 and images.max() <= 1
+    assert images.std() > 0.01
+
+
+@pytest.mark.parametrize("frames", ["x0", "state"])
+def test_a_trace_sees_the_image_grow(frames, pixels):
+    sampler = sampler_of(pixels)
+    sampler.frames = frames
+    seen = []
+    images = sampler([1, 2, 3, 4], LABELS, lambda caption, shown: seen.append((caption, shown)))
+    sides = [shown.shape[-1] for _, shown in seen]
+    assert sides == sorted(sides) and set(sides) == {8, 16}
+    assert [caption for caption, _ in seen] == [f"{side} px" for side in sides]
+    assert all(shown.min() >= 0 and shown.max() <= 1 for _, shown in seen)
+    assert torch.equal(seen[-1][1], images)
+
+
+def test_a_chain_starts_from_noise_and_ends_in_the_clean_prediction(pixels):
+    sampler = sampler_of(pixels)
+    steps = [(t, s) for t, s, _ in sampler.plan]
+    assert steps[0][0] == 39 and steps[-1] == (0, CLEAN)
+    assert all(s == t for (_, s), (t, _) in zip(steps, steps[1:]))
+    assert {t for t, _ in steps} >= set(sampler.process.transitions)
+    assert count_calls(sampler, LABELS) == {"net": len(steps)}
+    released = sampler_of(pixels, {"last_step": "as-released"})
+    assert count_calls(released, LABELS) == {"net": len(steps) - 1}
+
+
+def test_guidance_asks_the_network_twice_and_pulls_towards_the_class(pixels):
+    plain, guided = sampler_of(pixels), sampler_of(pixels, {"cfg": 3.0})
+    assert count_calls(guided, LABELS)["net"] == 2 * count_calls(plain, LABELS)["net"]
+    assert not torch.equal(plain([1, 2, 3, 4], LABELS), guided([1, 2, 3, 4], LABELS))
+
+
+def test_with_eta_zero_noise_is_drawn_at_the_start_and_at_transitions_alone(pixels):
+    sampler = sampler_of(pixels, {"eta": 0.0})
+    drawing = [t for t, _, transition in sampler.plan if transition.needs_noise]
+    assert drawing == sampler.process.transitions
+
+
+def test_training_that_was_cut_short_ends_in_the_same_weights(pixels, tmp_path):
+    """The sides drawn so far decide which weights have moved: a resumed optimiser must know of each."""
+
+    class Cut(Exception):
+        pass
+
+    def train(scratch: str, stop: int | None = None, training: Training = TRAINING):
+        def on_step(seen: int) -> None:
+            if seen == stop:
+                raise Cut
+
+        part, _ = build(pixels, oversample=4)
+        return fit(part, training, 0, Checkpoints(tmp_path / scratch, "part", "key"), on_step=on_step)
+
+    whole = train("a")
+    with pytest.raises(Cut):
+        train("b", stop=24)
+    resumed = train("b")
+    assert whole.weights.keys() == resumed.weights.keys()
+    assert all(torch.equal(whole.weights[name], resumed.weights[name]) for name in whole.weights)
+
+
+def test_training_learns_one_image(pixels):
+    picture = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
+    picture[:, :, 4:12, 4:12] = 220
+    save_file({"pixels": picture, "label": torch.zeros(8, dtype=torch.long)}, pixels / "targets.safetensors")
+    training = replace(TRAINING, images=2400, lr=5e-3, log_images=800, checkpoint_seconds=60.0)
+    part, config = build(pixels, flip=False, oversample=4)
+    result = fit(part, training, 0, Checkpoints(pixels / "scratch", "part", "key"))
+    assert result.history[-1]["loss"] < 0.3 * result.history[0]["loss"]
+    net = part.players["net"].cpu()
+    net.load_state_dict(result.weights)
+    sampler = ssd.ScaleSpaceSampler(net, config, part.process, SOLVER, "fp32")
+    images = sampler([1, 2, 3, 4], torch.zeros(4, dtype=torch.long))
+    assert (images - picture[0] / 255).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("section", "solver", "message"),
+    [
+        ({"process": {"levels": 3}}, {}, "3 levels of sides in a UNet of 2; allowed: 1 to 2"),
+        ({"process": {"levels": 6}}, {}, "a side of 16 cannot be halved 5 times"),
+        ({"process": {"sizes": "gradual"}}, {}, "a side of 15 has no level in the UNet; allowed: 16, 8"),
+        (
+            {"unet": "full", "process": {"sizes": "gradual"}},
+            {},
+            "a UNet of 2 levels cannot divide a side of 15; allowed: multiples of 2",
+        ),
+        ({"conditional": False}, {"cfg": 2.0}, "a guidance weight of 2.0 for a network without classes; allowed: 1"),
+        ({}, {"steps": 41}, "41 sampling steps of a process of 40; allowed: 2 to 40"),
+    ],
+)
+def test_impossible_settings_are_refused_in_one_line(section, solver, message, pixels):
+    with pytest.raises(ValueError, match=message):
+        sampler_of(pixels, solver, **section)

@@ -1,0 +1,235 @@
+"""When SSD's states shrink, which states a batch and a sampler take, and what an error weighs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+
+from multiscale.core.streams import Draws
+from multiscale.processes.diffusion import (
+    CLEAN,
+    ScaleSpace,
+    TimeLaw,
+    gradual_sides,
+    halved_sides,
+    information,
+    linear_alpha_bar,
+    min_snr_weights,
+    respaced,
+    scale_space,
+)
+from multiscale.scales.degradation import OPERATORS, Separable, bilinear
+
+PUBLISHED = {  # levels: (states a level, transitions, SNR there)
+    2: ([750, 250], [750], [0.0033]),
+    3: ([555, 334, 111], [555, 889], [0.045, 0.00033]),
+    4: ([438, 312, 187, 63], [438, 750, 937], [0.163, 0.0033, 0.00014]),
+    5: ([360, 280, 200, 120, 40], [360, 640, 840, 960], [0.358, 0.0157, 0.00078, 0.000087]),
+    6: ([306, 249, 195, 139, 83, 28], [306, 555, 750, 889, 972], [0.612, 0.045, 0.0033, 0.00033, 0.00007]),
+}
+
+
+def process(levels=4, steps=1000, side=64, schedule="convex-decay", gamma=0.5, sizes="halved", operator="bilinear"):
+    return scale_space(side, steps, levels, sizes, schedule, gamma, operator)
+
+
+def counts(space: ScaleSpace) -> list[int]:
+    return [sum(space.side(t) == side for t in range(space.steps)) for side in space.sides]
+
+
+def draws(step: int, batch: int = 1, rows: slice | None = None, seed: int = 0) -> Draws:
+    return Draws(seed, "part", step, batch, rows or slice(0, batch), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("levels", PUBLISHED)
+def test_convex_decay_has_the_published_counts_and_transitions(levels):
+    space = process(levels, side=256)
+    states, transitions, snr = PUBLISHED[levels]
+    assert counts(space) == states
+    assert space.transitions == transitions
+    for t, value in zip(transitions, snr):
+        assert space.snr(t) == pytest.approx(value, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "gamma", "transitions"),
+    [
+        ("equal", 1.0, [250, 500, 750]),
+        ("convex-decay", 2.0, [134, 293, 500]),
+        ("sigmoid-like", 3.0, [436, 500, 564]),
+        ("tanh-like", 3.0, [106, 500, 894]),
+    ],
+)
+def test_the_other_schedules_have_the_published_transitions(schedule, gamma, transitions):
+    assert process(schedule=schedule, gamma=gamma).transitions == transitions
+
+
+@pytest.mark.parametrize(
+    ("steps", "levels", "states"),
+    [
+        (100, 2, [75, 25]),
+        (100, 3, [55, 34, 11]),
+        (100, 4, [44, 31, 18, 7]),
+        (200, 2, [150, 50]),
+        (200, 3, [111, 66, 23]),
+        (200, 4, [88, 62, 37, 13]),
+    ],
+)
+def test_short_chains_have_the_same_shares_and_end_as_noisy(steps, levels, states):
+    space = process(levels, steps)
+    assert counts(space) == states
+    assert space.transitions == np.cumsum(states)[:-1].tolist()
+    assert space.alpha_bar[-1] < 1e-4
+
+
+def test_one_pixel_sizes_shrink_by_one_pixel_at_a_time():
+    space = process(31, side=32, sizes="gradual", schedule="equal")
+    assert space.sides == list(range(32, 1, -1))
+    assert len(space.transitions) == 30
+    assert all(space.side(t - 1) - space.side(t) == 1 for t in space.transitions)
+
+
+def test_the_identity_operator_never_shrinks():
+    space = process(operator="identity")
+    assert space.transitions == [] and {space.side(t) for t in range(1000)} == {64}
+
+
+def test_images_shrink_step_by_step_not_at_once():
+    space = process(3)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    stepwise = bilinear(32, 16).apply(bilinear(64, 32).apply(x))
+    assert torch.allclose(space.shrink(x, 16), stepwise, atol=1e-12)
+    assert torch.equal(space.shrink(x, 64), x)
+    at_once, composed = bilinear(64, 16).matrix, space.resize(64, 16).matrix
+    assert (at_once - composed).norm() / at_once.norm() == pytest.approx(0.128, abs=5e-4)  # in one dimension
+
+
+def test_a_batch_has_one_pair_of_sides_and_its_times_are_uniform():
+    space = process(4, steps=100)
+    law = TimeLaw(space)
+    seen = Counter()
+    for step in range(20_000):
+        times = law.draw(draws(step))
+        seen[int(times.t)] += 1
+        assert times.weight == 1
+    assert stats.chisquare([seen[t] for t in range(100)]).pvalue > 0.001
+    for step in range(300):
+        times = law.draw(draws(step, batch=16))
+        for t in times.t.tolist():
+            assert (space.side(t), space.side(t - 1)) == (times.side, times.target_side)
+    # Within a batch the times differ where they may.
+    assert any(len(set(law.draw(draws(step, batch=16)).t.tolist())) > 8 for step in range(5))
+
+
+@pytest.mark.parametrize("oversample", [1, 7])
+def test_the_law_of_times_is_exactly_uniform_once_weighted(oversample):
+    space = process(4)
+    law = TimeLaw(space, oversample)
+    share = Counter()
+    for slots, (side, target, members), factor in zip(np.diff([0, *law.ends]), law.groups, law.factors):
+        for t in members.tolist():
+            weight = law.ends[-1] / (space.steps * factor)
+            share[t] += slots / law.ends[-1] / len(members) * weight
+        assert factor == (oversample if side != target else 1)
+    assert share == pytest.approx(dict.fromkeys(range(1000), 1 / 1000))
+
+
+def test_oversampled_transitions_come_up_so_many_times_as_often():
+    space = process(4, steps=100)
+    law = TimeLaw(space, oversample=10)
+    drawn = [law.draw(draws(step)) for step in range(4000)]
+    changes = [times for times in drawn if times.side != times.target_side]
+    assert len(changes) / len(drawn) == pytest.approx(30 / 127, abs=0.02)
+    assert {times.weight for times in changes} == {127 / 1000}
+    assert {times.weight for times in drawn} == {127 / 1000, 127 / 100}
+
+
+def test_all_workers_draw_one_pair_of_sides_and_together_what_one_draws_alone():
+    law = TimeLaw(process(4, steps=100))
+    for step in range(100):
+        whole = law.draw(draws(step, batch=8))
+        halves = [law.draw(draws(step, 8, rows)) for rows in (slice(0, 4), slice(4, 8))]
+        assert torch.equal(torch.cat([half.t for half in halves]), whole.t)
+        assert {(half.side, half.target_side) for half in halves} == {(whole.side, whole.target_side)}
+
+
+def test_errors_weigh_the_signal_to_noise_ratio_up_to_five():
+    weights = min_snr_weights(process())
+    assert all(weight == 5 for weight in weights[:130]) and weights[130] < 5
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    snr = alpha_bar / (1 - alpha_bar)
+    assert weights[130:] == pytest.approx(snr[130:], rel=1e-6)
+    assert weights[999] == pytest.approx(4.036e-5, rel=1e-4)
+    assert weights[258] > 1 > weights[259]
+
+
+@pytest.mark.parametrize("t", [0, 100, 306, 555, 937, 999])
+def test_information_in_closed_form_equals_quadrature(t):
+    snr = process().snr(t)
+    below, _ = integrate.quad(lambda x: stats.norm.cdf(-math.sqrt(snr) * x), 0, 1, epsabs=1e-13)
+    assert information(snr) == pytest.approx(1 - 2 * below, abs=1e-8)
+
+
+def test_information_has_the_known_values():
+    space = process()
+    values = {100: 0.727, 200: 0.478, 306: 0.297, 438: 0.159, 555: 0.0845, 750: 0.0229, 937: 0.0047}
+    for t, value in values.items():
+        assert information(space.snr(t)) == pytest.approx(value, abs=6e-4)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 4])
+@pytest.mark.parametrize("steps", [2, 25, 250, 1000])
+def test_fewer_steps_keep_both_ends_and_every_transition(levels, steps):
+    space = process(levels)
+    kept = respaced(space, steps)
+    assert kept[0] == 0 and kept[-1] == 999
+    assert set(space.transitions) <= set(kept)
+    assert steps <= len(kept) <= steps + levels - 1
+    assert kept == sorted(set(kept))
+
+
+@pytest.mark.parametrize("steps", [10, 250])
+def test_a_long_step_composes_the_short_ones_and_keeps_the_marginal(steps):
+    space = process(3, side=16)
+    states = respaced(space, steps)
+    pairs = list(zip(states, states[1:])) + [(500, 950)]  # the last one passes two transitions at once
+    for s, t in pairs:
+        long = space.transition(s, t)
+        matrix, scale = torch.eye(space.side(s), dtype=torch.float64), 1.0
+        for i in range(s + 1, t + 1):
+            short = space.transition(i - 1, i)
+            matrix, scale = short.operator.matrix @ matrix, scale * short.scale
+        assert (long.operator.matrix - matrix).abs().max() < 1e-12
+        assert long.scale == pytest.approx(scale, abs=1e-12)
+        # Whatever eta is, what comes from x_t and what is drawn anew add up to the white noise of s.
+        kept = long.gain * long.sigma_t
+        assert (kept**2 + long.fresh**2 - long.sigma_s**2).abs().max() < 1e-12
+
+
+def test_the_clean_image_is_a_state_without_noise():
+    space = process()
+    assert (space.signal(CLEAN), space.sigma(CLEAN), space.side(CLEAN)) == (1.0, 0.0, 64)
+
+
+def test_an_infeasible_operator_is_refused_before_anything_runs(monkeypatch):
+    monkeypatch.setitem(OPERATORS, "loud", lambda before, after: Separable(1.5 * bilinear(before, after).matrix))
+    with pytest.raises(ValueError, match="the operator from side 64 to 32 is infeasible"):
+        process(operator="loud")
+
+
+def test_bad_schedules_are_refused_in_one_line():
+    with pytest.raises(ValueError, match="grows from 4 to 8 at t = 20; allowed: sides that only shrink"):
+        ScaleSpace(linear_alpha_bar(40), [8, 4], [0] * 10 + [1] * 10 + [0] * 20, "bilinear")
+    with pytest.raises(ValueError, match="36 cannot be halved 3 times; allowed: multiples of 8"):
+        halved_sides(36, 4)
+    with pytest.raises(ValueError, match="at most 8 levels"):
+        gradual_sides(8, 9)
+    with pytest.raises(ValueError, match="allowed: 2 to 1000"):
+        respaced(process(), 1001)
+    with pytest.raises(ValueError, match="allowed: at least 20"):
+        linear_alpha_bar(10)
