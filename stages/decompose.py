@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from multiscale.core.storage import Table, TensorWriter, atomic_folder, read_json, write_json
+from multiscale.scales import bands
 from multiscale.scales.residual import decompose, per_channel
 from stages import schema
 from stages.common import settings
@@ -44,6 +45,26 @@ def pixels(out: Path, section: schema.Pixels) -> None:
         writer.close()
 
 
+def wavelet(out: Path, section: schema.Wavelet) -> None:
+    """The bands of each image in fp32 (half precision would lose 8-bit steps), and their statistics."""
+    table = pixel_table("train")
+    count, channels, side, _ = table.arrays["pixels"].shape
+    shapes = bands.shapes(channels, side, section.filter, section.levels)
+    with atomic_folder(out) as folder, progress(f"decompose {out.name}", count) as reach:
+        path = folder / "targets.safetensors"
+        whole = {name: (np.float32, (count, *shape)) for name, shape in shapes.items()}
+        writer = TensorWriter(path, whole | {"label": (np.int64, (count,))})
+        for start in range(0, count, BLOCK):
+            rows = table[slice(start, start + BLOCK)]
+            for name, band in bands.decompose_images(rows["pixels"], section.filter, section.levels).items():
+                writer.write(name, start, band)
+            writer.write("label", start, rows["label"])
+            reach(start + len(rows["label"]))
+        writer.close()
+        statistics = bands.statistics(Table.open(path, *shapes), section.filter, section.levels)
+        write_json(folder / "statistics.json", statistics)
+
+
 def residual(out: Path, section: schema.Residual) -> None:
     """The targets y_k of each scale, with their statistics."""
     sides = section.sides
@@ -74,7 +95,7 @@ def residual(out: Path, section: schema.Residual) -> None:
         write_json(folder / "statistics.json", {**statistics, "scales": scales})
 
 
-KINDS = {"pixels": pixels, "residual": residual}
+KINDS = {"pixels": pixels, "residual": residual, "wavelet": wavelet}
 
 if __name__ == "__main__":
     command(main, __doc__, {"name": "a key of `decompose`"})

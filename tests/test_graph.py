@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # The schema only says what is allowed: experiment.yaml spells out every value (settings.load insists), so no result
 # depends on it, and a new method's section leaves the others' results valid.
-PURE_VALIDATION = {"stages/schema.py"}
+PURE_VALIDATION = "stages/schema/"
 
 
 def module_file(name: str) -> str | None:
@@ -48,7 +48,7 @@ def closure(*starts: str) -> set[str]:
     todo, seen = list(starts), set()
     while todo:
         file = todo.pop()
-        if file not in seen and file not in PURE_VALIDATION:
+        if file not in seen and not file.startswith(PURE_VALIDATION):
             seen.add(file)
             todo += imports(file)
     return seen

@@ -15,6 +15,9 @@ SHA = "0" * 64
 URL = {"data.source": "url", "data.sha256": SHA}
 DIT, LR = "parts.dit", "parts.msf-1.training.lr"
 MIXED = ("methods.msf.parts", "['msf-0', 'msf-1']", "parts that read one decomposition")
+DETAILS = "parts.wmgm-details"
+ORDER = ("methods.wmgm.parts", "'wmgm-details'", "first")
+FACTOR = (f"{DETAILS}.discriminator.lr_factor", "0.1", "equal to 1")
 SSD, CHAIN = "parts.ssd-2l", "methods.ssd-2l.solver"
 UNDIVIDED = (f"{SSD}.network.multipliers", "1, 1", "multiples of 64")
 SOLVER = {"steps": 4, "method": "euler", "cfg": 2.0}
@@ -175,6 +178,21 @@ INVALID = [
     ("an eta above one", {f"{CHAIN}.eta": 1.5}, f"{CHAIN}.eta", "1.5", "less than or equal to 1"),
     ("guidance without classes", {f"{SSD}.conditional": False}, f"{CHAIN}.cfg", "2.5", "not conditional"),
     ("an unknown UNet preset", {f"{SSD}.network": {"preset": "XL"}}, f"{SSD}.network.preset", "'XL'", "SSD-64"),
+    ("zero levels", {"decompose.wavelet.levels": 0}, "decompose.wavelet.levels", "0", "greater than 0"),
+    ("a size that 2^levels does not divide", {"decompose.wavelet.levels": 6}, "decompose.wavelet.levels", "6", "64"),
+    ("an unknown wavelet", {"decompose.wavelet.filter": "nope"}, "decompose.wavelet.filter", "'nope'", "haar"),
+    (
+        "a biorthogonal wavelet",
+        {"decompose.wavelet.filter": "bior2.2"},
+        "decompose.wavelet.filter",
+        "'bior2.2'",
+        "db1",
+    ),
+    ("a detail level that is not there", {f"{DETAILS}.level": 2}, f"{DETAILS}.level", "2", "which has 1"),
+    ("details without a generator", {f"{DETAILS}.generator": None}, f"{DETAILS}.generator", "None", "model: gan"),
+    ("an unknown loss preset", {f"{DETAILS}.loss": {"preset": "wgan"}}, f"{DETAILS}.loss.preset", "'wgan'", "official"),
+    ("a low band after its details", {"methods.wmgm.parts": ["wmgm-details", "wmgm-low"]}, *ORDER),
+    ("a learning rate of its own", {f"{DETAILS}.discriminator.lr_factor": 0.1}, *FACTOR),
     ("an unknown decomposition kind", {"decompose.full.kind": "fft"}, "decompose.full.kind", "'fft'", "'residual'"),
     ("an unknown extractor", {"evaluate.extractor": "vgg"}, "evaluate.extractor", "'vgg'", "'efficientnet-lite0'"),
     ("an unknown source", {"data.source": "ftp"}, "data.source", "'ftp'", "'digits', 'files', 'url' or 'hub'"),

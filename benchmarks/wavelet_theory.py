@@ -1,0 +1,32 @@
+"""WMGM's theory in figures: condition numbers and Euler steps of Gaussian 1/f^2 fields, and of the recipe's own images.
+
+    python -m benchmarks.wavelet_theory        # after `dvc repro`, for the images
+
+Pixels against whitened wavelet bands, in closed form: no network, no sampling noise.
+"""
+
+from __future__ import annotations
+
+from benchmarks.common import save
+from multiscale import theory
+from multiscale.core.storage import read_json
+from stages.common.paths import DECOMPOSED
+
+SIDES = [8, 16, 32, 64, 128]
+ERRORS = {"worst": 0.02, "wasserstein": 1e-3, "kl": 1e-3}  # of a mode; squared, a dimension; nats a dimension
+
+
+def main() -> None:
+    images = DECOMPOSED / "wavelet" / "statistics.json"
+    save(
+        "wavelet_theory",
+        {
+            "condition_numbers_of_fields": theory.field_conditioning(SIDES),
+            "euler_steps": {kind: theory.steps_table(SIDES[1:], error, kind) for kind, error in ERRORS.items()},
+            "condition_numbers_of_images": theory.data_conditioning(read_json(images)) if images.exists() else None,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

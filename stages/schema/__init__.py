@@ -1,0 +1,113 @@
+"""What may stand in `params/experiment.yaml`: one frozen model a section, and the checks that span sections.
+
+The file spells out every value (the recipe command writes them all), so the defaults here serve recipes only and no
+result depends on this package. Each method's sections and checks are a module: `msf`, `ssd`, `wmgm`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from stages.schema import msf, ssd, wmgm
+from stages.schema.base import RESERVED, Bad, Count, Name, Section, Training
+from stages.schema.data import VAE, Classifier, Data, Evaluate, Latents, Run, Sample
+from stages.schema.msf import FlowPart, MSFMethod, Residual
+from stages.schema.ssd import Pixels, SSDMethod, SSDPart
+from stages.schema.wmgm import Wavelet, WMGMMethod, WMGMPart
+
+__all__ = [
+    "VAE",
+    "Bad",
+    "Classifier",
+    "Data",
+    "Evaluate",
+    "Experiment",
+    "Pixels",
+    "Residual",
+    "Sample",
+    "Training",
+    "Wavelet",
+]
+
+Decomposition = Annotated[Pixels | Residual | Wavelet, Field(discriminator="kind")]
+Part = Annotated[FlowPart | SSDPart | WMGMPart, Field(discriminator="kind")]
+Method = Annotated[MSFMethod | SSDMethod | WMGMMethod, Field(discriminator="kind")]
+MODULES = {"msf": msf, "ssd": ssd, "wmgm": wmgm}
+DECOMPOSED_BY = {"residual": msf, "pixels": ssd, "wavelet": wmgm}
+READS = {"msf": ("residual",), "ssd": ("pixels",), "wmgm": ("wavelet", "pixels")}  # what each kind of part trains on
+
+
+class Experiment(Section):
+    """The whole of `params/experiment.yaml`."""
+
+    recipe: str
+    seed: Count
+    run: Run
+    data: Data
+    vae: VAE
+    latents: Latents
+    decompose: Annotated[dict[Name, Decomposition], Field(min_length=1)]
+    parts: Annotated[dict[Name, Part], Field(min_length=1)]
+    methods: Annotated[dict[Name, Method], Field(min_length=1)]
+    classifier: Classifier
+    sample: Sample
+    evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _check(self) -> Experiment:
+        self._check_sides()
+        for name, decomposition in self.decompose.items():
+            DECOMPOSED_BY[decomposition.kind].check_decomposition(self, f"decompose.{name}", decomposition)
+        for name, part in self.parts.items():
+            self._check_part(f"parts.{name}", name, part)
+        for name, method in self.methods.items():
+            self._check_method(f"methods.{name}", name, method)
+        trained = [self.classifier.training, self.vae.training, *(part.training for part in self.parts.values())]
+        for training in trained:
+            if training and self.run.workers and training.batch % self.run.workers:
+                raise Bad("run.workers", self.run.workers, f"a divisor of every batch (one is {training.batch})")
+        smallest = min(self.sample.images, self.evaluate.reference_images or self.sample.images)
+        for key, most in (
+            ("kid_subset_size", smallest),
+            ("prc_neighborhood", smallest - 1),  # an image is no neighbour of itself
+            ("is_splits", self.sample.images),
+        ):
+            if getattr(self.evaluate, key) > most:
+                raise Bad(f"evaluate.{key}", getattr(self.evaluate, key), f"at most {most}, by the number of images")
+        return self
+
+    def _check_sides(self) -> None:
+        size, factor = self.data.size, self.vae.factor
+        if len(set(self.latents.sides)) < len(self.latents.sides):
+            raise Bad("latents.sides", self.latents.sides, "each side once")
+        for side in self.latents.sides:
+            if side % factor:
+                raise Bad("latents.sides", side, f"multiples of the autoencoder's factor {factor}")
+        trained = self.vae.sides if self.vae.kind == "train" else []
+        for key, sides in (("latents.sides", self.latents.sides), ("vae.sides", trained)):
+            if max(sides, default=0) > size:
+                raise Bad(key, max(sides), f"sides up to data.size ({size})")
+
+    def _check_part(self, key: str, name: str, part: Part) -> None:
+        if name in RESERVED or name.startswith("sample-"):
+            raise Bad(key, name, "another name: reports/timing has a file of this one already")
+        fitting = [other for other, section in self.decompose.items() if section.kind in READS[part.kind]]
+        if part.reads not in fitting:
+            raise Bad(f"{key}.reads", part.reads, f"one of {', '.join(fitting) or 'none'}, of the kind that it needs")
+        if part.method not in self.methods:
+            raise Bad(f"{key}.method", part.method, f"one of {', '.join(self.methods)}")
+        if self.methods[part.method].kind != part.kind:
+            raise Bad(f"{key}.kind", part.kind, f"{self.methods[part.method].kind}, as methods.{part.method} says")
+        MODULES[part.kind].check_part(self, key, part)
+
+    def _check_method(self, key: str, name: str, method: Method) -> None:
+        if name in RESERVED:
+            raise Bad(key, name, "another name: models has a folder of this one already")
+        belonging = [part for part, section in self.parts.items() if section.method == name]
+        if sorted(method.parts) != sorted(belonging):
+            raise Bad(
+                f"{key}.parts", method.parts, f"the parts whose method is {name}: {', '.join(belonging) or 'none'}"
+            )
+        MODULES[method.kind].check_method(self, key, method, [self.parts[part] for part in method.parts])

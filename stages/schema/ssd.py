@@ -1,0 +1,132 @@
+"""SSD and its control DDPM: one UNet for states that shrink."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from multiscale.methods import ssd
+from multiscale.networks.unet import PRESETS, FlexiUNet
+from stages.schema.base import LARGEST, Bad, Name, Positive, Section, Share, Training, allowed_of
+
+if TYPE_CHECKING:
+    from stages.schema import Experiment
+
+
+class Pixels(Section):
+    """The images as they are."""
+
+    kind: Literal["pixels"]
+    reads: Literal["images.parquet"] = "images.parquet"  # in data/
+
+
+class UNetNetwork(Section):
+    """A UNet's size; `preset: NAME` in a recipe stands for all of it."""
+
+    width: Positive
+    multipliers: Annotated[list[Positive], Field(min_length=1)]  # of the width, one a level
+    blocks: Positive  # residual blocks a level
+    attention: list[Positive]  # sides that have it
+    heads: Positive
+    groups: Positive
+    top_block: bool = False  # the block that the published plain UNet runs and the published Flexi-UNet never does
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "preset" in value:
+            name, *rest = value["preset"], *(set(value) - {"preset", "top_block"})
+            if name not in PRESETS or rest:
+                raise Bad("preset", name, f"alone or with top_block, one of {', '.join(PRESETS)}")
+            _, width, multipliers, blocks, attention, heads, groups = PRESETS[name]
+            sizes = {"width": width, "multipliers": list(multipliers), "blocks": blocks, "attention": list(attention)}
+            return sizes | {"heads": heads, "groups": groups, "top_block": value.get("top_block", False)}
+        return value
+
+
+class ScaleSpaceProcess(Section):
+    """SSD's forward process. One level is DDPM."""
+
+    steps: Annotated[int, Field(ge=20, le=LARGEST)] = 1000
+    levels: Positive
+    sizes: Literal["halved", "gradual"] = "halved"
+    schedule: Literal["equal", "convex-decay", "tanh-like", "sigmoid-like"] = "convex-decay"
+    gamma: Annotated[float, Field(gt=0)] = 0.5
+    operator: Literal["bilinear", "box", "identity"] = "bilinear"
+
+
+class SSDPart(Section):
+    """The one network of SSD, or with one level of the DDPM control."""
+
+    method: Name
+    kind: Literal["ssd"]
+    reads: Name
+    process: ScaleSpaceProcess
+    unet: Literal["flexi", "full", "enlarged"] = "flexi"  # 'full': every side runs the whole network
+    network: UNetNetwork
+    conditional: bool = True
+    label_dropout: Share = 0.1
+    flip: bool = False
+    oversample: Positive = 1  # how much likelier than uniform a change of side is drawn; weighted back
+    training: Training
+
+
+class AncestralSolver(Section):
+    """How a diffusion chain is sampled."""
+
+    steps: Annotated[int, Field(ge=2, le=LARGEST)]  # of the process, besides those that change the side
+    eta: Share = 1.0  # 1: the posterior (DDPM); 0: DDIM
+    cfg: Annotated[float, Field(ge=0)] = 1.0
+    last_step: Literal["clean", "as-released"] = "clean"
+
+
+class SSDMethod(Section):
+    """The sampler of SSD, or of the DDPM control."""
+
+    kind: Literal["ssd"]
+    parts: Annotated[list[Name], Field(min_length=1, max_length=1)]
+    solver: AncestralSolver
+
+
+def check_decomposition(experiment: Experiment, key: str, section: Pixels) -> None:
+    """Images as they are fit everything."""
+
+
+def check_part(experiment: Experiment, key: str, part: SSDPart) -> None:
+    """Whether the process can be built, and the network takes each of its sides."""
+    classes = 1 if part.conditional else 0
+    config = {
+        **part.model_dump(),
+        "channels": experiment.data.channels,
+        "side": experiment.data.size,
+        "classes": classes,
+    }
+    try:
+        process = ssd.build_process(config)
+    except ValueError as error:
+        raise Bad(f"{key}.process.levels", part.process.levels, allowed_of(error)) from None
+    try:
+        with torch.device("meta"):
+            ssd.build_network(config, process)
+    except ValueError as error:
+        raise Bad(f"{key}.network.multipliers", part.network.multipliers, allowed_of(error)) from None
+
+
+def check_unet(key: str, network: UNetNetwork, side: int) -> None:
+    """Whether a plain UNet can work at a side."""
+    try:
+        with torch.device("meta"):
+            FlexiUNet(1, side, levels=1, **network.model_dump())
+    except ValueError as error:
+        raise Bad(f"{key}.network.multipliers", network.multipliers, allowed_of(error)) from None
+
+
+def check_method(experiment: Experiment, key: str, method: SSDMethod, parts: list[SSDPart]) -> None:
+    """Whether the solver suits the one part."""
+    (part,) = parts
+    if method.solver.steps > part.process.steps:
+        raise Bad(f"{key}.solver.steps", method.solver.steps, f"at most the process's {part.process.steps}")
+    if method.solver.cfg != 1 and not part.conditional:
+        raise Bad(f"{key}.solver.cfg", method.solver.cfg, "1.0, since the part is not conditional")

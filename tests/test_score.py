@@ -1,0 +1,216 @@
+"""The score model's SDE, loss and solvers: right in distribution for Gaussians, and in the order of their errors."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from multiscale.core.streams import Draws, generator
+from multiscale.networks.score_net import ScoreNet
+from multiscale.processes import score
+from multiscale.processes.score import VP, Grid
+from multiscale.scales.whitening import Scale
+from multiscale.theory import Modes, euler_output
+
+VARIANCES = torch.tensor([4.0, 1.0, 0.25, 0.05], dtype=torch.float64)
+MEAN = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64)
+
+
+def exact(x: Tensor, t: Tensor) -> Tensor:
+    """The noise prediction of Gaussian data N(MEAN, VARIANCES), one number a channel: sigma (x - alpha m) / s."""
+    alpha, sigma = VP.alpha(t.double()).view(-1, 1, 1, 1), VP.sigma(t.double()).view(-1, 1, 1, 1)
+    mean, variances = MEAN.view(1, -1, 1, 1), VARIANCES.view(1, -1, 1, 1)
+    return sigma * (x - alpha * mean) / (alpha**2 * variances + sigma**2)
+
+
+def start(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 4, 1, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def noises(count: int):
+    def noise(k: int) -> Tensor:
+        return torch.randn(count, 4, 1, 1, generator=generator(1, "noise", k), dtype=torch.float64)
+
+    return noise
+
+
+def linear(solver, steps: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation that a deterministic solver makes of Gaussian noise: it is affine in its start."""
+    ends = [solver(exact, value * torch.ones(1, 4, 1, 1, dtype=torch.float64), steps).flatten() for value in (0.0, 1.0)]
+    return ends[0], (ends[1] - ends[0]).abs()
+
+
+def test_signal_and_noise_share_the_variance_and_noise_is_all_there_is_in_the_end():
+    t = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    assert (VP.alpha(t) ** 2 + VP.sigma(t) ** 2 - 1).abs().max() < 1e-12
+    assert VP.sigma(t)[-1] > 0.9999 and VP.sigma(t)[0] == 0
+    assert VP.alpha(t)[-1].item() == pytest.approx(math.exp(-0.5 * (0.1 + 19.9 / 2)))
+    slope = torch.gradient(VP.log_alpha(t), spacing=1e-3)[0][1:-1]
+    assert torch.allclose(slope, -0.5 * VP.beta(t)[1:-1], atol=1e-9)
+    assert VP.sigma(torch.tensor(1e-6, dtype=torch.float64)).item() == pytest.approx(math.sqrt(1e-7), rel=1e-4)
+
+
+def draws(step: int = 0, batch: int = 6, rows: slice = slice(None)) -> Draws:
+    return Draws(0, "part", step, batch, rows, torch.device("cpu"))
+
+
+def test_the_loss_is_the_error_of_the_noise_at_times_from_a_thousandth_to_one():
+    data, seen = torch.randn(4000, 1, 2, 2, generator=torch.Generator().manual_seed(0)), []
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        seen.append((x, t))
+        return torch.zeros_like(x)
+
+    found = score.loss(predict, data, draws(batch=4000))
+    (x, t), noise = seen[0], draws(batch=4000).normal("noise", 1, 2, 2)
+    assert found.item() == pytest.approx(noise.square().mean().item(), rel=1e-6)
+    alpha, sigma = VP.alpha(t.double()).view(-1, 1, 1, 1), VP.sigma(t.double()).view(-1, 1, 1, 1)
+    assert (x - alpha * data - sigma * noise).abs().max() < 1e-5
+    assert 1e-3 <= t.min() < 0.002 and 0.998 < t.max() <= 1
+    assert t.mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_loss_is_least_for_the_exact_noise_prediction():
+    data = (MEAN + VARIANCES.sqrt() * start(4000, 3).flatten(1)).view(-1, 4, 1, 1).float()
+    best = score.loss(lambda x, t: exact(x, t).float(), data, draws(batch=4000))
+    for factor in (0.9, 1.1):
+        assert score.loss(lambda x, t, f=factor: f * exact(x, t).float(), data, draws(batch=4000)) > best
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_see_their_rows_of_the_whole_batch(workers):
+    data = torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    whole, parts = [], []
+    score.loss(lambda x, t: whole.append(x) or x, data, draws())
+    for rank in range(workers):
+        rows = slice(rank * 6 // workers, (rank + 1) * 6 // workers)
+        score.loss(lambda x, t: parts.append(x) or x, data[rows], draws(rows=rows))
+    assert torch.equal(whole[0], torch.cat(parts))
+
+
+def test_euler_maruyama_makes_the_gaussian_that_the_closed_form_says():
+    count = 60000
+    modes = Modes("test", VARIANCES, MEAN**2)
+    for steps in (20, 60):
+        x = score.euler_maruyama(exact, start(count), steps, noises(count), denoise=False).flatten(1)
+        variance, gain = euler_output(modes, steps)
+        assert torch.allclose(x.var(0), variance, rtol=0.03)
+        assert torch.allclose(x.mean(0), gain * MEAN, atol=0.03)
+        correlation = torch.corrcoef(x.T) - torch.eye(4)
+        assert correlation.abs().max() < 0.02
+
+
+def test_the_euler_error_halves_when_the_steps_double_and_goes_to_zero():
+    modes = Modes("test", VARIANCES, MEAN**2)
+    errors = [(euler_output(modes, steps)[0] - VARIANCES).abs() for steps in (1000, 2000, 4000, 8000)]
+    for coarse, fine in zip(errors, errors[1:]):
+        assert ((coarse / fine - 2).abs() < 0.4).all()  # within 20 %
+    assert (errors[-1] / VARIANCES).max() < 3e-3
+    gains = [(euler_output(modes, steps)[1] - 1).abs() for steps in (1000, 2000)]
+    assert gains[1].max() < 0.6 * gains[0].max() < 0.01
+
+
+def test_the_last_step_takes_out_the_noise_that_is_left():
+    x = start(8)
+    steps, e = 10, exact(x, torch.full((8,), 0.1, dtype=torch.float64))
+    grid = Grid(steps)
+    assert grid.t[0] == 1 and grid.t[-1] == 0 and len(grid.t) == 11
+    clean = grid.clean(x, e, 9)
+    alpha, sigma = VP.alpha(torch.tensor(0.1).double()), VP.sigma(torch.tensor(0.1).double())
+    shrink = alpha * VARIANCES / (alpha**2 * VARIANCES + sigma**2)  # the posterior mean of Gaussian data
+    wanted = MEAN.view(1, 4, 1, 1) + shrink.view(1, 4, 1, 1) * (x - alpha * MEAN.view(1, 4, 1, 1))
+    assert torch.allclose(clean, wanted, atol=1e-6)
+    seen = []
+    ends = {
+        name: solver(lambda x, t: seen.append(t[0].item()) or exact(x, t), x, steps, noises(8))
+        for name, solver in score.SOLVERS.items()
+    }
+    assert len(ends) == 4 and all(end.isfinite().all() for end in ends.values())
+    assert min(seen) == pytest.approx(1 / steps)  # the network is never asked about the clean image itself
+
+
+@pytest.mark.parametrize(("name", "order"), [("ode-euler", 1), ("ode-heun", 2), ("dpm-solver++", 2)])
+def test_the_errors_of_the_flow_fall_with_their_order(name, order):
+    errors = []
+    for steps in (40, 80):
+        states: list[Tensor] = []
+        score.SOLVERS[name](exact, torch.ones(1, 4, 1, 1, dtype=torch.float64), steps, None, states.append)
+        there = states[3 * steps // 4 - 1]  # at t = 1/4
+        errors.append((there.flatten() - flow_end(0.25)).abs().max().item())
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)
+
+
+def flow_end(t: float) -> Tensor:
+    """Where the exact flow takes x = 1 from time 1 to t: x = alpha m + sqrt(s_t / s_1) (x_1 - alpha_1 m)."""
+    now, first = (torch.tensor(v, dtype=torch.float64) for v in (t, 1.0))
+    s = [VP.alpha(u) ** 2 * VARIANCES + VP.sigma(u) ** 2 for u in (now, first)]
+    return VP.alpha(now) * MEAN + (s[0] / s[1]).sqrt() * (1 - VP.alpha(first) * MEAN)
+
+
+def test_all_solvers_end_in_the_data_with_many_steps():
+    for name in ("ode-euler", "ode-heun", "dpm-solver++"):
+        mean, std = linear(score.SOLVERS[name], 400)
+        assert torch.allclose(mean, MEAN, atol=0.03) and torch.allclose(std, VARIANCES.sqrt(), rtol=0.03)
+    x = score.euler_maruyama(exact, start(40000), 200, noises(40000)).flatten(1)
+    assert torch.allclose(x.mean(0), MEAN, atol=0.05) and torch.allclose(x.std(0), VARIANCES.sqrt(), rtol=0.05)
+
+
+def test_dpm_solver_takes_few_steps_where_euler_takes_many():
+    errors = {}
+    for name in ("ode-euler", "dpm-solver++"):
+        mean, std = linear(score.SOLVERS[name], 12)
+        errors[name] = ((mean - MEAN).abs() + (std - VARIANCES.sqrt()).abs()).max()
+    assert errors["dpm-solver++"] < 0.5 * errors["ode-euler"]
+
+
+def test_dpm_solver_is_the_published_second_order_formula():
+    steps, x = 15, start(3)
+    grid = Grid(steps)
+    lambdas = [math.log(a / s) for a, s in zip(grid.alpha[:-1], grid.sigma[:-1])]
+    y, before = x, None
+    for k in range(steps):
+        clean = grid.clean(y, exact(y, torch.full((3,), grid.t[k], dtype=torch.float64)), k)
+        if k == steps - 1:
+            y = clean  # sigma = 0: the first-order update
+            break
+        h = lambdas[k + 1] - lambdas[k]
+        if before is None:
+            combined = clean
+        else:
+            r = (lambdas[k] - lambdas[k - 1]) / h
+            combined = (1 + 1 / (2 * r)) * clean - before / (2 * r)
+        y = grid.sigma[k + 1] / grid.sigma[k] * y - grid.alpha[k + 1] * math.expm1(-h) * combined
+        before = clean
+    assert (score.dpm_solver(exact, x, steps) - y).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("name", score.SOLVERS)
+def test_few_steps_work_and_take_as_many_evaluations(name, steps):
+    calls = []
+    seen = []
+    end = score.SOLVERS[name](lambda x, t: calls.append(t) or exact(x, t), start(2), steps, noises(2), seen.append)
+    assert len(calls) == (2 * steps - 1 if name == "ode-heun" else steps)
+    assert len(seen) == steps and torch.equal(seen[-1], end) and end.isfinite().all()
+
+
+def test_no_step_at_all_is_refused():
+    with pytest.raises(ValueError, match="0 sampling steps; allowed: at least 1"):
+        score.euler_maruyama(exact, start(1), 0, noises(1))
+
+
+def test_the_network_gets_continuous_time_and_keeps_what_it_is_conditioned_on_apart():
+    torch.manual_seed(0)
+    sizes = {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "heads": 2, "groups": 4}
+    net = ScoreNet(3, 5, 8, 2, sizes, Scale(torch.zeros(3), torch.ones(3)))
+    for parameter in net.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    x, labels = torch.randn(4, 5, 8, 8), torch.tensor([0, 1, 2, 0])
+    out = net(x, torch.tensor([0.1, 0.1, 0.1, 0.9]), labels)
+    assert out.shape == (4, 3, 8, 8) and net.null_label == 2
+    assert torch.equal(out, net.unet(x, torch.tensor([100.0, 100.0, 100.0, 900.0]), labels, 8)[:, :3])
+    assert "whitening.mean" in net.state_dict()

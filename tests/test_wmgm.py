@@ -1,0 +1,586 @@
+"""WMGM trains and samples what its specification says, and without details it is SGM."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
+
+from multiscale.core.storage import Table
+from multiscale.core.streams import Draws, generator
+from multiscale.methods import wmgm
+from multiscale.networks.attention_unet import DISCRIMINATORS, GENERATORS, AttentionUNet, Discriminator
+from multiscale.processes import adversarial
+from multiscale.sampling import count_calls
+from multiscale.scales.bands import coarse, decompose_images, detail, statistics, transform_of
+from multiscale.training.checkpoint import Checkpoints
+from multiscale.training.loop import Run, Training, fit
+
+CLASSES = 3
+NETWORK = {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [8], "heads": 2, "groups": 4}
+LOW = {
+    "role": "low",
+    "conditional": True,
+    "label_dropout": 0.1,
+    "whitening": "scale",
+    "network": NETWORK,
+}
+TERMS = ("form", "mse", "ssim", "adversarial", "r1", "r1_every", "discriminator_every", "draws")
+GAN = {
+    "role": "detail",
+    "model": "gan",
+    "level": None,
+    "condition_noise": 0.0,
+    "standardised": True,
+    "generator": {"widths": [8, 16], "norm": "group", "head": "linear"},
+    "discriminator": {
+        "width": 4,
+        "blocks": 2,
+        "norm": "group",
+        "dropout": 0.0,
+        "conditional": True,
+        "lr_factor": 1.0,
+    },
+    "loss": dict(zip(TERMS, adversarial.LOSSES["stabilised"])),
+}
+OFFICIAL = {
+    **GAN,
+    "standardised": False,
+    "generator": {"widths": [8, 16], "norm": "batch", "head": "tanh"},
+    "discriminator": {**GAN["discriminator"], "norm": "batch", "dropout": 0.5, "conditional": False, "lr_factor": 0.1},
+    "loss": dict(zip(TERMS, adversarial.LOSSES["official"])),
+}
+REGRESSION = {**GAN, "model": "regression", "loss": dict(zip(TERMS, adversarial.LOSSES["regression"]))}
+DIFFUSION = {
+    "role": "detail",
+    "model": "score",
+    "level": None,
+    "condition_noise": 0.0,
+    "standardised": True,
+    "conditional": False,
+    "label_dropout": 0.0,
+    "network": {**NETWORK, "attention": []},
+}
+SOLVER = {"method": "euler-maruyama", "steps": 4, "cfg": 1.0}
+SETTINGS = {"solver": SOLVER, "detail_solver": {"method": "dpm-solver++", "steps": 3, "cfg": 1.0}}
+TRAINING = Training(
+    images=96,
+    batch=8,
+    lr=1e-3,
+    warmup_images=0,
+    decay="constant",
+    weight_decay=0.0,
+    beta2=0.99,
+    clip=1.0,
+    ema_images=10,
+    precision="fp32",
+    compile=False,
+    log_images=48,
+    checkpoint_seconds=0,
+)
+LABELS = torch.arange(4) % CLASSES
+SEEDS = [1, 2, 3, 4]
+
+
+def pictures(count: int = 64, side: int = 16) -> Tensor:
+    random = torch.Generator().manual_seed(0)
+    smooth = nn.functional.interpolate(torch.rand(count, 3, 4, 4, generator=random), size=(side, side), mode="bilinear")
+    return (255 * smooth).round().to(torch.uint8)
+
+
+def decompose(folder, images: Tensor, wavelet: str = "haar", levels: int = 2):
+    """What the stage `decompose` leaves."""
+    folder.mkdir(exist_ok=True)
+    labels = torch.arange(len(images)) % CLASSES
+    save_file({**decompose_images(images, wavelet, levels), "label": labels}, folder / "targets.safetensors")
+    names = ["ll", *(detail(j) for j in range(1, levels + 1))]
+    found = statistics(Table.open(folder / "targets.safetensors", *names), wavelet, levels)
+    (folder / "statistics.json").write_text(json.dumps(found))
+    return folder
+
+
+@pytest.fixture
+def bands(tmp_path):
+    """A folder of 64 images of 16x16 pixels in two levels of Haar bands."""
+    return decompose(tmp_path / "haar", pictures())
+
+
+@pytest.fixture
+def pixels(tmp_path):
+    """A folder of the same images as pixels."""
+    folder = tmp_path / "pixels"
+    folder.mkdir()
+    save_file({"pixels": pictures(), "label": torch.arange(64) % CLASSES}, folder / "targets.safetensors")
+    (folder / "statistics.json").write_text("{}")
+    return folder
+
+
+def build(folder, section, module=wmgm, name="part"):
+    """A part and its config, the network's zero layers woken up."""
+    torch.manual_seed(0)
+    part, config = module.build_part(name, section, folder, CLASSES)
+    for net in part.players.values():
+        for parameter in net.parameters():
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.1)
+    return part, config
+
+
+def sampler_of(out, sections: list[tuple], settings=SETTINGS, module=wmgm):
+    """A sampler, through the files a stage would leave; sections: (folder, section) of each part."""
+    folders = []
+    for k, (folder, section) in enumerate(sections):
+        part, config = build(folder, section, module)
+        model = out / f"model-{k}"
+        model.mkdir(exist_ok=True)
+        save_file(part.players[part.main].state_dict(), model / "model.safetensors")
+        (model / "config.json").write_text(json.dumps(config))
+        folders.append(model)
+    return module.load_sampler(folders, settings, None, "fp32")
+
+
+def draws(step: int = 0, batch: int = 8) -> Draws:
+    return Draws(0, "part", step, batch, slice(0, batch), torch.device("cpu"))
+
+
+def rows(part, count: int = 8) -> dict[str, Tensor]:
+    return part.data[torch.arange(count)]
+
+
+# ---- Networks and losses
+
+
+def test_the_faithful_networks_have_the_released_numbers_of_parameters():
+    with torch.device("meta"):
+        unet, judge = AttentionUNet(6, 9, *GENERATORS["WMGM"]), Discriminator(3, *DISCRIMINATORS["WMGM"])
+        assert unet(torch.empty(2, 6, 32, 32)).shape == (2, 9, 32, 32)
+        assert judge(torch.empty(2, 3, 64, 64)).shape == (2,)
+    assert sum(p.numel() for p in unet.parameters()) == 36_471_600
+    assert sum(p.numel() for p in judge.parameters()) == 42_632_257
+
+
+@pytest.mark.parametrize("name", ["small-64", "small-32"])
+def test_the_small_networks_treat_every_image_alone(name):
+    torch.manual_seed(0)
+    for net in (AttentionUNet(6, 9, *GENERATORS[name]), Discriminator(6, *DISCRIMINATORS[name])):
+        x = torch.randn(3, 6, 16, 16)
+        assert torch.allclose(net(x)[1:], net(x[1:]), atol=1e-5)
+
+
+def test_tanh_bounds_the_generator_and_a_linear_head_does_not():
+    torch.manual_seed(0)
+    x = 100 * torch.randn(2, 6, 16, 16)
+    bounded, free = (AttentionUNet(6, 9, [8, 16], "group", head) for head in ("tanh", "linear"))
+    free.load_state_dict(bounded.state_dict())
+    nn.init.normal_(free.head.weight, std=10)
+    assert bounded(x).abs().max() <= 1 < free(x).abs().max()
+
+
+def test_a_side_that_a_generator_cannot_divide_is_refused():
+    with pytest.raises(ValueError, match="a generator of 3 widths cannot divide a side of 6; allowed: multiples of 4"):
+        AttentionUNet(6, 9, [8, 16, 32], "group", "linear")(torch.zeros(1, 6, 6, 6))
+
+
+def test_dropout_is_decided_by_the_numbers_that_are_given():
+    torch.manual_seed(0)
+    net = Discriminator(3, 4, 2, "group", 0.5)
+    x, uniform = torch.randn(64, 3, 8, 8), torch.rand(64, net.features)
+    assert torch.equal(net(x, uniform), net(x, uniform))
+    assert not torch.equal(net(x, uniform), net(x, 1 - uniform))
+    assert torch.equal(net(x), net.eval()(x))
+    many = torch.stack([net(x, torch.rand(64, net.features)) for _ in range(400)]).mean(0)
+    assert (many - net(x)).abs().mean() < 0.1 * (net(x, uniform) - net(x)).abs().mean()
+
+
+def reference_ssim(x: Tensor, y: Tensor) -> float:
+    def blur(z):  # radius 5
+        return gaussian_filter(z.double().numpy(), 1.5, mode="constant", truncate=3.5, axes=(2, 3))
+
+    mx, my = blur(x), blur(y)
+    vx, vy, vxy = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
+    return float(((2 * mx * my + 1e-4) * (2 * vxy + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4))).mean())
+
+
+@pytest.mark.parametrize("side", [8, 32])
+def test_ssim_is_that_of_an_independent_implementation(side):
+    random = torch.Generator().manual_seed(0)
+    x = torch.rand(4, 3, side, side, generator=random)
+    y = (x + 0.2 * torch.randn(x.shape, generator=random)).clamp(0, 1)
+    assert adversarial.ssim(x, x).item() == pytest.approx(1, abs=1e-5)
+    assert adversarial.ssim(x, y).item() == pytest.approx(reference_ssim(x, y), abs=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert adversarial.ssim(x, y).item() == pytest.approx(reference_ssim(x, y), abs=1e-5)
+
+
+def test_the_gradient_penalty_is_half_the_squared_slope():
+    images = torch.randn(5, 2, 4, 4, requires_grad=True)
+    slope = torch.randn(2, 4, 4, requires_grad=True)
+    penalty = adversarial.gradient_penalty((images * slope).sum((1, 2, 3)), images)
+    assert penalty.item() == pytest.approx(0.5 * slope.square().sum().item(), rel=1e-5)
+    penalty.backward()
+    assert torch.allclose(slope.grad, slope, rtol=1e-4)
+
+
+def test_the_official_loss_is_that_of_the_released_code(bands):
+    part, _ = build(bands, OFFICIAL)
+    net, discriminator = part.players["generator"], part.players["discriminator"]
+    for step in range(6):
+        batch, given = rows(part), draws(step)
+        level = given.choice("level", 2) + 1
+        low, real = coarse(batch, transform_of("haar"), 2, level)[level], batch[detail(level)]
+        noise, uniform = given.normal("noise-0", *low.shape[1:]), given.uniform("dropout/generator", 8)
+        fake = transform_of("haar").merge(low, net(torch.cat([low, noise], 1)))
+        truth = transform_of("haar").merge(low, real)
+        expected = (
+            -0.1 * torch.sigmoid(discriminator(fake, uniform)).mean()
+            + 20 * (fake - truth).square().mean()
+            + 0.5 * (1 - adversarial.ssim((fake + 1) / 2, (truth + 1) / 2))
+        )
+        loss, terms = part.loss("generator", part.players, batch, given)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        assert set(terms) == {"mse", "ssim", "adversarial"}
+        real_logit = discriminator(truth, given.uniform("dropout/real", 8))
+        fake_logit = discriminator(fake, given.uniform("dropout/fake", 8))
+        expected = 0.5 * (torch.sigmoid(fake_logit).mean() - torch.sigmoid(real_logit).mean())
+        loss, terms = part.loss("discriminator", part.players, batch, given)
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+        assert terms["real"].item() == pytest.approx(torch.sigmoid(real_logit).mean().item(), rel=1e-4)
+        assert terms["fake"].item() == pytest.approx(torch.sigmoid(fake_logit).mean().item(), rel=1e-4)
+    assert [part.turns(step) for step in range(4)] == [("generator",)] * 3 + [("generator", "discriminator")]
+    assert part.rates == {"discriminator": 0.1}
+
+
+def test_the_stabilised_loss_is_logistic_with_a_lazy_gradient_penalty_on_standardised_bands(bands):
+    part, _ = build(bands, GAN)
+    found = json.loads((bands / "statistics.json").read_text())
+    net = part.players["discriminator"]
+    for step in (0, 1, 16):
+        batch, given = rows(part), draws(step)
+        level = given.choice("level", 2) + 1
+        low, real = coarse(batch, transform_of("haar"), 2, level)[level], batch[detail(level)]
+
+        def standard(x, j):
+            entry = found["coarse"][j]
+            mean, std = (torch.tensor(entry[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
+            return (x - mean) / std
+
+        std = torch.tensor(found["bands"][detail(level)]["std"]).view(1, -1, 1, 1)
+        condition = standard(low, level)
+        made = [
+            part.players["generator"](torch.cat([condition, given.normal(f"noise-{k}", *low.shape[1:])], 1))
+            for k in range(2)
+        ]
+        merge = transform_of("haar").merge
+        shown = [standard(merge(low, d), level - 1) for d in (real, made[0] * std)]
+        large = nn.functional.interpolate(condition, scale_factor=2.0, mode="bilinear")
+        seen = [torch.cat([x, large], 1).detach().requires_grad_() for x in shown]
+        logits = [net(x) for x in seen]
+        loss, terms = part.loss("generator", part.players, batch, given)
+        mse = ((made[0] - real / std) * (made[1] - real / std)).mean()
+        expected = 5 * mse + 0.1 * nn.functional.softplus(-logits[1]).mean()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+        expected = nn.functional.softplus(logits[1]).mean() + nn.functional.softplus(-logits[0]).mean()
+        if step % 16 == 0:
+            (gradient,) = torch.autograd.grad(logits[0].sum(), seen[0])
+            expected = expected + 16 * 0.5 * gradient.square().sum((1, 2, 3)).mean()
+        loss, terms = part.loss("discriminator", part.players, batch, given)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+        assert terms["spread"].item() == pytest.approx((made[0] - made[1]).square().mean().item() / 2, rel=1e-4)
+        assert terms["residual"].item() == pytest.approx(mse.item(), rel=1e-4)
+
+
+def test_the_error_of_two_draws_leaves_the_spread_of_the_generator_alone():
+    random = torch.Generator().manual_seed(0)
+    truth = torch.randn(200000, generator=random)
+    made = [0.3 + 2 * torch.randn(200000, generator=random) for _ in range(2)]
+    assert ((made[0] - truth) * (made[1] - truth)).mean().item() == pytest.approx(0.3**2 + 1, rel=0.05)
+    assert (made[0] - truth).square().mean().item() == pytest.approx(0.3**2 + 1 + 4, rel=0.05)
+
+
+@pytest.mark.parametrize("section", [OFFICIAL, GAN])
+@pytest.mark.parametrize("player", ["generator", "discriminator"])
+def test_a_move_of_one_player_leaves_the_other_as_it_was(section, player, bands):
+    part, _ = build(bands, section)
+    run = Run(part, TRAINING, 0)
+    before = {name: {k: v.clone() for k, v in net.state_dict().items()} for name, net in part.players.items()}
+    for step in range(3):
+        run._move(player, rows(part), draws(step))
+    for name, net in part.players.items():
+        same = [torch.equal(v, before[name][k]) for k, v in net.state_dict().items()]
+        assert not any(same) if name == player else all(same)
+    norms = [module for net in part.players.values() for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert all(norm.track_running_stats for norm in norms)
+
+
+# ---- Parts
+
+
+def test_parts_see_every_level_and_the_datas_own_coarse_band(bands):
+    part, config = build(bands, GAN)
+    assert config["covers"] == [1, 2] and config["statistics"]["details"][0] != config["statistics"]["details"][1]
+    images, levels = pictures()[:8] / 255, set()
+    for step in range(20):
+        level, low, real, condition = part.given(rows(part), draws(step))
+        x = images
+        for _ in range(level):
+            x, wanted = transform_of("haar").split(x)
+        assert (low - x).abs().max() < 1e-6 and (real - wanted).abs().max() < 1e-6
+        std = torch.tensor(json.loads((bands / "statistics.json").read_text())["coarse"][level]["std"]).view(1, 3, 1, 1)
+        assert torch.allclose(condition.std((0, 2, 3)) * std.flatten(), low.std((0, 2, 3)), rtol=1e-4)
+        levels.add(level)
+    assert levels == {1, 2}
+
+
+def test_noise_on_the_condition_has_its_size_and_leaves_the_bands_alone(bands):
+    plain, _ = build(bands, GAN)
+    noisy, _ = build(bands, {**GAN, "condition_noise": 0.3})
+    differences = []
+    for step in range(30):
+        a, b = plain.given(rows(plain), draws(step)), noisy.given(rows(plain), draws(step))
+        assert torch.equal(a[1], b[1]) and torch.equal(a[2], b[2])
+        differences.append((b[3] - a[3]).flatten())
+    assert torch.cat(differences).std().item() == pytest.approx(0.3, rel=0.05)
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_part_of_one_level_keeps_to_it_and_reads_no_finer_bands(level, bands):
+    part, config = build(bands, {**GAN, "level": level})
+    assert {part.given(rows(part), draws(step))[0] for step in range(8)} == {level}
+    assert set(rows(part)) == {"ll", "label", *(detail(j) for j in range(level, 3))}
+    assert config["covers"] == [level]
+
+
+def test_a_level_that_is_not_there_is_refused(bands):
+    with pytest.raises(ValueError, match="level 3 of a decomposition of 2; allowed: 1 to 2"):
+        build(bands, {**GAN, "level": 3})
+
+
+VARIANTS = {
+    "stabilised": (GAN, {}),
+    "official": (OFFICIAL, {}),
+    "regression": (REGRESSION, {}),
+    "score": (DIFFUSION, {}),
+    "conditional score": ({**DIFFUSION, "conditional": True, "label_dropout": 0.1}, {}),
+    "in pixels": (GAN, {"wavelet": "pixels"}),
+    "regression in pixels": (REGRESSION, {"wavelet": "pixels"}),
+    "score in pixels": (DIFFUSION, {"wavelet": "pixels"}),
+    "db2": (GAN, {"wavelet": "db2"}),
+    "one level": (GAN, {"levels": 1}),
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_trains_and_samples(name, precision, tmp_path):
+    section, how = VARIANTS[name]
+    folder = decompose(tmp_path / "bands", pictures(), **how)
+    part, _ = build(folder, section)
+    result = fit(
+        part, replace(TRAINING, images=32, log_images=16, precision=precision), 0, Checkpoints(tmp_path / "s", "p", "k")
+    )
+    assert all(math.isfinite(value) for row in result.history for value in row.values())
+    sampler = sampler_of(tmp_path, [(folder, LOW), (folder, section)])
+    images = sampler(SEEDS, LABELS)
+    assert images.shape == (4, 3, 16, 16)
+    assert images.isfinite().all() and images.min() >= 0 and images.max() <= 1 and images.std() > 0.01
+
+
+def test_the_history_shows_the_health_of_the_discriminator(bands, tmp_path):
+    for name, section in (("stabilised", GAN), ("official", OFFICIAL)):
+        part, _ = build(bands, section)
+        row = fit(part, TRAINING, 0, Checkpoints(tmp_path, name, "k")).history[-1]
+        assert 0 < row["discriminator_real"] < 1 and 0 < row["discriminator_fake"] < 1
+        assert 0 <= row["discriminator_accuracy"] <= 1
+        assert row["discriminator_spread"] > 0 and "discriminator_residual" in row
+        assert {"loss", "mse", "adversarial", "discriminator_loss", "discriminator_grad_norm"} <= set(row)
+        assert ("discriminator_r1" in row) == (name == "stabilised") and ("ssim" in row) == (name == "official")
+
+
+@pytest.mark.parametrize("section", [LOW, OFFICIAL, GAN, DIFFUSION])
+def test_training_that_was_cut_short_ends_in_the_same_weights(section, bands, tmp_path):
+    class Cut(Exception):
+        pass
+
+    def train(scratch: str, stop: int | None = None):
+        def on_step(seen: int) -> None:
+            if seen == stop:
+                raise Cut
+
+        part, _ = build(bands, section)
+        return fit(part, TRAINING, 0, Checkpoints(tmp_path / scratch, "part", "key"), on_step=on_step)
+
+    whole = train("a")
+    with pytest.raises(Cut):
+        train("b", stop=40)
+    torch.manual_seed(9)  # no draw may come from the global stream
+    resumed = train("b")
+    assert whole.weights.keys() == resumed.weights.keys()
+    assert all(torch.equal(whole.weights[name], resumed.weights[name]) for name in whole.weights)
+    assert whole.history == resumed.history
+
+
+@pytest.mark.parametrize("whitening", ["scale", "full"])
+def test_the_score_model_sees_whitened_bands(whitening, bands):
+    part, config = build(bands, {**LOW, "whitening": whitening})
+    z = part.players["net"].whitening(part.data[torch.arange(64)]["ll"])
+    assert config["whitening"] == whitening and config["column"] == "ll" and config["side"] == 4
+    if whitening == "scale":
+        assert z.mean((0, 2, 3)).abs().max() < 1e-4 and (z.std((0, 2, 3)) - 1).abs().max() < 1e-2
+    else:
+        covariance = torch.cov(z.flatten(1).T, correction=0)
+        assert (torch.linalg.eigvalsh(covariance)[-20:] > 0.9).all() and covariance.diagonal().max() < 1.001
+
+
+# ---- Samplers
+
+
+def test_oracle_bands_give_the_image_back(bands, tmp_path):
+    sampler = sampler_of(tmp_path, [(bands, LOW), (bands, GAN)])
+    images = pictures()[:4]
+    truth = decompose_images(images, "haar", 2)
+    sampler.coarse_band = lambda seeds, labels, trace: truth["ll"]
+    sampler.detail_bands = lambda x, level, seeds, labels: truth[detail(level)]
+    assert (sampler(SEEDS, LABELS) - images / 255).abs().max() < 1e-6
+
+
+def test_a_generator_as_it_was_trained_is_a_generator_as_it_samples(bands, tmp_path):
+    sampler = sampler_of(tmp_path, [(bands, LOW), (bands, GAN)])
+    part, _ = build(bands, GAN)
+    level, low, _, condition = part.given(rows(part, 4), draws(0, 4))
+    noise = torch.stack([torch.randn(low.shape[1:], generator=generator(seed, detail(level))) for seed in SEEDS])
+    made = part.players["generator"](torch.cat([condition, noise], 1))
+    with torch.inference_mode():
+        found = sampler.detail_bands(low, level, SEEDS, LABELS)
+    assert torch.allclose(found, part.levels.decode(made, level), atol=1e-6)
+
+
+def test_without_details_wmgm_is_sgm_bit_for_bit(pixels, tmp_path):
+    whole = decompose(tmp_path / "whole", pictures())
+    found = json.loads((whole / "statistics.json").read_text())
+    # A decomposition of no level: its coarse band is the image itself.
+    none = tmp_path / "none"
+    none.mkdir()
+    save_file({"ll": pictures() / 255, "label": torch.arange(64) % CLASSES}, none / "targets.safetensors")
+    control, other = build(pixels, LOW)
+    summary = {"mean": control.players["net"].whitening.mean.flatten().tolist()}
+    summary["std"] = control.players["net"].whitening.std.flatten().tolist()
+    assert summary["mean"] == pytest.approx(found["bands"]["pixels"]["mean"], rel=1e-5)
+    assert summary["std"] == pytest.approx(found["bands"]["pixels"]["std"], rel=1e-5)
+    statistic = {"wavelet": "haar", "levels": 0, "bands": {"ll": summary}}
+    (none / "statistics.json").write_text(json.dumps(statistic))
+    part, config = build(none, LOW)
+    assert (config["levels"], other["levels"], other["column"]) == (0, 0, "pixels")
+    weights, same = part.players["net"].state_dict(), control.players["net"].state_dict()
+    assert weights.keys() == same.keys() and all(torch.equal(weights[name], same[name]) for name in weights)
+    for step in range(3):
+        losses = [p.loss("net", p.players, rows(p), draws(step))[0] for p in (part, control)]
+        assert torch.equal(*losses)
+    images = [sampler_of(tmp_path, [(folder, LOW)])(SEEDS, LABELS) for folder in (none, pixels)]
+    assert torch.equal(*images)
+
+
+@pytest.mark.parametrize("section", [OFFICIAL, GAN, DIFFUSION])
+def test_image_k_depends_on_seed_k_alone(section, bands, tmp_path):
+    sampler = sampler_of(tmp_path, [(bands, LOW), (bands, section)])
+    labels = torch.zeros(3, dtype=torch.long)
+    images, others = sampler([4, 5, 6], labels), sampler([4, 8, 9], labels)
+    assert torch.equal(images[0], others[0])
+    assert torch.allclose(images[0], sampler([9, 8, 4], labels)[2], atol=1e-4)  # another place rounds differently
+    assert (images[0] - images[1]).abs().max() > 0.01
+    assert torch.equal(images, sampler([4, 5, 6], labels))
+
+
+@pytest.mark.parametrize("name", ["euler-maruyama", "ode-euler", "ode-heun", "dpm-solver++"])
+def test_calls_are_counted_for_the_score_model_and_for_every_pass(name, bands, tmp_path):
+    settings = {"solver": {**SOLVER, "method": name, "steps": 5}}
+    sampler = sampler_of(tmp_path, [(bands, LOW), (bands, GAN)], settings)
+    assert count_calls(sampler, LABELS) == {"low": 9 if name == "ode-heun" else 5, "details": 2}
+
+
+def test_guidance_asks_the_score_models_twice_and_pulls_towards_the_class(bands, tmp_path):
+    solver = {**SOLVER, "cfg": 3.0}
+    sections = [(bands, LOW), (bands, {**DIFFUSION, "conditional": True})]
+    plain = sampler_of(tmp_path, sections)
+    guided = sampler_of(
+        tmp_path, sections, {"solver": solver, "detail_solver": {**SETTINGS["detail_solver"], "cfg": 2.0}}
+    )
+    assert count_calls(plain, LABELS) == {"low": 4, "details": 6}
+    assert count_calls(guided, LABELS) == {"low": 8, "details": 12}
+    assert not torch.equal(plain(SEEDS, LABELS), guided(SEEDS, LABELS))
+    with pytest.raises(ValueError, match="a guidance weight of 3.0 for a network without classes; allowed: 1"):
+        sampler_of(tmp_path, [(bands, {**LOW, "conditional": False}), (bands, GAN)], {"solver": solver})(SEEDS, LABELS)
+
+
+def test_separate_generators_serve_each_their_level(bands, tmp_path):
+    sections = [(bands, LOW), (bands, {**GAN, "level": 2}), (bands, {**REGRESSION, "level": 1})]
+    sampler = sampler_of(tmp_path, sections)
+    assert count_calls(sampler, LABELS) == {"low": 4, "details-2": 1, "details-1": 1}
+    assert sampler(SEEDS, LABELS).shape == (4, 3, 16, 16)
+    for wrong, covered in (([0, 1], "[2]"), ([0], "[]"), ([0, 1, 1], "[2, 2]")):
+        with pytest.raises(
+            ValueError, match=r"detail parts for the levels .*; allowed: each of \[1, 2\] once"
+        ) as raised:
+            sampler_of(tmp_path, [sections[k] for k in wrong])
+        assert covered in str(raised.value)
+
+
+@pytest.mark.parametrize("wavelet", ["haar", "pixels"])
+def test_a_trace_sees_the_coarse_band_form_and_then_every_level(wavelet, tmp_path):
+    folder, seen = decompose(tmp_path / "bands", pictures(), wavelet), []
+    sampler = sampler_of(tmp_path, [(folder, LOW), (folder, GAN)])
+    images = sampler(SEEDS, LABELS, lambda caption, shown: seen.append((caption, shown)))
+    assert [caption for caption, _ in seen] == ["4 px"] * 4 + ["8 px", "16 px"]
+    assert all(shown.min() >= 0 and shown.max() <= 1 for _, shown in seen)
+    assert torch.equal(seen[-1][1], images)
+    band = sampler.coarse_band(SEEDS, LABELS)
+    gain = 4 if wavelet == "haar" else 1
+    assert torch.allclose(seen[3][1], (band / gain).clamp(0, 1), atol=1e-6)
+
+
+# ---- Diversity
+
+
+def test_diversity_is_one_for_the_datas_own_law_and_none_for_a_regression():
+    random = torch.Generator().manual_seed(0)
+    mean = torch.randn(400, 3, 4, 4, generator=random)
+    real = mean + 0.5 * torch.randn(mean.shape, generator=random)
+    right = adversarial.diversity(lambda k: mean + 0.5 * torch.randn(mean.shape, generator=random), real)
+    assert right["ratio"] == pytest.approx(1, rel=0.05) and not right["collapsed"]
+    assert right["spread"] == pytest.approx(0.25, rel=0.05) and right["energy_ratio"] == pytest.approx(1, rel=0.05)
+    assert right["kurtosis_generated"] == pytest.approx(3, rel=0.05)
+    still = adversarial.diversity(lambda k: mean, real)
+    assert still["ratio"] == 0 and still["collapsed"] and still["energy_ratio"] < 0.9
+    few = adversarial.diversity(lambda k: mean + 0.1 * torch.randn(mean.shape, generator=random), real)
+    assert few["ratio"] == pytest.approx(0.04, rel=0.1) and few["collapsed"]
+
+
+def test_the_diversity_of_a_sampler_is_measured_level_by_level(bands, tmp_path):
+    batch = Table.open(bands / "targets.safetensors")[slice(0, 16)]
+    for section, collapsed in ((GAN, False), (REGRESSION, True)):
+        sampler = sampler_of(tmp_path, [(bands, LOW), (bands, section)])
+        found = wmgm.measure_diversity(sampler, batch, draws=3)
+        assert [row["level"] for row in found] == [2, 1]
+        assert all((row["spread"] == 0) == collapsed and math.isfinite(row["ratio"]) for row in found)
+        assert all(row["collapsed"] for row in found) >= collapsed
+
+
+def test_training_learns_the_bands_of_one_image(tmp_path):
+    picture = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
+    picture[:, :, 4:12, 3:12] = 220
+    picture[:, :, 6:9, 5:8] = 30
+    folder = decompose(tmp_path / "bands", picture, levels=1)
+    part, config = build(folder, REGRESSION)
+    result = fit(part, replace(TRAINING, images=1600, lr=5e-3, ema_images=200), 0, Checkpoints(tmp_path, "p", "k"))
+    assert result.history[-1]["loss"] < 0.1 * result.history[0]["loss"]
+    net = part.players["generator"]
+    net.load_state_dict(result.weights)
+    coarsest, about = build(folder, LOW)
+    sampler = wmgm.WMGMSampler([coarsest.players["net"], net], [about, config], SETTINGS, "fp32")
+    sampler.coarse_band = lambda seeds, labels, trace: decompose_images(picture[:4], "haar", 1)["ll"]
+    assert (sampler(SEEDS, LABELS) - picture[0] / 255).abs().mean() < 0.03
