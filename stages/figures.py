@@ -32,11 +32,11 @@ def _save(figure, path: Path) -> None:
 def training(curves: pl.DataFrame, path: Path) -> None:
     """Loss against training images, one line a part."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7, 4))
+        figure, axes = plt.subplots(figsize=(8, 4))
         for (name,), frame in curves.group_by("part", maintain_order=True):
             axes.plot(frame["images"], frame["loss"], label=name, linewidth=1.8)
         axes.set(xlabel="training images", ylabel="loss", title="Training", yscale="log")
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left")  # beside the curves, however many
         _save(figure, path)
 
 

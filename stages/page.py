@@ -40,7 +40,7 @@ def render(
     """The page: a table for each protocol, the plots, and each method's grid and strip."""
     parts = [f"<h1>Multiscale: {escape(recipe)}</h1>"]
     for protocol, headings, rows in groups:
-        parts.append(f"<h2>Leaderboard, {escape(protocol['metric'])}</h2>{table(headings, rows)}")
+        parts.append(f"<h2>Leaderboard by KID-{escape(protocol['metric'])}</h2>{table(headings, rows)}")
         about = ", ".join(f"{name} {value}" for name, value in protocol.items())
         parts.append(
             f'<p class="quiet">Best KID first; the interval is one standard deviation over subsets. {escape(about)}</p>'
