@@ -253,6 +253,11 @@ def put_json(path: str, value: dict) -> None:
 def measured(project) -> Callable:
     """Puts what the stages before the report leave; `changes` are made to the second method's metrics and protocol."""
 
+    given = project.read()
+    others = [f"methods.{name}" for name in given["methods"] if name not in METRICS]
+    others += [f"parts.{name}" for name, part in given["parts"].items() if part["method"] not in METRICS]
+    project.change(dict.fromkeys(others, ...))
+
     def measured(metrics: dict | None = None, **protocol: object) -> Project:
         for method, own in METRICS.items():
             mine = method == "msf"

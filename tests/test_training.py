@@ -335,7 +335,7 @@ def test_how_often_checkpoints_are_written_is_no_part_of_their_key_but_all_that_
     file = tmp_path / "input"
     file.write_text("contents")
     training = {"images": 100}
-    section = {"method": "m", "kind": "dit", "reads": "full", "index": 0, "training": training}
+    section = {"method": "m", "kind": "msf", "reads": "full", "index": 0, "training": training}
     section["network"] = {"depth": 1, "width": 8, "heads": 1, "patch": 1}
 
     def key(seed: int = 0, section: dict = section, **change) -> str:
