@@ -15,10 +15,28 @@ from pathlib import Path
 
 import pytest
 
+from multiscale.training.loop import Training
 from stages.common import settings
 
 ROOT = Path(__file__).parent.parent
 FILES = ("dvc.yaml", "constraints.txt", "pyproject.toml", ".gitignore", ".dvcignore")
+
+# A training of seconds, with a checkpoint after every step.
+TRAINING = Training(
+    images=96,
+    batch=8,
+    lr=1e-3,
+    warmup_images=0,
+    decay="constant",
+    weight_decay=0.0,
+    beta2=0.99,
+    clip=1.0,
+    ema_images=10,
+    precision="fp32",
+    compile=False,
+    log_images=48,
+    checkpoint_seconds=0,
+)
 
 
 class Project:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import TRAINING
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -39,21 +40,6 @@ PART = {
     "oversample": 1,
 }
 SOLVER = {"steps": 10, "eta": 1.0, "cfg": 1.0, "last_step": "clean"}
-TRAINING = Training(
-    images=96,
-    batch=8,
-    lr=1e-3,
-    warmup_images=0,
-    decay="constant",
-    weight_decay=0.0,
-    beta2=0.99,
-    clip=1.0,
-    ema_images=10,
-    precision="fp32",
-    compile=False,
-    log_images=48,
-    checkpoint_seconds=0,
-)
 
 
 @pytest.fixture

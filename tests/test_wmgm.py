@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import TRAINING
 from safetensors.torch import save_file
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from multiscale.processes import adversarial
 from multiscale.sampling import count_calls
 from multiscale.scales.bands import coarse, decompose_images, detail, statistics, transform_of
 from multiscale.training.checkpoint import Checkpoints
-from multiscale.training.loop import Run, Training, fit
+from multiscale.training.loop import Run, fit
 
 CLASSES = 3
 NETWORK = {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [8], "heads": 2, "groups": 4}
@@ -69,21 +70,6 @@ DIFFUSION = {
 }
 SOLVER = {"method": "euler-maruyama", "steps": 4, "cfg": 1.0}
 SETTINGS = {"solver": SOLVER, "detail_solver": {"method": "dpm-solver++", "steps": 3, "cfg": 1.0}}
-TRAINING = Training(
-    images=96,
-    batch=8,
-    lr=1e-3,
-    warmup_images=0,
-    decay="constant",
-    weight_decay=0.0,
-    beta2=0.99,
-    clip=1.0,
-    ema_images=10,
-    precision="fp32",
-    compile=False,
-    log_images=48,
-    checkpoint_seconds=0,
-)
 LABELS = torch.arange(4) % CLASSES
 SEEDS = [1, 2, 3, 4]
 

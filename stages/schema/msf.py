@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from multiscale.networks.dit import PRESETS
-from stages.schema.base import Bad, Count, Name, Positive, Section, Share, Training
+from stages.schema.base import Bad, Count, Name, Positive, Section, Share, Training, preset
 
 if TYPE_CHECKING:
     from stages.schema import Experiment
@@ -38,11 +38,7 @@ class DiTNetwork(Section):
     @model_validator(mode="before")
     @classmethod
     def _expand(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "preset" in value:
-            if value["preset"] not in PRESETS or len(value) > 1:
-                raise Bad("preset", value["preset"], f"alone, one of {', '.join(PRESETS)}")
-            return dict(zip(("depth", "width", "heads", "patch"), PRESETS[value["preset"]]))
-        return value
+        return preset(value, PRESETS, ("depth", "width", "heads", "patch"))
 
     @model_validator(mode="after")
     def _check(self) -> DiTNetwork:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from multiscale.methods import ssd
 from multiscale.networks.unet import PRESETS, FlexiUNet
-from stages.schema.base import LARGEST, Bad, Name, Positive, Section, Share, Training, allowed_of
+from stages.schema.base import LARGEST, Bad, Name, Positive, Section, Share, Training, allowed_of, preset
 
 if TYPE_CHECKING:
     from stages.schema import Experiment
@@ -36,14 +36,8 @@ class UNetNetwork(Section):
     @model_validator(mode="before")
     @classmethod
     def _expand(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "preset" in value:
-            name, *rest = value["preset"], *(set(value) - {"preset", "top_block"})
-            if name not in PRESETS or rest:
-                raise Bad("preset", name, f"alone or with top_block, one of {', '.join(PRESETS)}")
-            _, width, multipliers, blocks, attention, heads, groups = PRESETS[name]
-            sizes = {"width": width, "multipliers": list(multipliers), "blocks": blocks, "attention": list(attention)}
-            return sizes | {"heads": heads, "groups": groups, "top_block": value.get("top_block", False)}
-        return value
+        sizes = {name: row[1:] for name, row in PRESETS.items()}  # without the side that it was published for
+        return preset(value, sizes, ("width", "multipliers", "blocks", "attention", "heads", "groups"))
 
 
 class ScaleSpaceProcess(Section):
