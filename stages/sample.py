@@ -84,15 +84,16 @@ def main(method_name: str) -> None:
             writer.write("pixels", done, images)
             done += len(images)
             reach(done)
-        draw(folder, method_name, section, writer, labels, kinds, strip_of(sampler, seeds[:4], labels[:4]))
+        draw(folder, method_name, section, writer, labels, kinds)
+        shows = getattr(sampler, "shows", "from noise to image")
+        frames = strip_of(sampler, seeds[:4], labels[:4])
+        pictures.strip(frames, f"{method_name}: {shows}").save(folder / "strip.png")
         writer.close()
     write_json(TIMINGS / f"sample-{method_name}.json", cost(sampler, section, labels))
 
 
-def draw(
-    folder: Path, name: str, section: Sample, writer: TensorWriter, labels: Tensor, kinds: int, frames: list
-) -> None:
-    """Writes grid.png and strip.png."""
+def draw(folder: Path, name: str, section: Sample, writer: TensorWriter, labels: Tensor, kinds: int) -> None:
+    """Writes grid.png."""
     columns = min(section.grid_columns, kinds) if kinds > 1 else section.grid_columns
     # Column c shows class c also where there are more classes than columns.
     order = torch.arange(len(labels))[labels < columns] if kinds > 1 else torch.arange(len(labels))
@@ -102,7 +103,6 @@ def draw(
     first = section.first_seed
     title = f"{name}: seeds {first} to {first + int(shown[-1])}" + (", a class a column" if kinds > 1 else "")
     pictures.grid(pixels, columns, headings, title).save(folder / "grid.png")
-    pictures.strip(frames, f"{name}: from noise to image").save(folder / "strip.png")
 
 
 def cost(sampler: sampling.Sampler, section: Sample, labels: Tensor) -> dict:

@@ -42,7 +42,7 @@ class ScaleSpacePart(Part):
         self.law = TimeLaw(process, part["oversample"])
         self.flip, self.label_dropout, self.null = part["flip"], part["label_dropout"], net.null_label
         states = range(process.steps)
-        columns = [[process.signal(t) for t in states], [process.sigma(t) for t in states], min_snr_weights(process)]
+        columns = [[process.signal(t) for t in states], [process.sigma(t) for t in states], min_snr_weights(process, part["snr_cap"])]
         self.table = torch.tensor(columns)  # (3, T): a_t, sigma_t, weight
 
     def loss(self, player: str, nets: Nets, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
@@ -113,7 +113,7 @@ def build_part(name: str, part: dict, folder: Path, classes: int) -> tuple[Scale
 class ScaleSpaceSampler:
     """From noise of the smallest side to the image, state by state, each drawn from the exact posterior."""
 
-    frames = "x0"  # what a trace is shown of each step: 'x0', the prediction, or 'state', what was made of it
+    shows = "each image's state x_t above what the network predicts from it"
 
     def __init__(self, net: FlexiUNet, config: dict, process: ScaleSpace, solver: dict, precision: str):
         self.device = default_device()
@@ -141,7 +141,7 @@ class ScaleSpaceSampler:
                 clean = predict[side](x, torch.full((len(x),), t, device=self.device)).clamp_(-1, 1)
                 x = transition.reverse(x, clean, self._noise(seeds, s) if transition.needs_noise else None)
                 if trace is not None:
-                    trace(f"{side} px", to_unit(clean if self.frames == "x0" else x))
+                    trace(f"{side} px", to_unit(torch.stack([x, clean], 1).flatten(0, 1)))
         return to_unit(x)
 
     def _noise(self, seeds: list[int], state: int) -> Tensor:

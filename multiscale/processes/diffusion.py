@@ -178,7 +178,7 @@ def respaced(process: ScaleSpace, steps: int) -> list[int]:
     return sorted({round(i * stride) for i in range(steps)} | set(process.transitions))
 
 
-def min_snr_weights(process: ScaleSpace, cap: float = 5.0) -> list[float]:
+def min_snr_weights(process: ScaleSpace, cap: float) -> list[float]:
     """min(SNR(t), cap): the weight of a squared error in x_0 (Min-SNR, arXiv 2303.09556)."""
     return [min(process.snr(t), cap) for t in range(process.steps)]
 

@@ -63,6 +63,7 @@ class SSDPart(Section):
     conditional: bool = True
     label_dropout: Share = 0.1
     flip: bool = False
+    snr_cap: Annotated[float, Field(gt=0)] = 5.0  # of the Min-SNR weight; a lower one favours the noisy states
     oversample: Positive = 1  # how much likelier than uniform a change of side is drawn; weighted back
     training: Training
 
