@@ -184,6 +184,10 @@ def check_method(experiment: Experiment, key: str, method: SwDMethod, parts: lis
     """Whether a teacher has a solver and a student none."""
     student = isinstance(parts[0], Student)
     if student and method.solver:
-        raise Bad(f"{key}.solver", "a solver", "null, since a student is sampled by the steps that it was trained for")
+        raise Bad(
+            f"{key}.solver",
+            method.solver.model_dump(),
+            "null, since a student is sampled by the steps that it was trained for",
+        )
     if not student and not method.solver:
         raise Bad(f"{key}.solver", None, "a solver, since the part is a teacher")
