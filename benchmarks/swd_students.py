@@ -58,7 +58,7 @@ def schedules(four: list[int], six: list[int]) -> dict[str, Schedule]:
 
 def teacher_folder(root: Path, network: dict, full: int) -> Path:
     """An untrained teacher as its stage saves it."""
-    config = {"role": "teacher", "channels": 4, "grids": {str(full): full}, "classes": CLASSES, "network": network}
+    config = {"role": "teacher", "channels": 4, "side": full, "classes": CLASSES, "network": network}
     config |= {"latent_shift": [0.0] * 4, "latent_scale": [1.0] * 4}
     folder = root / "teacher"
     folder.mkdir()

@@ -378,6 +378,10 @@ def test_the_teacher_is_sampled_at_the_full_side_with_guidance(teacher):
     assert count_calls(sampler, LABELS) == {"teacher": 2 * SOLVER["steps"]}
 
 
+def sampler_of_teacher(folder) -> swd.LatentSampler:
+    return swd.TeacherSampler(*swd.load_teacher(folder), Codec(None, 2), SOLVER, "fp32")
+
+
 def one_scale(folder) -> None:
     """A DiT that MSF trained as its one scale, in its own normalisation."""
     config = {"index": 0, "sides": [8], "mean": [0.5, 0.5], "std": [2.0, 2.0], "classes": CLASSES}
@@ -397,6 +401,7 @@ def test_a_dit_of_one_scale_teaches_in_its_own_normalisation(pyramid, tmp_path):
     undone = part.bring(z) * torch.tensor(config["latent_scale"]).view(1, 2, 1, 1)
     torch.testing.assert_close(undone + torch.tensor(config["latent_shift"]).view(1, 2, 1, 1), image)
     assert part.loss("generator", part.players, rows(part), draws(0))[0].isfinite()
+    assert sampler_of_teacher(tmp_path / "dit")(SEEDS, LABELS).shape == (4, 2, 8, 8)
 
 
 def test_a_model_of_another_class_is_no_teacher(student, pyramid, tmp_path):

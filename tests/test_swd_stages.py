@@ -40,7 +40,7 @@ def ready(project):
     """A project with a pyramid of white noise and a teacher of it: the velocity of a new network is zero."""
     put(PYRAMID, latents(), grids={side: side for side in SIDES})
     TEACHER.mkdir(parents=True)
-    config = {"role": "teacher", "channels": 1, "grids": {str(side): side for side in SIDES}, "classes": 10}
+    config = {"role": "teacher", "channels": 1, "side": 32, "classes": 10}
     config |= {"latent_shift": [0.1], "latent_scale": [0.5], "network": NETWORK}
     torch.manual_seed(0)
     save_file(swd.build_network(config).state_dict(), TEACHER / "model.safetensors")

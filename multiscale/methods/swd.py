@@ -59,7 +59,7 @@ def build_part(name: str, part: dict, folder: Path, classes: int) -> tuple[Teach
     config = {
         "role": "teacher",
         "channels": len(statistics["shift"]),
-        "grids": statistics["grids"],  # the side of the latents of each side in pixels
+        "side": max(statistics["grids"].values()),  # of the latents at the full side
         "classes": classes,
         "latent_shift": statistics["shift"],
         "latent_scale": statistics["scale"],
@@ -82,6 +82,7 @@ def load_teacher(folder: Path) -> tuple[DiT, dict]:
         config = config | {
             "role": "teacher",
             "channels": len(config["mean"]),
+            "side": config["sides"][0],
             "latent_shift": (shift + scale * per_channel(config["mean"])).flatten().tolist(),
             "latent_scale": (scale * per_channel(config["std"])).flatten().tolist(),
         }
@@ -168,7 +169,7 @@ class TeacherSampler(LatentSampler):
 
     def __init__(self, net: DiT, config: dict, codec: Codec, solver: dict, precision: str):
         super().__init__("teacher", net, config, codec, precision)
-        self.solver, self.side = solver, max(config["grids"].values())
+        self.solver, self.side = solver, config["side"]
 
     def latents(self, seeds: list[int], labels: Tensor, watch) -> Tensor:
         shape = (self.config["channels"], self.side, self.side)
