@@ -13,6 +13,13 @@ from torch_fidelity.metric_kid import kid_features_to_metric  # noqa: E402
 from torch_fidelity.metric_prc import prc_features_to_metric  # noqa: E402
 
 
+def relative_distance(generated: Tensor, real: Tensor) -> float:
+    """The Frechet distance of two sets of vectors (N, d), (M, d) over the variance of the real ones."""
+    ours, theirs = fid_features_to_statistics(generated), fid_features_to_statistics(real)
+    distance = fid_statistics_to_metric(ours, theirs, False)["frechet_inception_distance"]
+    return float(distance / theirs["sigma"].trace())
+
+
 def distances(
     generated: Tensor,
     real: Tensor,

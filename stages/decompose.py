@@ -3,6 +3,8 @@
 pixels    the decoded images as they are (SSD and its control DDPM)
 residual  latents split into a base and residuals, one target a scale (MSF's Algorithm 1); with one side the
           normalised full latents (its control DiT)
+pyramid   the latents of each side, normalised by the full side's statistics (SwD)
+wavelet   the bands of the images (WMGM)
 """
 
 from __future__ import annotations
@@ -95,7 +97,33 @@ def residual(out: Path, section: schema.Residual) -> None:
         write_json(folder / "statistics.json", {**statistics, "scales": scales})
 
 
-KINDS = {"pixels": pixels, "residual": residual, "wavelet": wavelet}
+def pyramid(out: Path, section: schema.Pyramid) -> None:
+    """The latents z{side} of every side, encoded from the image downsampled to it.
+
+    SwD downsamples twice to get to the smaller side of a step; here every side comes from the image at once, so that
+    one latent serves as the target of one step and the low version of the next. The posterior's means are taken, as
+    for every method here, not samples of it.
+    """
+    tables = {side: Table.open(LATENTS / str(side) / "latents.safetensors", "mean", "label") for side in section.sides}
+    full = section.sides[-1]
+    statistics = read_json(LATENTS / str(full) / "statistics.json")
+    shift, scale = per_channel(statistics["shift"]), per_channel(statistics["scale"])
+    count = len(tables[full])
+    with atomic_folder(out) as folder, progress(f"decompose {out.name}", count) as reach:
+        shapes = {f"z{side}": (np.float32, table.arrays["mean"].shape) for side, table in tables.items()}
+        writer = TensorWriter(folder / "targets.safetensors", {**shapes, "label": (np.int64, (count,))})
+        for start in range(0, count, BLOCK):
+            for side, table in tables.items():
+                rows = table[slice(start, start + BLOCK)]
+                writer.write(f"z{side}", start, (rows["mean"] - shift) / scale)
+            writer.write("label", start, rows["label"])
+            reach(start + len(rows["label"]))
+        writer.close()
+        grids = {side: table.arrays["mean"].shape[-1] for side, table in tables.items()}
+        write_json(folder / "statistics.json", {**statistics, "grids": grids})
+
+
+KINDS = {"pixels": pixels, "pyramid": pyramid, "residual": residual, "wavelet": wavelet}
 
 if __name__ == "__main__":
     command(main, __doc__, {"name": "a key of `decompose`"})

@@ -111,11 +111,11 @@ def remove_leftovers(experiment: Experiment) -> None:
 
 def outputs(experiment: Experiment) -> set[Path]:
     """What the stages of an experiment leave in folders that other stages depend on."""
-    timed = ("vae", "classifier", *experiment.parts, *(f"sample-{name}" for name in experiment.methods))
+    timed = ("vae", "classifier", *experiment.trained, *(f"sample-{name}" for name in experiment.methods))
     return {
         *(LATENTS / str(side) for side in experiment.latents.sides),
         *(DECOMPOSED / name for name in experiment.decompose),
-        *(MODELS / part.method / name for name, part in experiment.parts.items()),
+        *(MODELS / part.method / name for name, part in experiment.trained.items()),
         *(SAMPLES / name for name in experiment.methods),
         *(METRICS / f"{name}.json" for name in experiment.methods),
         *(TIMINGS / f"{name}.json" for name in timed),

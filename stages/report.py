@@ -44,7 +44,8 @@ COLUMNS = {
 def row_of(name: str, params) -> dict:
     """One line of the leaderboard: quality, cost and the protocol that both were measured by."""
     metrics, cost = read_json(METRICS / f"{name}.json"), read_json(TIMINGS / f"sample-{name}.json")
-    parts = {part: about for part, about in params.parts.items() if about.method == name}
+    trained = params.parts | params.students
+    parts = {part: about for part, about in trained.items() if about.method == name}
     timings = [read_json(TIMINGS / f"{part}.json") for part in parts]
     protocol = metrics.pop("protocol")
     return {
@@ -140,10 +141,10 @@ def write(path: Path, text: str) -> None:
 
 
 def main() -> None:
-    params = settings.load("recipe", "parts", "methods")
+    params = settings.load("recipe", "parts", "students", "methods")
     rows = [row_of(name, params) for name in params.methods]
     ordered = [row for _, group in by_protocol(rows) for row in group]
-    training = curves(params.parts)
+    training = curves(params.parts | params.students)
     write_json(REPORTS / "leaderboard.json", {row["method"]: row for row in ordered})
     with atomic_file(REPORTS / "leaderboard.parquet") as temporary:
         pl.DataFrame(ordered).write_parquet(temporary)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+METHODS = ("dit", "msf", "ssd-2l", "wmgm", "swd-teacher", "swd")
+
 
 class Clone:
     """A clone of the project that commands run in."""
@@ -82,13 +84,14 @@ def test_the_second_scales_learning_rate_reruns_its_cone_alone(clone):
 
 def test_the_leaderboard_has_what_the_comparison_needs(clone):
     rows = clone.json("reports/leaderboard.json")
-    assert set(rows) == {"dit", "msf", "ssd-2l", "wmgm"}
+    assert set(rows) == set(METHODS)
     wanted = "method recipe kid kid_std fd label_accuracy seconds_per_image network_calls flops_per_image parameters"
     wanted += " train_seconds peak_memory_bytes n extractor"
     for row in rows.values():
         assert set(wanted.split()) <= set(row)
     assert rows["dit"]["network_calls"] == 8  # 4 guided steps
     assert rows["msf"]["network_calls"] == 4 * 2 + 2  # and 2 without guidance on the second scale
+    assert rows["swd"]["network_calls"] == 4  # one a step, no guidance
     assert rows["msf"]["flops_per_image"] > 0 and rows["msf"]["n"] == 40
 
 
@@ -104,22 +107,22 @@ def test_dvc_shows_metrics_and_plots(clone):
 def test_pictures_and_page_are_real(clone):
     from PIL import Image
 
-    for method in ("dit", "msf", "ssd-2l", "wmgm"):
+    for method in METHODS:
         for name in ("grid", "strip"):
             with Image.open(clone.folder / "samples" / method / f"{name}.png") as picture:
                 assert picture.width > 300 and len(picture.convert("L").getcolors(256)) > 10
     page = (clone.folder / "reports" / "report.html").read_text()
     text = re.sub(r"base64,[^\"]+", "", page)  # any three letters occur in a picture
-    assert page.count("data:image/png;base64,") == 2 + 2 * 4 and "KID-EffLite0" in text and "FID" not in text
+    assert page.count("data:image/png;base64,") == 2 + 2 * len(METHODS) and "KID-EffLite0" in text and "FID" not in text
 
 
 def test_a_fresh_clone_gives_the_same_metrics_to_the_last_digit(clone, sources, tmp_path):
     other = Clone(sources, tmp_path)
     other.run("dvc", "repro")
-    for method in ("dit", "msf", "ssd-2l", "wmgm"):
+    for method in METHODS:
         ours, theirs = clone.json(f"reports/metrics/{method}.json"), other.json(f"reports/metrics/{method}.json")
         assert ours == theirs
-    for file in ("models/msf/msf-0", "models/msf/msf-1", "models/dit/dit", "models/vae"):
+    for file in ("models/msf/msf-0", "models/msf/msf-1", "models/dit/dit", "models/swd/swd", "models/vae"):
         for path in (clone.folder / file).iterdir():
             assert path.read_bytes() == (other.folder / file / path.name).read_bytes(), path
 

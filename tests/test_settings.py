@@ -18,6 +18,10 @@ MIXED = ("methods.msf.parts", "['msf-0', 'msf-1']", "parts that read one decompo
 DETAILS = "parts.wmgm-details"
 ORDER = ("methods.wmgm.parts", "'wmgm-details'", "first")
 FACTOR = (f"{DETAILS}.discriminator.lr_factor", "0.1", "equal to 1")
+SWD = "students.swd"
+STEPS = f"{SWD}.schedule"
+STUDENT = {"method": "swd", "kind": "swd", "reads": "pyramid", "teacher": "dit", "block": 0}
+STUDENT |= {"schedule": {"sides": [32], "sigmas": [1.0]}, "training": {"images": 1}}
 SSD, CHAIN = "parts.ssd-2l", "methods.ssd-2l.solver"
 UNDIVIDED = (f"{SSD}.network.multipliers", "1, 1", "multiples of 64")
 SOLVER = {"steps": 4, "method": "euler", "cfg": 2.0}
@@ -193,6 +197,38 @@ INVALID = [
     ("an unknown loss preset", {f"{DETAILS}.loss": {"preset": "wgan"}}, f"{DETAILS}.loss.preset", "'wgan'", "official"),
     ("a low band after its details", {"methods.wmgm.parts": ["wmgm-details", "wmgm-low"]}, *ORDER),
     ("a learning rate of its own", {f"{DETAILS}.discriminator.lr_factor": 0.1}, *FACTOR),
+    ("sides of steps that shrink", {f"{STEPS}.sides": [24, 16, 24, 32]}, f"{STEPS}.sides", "[24, 16", "never shrink"),
+    (
+        "a last step below the full side",
+        {f"{STEPS}.sides": [16, 24, 24, 24]},
+        f"{STEPS}.sides",
+        "24]",
+        "data.size (32)",
+    ),
+    ("a step at a side without latents", {f"{STEPS}.sides": [8, 24, 24, 32]}, f"{STEPS}.sides", "[8", "[16, 24, 32]"),
+    ("a step without noise", {f"{STEPS}.sigmas.3": 0.0}, f"{STEPS}.sigmas", "0.0]", "(0, 1]"),
+    ("a noise level above one", {f"{STEPS}.sigmas.0": 1.2}, f"{STEPS}.sigmas", "[1.2", "(0, 1]"),
+    ("noise that rises", {f"{STEPS}.sigmas.3": 0.8}, f"{STEPS}.sigmas", "0.8]", "fall from 1"),
+    ("more sides than noise levels", {f"{STEPS}.sigmas": [1.0]}, f"{STEPS}.sigmas", "[1.0]", "one for each side"),
+    ("a block that the teacher lacks", {f"{SWD}.block": 1}, f"{SWD}.block", "1", "0 to 0, the blocks of swd-teacher"),
+    ("a teacher of another class", {f"{SWD}.teacher": "ssd-2l"}, f"{SWD}.teacher", "'ssd-2l'", "dit, swd-teacher"),
+    ("a teacher of two scales", {f"{SWD}.teacher": "msf"}, f"{SWD}.teacher", "'msf'", "dit, swd-teacher"),
+    ("a student as a teacher", {f"{SWD}.teacher": "swd"}, f"{SWD}.teacher", "'swd'", "dit, swd-teacher"),
+    ("a student of another kind", {f"{SWD}.kind": "msf"}, f"{SWD}.kind", "'msf'", "'swd'"),
+    ("latents that a student cannot read", {f"{SWD}.reads": "full"}, f"{SWD}.reads", "'full'", "one of pyramid"),
+    ("a student without any loss", {f"{SWD}.mmd.weight": 0.0}, f"{SWD}.mmd.weight", "0.0", "mmd, dmd or gan"),
+    ("features of no fake score", {f"{SWD}.mmd.features": "fake"}, f"{SWD}.mmd.features", "'fake'", "without dmd"),
+    ("a student with a part's name", {"students.dit": STUDENT}, "students.dit", "'dit'", "another name"),
+    ("a solver for a student", {"methods.swd.solver": SOLVER}, "methods.swd.solver", "'steps': 4", "null"),
+    (
+        "a teacher without solver",
+        {"methods.swd-teacher.solver": None},
+        "methods.swd-teacher.solver",
+        "None",
+        "a solver",
+    ),
+    ("a pyramid of unsorted sides", {"decompose.pyramid.sides": [32, 16]}, "decompose.pyramid.sides", "[32", "grow"),
+    ("a pyramid that is not encoded", {"decompose.pyramid.sides": [8, 32]}, "latents.sides", "[16", "8 among them"),
     ("an unknown decomposition kind", {"decompose.full.kind": "fft"}, "decompose.full.kind", "'fft'", "'residual'"),
     ("an unknown extractor", {"evaluate.extractor": "vgg"}, "evaluate.extractor", "'vgg'", "'efficientnet-lite0'"),
     ("an unknown source", {"data.source": "ftp"}, "data.source", "'ftp'", "'digits', 'files', 'url' or 'hub'"),

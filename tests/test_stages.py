@@ -34,7 +34,7 @@ def commands() -> dict[str, list[str]]:
 
 
 COMMANDS = commands()
-GIVEN = {"latents": "32", "decompose": "full", "train": "dit", "sample": "dit", "evaluate": "dit"}
+GIVEN = {"latents": "32", "decompose": "full", "train": "dit", "distill": "swd", "sample": "dit", "evaluate": "dit"}
 TAKING = sorted(name for name, arguments in COMMANDS.items() if arguments)
 
 
@@ -106,6 +106,7 @@ FIRST = {
     "latents": "models/vae",
     "decompose": "data/latents/32/latents.safetensors",
     "train": "data/images.parquet",
+    "distill": "models/swd-teacher",
     "sample": "a method whose parts are trained",
     "classifier": "data/images.parquet",
     "reference": "data/images.parquet",
@@ -256,6 +257,7 @@ def measured(project) -> Callable:
     given = project.read()
     others = [f"methods.{name}" for name in given["methods"] if name not in METRICS]
     others += [f"parts.{name}" for name, part in given["parts"].items() if part["method"] not in METRICS]
+    others += [f"students.{name}" for name in given["students"]]
     project.change(dict.fromkeys(others, ...))
 
     def measured(metrics: dict | None = None, **protocol: object) -> Project:

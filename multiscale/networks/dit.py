@@ -148,14 +148,27 @@ class DiT(nn.Module):
         for layer in [block.modulation for block in self.blocks] + [self.final.modulation, self.final.linear]:
             nn.init.zeros_(layer.weight)
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        N, _, h, _ = x.shape
-        grid, p = h // self.patch, self.patch
-        x = F.pixel_unshuffle(x, p).flatten(2).transpose(1, 2)  # (N, T, inputs p^2)
-        width = self.patches.out_features
-        x = self.patches(x) + position_code(grid, width).to(x.device)
-        condition = F.silu(self.time(t) + self.label(labels))  # (N, D)
-        for block in self.blocks:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor, block: int | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """The output; with `block`, the pair of it and the tokens (N, T, D) after that block, counted from zero."""
+        grid, depth = x.shape[-1] // self.patch, len(self.blocks)
+        x, condition = self._enter(x, t, labels)
+        between = depth if block is None else block + 1
+        tokens = x = self._run(x, condition, 0, between)
+        x = self.final(self._run(x, condition, between, depth), condition)  # (N, T, outputs p^2)
+        x = F.pixel_shuffle(x.transpose(1, 2).unflatten(2, (grid, grid)), self.patch)
+        return x if block is None else (x, tokens)
+
+    def features(self, x: Tensor, t: Tensor, labels: Tensor, block: int) -> Tensor:
+        """The tokens (N, T, D) after a block; the later ones are not run."""
+        return self._run(*self._enter(x, t, labels), 0, block + 1)
+
+    def _enter(self, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        grid = x.shape[-1] // self.patch
+        x = F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)  # (N, T, inputs p^2)
+        x = self.patches(x) + position_code(grid, self.patches.out_features).to(x.device)
+        return x, F.silu(self.time(t) + self.label(labels))  # the condition (N, D)
+
+    def _run(self, x: Tensor, condition: Tensor, first: int, last: int) -> Tensor:
+        for block in self.blocks[first:last]:
             x = block(x, condition)
-        x = self.final(x, condition)  # (N, T, outputs p^2)
-        return F.pixel_shuffle(x.transpose(1, 2).unflatten(2, (grid, grid)), p)
+        return x

@@ -93,15 +93,17 @@ class Run:
             name: net.to(self.device, memory_format=self.layout[name]) for name, net in part.players.items()
         }
         self.nets = {name: self._wrap(net) for name, net in self.players.items()}
+        # What is frozen from the start (the base of an adapter) stays so: `_move` turns gradients on for these alone.
+        self.trained = {name: [p for p in net.parameters() if p.requires_grad] for name, net in self.players.items()}
         self.optimizers = {
             name: torch.optim.AdamW(
-                net.parameters(),
+                self.trained[name],
                 lr=training.lr,
                 betas=(0.9, training.beta2),
                 weight_decay=training.weight_decay,
                 fused=True,
             )
-            for name, net in self.players.items()
+            for name in self.players
         }
         self.ema = EMA(self.players[part.main], training.ema_images)
         self.seen, self.seconds = 0, 0.0
@@ -135,16 +137,17 @@ class Run:
         self.ema.update(self.training.batch, self.seen)
 
     def _move(self, name: str, batch: dict[str, Tensor], draws: Draws) -> None:
-        for other, net in self.players.items():
-            net.requires_grad_(other == name)
+        for other, parameters in self.trained.items():
+            for parameter in parameters:
+                parameter.requires_grad_(other == name)
         # A player that only listens is called bare: its wrapper would wait for gradients that never come.
         nets = {other: self.nets[other] if other == name else self.players[other] for other in self.players}
-        optimizer, player = self.optimizers[name], self.players[name]
+        optimizer = self.optimizers[name]
         with autocast(self.precision, self.device):
             loss, extra = self.part.loss(name, nets, batch, draws)
         loss.backward()
         limit = self.training.clip or math.inf
-        norm = nn.utils.clip_grad_norm_(player.parameters(), limit)
+        norm = nn.utils.clip_grad_norm_(self.trained[name], limit)
         rate = learning_rate(self.training, self.seen)
         for group in optimizer.param_groups:
             group["lr"] = rate

@@ -1,7 +1,7 @@
 """What may stand in `params/experiment.yaml`: one frozen model a section, and the checks that span sections.
 
 The file spells out every value (the recipe command writes them all), so the defaults here serve recipes only and no
-result depends on this package. Each method's sections and checks are a module: `msf`, `ssd`, `wmgm`.
+result depends on this package. Each method's sections and checks are a module: `msf`, `ssd`, `swd`, `wmgm`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from stages.schema import msf, ssd, wmgm
+from stages.schema import msf, ssd, swd, wmgm
 from stages.schema.base import RESERVED, Bad, Count, Name, Section, Training
 from stages.schema.data import VAE, Classifier, Data, Evaluate, Latents, Run, Sample
 from stages.schema.msf import FlowPart, MSFMethod, Residual
 from stages.schema.ssd import Pixels, SSDMethod, SSDPart
+from stages.schema.swd import Pyramid, Student, SwDMethod, TeacherPart
 from stages.schema.wmgm import Wavelet, WMGMMethod, WMGMPart
 
 __all__ = [
@@ -25,18 +26,25 @@ __all__ = [
     "Evaluate",
     "Experiment",
     "Pixels",
+    "Pyramid",
     "Residual",
     "Sample",
+    "Student",
     "Training",
     "Wavelet",
 ]
 
-Decomposition = Annotated[Pixels | Residual | Wavelet, Field(discriminator="kind")]
-Part = Annotated[FlowPart | SSDPart | WMGMPart, Field(discriminator="kind")]
-Method = Annotated[MSFMethod | SSDMethod | WMGMMethod, Field(discriminator="kind")]
-MODULES = {"msf": msf, "ssd": ssd, "wmgm": wmgm}
-DECOMPOSED_BY = {"residual": msf, "pixels": ssd, "wavelet": wmgm}
-READS = {"msf": ("residual",), "ssd": ("pixels",), "wmgm": ("wavelet", "pixels")}  # what each kind of part trains on
+Decomposition = Annotated[Pixels | Pyramid | Residual | Wavelet, Field(discriminator="kind")]
+Part = Annotated[FlowPart | SSDPart | TeacherPart | WMGMPart, Field(discriminator="kind")]
+Method = Annotated[MSFMethod | SSDMethod | SwDMethod | WMGMMethod, Field(discriminator="kind")]
+MODULES = {"msf": msf, "ssd": ssd, "swd": swd, "wmgm": wmgm}
+DECOMPOSED_BY = {"residual": msf, "pixels": ssd, "pyramid": swd, "wavelet": wmgm}
+READS = {  # what each kind of part trains on
+    "msf": ("residual",),
+    "ssd": ("pixels",),
+    "swd": ("pyramid",),
+    "wmgm": ("wavelet", "pixels"),
+}
 
 
 class Experiment(Section):
@@ -50,6 +58,7 @@ class Experiment(Section):
     latents: Latents
     decompose: Annotated[dict[Name, Decomposition], Field(min_length=1)]
     parts: Annotated[dict[Name, Part], Field(min_length=1)]
+    students: dict[Name, Student] = {}  # parts that are distilled from another method
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
     classifier: Classifier
     sample: Sample
@@ -62,9 +71,17 @@ class Experiment(Section):
             DECOMPOSED_BY[decomposition.kind].check_decomposition(self, f"decompose.{name}", decomposition)
         for name, part in self.parts.items():
             self._check_part(f"parts.{name}", name, part)
+            MODULES[part.kind].check_part(self, f"parts.{name}", part)
+        for name, student in self.students.items():
+            if name in self.parts:
+                raise Bad(f"students.{name}", name, "another name: a part has this one already")
+            self._check_part(f"students.{name}", name, student)
         for name, method in self.methods.items():
             self._check_method(f"methods.{name}", name, method)
-        trained = [self.classifier.training, self.vae.training, *(part.training for part in self.parts.values())]
+        for name, student in self.students.items():
+            MODULES[student.kind].check_student(self, f"students.{name}", student)
+        parts = (part.training for part in self.trained.values())
+        trained = [self.classifier.training, self.vae.training, *parts]
         for training in trained:
             if training and self.run.workers and training.batch % self.run.workers:
                 raise Bad("run.workers", self.run.workers, f"a divisor of every batch (one is {training.batch})")
@@ -78,6 +95,11 @@ class Experiment(Section):
                 raise Bad(f"evaluate.{key}", getattr(self.evaluate, key), f"at most {most}, by the number of images")
         return self
 
+    @property
+    def trained(self) -> dict[str, Part | Student]:
+        """Everything that has weights in models/METHOD/NAME."""
+        return {**self.parts, **self.students}
+
     def _check_sides(self) -> None:
         size, factor = self.data.size, self.vae.factor
         if len(set(self.latents.sides)) < len(self.latents.sides):
@@ -90,7 +112,7 @@ class Experiment(Section):
             if max(sides, default=0) > size:
                 raise Bad(key, max(sides), f"sides up to data.size ({size})")
 
-    def _check_part(self, key: str, name: str, part: Part) -> None:
+    def _check_part(self, key: str, name: str, part: Part | Student) -> None:
         if name in RESERVED or name.startswith("sample-"):
             raise Bad(key, name, "another name: reports/timing has a file of this one already")
         fitting = [other for other, section in self.decompose.items() if section.kind in READS[part.kind]]
@@ -100,14 +122,13 @@ class Experiment(Section):
             raise Bad(f"{key}.method", part.method, f"one of {', '.join(self.methods)}")
         if self.methods[part.method].kind != part.kind:
             raise Bad(f"{key}.kind", part.kind, f"{self.methods[part.method].kind}, as methods.{part.method} says")
-        MODULES[part.kind].check_part(self, key, part)
 
     def _check_method(self, key: str, name: str, method: Method) -> None:
         if name in RESERVED:
             raise Bad(key, name, "another name: models has a folder of this one already")
-        belonging = [part for part, section in self.parts.items() if section.method == name]
+        belonging = [part for part, section in self.trained.items() if section.method == name]
         if sorted(method.parts) != sorted(belonging):
             raise Bad(
                 f"{key}.parts", method.parts, f"the parts whose method is {name}: {', '.join(belonging) or 'none'}"
             )
-        MODULES[method.kind].check_method(self, key, method, [self.parts[part] for part in method.parts])
+        MODULES[method.kind].check_method(self, key, method, [self.trained[part] for part in method.parts])

@@ -1,0 +1,142 @@
+"""SwD's students: seconds per image and per training iteration, scale-wise against full resolution, in one run.
+
+    python -m benchmarks.swd_students                # the embedded size; after `dvc repro` of the embedded recipe
+    python -m benchmarks.swd_students published      # a DiT-S/2 at latents of 64, 80, 96 and 128 cells
+
+Beside each ratio stands the ratio of tokens (.551 for 4 published steps, .401 for 6), which it would be if time were
+proportional to tokens: attention grows faster, what is paid once a call (decoding, launching) does not grow at all.
+Weights are as initialised: they do not change the time of a call.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import save_file
+
+from benchmarks.common import in_turn, ratio, save
+from multiscale import autoencoder
+from multiscale.autoencoder import Codec
+from multiscale.core.device import set_threads
+from multiscale.methods import swd
+from multiscale.networks.dit import PRESETS
+from multiscale.scales.schedule import Schedule, few_steps
+from multiscale.training.loop import Run, Training
+from stages.common.paths import VAE
+from stages.schema.swd import Student
+
+CLASSES = 10
+SIGMAS = {2: (1.0, 0.7371), 4: few_steps(4, [1] * 4).sigmas, 6: few_steps(6, [1] * 6).sigmas}
+SIZES = {
+    # sides of the latents at 4 and 6 steps, network, batch, the teacher's guided steps, repeats
+    "embedded": ([4, 6, 6, 8], [4, 4, 6, 6, 6, 8], {"depth": 6, "width": 192, "heads": 3, "patch": 2}, 50, 24, 9),
+    "published": (
+        [64, 80, 96, 128],
+        [32, 48, 64, 80, 96, 128],
+        dict(zip(("depth", "width", "heads", "patch"), PRESETS["DiT-S/2"])),
+        1,
+        28,
+        3,
+    ),
+}
+LOSSES = {"mmd only": {}, "all losses": {"dmd": {"weight": 1.0}, "gan": {"weight": 5e-3}}}
+
+
+def schedules(four: list[int], six: list[int]) -> dict[str, Schedule]:
+    """The scale-wise students and the full-scale ones."""
+    full = four[-1]
+    grown = {f"scale-wise, {len(sides)} steps": Schedule(tuple(sides), SIGMAS[len(sides)]) for sides in (four, six)}
+    return grown | {f"full, {steps} steps": Schedule((full,) * steps, SIGMAS[steps]) for steps in SIGMAS}
+
+
+def teacher_folder(root: Path, network: dict, full: int) -> Path:
+    """An untrained teacher as its stage saves it."""
+    config = {"role": "teacher", "channels": 4, "side": full, "classes": CLASSES, "network": network}
+    config |= {"latent_shift": [0.0] * 4, "latent_scale": [1.0] * 4}
+    folder = root / "teacher"
+    folder.mkdir()
+    save_file(swd.build_network(config).state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def pyramid_folder(root: Path, sides: set[int], rows: int) -> Path:
+    """Latents of noise at each side."""
+    folder = root / "pyramid"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    arrays = {f"z{side}": random.standard_normal((rows, 4, side, side)).astype(np.float32) for side in sides}
+    save_arrays(arrays | {"label": np.arange(rows) % CLASSES}, folder / "targets.safetensors")
+    statistics = {"shift": [0.0] * 4, "scale": [1.0] * 4, "grids": {str(side): side for side in sides}}
+    (folder / "statistics.json").write_text(json.dumps(statistics))
+    return folder
+
+
+def samplers(teacher: Path, steps: dict[str, Schedule], codec: Codec, guided: int) -> dict[str, swd.LatentSampler]:
+    net, about = swd.load_teacher(teacher)
+    made: dict[str, swd.LatentSampler] = {}
+    for name, schedule in steps.items():
+        config = {**about, "upscaling": "B", "schedule": {"sides": schedule.sides, "sigmas": schedule.sigmas}}
+        made[name] = swd.StudentSampler(net, config, codec, "auto")
+    solver = {"method": "euler", "steps": guided, "cfg": 1.5}
+    made[f"teacher, {guided} guided steps"] = swd.TeacherSampler(net, about, codec, solver, "auto")
+    return made
+
+
+def cycle(teacher: Path, pyramid: Path, schedule: Schedule, losses: dict, batch: int):
+    """A function that trains for one round of k: an update of the generator at each step, its fake scores included."""
+    steps = {"sides": list(schedule.sides), "sigmas": list(schedule.sigmas)}
+    training = Training(10**9, batch, 1e-4, 0, "constant", 0.0, 0.99, 10.0, 1000, "auto", False, 10**9, 1e9)
+    section = {"method": "s", "kind": "swd", "reads": "p", "teacher": "t", "block": 0, "schedule": steps}
+    about = Student.model_validate(section | {"training": {"images": 1}} | losses).model_dump()
+    part, _ = swd.build_student("s", about, pyramid, teacher)
+    run = Run(part, training, 0)
+
+    def once() -> None:
+        for step in range(len(schedule.sides) * (part.updates + 1)):
+            run.step(run.fetch(step))
+
+    return once
+
+
+def compared(seconds: dict[str, list[float]], steps: dict[str, Schedule], units: dict[str, int]) -> dict:
+    """Seconds a unit of each side, and of the scale-wise ones the share of the full one's with as many steps."""
+    shares = {}
+    for name, schedule in steps.items():
+        if name.startswith("scale-wise"):
+            full = name.replace("scale-wise", "full")
+            shares[name] = {"of the full one's time": ratio(seconds, name, full), "of its tokens": schedule.cost}
+    return {"seconds": {name: [s / units[name] for s in each] for name, each in seconds.items()}, "shares": shares}
+
+
+def main(size: str) -> None:
+    set_threads()
+    four, six, network, batch, guided, repeats = SIZES[size]
+    steps = schedules(four, six)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        teacher = teacher_folder(root, network, four[-1])
+        # At the published sizes latents are not decoded: no autoencoder comes with the project.
+        codec = autoencoder.load(VAE, 1) if size == "embedded" else Codec(None, 4)
+        labels, seeds = torch.arange(batch) % CLASSES, list(range(batch))
+        calls = {name: partial(made, seeds, labels) for name, made in samplers(teacher, steps, codec, guided).items()}
+        sampling = in_turn(calls, repeats, warmup=1)
+        result = {"batch": batch, "sampling": compared(sampling, steps, dict.fromkeys(sampling, batch))}
+        pyramid = pyramid_folder(root, {*four, *six}, 4 * batch)
+        for name, losses in LOSSES.items():
+            rounds = {key: cycle(teacher, pyramid, schedule, losses, batch) for key, schedule in steps.items()}
+            training = in_turn(rounds, max(1, repeats // 3), warmup=1)
+            units = {key: len(schedule.sides) for key, schedule in steps.items()}
+            result[f"training, {name}"] = compared(training, steps, units)
+    save(f"swd_students_{size}", result)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "embedded")

@@ -1,0 +1,38 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on a diffusion transformer, by peft, and the network beneath them."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from multiscale.core.compat import make_torchvision_importable
+
+LAYERS = r"blocks\.\d+\.(attention\.(qkv|proj)|mlp\.[02])"  # attention and MLP of each block, as published
+
+
+def adapted(net: nn.Module, rank: int) -> nn.Module:
+    """The network, frozen, with an adapter of scale 1 that changes nothing yet: A is Gaussian, B is zero."""
+    make_torchvision_importable()
+    from peft import LoraConfig, get_peft_model  # takes seconds to import, and only adapters need it
+
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=LAYERS)
+    return get_peft_model(net, config)
+
+
+def merged(net: nn.Module) -> nn.Module:
+    """The plain network with its adapter worked into the weights; a network without one as it is."""
+    return net.merge_and_unload() if hasattr(net, "merge_and_unload") else net
+
+
+class Beneath:
+    """The network beneath an adapter as it was before any training: a teacher that costs no second copy."""
+
+    def __init__(self, net: nn.Module):
+        self.net = net
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        with self.net.disable_adapter():
+            return self.net(x, t, labels)
+
+    def features(self, x: Tensor, t: Tensor, labels: Tensor, block: int) -> Tensor:
+        with self.net.disable_adapter():
+            return self.net.features(x, t, labels, block)

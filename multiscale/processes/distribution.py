@@ -1,0 +1,85 @@
+"""What a few-step generator is trained with: the losses of distribution matching (SwD, arXiv 2503.16397, section 3.2).
+
+x (N, C, h, h) is the generator's clean prediction; a rectified flow makes of it x_sigma = (1 - sigma) x + sigma eps,
+with the velocity v = eps - x. The adversarial terms are `adversarial`'s, form 'logistic'.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOOR = 1e-5  # of DMD's normaliser
+
+
+def clean(x: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
+    """The clean image x_sigma - sigma v that a velocity stands for; sigma (N,)."""
+    return x - sigma.view(-1, 1, 1, 1) * velocity.to(x.dtype)
+
+
+def huber(difference: Tensor, c: float = 1e-3) -> Tensor:
+    """sqrt(d^2 + c^2) - c: |d| for large differences, d^2 / 2c for small ones. The released code's penalty."""
+    return (difference.square() + c**2).sqrt() - c
+
+
+def _sets(tokens: Tensor, average: str) -> Tensor:
+    """Tokens (N, T, D) in at least single precision, as N sets or as one."""
+    tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    return tokens.flatten(0, 1).unsqueeze(0) if average == "batch" else tokens
+
+
+PENALTIES = {"huber": huber, "mse": torch.square}
+
+
+def mmd(fake: Tensor, real: Tensor, penalty: str, average: str = "image") -> Tensor:
+    """Squared maximum mean discrepancy of two sets of tokens (N, T, D) under the linear kernel, image by image.
+
+    It is the squared distance of the two means; here each of its D terms under a penalty, averaged: with 'mse' the
+    paper's sum over images divided by N D. average='batch' takes all images as one set, an ablation.
+    """
+    fake, real = _sets(fake, average), _sets(real, average)
+    return PENALTIES[penalty](fake.mean(1) - real.mean(1)).mean()
+
+
+def mmd_rbf(fake: Tensor, real: Tensor, average: str = "image", width: float = 100.0) -> Tensor:
+    """The same under the kernel exp(-|a - b|^2 / 2 width^2).
+
+    Within a set the diagonal is left out (unbiased), across them it stays, as released: of two equal sets the
+    estimate is slightly negative.
+    """
+    fake, real = _sets(fake, average), _sets(real, average)
+    tokens = fake.shape[1]
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        distance = (a.unsqueeze(2) - b.unsqueeze(1)).square().sum(-1)  # (N, T, T); cdist has no gradient at zero
+        return torch.exp(-distance / (2 * width**2))
+
+    def within(a: Tensor) -> Tensor:
+        return (kernel(a, a).sum((1, 2)) - tokens) / max(1, tokens * (tokens - 1))  # the diagonal is all ones
+
+    return (within(fake) + within(real) - 2 * kernel(fake, real).mean((1, 2))).mean()
+
+
+def dmd_gradient(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
+    """(fake - real) / mean |x - real|: the direction of the reverse KL between two scores' clean predictions.
+
+    One normaliser an image, held above 1e-5: where x equals `real` the released code divides by zero.
+    """
+    scale = (x - real).abs().mean((1, 2, 3), keepdim=True).clamp_min(FLOOR)
+    return (fake - real) / scale
+
+
+def dmd(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
+    """The loss 1/2 mean (x - sg(x - g))^2, whose gradient in x is g over the number of elements."""
+    with torch.no_grad():
+        target = x - dmd_gradient(x, real, fake)
+    return 0.5 * (x - target).square().mean()
+
+
+def fake_score(x: Tensor, noise: Tensor, velocity: Tensor, sigma: Tensor, target: str) -> Tensor:
+    """Flow matching on generated images x: squared error of the clean prediction ('x0', as released) or the velocity.
+
+    The first is sigma^2 times the second, target='v'.
+    """
+    error = (velocity.to(x.dtype) - (noise - x)).square()
+    return (sigma.view(-1, 1, 1, 1).square() * error if target == "x0" else error).mean()

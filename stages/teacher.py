@@ -1,0 +1,103 @@
+"""What a teacher is asked for before its student is trained: whether it can generate at a side, and images of its own.
+
+DMD asks the teacher for its score at every side of the schedule. One that makes no images at a low side gives a wrong
+score there, so DMD is refused (SwD, arXiv 2503.16397, appendix B: SDXL is such a teacher).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from multiscale import metrics, sampling
+from multiscale.core.device import default_device
+from multiscale.core.pixels import to_signed
+from multiscale.core.resize import area_to
+from multiscale.core.storage import Table, TensorWriter, atomic_folder, read_json, write_json
+from multiscale.methods import swd
+from multiscale.scales.residual import per_channel
+from multiscale.training.checkpoint import digest_files
+from stages.common.harness import progress
+from stages.common.paths import SCRATCH, VAE
+from stages.schema import Student
+from stages.schema.swd import Synthetic
+
+IMAGES = 500  # that a teacher is checked by at each side
+STEPS = 12
+GRID = 4
+LARGEST = 0.5  # distance; the embedded teacher has 0.2 at every side, one that was trained at the full side alone 2
+FIRST_SEED = 10**9  # of training images: those of the leaderboard's samples count from zero
+BATCH = 50
+
+
+def distance(folder: Path, pyramid: Path, side: int, cfg: float) -> float:
+    """How far a teacher's latents are from the data's at a side in pixels.
+
+    The Frechet distance of latents averaged on a 4x4 grid over the data's variance: 0 for equal laws, 1 for a teacher
+    that makes the mean image every time.
+    """
+    net, config = swd.load_teacher(folder)
+    net = net.eval().requires_grad_(False).to(default_device())
+    statistics = read_json(pyramid / "statistics.json")
+    bring = swd.renormalised(statistics["shift"], statistics["scale"], config["latent_shift"], config["latent_scale"])
+    table = Table.open(pyramid / "targets.safetensors", f"z{side}", "label")
+    count = min(IMAGES, len(table))
+    rows = table[torch.arange(count) * (len(table) // count)]
+    real, labels = bring(rows[f"z{side}"]), rows["label"].to(default_device())
+    solver = {"method": "euler", "steps": STEPS, "cfg": cfg}
+    with torch.inference_mode():
+        shape, seeds = tuple(real.shape[1:]), list(range(count))
+        made = swd.solved(net, net.null_label, shape, seeds, labels, solver, lambda z: None).cpu()
+    return metrics.relative_distance(*(area_to(z, GRID).flatten(1) for z in (made, real)))
+
+
+def unable(folder: Path, pyramid: Path, student: Student) -> tuple[int, float] | None:
+    """The first side of a student's steps at which its teacher cannot generate, with the distance, or None."""
+    for side in sorted(set(student.schedule.sides)):
+        found = distance(folder, pyramid, side, student.dmd.cfg)
+        if not found <= LARGEST:
+            return side, found
+    return None
+
+
+def images(folder: Path, pyramid: Path, section: Synthetic, channels: int) -> Path:
+    """A pyramid of images that the teacher makes at the full side, kept in the scratch folder for the next student.
+
+    Decoded, downsampled by area in pixels to each side and encoded, like the data's own.
+    """
+    from multiscale import autoencoder  # takes seconds to import, and only this needs it
+
+    inputs = [*sorted(folder.iterdir()), *sorted(path for path in VAE.rglob("*") if path.is_file())]
+    known = json.dumps([section.model_dump(), digest_files([*inputs, pyramid / "statistics.json"])])
+    out = SCRATCH / "synthetic" / hashlib.sha256(known.encode()).hexdigest()[:16]
+    if out.exists():
+        return out
+    codec = autoencoder.load(VAE, channels)
+    net, config = swd.load_teacher(folder)
+    sampler = swd.TeacherSampler(net, config, codec, section.solver.model_dump(), "auto")
+    statistics = read_json(pyramid / "statistics.json")
+    shift, scale = per_channel(statistics["shift"]), per_channel(statistics["scale"])
+    seeds = list(range(FIRST_SEED, FIRST_SEED + section.images))
+    labels = torch.arange(section.images) % config["classes"]
+    shapes = {
+        f"z{side}": (np.float32, (section.images, config["channels"], grid, grid))
+        for side, grid in statistics["grids"].items()
+    }
+    with atomic_folder(out) as made, progress("images of the teacher", section.images) as reach:
+        writer = TensorWriter(made / "targets.safetensors", {**shapes, "label": (np.int64, (section.images,))})
+        writer.write("label", 0, labels)
+        done = 0
+        for pixels in sampling.generate(sampler, seeds, labels, BATCH):
+            full = to_signed(pixels).to(sampler.device)
+            for side in statistics["grids"]:
+                mean, _ = codec.encode(area_to(full, int(side)))
+                writer.write(f"z{side}", done, (mean.float().cpu() - shift) / scale)
+            done += len(pixels)
+            reach(done)
+        writer.close()
+        write_json(made / "statistics.json", statistics)
+    return out

@@ -1,0 +1,138 @@
+"""SwD's stages: what a teacher is checked for, images of its own, a distilled student on disk, a proposed schedule."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from multiscale.core.resize import area_to
+from multiscale.methods import swd
+from stages import teacher
+from stages.common.paths import DECOMPOSED, LATENTS, MODELS, VAE
+from stages.schema.swd import Student, Synthetic
+
+SIDES = (16, 24, 32)
+PYRAMID, TEACHER = DECOMPOSED / "pyramid", MODELS / "swd-teacher" / "swd-teacher"
+NETWORK = {"depth": 1, "width": 32, "heads": 2, "patch": 2}
+SOLVER = {"steps": 2, "method": "euler", "cfg": 1.0}
+
+
+def put(folder: Path, tensors: dict[str, Tensor], **about: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "targets.safetensors")
+    (folder / "statistics.json").write_text(json.dumps({"shift": [0.1], "scale": [0.5], **about}))
+
+
+def latents(shift: dict[int, float] | None = None, count: int = 400) -> dict[str, Tensor]:
+    """White noise at every side, moved where `shift` says so."""
+    noise = {f"z{side}": torch.randn(count, 1, side, side) + (shift or {}).get(side, 0.0) for side in SIDES}
+    return noise | {"label": torch.arange(count) % 10}
+
+
+@pytest.fixture
+def ready(project):
+    """A project with a pyramid of white noise and a teacher of it: the velocity of a new network is zero."""
+    put(PYRAMID, latents(), grids={side: side for side in SIDES})
+    TEACHER.mkdir(parents=True)
+    config = {"role": "teacher", "channels": 1, "side": 32, "classes": 10}
+    config |= {"latent_shift": [0.1], "latent_scale": [0.5], "network": NETWORK}
+    torch.manual_seed(0)
+    save_file(swd.build_network(config).state_dict(), TEACHER / "model.safetensors")
+    (TEACHER / "config.json").write_text(json.dumps(config))
+    VAE.mkdir(parents=True)  # no autoencoder: latents are pixels
+    (VAE / "none.json").write_text("{}")
+    return project
+
+
+def student(**changes) -> Student:
+    about = {"method": "swd", "kind": "swd", "reads": "pyramid", "teacher": "swd-teacher", "block": 0}
+    about |= {"schedule": {"sides": [16, 24, 32], "sigmas": [1.0, 0.8, 0.6]}, "training": {"images": 64}}
+    return Student.model_validate(about | changes)
+
+
+def test_a_teacher_that_makes_the_datas_law_is_able_at_every_side(ready):
+    assert all(teacher.distance(TEACHER, PYRAMID, side, 1.0) < 0.3 for side in SIDES)
+    assert teacher.unable(TEACHER, PYRAMID, student()) is None
+
+
+@pytest.mark.parametrize("side", [16, 24])
+def test_a_teacher_that_cannot_generate_at_a_low_side_is_found_out(side, ready):
+    put(PYRAMID, latents({side: 1.0}), grids={side: side for side in SIDES})
+    assert teacher.unable(TEACHER, PYRAMID, student())[0] == side
+
+
+def test_dmd_from_a_teacher_that_cannot_generate_is_refused_with_the_reason_and_nothing_is_written(ready):
+    put(PYRAMID, latents({24: 1.0}), grids={side: side for side in SIDES})
+    ready.change({"students.swd.dmd.weight": 1.0})
+    before = ready.files()
+    done = ready.stage("distill", "swd")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(
+        "error: params/experiment.yaml: students.swd.dmd.weight: 1.0 is not allowed; allowed: "
+    )
+    assert "swd-teacher cannot generate at 24 px" in done.stderr
+    assert ready.files() == before
+
+
+def test_images_of_the_teacher_are_made_at_the_full_side_and_downsampled_in_pixels(ready):
+    section = Synthetic.model_validate({"images": 60, "solver": SOLVER})  # no whole number of batches
+    folder = teacher.images(TEACHER, PYRAMID, section, 1)
+    made = load_file(folder / "targets.safetensors")
+    assert {key: tuple(x.shape) for key, x in made.items()} == {
+        "label": (60,),
+        **{f"z{side}": (60, 1, side, side) for side in SIDES},
+    }
+    assert made["label"].tolist() == [k % 10 for k in range(60)] and made["z32"].std() > 0.1
+    full = made["z32"] * 0.5 + 0.1
+    for side in (16, 24):
+        torch.testing.assert_close(made[f"z{side}"] * 0.5 + 0.1, area_to(full, side))
+    assert (made["z32"][50:] - made["z32"][:10]).abs().max() > 0.1
+    written = os.stat(folder / "targets.safetensors").st_mtime_ns
+    assert teacher.images(TEACHER, PYRAMID, section, 1) == folder
+    assert os.stat(folder / "targets.safetensors").st_mtime_ns == written, "the next student takes the same images"
+    other = Synthetic.model_validate({"images": 60, "solver": SOLVER | {"steps": 3}})
+    assert teacher.images(TEACHER, PYRAMID, other, 1) != folder
+
+
+def test_a_student_is_distilled_from_images_of_its_teacher_with_all_losses_and_adapters(ready):
+    changes = {"dmd.weight": 1.0, "gan.weight": 5e-3, "lora_rank": 4, "fake.updates": 1, "training.images": 128}
+    changes["synthetic"] = {"images": 50, "solver": SOLVER}
+    ready.change({f"students.swd.{key}": value for key, value in changes.items()})
+    done = ready.stage("distill", "swd")
+    assert done.returncode == 0, done.stderr
+    folder = MODELS / "swd" / "swd"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["schedule"] == {"sides": [16, 24, 24, 32], "sigmas": [1.0, 0.8959, 0.7371, 0.6022]}
+    swd.build_network(config).load_state_dict(load_file(folder / "model.safetensors"))  # a plain network
+    rows = [json.loads(row) for row in (folder / "history.jsonl").read_text().splitlines()]
+    assert {"loss", "mmd", "dmd", "gan", "fake_loss", "fake_score", "fake_discriminator"} <= set(rows[-1])
+    assert json.loads(Path("reports/timing/swd.json").read_text())["parameters"] == sum(
+        x.numel() for x in load_file(folder / "model.safetensors").values()
+    )
+
+
+def test_a_proposed_schedule_and_its_picture(project):
+    """Noise of one low frequency is masked early: small sides are safe."""
+    folder = LATENTS / "32"
+    folder.mkdir(parents=True)
+    wave = torch.cos(2 * torch.pi * torch.arange(8) / 8).expand(1, 8, 8) * torch.randn(100, 4, 1, 1)
+    save_file({"mean": wave.half().contiguous(), "label": torch.zeros(100).long()}, folder / "latents.safetensors")
+    (folder / "statistics.json").write_text(json.dumps({"shift": [0.0] * 4, "scale": [1.0] * 4}))
+    done = project.stage("spectrum", "32")
+    assert done.returncode == 0, done.stderr
+    four, six, picture = done.stdout.splitlines()
+    assert four.startswith("4 steps: {sides: [8, ") and "32], sigmas: [1.0, 0.8959, 0.7371, 0.6022]}" in four
+    assert six.startswith("6 steps: ") and Path(picture.removeprefix("picture: ")).exists()
+
+
+def test_a_source_that_is_not_there_is_refused(project):
+    done = project.stage("spectrum", "48")
+    assert done.returncode == 2 and done.stderr.startswith(
+        "error: spectrum: SOURCE: '48' is not allowed; allowed: one of"
+    )
