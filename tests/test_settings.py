@@ -17,7 +17,7 @@ DIT, LR = "parts.dit", "parts.msf-1.training.lr"
 MIXED = ("methods.msf.parts", "['msf-0', 'msf-1']", "parts that read one decomposition")
 DETAILS = "parts.wmgm-details"
 ORDER = ("methods.wmgm.parts", "'wmgm-details'", "first")
-FACTOR = (f"{DETAILS}.discriminator.lr_factor", "0.1", "equal to 1")
+FACTOR = (f"{DETAILS}.discriminator.lr_factor", "0", "greater than 0")
 SSD, CHAIN = "parts.ssd-2l", "methods.ssd-2l.solver"
 UNDIVIDED = (f"{SSD}.network.multipliers", "1, 1", "multiples of 64")
 SOLVER = {"steps": 4, "method": "euler", "cfg": 2.0}
@@ -192,7 +192,7 @@ INVALID = [
     ("details without a generator", {f"{DETAILS}.generator": None}, f"{DETAILS}.generator", "None", "model: gan"),
     ("an unknown loss preset", {f"{DETAILS}.loss": {"preset": "wgan"}}, f"{DETAILS}.loss.preset", "'wgan'", "official"),
     ("a low band after its details", {"methods.wmgm.parts": ["wmgm-details", "wmgm-low"]}, *ORDER),
-    ("a learning rate of its own", {f"{DETAILS}.discriminator.lr_factor": 0.1}, *FACTOR),
+    ("an opponent that never learns", {f"{DETAILS}.discriminator.lr_factor": 0}, *FACTOR),
     ("an unknown decomposition kind", {"decompose.full.kind": "fft"}, "decompose.full.kind", "'fft'", "'residual'"),
     ("an unknown extractor", {"evaluate.extractor": "vgg"}, "evaluate.extractor", "'vgg'", "'efficientnet-lite0'"),
     ("an unknown source", {"data.source": "ftp"}, "data.source", "'ftp'", "'digits', 'files', 'url' or 'hub'"),
