@@ -234,6 +234,32 @@ def test_a_row_in_which_only_the_opponent_moved_is_logged(tmp_path):
     assert [("loss" in row, "critic_loss" in row) for row in rows] == [(False, True), (True, False)] * 2
 
 
+def test_the_history_knows_whose_a_number_is_whatever_its_name(tmp_path):
+    class Named(Duel):
+        """Its main player reports numbers that are named like its opponent's, and like the count of turns."""
+
+        def loss(self, player, nets, batch, draws):
+            loss, extra = super().loss(player, nets, batch, draws)
+            return loss, {**extra, "critic_size": loss, "good_turns": loss} if player == "generator" else extra
+
+        def turns(self, step):
+            return ("critic", "generator") if step % 3 == 0 else ("generator",)
+
+    _, fit_duel = start_of(Named, replace(SHORT, images=48), tmp_path)
+    for row in fit_duel().history:
+        assert row["critic_size"] == row["good_turns"] == row["loss"]
+
+
+def test_a_player_may_have_a_learning_rate_of_its_own():
+    run = Run(Duel(), SHORT, 0)
+    run.part.rates = {"critic": 0.1}
+    for step in range(2):
+        run.step(run.fetch(step))
+    used = {name: optimizer.param_groups[0]["lr"] for name, optimizer in run.optimizers.items()}
+    assert used["generator"] == learning_rate(SHORT, SHORT.batch)
+    assert used["critic"] == pytest.approx(0.1 * learning_rate(SHORT, 0))
+
+
 def test_the_budget_and_the_history_count_images(tmp_path):
     line, fit_line = start_of(Line, replace(SHORT, images=100), tmp_path)  # rounded up to whole batches
     seen, rows = [], []

@@ -87,7 +87,6 @@ class PassPart(DetailPart):
         super().__init__(name, data, players, config, part)
         self.noisy, self.settings = config["noisy"], part["loss"]
         self.conditional = "discriminator" in players and part["discriminator"]["conditional"]
-        # The released code trains D at a tenth of G's learning rate: for a loop that asks its part for factors.
         self.rates = {"discriminator": part["discriminator"]["lr_factor"]} if "discriminator" in players else {}
 
     def turns(self, step: int) -> Sequence[str]:

@@ -24,6 +24,9 @@ from multiscale.training.checkpoint import Checkpoints, flatten_optimizer, resto
 from multiscale.training.part import Part
 
 
+TURNS = "turns"  # the sum that counts a player's moves
+
+
 @dataclass(frozen=True)
 class Training:
     """How a part is trained. All budgets and intervals count images, so they survive another batch size."""
@@ -148,16 +151,14 @@ class Run:
         loss.backward()
         limit = self.training.clip or math.inf
         norm = nn.utils.clip_grad_norm_(self.trained[name], limit)
-        rate = learning_rate(self.training, self.seen)
+        rate = learning_rate(self.training, self.seen) * self.part.rates.get(name, 1.0)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        prefix = "" if name == self.part.main else f"{name}_"
-        for key, value in {"loss": loss, "grad_norm": norm, **extra}.items():
-            total = self.sums.setdefault(prefix + key, torch.zeros((), device=self.device))
+        for key, value in {"loss": loss, "grad_norm": norm, **extra, TURNS: torch.ones(())}.items():
+            total = self.sums.setdefault(f"{name}/{key}", torch.zeros((), device=self.device))
             total += value.detach().float()  # stays on the device: reading it each step would stall the queue
-        self.sums.setdefault(f"{prefix}turns", torch.zeros((), device=self.device)).add_(1)
 
     def log_row(self) -> dict[str, float]:
         """Averages the scalars since the last row over turns and workers, and appends them to the history."""
@@ -165,13 +166,11 @@ class Run:
             for key in sorted(self.sums):
                 dist.all_reduce(self.sums[key])
         values = {key: self.sums[key].item() for key in sorted(self.sums)}  # sorted: the same rows after resuming
-        opponents = [name for name in self.players if name != self.part.main]
         row: dict[str, float] = {"images": self.seen, "lr": learning_rate(self.training, self.seen)}
-        for key, value in values.items():
-            owner = next((name for name in opponents if key.startswith(f"{name}_")), None)
-            turns = values[f"{owner}_turns" if owner else "turns"]
-            if not key.endswith("turns"):
-                row[key] = value / turns
+        for address, value in values.items():
+            name, key = address.split("/", 1)
+            if key != TURNS:
+                row[key if name == self.part.main else f"{name}_{key}"] = value / values[f"{name}/{TURNS}"]
         self.sums = {}
         for key, value in row.items():
             if key.endswith("loss") and not math.isfinite(value):

@@ -30,6 +30,7 @@ class Part:
 
     main = "net"
     partial = False  # whether a step may leave some parameters out
+    rates: Mapping[str, float] = {}  # a player's learning rate as a factor of the schedule's, 1 where there is none
 
     def __init__(self, name: str, data: Data, players: dict[str, nn.Module]):
         self.name, self.data, self.players = name, data, players

@@ -46,7 +46,7 @@ class Discriminator(Section):
     norm: Literal["batch", "group"]
     dropout: Share
     conditional: bool = True  # shown the enlarged coarse image too
-    lr_factor: Annotated[float, Field(ge=1, le=1)] = 1.0  # the loop trains all players at one learning rate
+    lr_factor: Annotated[float, Field(gt=0)] = 1.0  # of the generator's learning rate; the released code's is 0.1
 
     @model_validator(mode="before")
     @classmethod
