@@ -196,8 +196,6 @@ INVALID = [
     ("details without a generator", {f"{DETAILS}.generator": None}, f"{DETAILS}.generator", "None", "model: gan"),
     ("an unknown loss preset", {f"{DETAILS}.loss": {"preset": "wgan"}}, f"{DETAILS}.loss.preset", "'wgan'", "official"),
     ("a low band after its details", {"methods.wmgm.parts": ["wmgm-details", "wmgm-low"]}, *ORDER),
-<<<<<<< HEAD
-    ("a learning rate of its own", {f"{DETAILS}.discriminator.lr_factor": 0.1}, *FACTOR),
     ("sides of steps that shrink", {f"{STEPS}.sides": [24, 16, 24, 32]}, f"{STEPS}.sides", "[24, 16", "never shrink"),
     (
         "a last step below the full side",
@@ -230,9 +228,7 @@ INVALID = [
     ),
     ("a pyramid of unsorted sides", {"decompose.pyramid.sides": [32, 16]}, "decompose.pyramid.sides", "[32", "grow"),
     ("a pyramid that is not encoded", {"decompose.pyramid.sides": [8, 32]}, "latents.sides", "[16", "8 among them"),
-=======
     ("an opponent that never learns", {f"{DETAILS}.discriminator.lr_factor": 0}, *FACTOR),
->>>>>>> h-wmgm
     ("an unknown decomposition kind", {"decompose.full.kind": "fft"}, "decompose.full.kind", "'fft'", "'residual'"),
     ("an unknown extractor", {"evaluate.extractor": "vgg"}, "evaluate.extractor", "'vgg'", "'efficientnet-lite0'"),
     ("an unknown source", {"data.source": "ftp"}, "data.source", "'ftp'", "'digits', 'files', 'url' or 'hub'"),

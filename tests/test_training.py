@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,8 @@ def vae_part() -> tuple[Part, dict]:
 
 
 BUILD = {"msf": scale_part, "vae": vae_part, "duel": lambda: (Duel(), {})}
+SPREAD = [(kind, parallel, None) for kind in BUILD for parallel in ("ddp", "fsdp")]
+SPREAD += [(kind, parallel, 40) for kind in ("msf", "duel") for parallel in ("ddp", "fsdp")]  # interrupted between rows
 
 
 def run_stage(kind: str, root: Path, seconds: float = 0.0) -> int:
@@ -172,7 +175,7 @@ class Interrupted(Exception):
     pass
 
 
-def stop_at(images: int):
+def stop_at(images: int | None):
     def on_step(seen: int) -> None:
         if seen == images:
             raise Interrupted
@@ -382,20 +385,24 @@ def data_parallel(rank: int, folder: str) -> None:
     """One of two workers: trains each part and leaves what it saw, or why it could not."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    for kind in BUILD:
+    for kind, parallel, stop in SPREAD:
+        name = f"{kind}-{parallel}-{stop}"
         try:
-            found: object = train_alone(kind, Path(folder) / kind)
+            if stop:
+                with pytest.raises(Interrupted):
+                    train_alone(kind, Path(folder) / name, parallel, stop)
+            found: object = train_alone(kind, Path(folder) / name, parallel)
         except Exception as error:
             found = f"{type(error).__name__}: {error}"
-        (Path(folder) / f"{kind}-{rank}.json").write_text(json.dumps(found))
+        (Path(folder) / f"{name}-{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
-def train_alone(kind: str, folder: Path) -> tuple[list, dict]:
+def train_alone(kind: str, folder: Path, parallel: str = "ddp", stop: int | None = None) -> tuple[list, dict]:
     torch.manual_seed(0)
     part, _ = BUILD[kind]()
-    training = replace(SHORT, precision="fp32", log_images=16, checkpoint_seconds=1000)
-    found = fit(part, training, 0, Checkpoints(folder, kind, "key"))
+    training = replace(SHORT, precision="fp32", checkpoint_seconds=0 if stop else 1000)
+    found = fit(part, training, 0, Checkpoints(folder, kind, "key"), on_step=stop_at(stop), parallel=parallel)
     return found.history, {key: value.tolist() for key, value in found.weights.items()}
 
 
@@ -411,17 +418,40 @@ def of_two_workers(tmp_path_factory) -> Path:
     return pytest.fail("the two workers wait for each other")
 
 
-@pytest.mark.parametrize("kind", list(BUILD))
-def test_two_workers_train_as_one(kind, of_two_workers, tmp_path):
-    first, second = (json.loads((of_two_workers / f"{kind}-{rank}.json").read_text()) for rank in (0, 1))
+def found_by(folder: Path, name: str) -> tuple[list, dict]:
+    first, second = (json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in (0, 1))
     assert not isinstance(first, str), first
     assert first == second, "both workers end with the same history and weights"
+    return first
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", list(BUILD))
+def test_two_workers_train_as_one(kind, parallel, of_two_workers, tmp_path):
+    first = found_by(of_two_workers, f"{kind}-{parallel}-None")
     history, weights = train_alone(kind, tmp_path)
     assert [row["images"] for row in first[0]] == [row["images"] for row in history]
     for ours, theirs in zip(first[0], history):
         assert ours == pytest.approx(theirs, rel=1e-4)
     for name, values in weights.items():
         torch.testing.assert_close(torch.tensor(first[1][name]), torch.tensor(values), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["msf", "duel"])
+def test_two_workers_interrupted_between_two_rows_go_on_to_the_same_weights_and_history(kind, parallel, of_two_workers):
+    name = f"{kind}-{parallel}"
+    assert found_by(of_two_workers, f"{name}-40") == found_by(of_two_workers, f"{name}-None")
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_checkpoint_of_two_workers_holds_full_tensors_that_one_goes_on_from(parallel, of_two_workers, tmp_path):
+    shutil.copytree(of_two_workers / f"msf-{parallel}-40", tmp_path / "left")
+    history, _ = train_alone("msf", tmp_path / "left")
+    expected, _ = found_by(of_two_workers, f"msf-{parallel}-None")
+    assert [row["images"] for row in history] == [row["images"] for row in expected]
+    for ours, theirs in zip(history, expected):
+        assert ours == pytest.approx(theirs, rel=1e-4), "the sums of both workers went into the first row"
 
 
 if __name__ == "__main__":

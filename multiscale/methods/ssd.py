@@ -42,7 +42,8 @@ class ScaleSpacePart(Part):
         self.law = TimeLaw(process, part["oversample"])
         self.flip, self.label_dropout, self.null = part["flip"], part["label_dropout"], net.null_label
         states = range(process.steps)
-        columns = [[process.signal(t) for t in states], [process.sigma(t) for t in states], min_snr_weights(process, part["snr_cap"])]
+        weights = min_snr_weights(process, part["snr_cap"])
+        columns = [[process.signal(t) for t in states], [process.sigma(t) for t in states], weights]
         self.table = torch.tensor(columns)  # (3, T): a_t, sigma_t, weight
 
     def loss(self, player: str, nets: Nets, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from multiscale.core.storage import atomic_file
+from multiscale.training.parallel import laid_out
 
 log = logging.getLogger(__name__)
 KEEP = 2  # a damaged newest one costs one interval, not the run
@@ -76,13 +77,13 @@ def flatten_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str
 
 
 def restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Undoes `flatten_optimizer`. Each tensor gets its parameter's memory layout: the fused optimiser needs it."""
+    """Undoes `flatten_optimizer`. Each tensor is laid out like its parameter: the fused optimiser needs it."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith(f"{prefix}."):
             index, name = key.removeprefix(f"{prefix}.").split(".", 1)
             like = parameters[int(index)]
-            laid_out = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
-            state.setdefault(int(index), {})[name] = laid_out
+            fitted = laid_out(value, like) if value.shape == like.shape else value
+            state.setdefault(int(index), {})[name] = fitted
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from multiscale.core.device import autocast, default_device, resolve_precision
 from multiscale.core.streams import Draws, Order
 from multiscale.training.checkpoint import Checkpoints, flatten_optimizer, restore_optimizer
+from multiscale.training.parallel import Workers, load_whole, local, whole
 from multiscale.training.part import Part
 
 
@@ -66,7 +66,8 @@ class EMA:
     def update(self, batch: int, seen: int) -> None:
         half_life = max(min(self.half_life, seen * 0.05), 1e-8)
         weight = 1 - 0.5 ** (batch / half_life)
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.net.parameters()), weight)
+        average, net = (local(list(found.parameters())) for found in (self.average, self.net))
+        torch._foreach_lerp_(average, net, weight)
         for mine, its in zip(self.average.buffers(), self.net.buffers()):
             mine.copy_(its)
 
@@ -82,19 +83,18 @@ def learning_rate(training: Training, seen: int) -> float:
 class Run:
     """The state of one training run: networks, optimisers, average, history and counters."""
 
-    def __init__(self, part: Part, training: Training, seed: int):
+    def __init__(self, part: Part, training: Training, seed: int, parallel: str = "ddp"):
         self.part, self.training = part, training
         self.device = default_device()
         self.precision = resolve_precision(training.precision, self.device)
-        self.workers = dist.get_world_size() if dist.is_initialized() else 1
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
-        share = training.batch // self.workers
-        self.rows = slice(self.rank * share, (self.rank + 1) * share)
+        self.workers = Workers(parallel, self.device)
+        share = training.batch // self.workers.count
+        self.rows = slice(self.workers.rank * share, (self.workers.rank + 1) * share)
         self.seed, self.order = seed, Order(seed, part.name, len(part.data))
-        self.layout = {name: _layout(net) for name, net in part.players.items()}
-        self.players = {
-            name: net.to(self.device, memory_format=self.layout[name]) for name, net in part.players.items()
-        }
+        self.layout = {name: self.workers.layout(net) for name, net in part.players.items()}
+        self.ema = EMA(part.players[part.main], training.ema_images)  # copied before the network is spread out
+        self.workers.place(self.ema.average, self.layout[part.main])
+        self.players = {name: self.workers.place(net, self.layout[name]) for name, net in part.players.items()}
         self.nets = {name: self._wrap(net) for name, net in self.players.items()}
         # What is frozen from the start (the base of an adapter) stays so: `_move` turns gradients on for these alone.
         self.trained = {name: [p for p in net.parameters() if p.requires_grad] for name, net in self.players.items()}
@@ -108,7 +108,6 @@ class Run:
             )
             for name in self.players
         }
-        self.ema = EMA(self.players[part.main], training.ema_images)
         self.seen, self.seconds = 0, 0.0
         self.history: list[dict[str, float]] = []
         self.sums: dict[str, Tensor] = {}
@@ -116,9 +115,7 @@ class Run:
     def _wrap(self, net: nn.Module) -> nn.Module:
         if self.training.compile:
             net = torch.compile(net)
-        if self.workers == 1:
-            return net
-        return DistributedDataParallel(net, find_unused_parameters=self.part.partial)
+        return self.workers.wrap(net, self.part.partial)
 
     def fetch(self, step: int) -> dict[str, Tensor]:
         """The rows of this worker's share of the batch of a step."""
@@ -150,7 +147,7 @@ class Run:
             loss, extra = self.part.loss(name, nets, batch, draws)
         loss.backward()
         limit = self.training.clip or math.inf
-        norm = nn.utils.clip_grad_norm_(self.trained[name], limit)
+        norm = whole(nn.utils.clip_grad_norm_(self.trained[name], limit))
         rate = learning_rate(self.training, self.seen) * self.part.rates.get(name, 1.0)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -162,7 +159,7 @@ class Run:
 
     def log_row(self) -> dict[str, float]:
         """Averages the scalars since the last row over turns and workers, and appends them to the history."""
-        if self.workers > 1:
+        if self.workers.count > 1:
             for key in sorted(self.sums):
                 dist.all_reduce(self.sums[key])
         values = {key: self.sums[key].item() for key in sorted(self.sums)}  # sorted: the same rows after resuming
@@ -179,32 +176,27 @@ class Run:
         return row
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
-        """Everything a resumed run needs, as (tensors, JSON)."""
+        """Everything a resumed run needs, as (tensors, JSON): full tensors. Every worker has to ask for it."""
         tensors = {f"ema.{k}": v for k, v in self.ema.average.state_dict().items()}
         for name, net in self.players.items():
             tensors |= {f"net.{name}.{k}": v for k, v in net.state_dict().items()}
             tensors |= flatten_optimizer(f"optimizer.{name}", self.optimizers[name])
-        tensors |= {f"sum.{key}": value for key, value in self.sums.items()}
-        return tensors, {"seen": self.seen, "seconds": self.seconds, "history": self.history}
+        tensors |= {f"sum.{key}": values for key, values in self.workers.gather(self.sums).items()}
+        about = {"seen": self.seen, "seconds": self.seconds, "history": self.history}
+        return {key: whole(value) for key, value in tensors.items()}, about
 
     def restore(self, tensors: dict[str, Tensor], state: dict) -> None:
         """Undoes `state`."""
-        self.ema.average.load_state_dict(_under("ema.", tensors))
+        load_whole(self.ema.average, _under("ema.", tensors))
         for name, net in self.players.items():
-            net.load_state_dict(_under(f"net.{name}.", tensors))
+            load_whole(net, _under(f"net.{name}.", tensors))
             restore_optimizer(f"optimizer.{name}", self.optimizers[name], tensors)
-        self.sums = {key: value.to(self.device) for key, value in _under("sum.", tensors).items()}
+        self.sums = self.workers.scatter(_under("sum.", tensors))
         self.seen, self.seconds, self.history = state["seen"], state["seconds"], state["history"]
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def _layout(net: nn.Module) -> torch.memory_format:
-    """channels_last for convolutional networks (5x on a processor, needed for tensor cores), else contiguous."""
-    convolutional = any(isinstance(module, nn.Conv2d) for module in net.modules())
-    return torch.channels_last if convolutional else torch.contiguous_format
 
 
 def fit(
@@ -214,13 +206,15 @@ def fit(
     checkpoints: Checkpoints,
     on_row: Sequence[Callable[[dict[str, float]], None]] = (),
     on_step: Callable[[int], None] = lambda seen: None,
+    parallel: str = "ddp",
 ) -> Result:
     """Trains a part to its budget, from its newest checkpoint where there is one.
 
+    parallel says how networks are spread over several workers ('ddp' or 'fsdp', see `Workers`).
     on_step(images seen) is called after each step, on_row(row) for each history row. The budget is rounded up to
     whole batches. Raises FloatingPointError when the loss stops being finite.
     """
-    run = Run(part, training, seed)
+    run = Run(part, training, seed, parallel)
     found = checkpoints.load()
     if found:
         run.restore(*found)
@@ -242,8 +236,11 @@ def fit(
                 for call in on_row:
                     call(row)
             run.seconds = earlier + time.monotonic() - started
-            if run.rank == 0 and not finished and time.monotonic() - saved >= training.checkpoint_seconds:
-                checkpoints.save(run.seen, *run.state())
+            due = not finished and time.monotonic() - saved >= training.checkpoint_seconds
+            if run.workers.agree(due):  # all take part: each holds something that the others lack
+                state = run.state()
+                if run.workers.rank == 0:
+                    checkpoints.save(run.seen, *state)
                 saved = time.monotonic()
-    weights = {key: value.detach().cpu().contiguous() for key, value in run.ema.average.state_dict().items()}
+    weights = {key: whole(value).detach().cpu().contiguous() for key, value in run.ema.average.state_dict().items()}
     return Result(weights, run.history, run.seconds)
