@@ -23,7 +23,6 @@ from multiscale.training.checkpoint import Checkpoints, flatten_optimizer, resto
 from multiscale.training.parallel import Workers, load_whole, local, whole
 from multiscale.training.part import Part
 
-
 TURNS = "turns"  # the sum that counts a player's moves
 
 
