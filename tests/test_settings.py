@@ -180,7 +180,7 @@ INVALID = [
     ("too few diffusion steps", {f"{SSD}.process.steps": 19}, f"{SSD}.process.steps", "19", "equal to 20"),
     ("more steps than the process", {f"{CHAIN}.steps": 1001}, f"{CHAIN}.steps", "1001", "at most the process's 1000"),
     ("an eta above one", {f"{CHAIN}.eta": 1.5}, f"{CHAIN}.eta", "1.5", "less than or equal to 1"),
-    ("guidance without classes", {f"{SSD}.conditional": False}, f"{CHAIN}.cfg", "2.5", "not conditional"),
+    ("guidance without classes", {f"{SSD}.conditional": False}, f"{CHAIN}.cfg", "1.75", "not conditional"),
     ("an unknown UNet preset", {f"{SSD}.network": {"preset": "XL"}}, f"{SSD}.network.preset", "'XL'", "SSD-64"),
     ("zero levels", {"decompose.wavelet.levels": 0}, "decompose.wavelet.levels", "0", "greater than 0"),
     ("a size that 2^levels does not divide", {"decompose.wavelet.levels": 6}, "decompose.wavelet.levels", "6", "64"),
