@@ -129,5 +129,6 @@ if __name__ == "__main__":
     set_threads()
     sides = [int(side) for side in sys.argv[1:]] or [64]
     for side in sides:
-        found = {"whole_samplers": whole_samplers(side)} if side == 64 else {}
-        save(f"ssd_vs_ddpm-{side}", {"published": PUBLISHED, **found, "by_level": by_level(side)})
+        if side == 64:
+            save("ssd_vs_ddpm-64-samplers", {"published": PUBLISHED, **whole_samplers(side)})
+        save(f"ssd_vs_ddpm-{side}", {"published": PUBLISHED, **by_level(side)})
