@@ -23,7 +23,6 @@ from multiscale.core.streams import Draws, Order
 from multiscale.training.checkpoint import Checkpoints, flatten_optimizer, restore_optimizer
 from multiscale.training.part import Part
 
-
 TURNS = "turns"  # the sum that counts a player's moves
 
 
