@@ -135,11 +135,15 @@ def _worker(job: dict[str, Any]) -> None:
 
 
 def _write(job: dict[str, Any], part: Part, config: dict, result: Result) -> None:
-    net = part.players[part.main].to("cpu", memory_format=torch.contiguous_format)
+    net = part.players[part.main]
     net.load_state_dict(result.weights)
+    examined = part.examine()
+    net.to("cpu", memory_format=torch.contiguous_format)
     with atomic_folder(job["out"]) as folder:
         job["save"](folder, part, config)
         (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in result.history))
+        if examined:
+            write_json(folder / "examined.json", examined)
     device = default_device()
     write_json(
         TIMINGS / f"{job['name']}.json",

@@ -66,8 +66,8 @@ def test_the_loss_is_the_error_of_the_noise_at_times_from_a_thousandth_to_one():
 
     found = score.loss(predict, data, draws(batch=4000))
     (x, t), noise = seen[0], draws(batch=4000).normal("noise", 1, 2, 2)
-    assert found.item() == pytest.approx(noise.square().mean().item(), rel=1e-6)
     alpha, sigma = VP.alpha(t.double()).view(-1, 1, 1, 1), VP.sigma(t.double()).view(-1, 1, 1, 1)
+    assert found.item() == pytest.approx((noise / alpha).square().mean().item(), rel=1e-5)
     assert (x - alpha * data - sigma * noise).abs().max() < 1e-5
     assert 1e-3 <= t.min() < 0.002 and 0.998 < t.max() <= 1
     assert t.mean().item() == pytest.approx(0.5, abs=0.02)
@@ -202,6 +202,24 @@ def test_no_step_at_all_is_refused():
         score.euler_maruyama(exact, start(1), 0, noises(1))
 
 
+def test_the_network_is_preconditioned_so_that_its_targets_have_unit_variance_at_every_time():
+    """Whitened data: EDM's target (clean - c_skip x) / c_out is v = alpha eps - sigma y, with weight 1 in the loss."""
+    random = torch.Generator().manual_seed(0)
+    data, noise = torch.randn(2, 20000, 1, 1, 1, generator=random, dtype=torch.float64)
+    net = ScoreNet(
+        1, 1, 8, 0, {"width": 8, "multipliers": [1], "blocks": 1, "attention": [], "heads": 1, "groups": 4}, None
+    )
+    for time in (0.01, 0.3, 1.0):
+        t = torch.full((len(data),), time, dtype=torch.float64)
+        alpha, sigma = VP.alpha(t[0]), VP.sigma(t[0])
+        x = alpha * data + sigma * noise
+        net.unet.forward = lambda x, t, labels, side, y=alpha * noise - sigma * data: y
+        made = net(x, t, None).double()
+        assert torch.allclose(made, noise, atol=1e-6), "the right target gives the noise"
+        assert torch.allclose((x - sigma * made) / alpha, data, atol=1e-4 / alpha.item())
+        assert (alpha * noise - sigma * data).std().item() == pytest.approx(1, rel=0.02)
+
+
 def test_the_network_gets_continuous_time_and_keeps_what_it_is_conditioned_on_apart():
     torch.manual_seed(0)
     sizes = {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "heads": 2, "groups": 4}
@@ -210,7 +228,10 @@ def test_the_network_gets_continuous_time_and_keeps_what_it_is_conditioned_on_ap
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
     x, labels = torch.randn(4, 5, 8, 8), torch.tensor([0, 1, 2, 0])
-    out = net(x, torch.tensor([0.1, 0.1, 0.1, 0.9]), labels)
+    t = torch.tensor([0.1, 0.1, 0.1, 0.9])
+    out = net(x, t, labels)
     assert out.shape == (4, 3, 8, 8) and net.null_label == 2
-    assert torch.equal(out, net.unet(x, torch.tensor([100.0, 100.0, 100.0, 900.0]), labels, 8)[:, :3])
+    raw = net.unet(x, torch.tensor([100.0, 100.0, 100.0, 900.0]), labels, 8)[:, :3]
+    alpha, sigma = (factor(t.double()).float().view(-1, 1, 1, 1) for factor in (VP.alpha, VP.sigma))
+    assert torch.allclose(out, sigma * x[:, :3] + alpha * raw, atol=1e-6)
     assert "whitening.mean" in net.state_dict()

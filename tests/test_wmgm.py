@@ -546,14 +546,17 @@ def test_diversity_is_one_for_the_datas_own_law_and_none_for_a_regression():
     assert few["ratio"] == pytest.approx(0.04, rel=0.1) and few["collapsed"]
 
 
-def test_the_diversity_of_a_sampler_is_measured_level_by_level(bands, tmp_path):
-    batch = Table.open(bands / "targets.safetensors")[slice(0, 16)]
-    for section, collapsed in ((GAN, False), (REGRESSION, True)):
-        sampler = sampler_of(tmp_path, [(bands, LOW), (bands, section)])
-        found = wmgm.measure_diversity(sampler, batch, draws=3)
-        assert [row["level"] for row in found] == [2, 1]
-        assert all((row["spread"] == 0) == collapsed and math.isfinite(row["ratio"]) for row in found)
-        assert all(row["collapsed"] for row in found) >= collapsed
+def test_a_trained_generator_is_examined_level_by_level_and_says_when_its_noise_does_nothing(bands):
+    part, _ = build(bands, GAN)
+    found = part.examine()["diversity"]
+    assert [row["level"] for row in found] == [2, 1]
+    assert all(row["spread"] > 0 and 0 < row["noise_share"] < 1 for row in found)
+    with torch.no_grad():
+        part.players["generator"].encoder[0].layers[0].weight[:, 3:] = 0  # the channels of the noise
+        part.players["generator"].encoder[0].shortcut.weight[:, 3:] = 0
+    found = part.examine()["diversity"]
+    assert all(row["collapsed"] and row["spread"] < 1e-9 and row["noise_share"] < 1e-6 for row in found)
+    assert build(bands, REGRESSION)[0].examine() == {}, "a regression is meant to have no noise"
 
 
 def test_training_learns_the_bands_of_one_image(tmp_path):

@@ -19,10 +19,10 @@ from multiscale.core.device import autocast, default_device, resolve_precision
 from multiscale.core.storage import Table, read_json
 from multiscale.core.streams import Draws, noise_of_seeds
 from multiscale.networks.score_net import ScoreNet
-from multiscale.processes import adversarial, details, score
+from multiscale.processes import details, score
 from multiscale.sampling import Trace
 from multiscale.scales import whitening
-from multiscale.scales.bands import LOW, PIXELS, coarse, detail, transform_of
+from multiscale.scales.bands import LOW, PIXELS, detail, transform_of
 from multiscale.training.part import Data, Nets, Part
 
 if TYPE_CHECKING:  # importing diffusers takes seconds that a method in pixels has no use for
@@ -187,25 +187,6 @@ class WMGMSampler:
         """x_level as a small image in [0, 1]."""
         gain = self.transform.gain**level if level else 1
         return f"{x.shape[-1]} px", (x / gain).clamp(0, 1)
-
-
-def measure_diversity(sampler: WMGMSampler, rows: dict[str, Tensor], draws: int = 8) -> list[dict]:
-    """`adversarial.diversity` of each level, from the coarsest: the details of the data's own coarse bands.
-
-    rows: a batch of the decomposition's table (the bands and 'label').
-    """
-    rows = {name: x.to(sampler.device) for name, x in rows.items()}
-    found = []
-    for level in range(sampler.depth, 0, -1):
-        low = coarse(rows, sampler.transform, sampler.depth, level)[level]
-
-        def generate(k: int, low: Tensor = low, level: int = level) -> Tensor:
-            seeds = [k * len(low) + i for i in range(len(low))]
-            with torch.inference_mode(), autocast(sampler.precision, sampler.device):
-                return sampler.detail_bands(low, level, seeds, rows["label"])
-
-        found.append({"level": level, **adversarial.diversity(generate, rows[detail(level)], draws)})
-    return found
 
 
 def load_sampler(folders: list[Path], settings: dict, codec: Codec | None, precision: str) -> WMGMSampler:

@@ -98,7 +98,8 @@ def diversity(generate: Callable[[int], Tensor], real: Tensor, draws: int = 8) -
     generate(k) gives the details (N, C, h, h) of the k-th draw of noise for the coarse bands that belong to `real`.
     For details drawn from the data's own law given the coarse band, the variance over the noise (`spread`) equals the
     squared error of their mean (`residual`); a generator that ignores its noise has a `ratio` of 0 and is `collapsed`.
-    Both are unbiased in the number of draws. Beside them energy and kurtosis, generated over real.
+    Both are unbiased in the number of draws. `noise_share` is the part of the generated energy that the noise decides.
+    Beside them energy and kurtosis, generated over real.
     """
     made = torch.stack([generate(k).double() for k in range(draws)])
     real = real.double()
@@ -110,6 +111,7 @@ def diversity(generate: Callable[[int], Tensor], real: Tensor, draws: int = 8) -
         "residual": residual.item(),
         "ratio": ratio,
         "collapsed": ratio < COLLAPSED,
+        "noise_share": (spread / made.square().mean().clamp_min(1e-12)).item(),
         "energy_ratio": (made.square().mean() / real.square().mean().clamp_min(1e-12)).item(),
         "kurtosis_real": _kurtosis(real),
         "kurtosis_generated": _kurtosis(made),

@@ -19,6 +19,8 @@ from multiscale.scales.bands import coarse, detail, transform_of
 from multiscale.scales.residual import per_channel
 from multiscale.training.part import Data, Nets, Part
 
+EXAMINED = 64  # images whose details are made several times over to see how much they vary
+
 
 class Levels:
     """What stands between bands and networks: the transform, and how each level is scaled.
@@ -88,6 +90,29 @@ class PassPart(DetailPart):
         self.noisy, self.settings = config["noisy"], part["loss"]
         self.conditional = "discriminator" in players and part["discriminator"]["conditional"]
         self.rates = {"discriminator": part["discriminator"]["lr_factor"]} if "discriminator" in players else {}
+
+    @torch.inference_mode()
+    def examine(self) -> dict:
+        """`adversarial.diversity` of each level from the coarsest, on the data's own coarse bands; {} without noise."""
+        if not self.noisy:
+            return {}
+        net = self.players["generator"].eval()
+        device = next(net.parameters()).device
+        count = min(EXAMINED, len(self.data))
+        rows = self.data[torch.linspace(0, len(self.data) - 1, count).long()]
+        batch = {name: x.to(device) for name, x in rows.items()}
+        found = []
+        for level in sorted(self.covered, reverse=True):
+            low = coarse(batch, self.levels.transform, self.levels.count, level)[level]
+            condition = self.levels.condition(low, level)
+
+            def generate(k: int, condition: Tensor = condition, level: int = level) -> Tensor:
+                seeds = list(range(k * count, (k + 1) * count))
+                noise = noise_of_seeds(seeds, detail(level), tuple(condition.shape[1:])).to(device)
+                return self.levels.decode(generated(net, condition, noise), level)
+
+            found.append({"level": level, **adversarial.diversity(generate, batch[detail(level)])})
+        return {"diversity": found}
 
     def turns(self, step: int) -> Sequence[str]:
         if "discriminator" in self.players and (step + 1) % self.settings["discriminator_every"] == 0:

@@ -51,12 +51,18 @@ VP = VPSchedule()
 
 
 def loss(predict: Predict, data: Tensor, draws: Draws, schedule: VPSchedule = VP) -> Tensor:
-    """Denoising score matching, E || eps(x_t, t) - eps ||^2, with t uniform on [0.001, 1]."""
+    """Denoising score matching, E || eps(x_t, t) - eps ||^2 / alpha(t)^2, with t uniform on [0.001, 1].
+
+    The weight is EDM's: with its preconditioning (`ScoreNet`) every t counts alike (arXiv 2206.00364, section 5).
+    """
     noise = draws.normal("noise", *data.shape[1:])
     t = EARLIEST + (1 - EARLIEST) * draws.uniform("time")
     alpha, sigma = (factor(t.double()).to(data).view(-1, 1, 1, 1) for factor in (schedule.alpha, schedule.sigma))
     predicted = predict(alpha * data + sigma * noise, t)
-    return (predicted.float() - noise).square().mean()
+    import os
+
+    power = float(os.environ.get("WPOW", "1"))
+    return ((predicted.float() - noise) / alpha**power).square().mean()
 
 
 def times(steps: int) -> list[float]:

@@ -45,3 +45,7 @@ class Part:
         `nets` holds the players as they must be called (wrapped for several workers where they are).
         """
         raise NotImplementedError
+
+    def examine(self) -> dict:
+        """What is measured of the trained part beside its loss, once its averaged weights are in `main`."""
+        return {}
