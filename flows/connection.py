@@ -34,7 +34,9 @@ def password() -> tuple[str, bool]:
 def answers(url: str, auth: str | None) -> int | None:
     """The HTTP status that a server gives to this password, None where no server answers."""
     try:
-        return httpx.get(f"{url}/admin/version", auth=tuple(auth.split(":", 1)) if auth else None, timeout=10).status_code
+        return httpx.get(
+            f"{url}/admin/version", auth=tuple(auth.split(":", 1)) if auth else None, timeout=10
+        ).status_code
     except httpx.HTTPError:
         return None
 

@@ -73,7 +73,9 @@ def _address(target: str, graph: Iterable[DvcStage]) -> str:
         return f"evaluate@{target}"
     near = [address for address in addresses if address.partition("@")[0] == target.partition("@")[0]]
     allowed = f"a stage ({', '.join(near or sorted(groups))})"
-    raise refuse(PROJECT_FILE, "target", target, f"{allowed} or a method ({', '.join(methods)})" if methods else allowed)
+    raise refuse(
+        PROJECT_FILE, "target", target, f"{allowed} or a method ({', '.join(methods)})" if methods else allowed
+    )
 
 
 def locked() -> list[str]:

@@ -36,7 +36,9 @@ class Stopped(Exception):
 
 
 @contextmanager
-def group(command: list[str], environment: dict[str, str], output: IO | int | None = None) -> Iterator[subprocess.Popen]:
+def group(
+    command: list[str], environment: dict[str, str], output: IO | int | None = None
+) -> Iterator[subprocess.Popen]:
     """Starts a command in a session of its own; what is left of it at the end of the block, or of us, is killed."""
     reader, writer = os.pipe()
     try:
@@ -72,25 +74,26 @@ def run(command: list[str], environment: dict[str, str], tell: Callable[[str], N
         while process.poll() is None:
             lines.read(POLL)
             if stop.is_set():
-                _end(process, lines)
+                end(process, spare=True, wait=lines.read)
                 raise Stopped
     lines.drain()
     return process.returncode
 
 
-def _end(process: subprocess.Popen, lines: _Lines) -> None:
-    """Asks what the command has started to end, so that the command itself can tidy up: DVC gives its locks back.
+def end(process: subprocess.Popen, spare: bool = False, wait: Callable[[float], object] = time.sleep) -> None:
+    """Asks a command of `group` to end and gives it a while.
 
-    DVC itself gets no signal: it could be writing dvc.lock, which it does in place.
+    With `spare` only what the command has started is asked, so that the command can tidy up: DVC then gives its locks
+    back, and is never cut off while it writes dvc.lock, which it does in place.
     """
     deadline = time.monotonic() + GRACE
     while process.poll() is None and time.monotonic() < deadline:
         with suppress(psutil.NoSuchProcess):
             for command in psutil.Process(process.pid).children():
-                for below in command.children(recursive=True):
+                for asked in command.children(recursive=True) if spare else [command]:
                     with suppress(psutil.NoSuchProcess):
-                        below.terminate()
-        lines.read(POLL)
+                        asked.terminate()
+        wait(POLL)
 
 
 class _Lines:
