@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from stages.common.settings import BadInput
+from stages.common.errors import BadInput
 
 HOME = Path(".prefect")  # the same in pyproject.toml: runs, schedules and the password of this folder's dashboard
 PASSWORD = HOME / "password"

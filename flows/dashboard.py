@@ -28,8 +28,8 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from flows import connection, process
 from flows.board import FILES
 from flows.reproduce import reproduce
+from stages.common.errors import BadInput, refuse
 from stages.common.paths import REPORTS
-from stages.common.settings import BadInput, refuse
 
 HOST = "127.0.0.1"
 PORT = 4200

@@ -13,7 +13,7 @@ from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 from dvc.stage import Stage as DvcStage
 from dvc.utils.serialize import load_yaml, modify_yaml
 
-from stages.common.settings import BadInput, refuse
+from stages.common.errors import BadInput, refuse
 
 
 @dataclass(frozen=True)

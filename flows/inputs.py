@@ -20,7 +20,8 @@ from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides
 
 from flows import graph
-from stages.common.settings import EXPERIMENT, RECIPES, BadInput, read_yaml, refuse, validate
+from stages.common.errors import BadInput, refuse
+from stages.common.paths import EXPERIMENT, RECIPES
 
 LOCK = Path(".dvc/tmp/flow.lock")  # the system frees it when its holder dies
 
@@ -80,6 +81,8 @@ def _switch(recipe: str) -> None:
 
 def _override(overrides: list[str]) -> None:
     """Writes `KEY=VALUE` settings as `dvc exp run -S` would, if the whole experiment is valid with them."""
+    from stages.common import settings  # knows every method, and so torch, which takes seconds
+
     by_file = to_path_overrides(overrides)
     for file in by_file:
         if file not in (ParamsDependency.DEFAULT_PARAMS_FILE, str(EXPERIMENT)):
@@ -95,7 +98,7 @@ def _override(overrides: list[str]) -> None:
             except DvcException as error:
                 reason = str(error.__cause__).splitlines()[0]
                 raise refuse(EXPERIMENT, key, value, f"KEY=VALUE with a key of the file ({reason})") from error
-        validate(read_yaml(copy), EXPERIMENT)
+        settings.validate(settings.read_yaml(copy), EXPERIMENT)
         copy.replace(EXPERIMENT)
 
 

@@ -24,7 +24,7 @@ from pydantic import Field
 from flows import connection, graph, inputs, process
 from flows.board import show_results
 from flows.run import Run
-from stages.common.settings import BadInput
+from stages.common.errors import BadInput
 
 SLOTS = 2
 Recipe = Literal[tuple(inputs.recipes()) or ("",)]  # what the dashboard's form offers
