@@ -1,4 +1,4 @@
-# Two commands: `make repro` runs the experiment and says where to look, `make test` runs every test.
+# `make repro` runs the experiment and says where to look, `make test` runs every test, `make dashboard` shows runs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
-.PHONY: help repro test clean
+.PHONY: help repro dashboard flow test clean
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -25,6 +25,12 @@ repro: $(STAMP) ## Run the whole pipeline on params/experiment.yaml (unchanged s
 	@cat reports/leaderboard.md
 	@ls samples/*/grid.png samples/*/strip.png
 	@echo "report: $(CURDIR)/reports/report.html"
+
+dashboard: $(STAMP) ## Start the dashboard: runs, schedules, results (PORT=4200)
+	@exec $(BIN)/python -m flows.dashboard $(if $(PORT),--port $(PORT))
+
+flow: $(STAMP) ## Run what is stale, several stages at once, in the dashboard where one runs (SLOTS=2)
+	$(BIN)/python -m flows.reproduce $(if $(SLOTS),--slots $(SLOTS))
 
 test: $(STAMP) ## Run all tests
 	$(BIN)/python -m pytest

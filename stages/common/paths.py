@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+EXPERIMENT = Path("params/experiment.yaml")
+RECIPES = Path("params/recipes")
 SCRATCH = Path(".scratch")  # checkpoints and downloads: never tracked, safe to delete when nothing runs
 
 IMAGES = Path("data/images.parquet")

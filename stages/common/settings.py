@@ -10,22 +10,9 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from stages.common.errors import BadInput, refuse
+from stages.common.paths import EXPERIMENT, RECIPES  # noqa: F401 - both are asked for as settings.NAME
 from stages.schema import Bad, Experiment
-
-EXPERIMENT = Path("params/experiment.yaml")
-RECIPES = Path("params/recipes")
-
-
-class BadInput(Exception):
-    """Something the user can mend. Its text is the one line they read; the command ends with exit code 2."""
-
-
-def refuse(file: object, key: str, value: object, allowed: str) -> BadInput:
-    """The one form of that line: file, key, value and what is allowed."""
-    shown = repr(value)
-    return BadInput(
-        f"{file}: {key}: {shown if len(shown) <= 120 else shown[:117] + '...'} is not allowed; allowed: {allowed}"
-    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

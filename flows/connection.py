@@ -1,0 +1,58 @@
+"""Which Prefect server a run shows on, and the password of the dashboard in this folder."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+from stages.common.errors import BadInput
+
+HOME = Path(".prefect")  # the same in pyproject.toml: runs, schedules and the password of this folder's dashboard
+PASSWORD = HOME / "password"
+ADDRESS = HOME / "address"  # of the dashboard that runs here, or was the last to run
+
+
+def password() -> tuple[str, bool]:
+    """The password (user:password) of this folder's dashboard, and whether it was made just now."""
+    HOME.mkdir(exist_ok=True)
+    try:
+        descriptor = os.open(PASSWORD, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return PASSWORD.read_text().strip(), False
+    made = f"admin:{secrets.token_urlsafe(16)}"
+    with open(descriptor, "w") as file:
+        file.write(made + "\n")
+    return made, True
+
+
+def answers(url: str, auth: str | None) -> int | None:
+    """The HTTP status that a server gives to this password, None where no server answers."""
+    try:
+        return httpx.get(
+            f"{url}/admin/version", auth=tuple(auth.split(":", 1)) if auth else None, timeout=10
+        ).status_code
+    except httpx.HTTPError:
+        return None
+
+
+@contextmanager
+def server() -> Iterator[None]:
+    """The server at PREFECT_API_URL, else the dashboard of this folder if it is up, else one that Prefect starts."""
+    url, auth = PREFECT_API_URL.value(), PREFECT_API_AUTH_STRING.value()
+    if url:
+        status = answers(url, auth)
+        if status is None:
+            raise BadInput(f"PREFECT_API_URL: no server answers at {url}; allowed: the address of one, or none")
+        if status in (401, 403):
+            raise BadInput(f"PREFECT_API_AUTH_STRING: {url} refuses it; allowed: what {PASSWORD} of its folder holds")
+    elif ADDRESS.exists() and answers(ADDRESS.read_text(), password()[0]) == 200:
+        with temporary_settings({PREFECT_API_URL: ADDRESS.read_text(), PREFECT_API_AUTH_STRING: password()[0]}):
+            yield
+        return
+    yield

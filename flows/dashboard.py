@@ -1,0 +1,144 @@
+"""Starts the dashboard: a Prefect server, the flow on demand and every night, and the report to look at.
+
+It listens on this machine alone (127.0.0.1), keeps everything in .prefect/ and ends with Ctrl-C. Started again, it has
+the same runs, schedules and password.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from subprocess import DEVNULL
+
+from prefect import serve
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.deployments.runner import EntrypointType
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+from flows import connection, process
+from flows.board import FILES
+from flows.reproduce import reproduce
+from stages.common.errors import BadInput, refuse
+from stages.common.paths import REPORTS
+
+HOST = "127.0.0.1"
+PORT = 4200
+NIGHTLY = "0 2 * * *"
+PATIENCE = 180.0  # seconds that the server has to start
+
+
+class Reports(SimpleHTTPRequestHandler):
+    """Serves reports/ to whoever knows the dashboard's password."""
+
+    def __init__(self, *arguments, password: str, **options):
+        self.expected = "Basic " + base64.b64encode(password.encode()).decode()
+        super().__init__(*arguments, directory=str(REPORTS), **options)
+
+    def send_head(self):
+        given = self.headers.get("Authorization", "")
+        if secrets.compare_digest(given.encode(), self.expected.encode()):
+            return super().send_head()
+        self.send_response(401)
+        self.send_header("WWW-Authenticate", 'Basic realm="Multiscale"')
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        return None
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def reports(port: int, password: str) -> Iterator[str]:
+    """Serves reports/ and yields its address."""
+    with ThreadingHTTPServer((HOST, port), partial(Reports, password=password)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://{HOST}:{port}"
+        server.shutdown()
+
+
+@contextmanager
+def prefect_server(port: int, password: str) -> Iterator[str]:
+    """Starts a Prefect server, waits until it answers, and yields the address of its API."""
+    url = f"http://{HOST}:{port}/api"
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    environment = os.environ | {"PREFECT_SERVER_API_AUTH_STRING": password, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    with process.group(command, environment, DEVNULL) as server:
+        deadline = time.monotonic() + PATIENCE
+        while connection.answers(url, password) != 200:
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise BadInput(f"the Prefect server did not start; `{' '.join(command[1:])}` says why")
+            time.sleep(0.2)
+        connection.ADDRESS.write_text(url)
+        try:
+            yield url
+        finally:
+            connection.ADDRESS.unlink(missing_ok=True)
+            process.end(server)
+
+
+def check_free(port: int) -> None:
+    """Raises BadInput where something listens already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            raise refuse("dashboard", "--port", port, f"a port that is free, as is the next ({error})") from None
+
+
+def run(port: int, nightly: str) -> None:
+    """Runs the dashboard until it is interrupted."""
+    try:
+        CronSchedule(cron=nightly)
+    except ValueError:
+        raise refuse("dashboard", "--nightly", nightly, f"a cron line such as '{NIGHTLY}'") from None
+    check_free(port)
+    check_free(port + 1)
+    password, new = connection.password()
+    with prefect_server(port, password) as url, reports(port + 1, password) as address:
+        os.environ |= {FILES: address, "PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": password}
+        print(f"dashboard: {url.removesuffix('/api')}")
+        print(
+            f"password:  {password} (kept in {connection.PASSWORD})" if new else f"password:  in {connection.PASSWORD}"
+        )
+        print("Ctrl-C ends it. Schedules are kept.", flush=True)
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: password}):
+            serve(
+                reproduce.to_deployment("on-demand", entrypoint_type=EntrypointType.MODULE_PATH),
+                reproduce.to_deployment("nightly", cron=nightly, entrypoint_type=EntrypointType.MODULE_PATH),
+                limit=1,  # one run at a time in one folder
+                pause_on_shutdown=False,
+                print_starting_message=False,
+            )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--port", type=int, default=PORT, help=f"of the dashboard; the next serves the report ({PORT})")
+    parser.add_argument("--nightly", default=NIGHTLY, metavar="CRON", help=f"when, in UTC ('{NIGHTLY}')")
+    given = parser.parse_args()
+    try:
+        run(given.port, given.nightly)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

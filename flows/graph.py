@@ -1,0 +1,94 @@
+"""The pipeline as DVC sees it: which stages a target needs, what each waits for, which are up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from dvc.dvcfile import LOCK_FILE, PROJECT_FILE
+from dvc.exceptions import DvcException
+from dvc.repo import Repo, lock_repo
+from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+from dvc.stage import Stage as DvcStage
+from dvc.utils.serialize import load_yaml, modify_yaml
+
+from stages.common.errors import BadInput, refuse
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a plan."""
+
+    address: str
+    needs: tuple[str, ...]  # the stages that make what it reads
+    current: bool  # it and all that it needs are up to date; otherwise DVC decides when the needs are done
+    height: int  # the number of stages in the longest chain that starts with it
+
+
+@contextmanager
+def _project() -> Iterator[Repo]:
+    """The DVC repository of the working directory, locked. What DVC finds wrong with it becomes BadInput."""
+    try:
+        with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
+            yield repo
+    except DvcException as error:
+        raise BadInput(" ".join(f"{PROJECT_FILE}: {error}".split())) from error
+
+
+def plan(targets: Iterable[str] = ()) -> list[Stage]:
+    """The stages that targets need (all by default), in the order of `dvc repro`. Raises BadInput.
+
+    A target is a stage, a group of stages, or the name of a method, which stands for that method's evaluation.
+    """
+    with _project() as repo:
+        graph = get_active_graph(repo.index.graph)
+        addresses = [_address(target, graph) for target in targets] or [PROJECT_FILE]
+        order = plan_repro(graph, collect_stages(repo, addresses))
+        heights: dict[DvcStage, int] = {}
+        for stage in reversed(order):
+            heights[stage] = 1 + max((heights.get(user, 0) for user in graph.predecessors(stage)), default=0)
+        current: set[DvcStage] = set()
+        for stage in order:
+            if current.issuperset(graph.successors(stage)) and not stage.changed():
+                current.add(stage)
+        return [
+            Stage(
+                stage.addressing,
+                tuple(need.addressing for need in graph.successors(stage)),
+                stage in current,
+                heights[stage],
+            )
+            for stage in order
+        ]
+
+
+def _address(target: str, graph: Iterable[DvcStage]) -> str:
+    addresses = [stage.addressing for stage in graph]
+    groups = {address.partition("@")[0] for address in addresses}
+    methods = sorted(address.removeprefix("evaluate@") for address in addresses if address.startswith("evaluate@"))
+    if target in groups or target in addresses:
+        return target
+    if target in methods:
+        return f"evaluate@{target}"
+    near = [address for address in addresses if address.partition("@")[0] == target.partition("@")[0]]
+    allowed = f"a stage ({', '.join(near or sorted(groups))})"
+    raise refuse(
+        PROJECT_FILE, "target", target, f"{allowed} or a method ({', '.join(methods)})" if methods else allowed
+    )
+
+
+def locked() -> list[str]:
+    """The addresses in dvc.lock, in their order there."""
+    with _project() as repo:
+        return list(load_yaml(LOCK_FILE, fs=repo.fs).get("stages", {})) if repo.fs.exists(LOCK_FILE) else []
+
+
+def restore_order(before: list[str], stages: list[Stage]) -> None:
+    """Gives dvc.lock the order of a plain `dvc repro`: what stood there before, then what is new, as planned."""
+    now = locked()
+    order = dict.fromkeys([*before, *(stage.address for stage in stages)])  # the first place of each
+    wanted = [address for address in order if address in now]
+    if now != wanted:
+        with _project() as repo, modify_yaml(LOCK_FILE, fs=repo.fs) as lock:
+            lock["stages"] = {address: lock["stages"][address] for address in wanted}

@@ -1,0 +1,115 @@
+"""What a run is asked for: recipe, overrides, targets, a name. All of it is checked before anything runs."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dvc.dependency.param import ParamsDependency
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc.repo.experiments.refs import ExpRefInfo
+from dvc.repo.experiments.utils import check_ref_format, exp_refs_by_names
+from dvc.utils.cli_parse import to_path_overrides
+from dvc.utils.hydra import apply_overrides
+
+from flows import graph
+from stages.common.errors import BadInput, refuse
+from stages.common.paths import EXPERIMENT, RECIPES
+
+LOCK = Path(".dvc/tmp/flow.lock")  # the system frees it when its holder dies
+
+
+def recipes() -> list[str]:
+    """The names of all recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+@contextmanager
+def prepared(
+    targets: list[str], recipe: str | None, overrides: list[str], experiment: str | None, slots: int
+) -> Iterator[list[graph.Stage]]:
+    """Writes the recipe and the overrides into the experiment's file and plans the stages; alone in this folder.
+
+    Raises BadInput, and then the file is as it was before.
+    """
+    if slots < 1:
+        raise refuse("reproduce", "slots", slots, "1 or more stages at once")
+    if recipe and recipe not in recipes():
+        raise refuse(RECIPES, "recipe", recipe, f"one of {', '.join(recipes())}")
+    if experiment:
+        _check_name(experiment)
+    with _alone():
+        before = EXPERIMENT.read_bytes() if EXPERIMENT.exists() else None
+        try:
+            if recipe:
+                _switch(recipe)
+            if overrides:
+                _override(overrides)
+            stages = graph.plan(targets)
+        except BadInput:
+            if before is not None and EXPERIMENT.read_bytes() != before:
+                EXPERIMENT.write_bytes(before)
+            raise
+        yield stages
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One run in a folder at a time: the next one would change the settings under the first."""
+    if not LOCK.parent.is_dir():
+        raise BadInput(f"{Path.cwd()}: not a DVC project; allowed: the folder that holds .dvc")
+    with LOCK.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"{Path.cwd()}: another run is at work here; allowed: one at a time") from None
+        yield
+
+
+def _switch(recipe: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "stages.recipe", recipe], capture_output=True, text=True)
+    if done.returncode:
+        raise BadInput(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+
+
+def _override(overrides: list[str]) -> None:
+    """Writes `KEY=VALUE` settings as `dvc exp run -S` would, if the whole experiment is valid with them."""
+    from stages.common import settings  # knows every method, and so torch, which takes seconds
+
+    by_file = to_path_overrides(overrides)
+    for file in by_file:
+        if file not in (ParamsDependency.DEFAULT_PARAMS_FILE, str(EXPERIMENT)):
+            raise refuse("-S", "file", file, f"KEY=VALUE or {EXPERIMENT}:KEY=VALUE")
+    with TemporaryDirectory(dir=EXPERIMENT.parent, prefix=".", suffix=".tmp") as folder:
+        copy = Path(shutil.copy(EXPERIMENT, folder))
+        for override in (text for texts in by_file.values() for text in texts):
+            key, sign, value = override.partition("=")
+            if not (key and sign):
+                raise refuse("-S", "override", override, "KEY=VALUE")
+            try:
+                apply_overrides(copy, [override])
+            except DvcException as error:
+                reason = str(error.__cause__).splitlines()[0]
+                raise refuse(EXPERIMENT, key, value, f"KEY=VALUE with a key of the file ({reason})") from error
+        settings.validate(settings.read_yaml(copy), EXPERIMENT)
+        copy.replace(EXPERIMENT)
+
+
+def _check_name(experiment: str) -> None:
+    """An experiment's name must be one for git and new on this commit; DVC would say so only when all is done."""
+    try:
+        with Repo() as repo:
+            baseline = repo.experiments.scm.get_rev()
+            check_ref_format(repo.scm, ExpRefInfo(baseline, experiment))
+            taken = exp_refs_by_names(repo.scm, {experiment}).get(experiment, [])
+    except DvcException as error:
+        raise refuse("experiment", "name", experiment, " ".join(str(error).split())) from error
+    if any(ref.baseline_sha == baseline for ref in taken):
+        raise refuse("experiment", "name", experiment, "a name that no experiment on this commit has")

@@ -1,0 +1,113 @@
+"""Runs what is stale of the pipeline, several stages at once, with a dashboard to watch it.
+
+python -m flows.reproduce                        # all that `dvc repro` would run
+python -m flows.reproduce msf train@dit          # methods, stages or groups of stages, with what they need
+python -m flows.reproduce --recipe embedded -S parts.msf-1.training.lr=0.0007 --name lr7
+
+Runs show in the dashboard that `make dashboard` started here, or on the server at PREFECT_API_URL. Without either, a
+server starts for the one run, which takes some ten seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
+from typing import Annotated, Literal
+
+from prefect import flow, get_run_logger
+from prefect.states import Completed, Failed, State
+from pydantic import Field
+
+from flows import connection, graph, inputs, process
+from flows.board import show_results
+from flows.run import Run
+from stages.common.errors import BadInput
+
+SLOTS = 2
+Recipe = Literal[tuple(inputs.recipes()) or ("",)]  # what the dashboard's form offers
+# Set by the command line, which refuses bad input in one line before a server is asked.
+_prepared: ContextVar[AbstractContextManager[list[graph.Stage]] | None] = ContextVar("prepared", default=None)
+
+
+@flow(name="reproduce")
+def reproduce(
+    targets: list[str] = [],  # noqa: B006 - Prefect shows it in the form
+    recipe: Recipe | None = None,
+    overrides: list[str] = [],  # noqa: B006
+    experiment: str | None = None,
+    slots: Annotated[int, Field(ge=1)] = SLOTS,
+) -> State:
+    """Brings the pipeline up to date, as `dvc repro` would, several stages at once.
+
+    Args:
+        targets: Methods (msf), stages (train@dit) or groups of stages (train), with all that they need. Empty: all.
+        recipe: A recipe to switch to first. Unsaved edits of params/experiment.yaml are never overwritten.
+        overrides: Settings to change, each KEY=VALUE, as for `dvc exp run -S` (parts.msf-1.training.lr=0.0007).
+        experiment: A name to save the result under as a DVC experiment (`dvc exp show`).
+        slots: Stages that run at once; they share the cores.
+    """
+    try:
+        with _prepared.get() or inputs.prepared(targets, recipe, overrides, experiment, slots) as stages:
+            return _run(stages, slots, experiment)
+    except BadInput as error:
+        return Failed(message=f"error: {error}")
+
+
+def _run(stages: list[graph.Stage], slots: int, experiment: str | None) -> State:
+    stale = [stage.address for stage in stages if not stage.current]
+    order = graph.locked() if stale else []
+    run = Run(stages, slots)
+    try:
+        run.execute()
+    finally:
+        if stale:
+            graph.restore_order(order, stages)
+    show_results(run.done, bool(run.named("Completed")))
+    failed = [f"{address}: {run.states[address].message}" for address in run.named("Failed", "Crashed")]
+    if failed:
+        held = f"; held back: {', '.join(run.waiting)}" if run.waiting else ""
+        return Failed(message="; ".join(failed) + held)
+    if experiment and (fault := _save(experiment, stages, run)):
+        return Failed(message=fault)
+    return Completed(message=f"{len(run.named('Completed'))} stages ran, {len(run.named('Cached'))} were up to date")
+
+
+def _save(experiment: str, stages: list[graph.Stage], run: Run) -> str | None:
+    """Saves the result as a DVC experiment; returns what went wrong.
+
+    Only what was run is committed: the rest may be stale, and would be taken as up to date.
+    """
+    lines: list[str] = []
+    command = ["dvc", "exp", "save", "--name", experiment, *(stage.address for stage in stages)]
+    if process.run(command, run.environment, lines.append, threading.Event()):
+        return next((line for line in reversed(lines) if line.startswith("ERROR: ")), f"{experiment}: not saved")
+    get_run_logger().info(lines[-1])
+    return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("targets", nargs="*", help="a method, a stage or a group of stages; all by default")
+    parser.add_argument("--recipe", help="a recipe to switch to first (python -m stages.recipe lists them)")
+    parser.add_argument("-S", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="a setting")
+    parser.add_argument("--name", dest="experiment", help="save the result as a DVC experiment of this name")
+    parser.add_argument("--slots", type=int, default=SLOTS, help=f"stages at once, which share the cores ({SLOTS})")
+    given = vars(parser.parse_args())
+    try:
+        with connection.server(), inputs.prepared(**given) as stages:
+            _prepared.set(nullcontext(stages))
+            state = reproduce(**given, return_state=True)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(state.message, file=sys.stderr if state.is_failed() else sys.stdout)
+    return 0 if state.is_completed() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

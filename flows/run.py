@@ -1,0 +1,151 @@
+"""Runs planned stages, several at once, each as a Prefect task that calls `dvc repro` for that stage alone."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import sys
+import threading
+from pathlib import Path
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
+from prefect.states import Cancelled, Completed, Failed, State
+
+from flows import process
+from flows.board import PERIOD, Board
+from flows.graph import Stage
+
+# What goes away by itself: another DVC process in the way, a Ray worker that is gone. Nothing else is tried again.
+TRANSIENT = re.compile(r"Unable to acquire lock|is busy, it is being blocked|(Worker|Actor|Node)\w*(Died|Crashed)")
+EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Interrupt)\b")
+
+
+class Run:
+    """One run of the flow: where each stage stands, and the order to stop."""
+
+    def __init__(self, stages: list[Stage], slots: int):
+        self.waiting = {stage.address: stage for stage in stages}
+        self.running: dict[PrefectFuture, str] = {}
+        self.futures: dict[str, PrefectFuture] = {}
+        self.states: dict[str, State] = {}
+        self.slots, self.environment = slots, environment(slots)
+        self.stop = threading.Event()
+        self.ended: queue.SimpleQueue[PrefectFuture] = queue.SimpleQueue()
+        self.board = Board(stages)
+
+    def execute(self) -> None:
+        """Runs every stage that can run. A stage that fails holds back only those that need it.
+
+        However this ends, no stage is left running.
+        """
+        try:
+            while True:
+                for stage in self._ready()[: self.slots - len(self.running)]:
+                    self._start(stage)
+                if not self.running:
+                    break
+                self._collect()
+        finally:
+            self.stop.set()
+            for future in self.running:
+                future.wait()
+        for address, stage in self.waiting.items():
+            self.board.put(address, f"held back by {', '.join(self._failed_needs(stage))}", 0)
+        self.board.publish(last=True)
+
+    @property
+    def done(self) -> set[str]:
+        """The stages that are up to date."""
+        return {address for address, state in self.states.items() if state.is_completed()}
+
+    def named(self, *names: str) -> list[str]:
+        """The stages that ended in a state of one of these names."""
+        return [address for address, state in self.states.items() if state.name in names]
+
+    def _ready(self) -> list[Stage]:
+        """The stages whose needs are done, those first that the longest chain waits for."""
+        ready = [stage for stage in self.waiting.values() if self.done.issuperset(stage.needs)]
+        return sorted(ready, key=lambda stage: -stage.height)
+
+    def _start(self, stage: Stage) -> None:
+        del self.waiting[stage.address]
+        needs = [self.futures[need] for need in stage.needs]  # done; Prefect draws the graph from them
+        self.board.put(stage.address, "running", 0)
+        future = reproduce_stage.submit(stage.address, stage.current, self, wait_for=needs)
+        self.running[future] = stage.address
+        self.futures[stage.address] = future
+        future.add_done_callback(self.ended.put)
+
+    def _collect(self) -> None:
+        """Waits until a stage ends, or for a moment."""
+        try:
+            future = self.ended.get(timeout=PERIOD)
+        except queue.Empty:
+            return
+        finally:
+            self.board.publish()
+        future.wait()
+        address = self.running.pop(future)
+        self.states[address] = future.state
+        self.board.put(address, future.state.name.lower(), 100 if future.state.is_completed() else 0)
+
+    def _failed_needs(self, stage: Stage) -> list[str]:
+        return sorted(set(stage.needs) - self.done)
+
+
+def environment(slots: int) -> dict[str, str]:
+    """The environment of a stage: the cores, or as many as OMP_NUM_THREADS says, shared by the stages at once."""
+    cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    return os.environ | {
+        "OMP_NUM_THREADS": str(max(1, cores // slots)),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PYTHONUNBUFFERED": "1",  # output as it comes
+    }
+
+
+def _is_transient(_task, _run, state: State) -> bool:
+    return bool(TRANSIENT.search(state.message or ""))
+
+
+@task(
+    name="stage",
+    task_run_name="{address}",
+    cache_policy=NO_CACHE,  # DVC is the cache
+    persist_result=False,
+    retries=3,
+    retry_delay_seconds=[1, 2, 4],
+    retry_jitter_factor=0.5,
+    retry_condition_fn=_is_transient,
+)
+def reproduce_stage(address: str, current: bool, run: Run) -> State:
+    """Brings one stage up to date. Its state is Completed, Cached (nothing to do), Failed or Cancelled."""
+    if current:
+        return Completed(name="Cached", message="up to date")
+    lines: list[str] = []
+    log = get_run_logger()
+
+    def tell(line: str) -> None:
+        if not run.board.read(address, line):
+            lines.append(line)
+            log.info(line)
+
+    try:
+        code = process.run(["dvc", "--wait-for-lock", "repro", "-s", address], run.environment, tell, run.stop)
+    except process.Stopped:
+        return Cancelled(message="stopped with its run")
+    if code:
+        return Failed(message=_reason(lines, code))
+    if any(line.startswith("Running stage") for line in lines):
+        return Completed(message="ran")
+    return Completed(name="Cached", message=lines[-1] if lines else "up to date")
+
+
+def _reason(lines: list[str], code: int) -> str:
+    """The one line that says why a stage failed: its own, else that of its exception, else DVC's."""
+    own = [line for line in lines if line.startswith("error: ")]
+    raised = [line for line in lines if EXCEPTION.match(line)]
+    dvc = [line for line in lines if line.startswith("ERROR: ")]
+    return (own or raised or dvc or [f"dvc ended with exit code {code}"])[-1]
