@@ -54,3 +54,44 @@ def quality_time(groups: list[list[dict]], path: Path) -> None:
             axes.set_xlim(0, 1.25 * max(row["seconds_per_image"] for row in rows))
             axes.set_ylim(bottom=min(0, *(row["kid"] - row["kid_std"] for row in rows)))
         _save(figure, path)
+
+
+def conditioning(fields: list[dict], images: list[dict], path: Path) -> None:
+    """Condition numbers against the side: lines for 1/f^2 fields, points for the recipe's own images."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7, 4))
+        sides = [row["side"] for row in fields]
+        for key, label in (("pixels", "pixels"), ("low", "coarsest band"), ("details", "details, the worst level")):
+            axes.plot(sides, [row[key] for row in fields], label=f"{label}, 1/f² field", linewidth=1.8)
+        for row in images:
+            place = (row["side"], row["condition_spectral"])
+            axes.plot(*place, "o", color="0.25", markersize=7)
+            axes.annotate(row["band"], place, xytext=(8, -4), textcoords="offset points", fontsize=9)
+        axes.set(title="Conditioning", xlabel="side", ylabel="condition number", yscale="log")
+        _sides(axes, sorted({*sides, *(row["side"] for row in images)}))
+        axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left", title="points: the recipe's images")
+        _save(figure, path)
+
+
+def euler_steps(tables: dict[str, list[dict]], errors: dict[str, float], path: Path) -> None:
+    """Euler steps to a given error against the side, pixels and whitened wavelets, one panel a measure of error."""
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(1, len(tables), figsize=(4 * len(tables), 4), sharey=True)
+        for axes, (kind, rows) in zip(panels, tables.items()):
+            sides = [row["side"] for row in rows]
+            for key in ("pixels", "wavelets"):
+                axes.plot(sides, [row[key] for row in rows], "o-", label=key, linewidth=1.8)
+            axes.set(
+                title=f"{kind} error {errors[kind]:g}", xlabel="side of a 1/f² field", yscale="log", ylim=(10, 1000)
+            )
+            _sides(axes, sides)
+        panels[0].set_ylabel("Euler steps")
+        panels[0].legend(frameon=False)
+        _save(figure, path)
+
+
+def _sides(axes, sides: list[int]) -> None:
+    """Image sides along a logarithmic axis, each with its number."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sides, [str(side) for side in sides])
+    axes.minorticks_off()
