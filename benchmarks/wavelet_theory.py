@@ -11,9 +11,7 @@ from benchmarks.common import save
 from multiscale import theory
 from multiscale.core.storage import read_json
 from stages.common.paths import DECOMPOSED
-
-SIDES = [8, 16, 32, 64, 128]
-ERRORS = {"worst": 0.02, "wasserstein": 1e-3, "kl": 1e-3}  # of a mode; squared, a dimension; nats a dimension
+from stages.wavelets import ERRORS, SIDES
 
 
 def main() -> None:
@@ -21,8 +19,8 @@ def main() -> None:
     save(
         "wavelet_theory",
         {
-            "condition_numbers_of_fields": theory.field_conditioning(SIDES),
-            "euler_steps": {kind: theory.steps_table(SIDES[1:], error, kind) for kind, error in ERRORS.items()},
+            "condition_numbers_of_fields": theory.field_conditioning([8, *SIDES]),
+            "euler_steps": {kind: theory.steps_table(SIDES, error, kind) for kind, error in ERRORS.items()},
             "condition_numbers_of_images": theory.data_conditioning(read_json(images)) if images.exists() else None,
         },
     )

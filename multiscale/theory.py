@@ -149,9 +149,12 @@ def euler_error(bands: list[Modes], steps: int, kind: str = "worst", schedule: V
     2-Wasserstein distance a dimension, in the units that are diffused. 'kl': the KL divergence a dimension, in nats;
     over the bands of a cascade its sum is the joint divergence to first order.
     """
+    return _error([_grouped(modes) for modes in bands], steps, kind, schedule)
+
+
+def _error(groups: list[tuple[Modes, Tensor]], steps: int, kind: str, schedule: VPSchedule) -> float:
     total, dimensions, worst = 0.0, 0, 0.0
-    for each in bands:
-        modes, count = _grouped(each)
+    for modes, count in groups:
         v, g = euler_output(modes, steps, schedule)
         ratio = v / modes.variance
         moved = (g - 1) ** 2 * modes.mean_square
@@ -171,15 +174,15 @@ def steps_to_reach(error: float, bands: list[Modes], kind: str = "worst", schedu
 
     Raises ValueError where 2^20 steps do not suffice.
     """
-    high = 1
-    while not euler_error(bands, high, kind, schedule) <= error:  # also where it is not a number
+    groups, high = [_grouped(modes) for modes in bands], 1
+    while not _error(groups, high, kind, schedule) <= error:  # also where it is not a number
         high *= 2
         if high > MOST_STEPS:
             raise ValueError(f"an error of {error} takes more than {MOST_STEPS} Euler steps; allowed: a larger one")
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if euler_error(bands, middle, kind, schedule) <= error else (middle, high)
+        low, high = (low, middle) if _error(groups, middle, kind, schedule) <= error else (middle, high)
     return high
 
 

@@ -22,7 +22,8 @@ STYLE = {
 }
 
 
-def _save(figure, path: Path) -> None:
+def save(figure, path: Path) -> None:
+    """Writes a figure as a PNG without the drawing software's name, and closes it."""
     figure.tight_layout()
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
@@ -37,7 +38,7 @@ def training(curves: pl.DataFrame, path: Path) -> None:
             axes.plot(frame["images"], frame["loss"], label=name, linewidth=1.8)
         axes.set(xlabel="training images", ylabel="loss", title="Training", yscale="log")
         axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left")  # beside the curves, however many
-        _save(figure, path)
+        save(figure, path)
 
 
 def quality_time(groups: list[list[dict]], path: Path) -> None:
@@ -53,7 +54,7 @@ def quality_time(groups: list[list[dict]], path: Path) -> None:
             axes.set(xlabel="seconds per image", ylabel=f"KID-{rows[0]['metric']}", title=title)
             axes.set_xlim(0, 1.25 * max(row["seconds_per_image"] for row in rows))
             axes.set_ylim(bottom=min(0, *(row["kid"] - row["kid_std"] for row in rows)))
-        _save(figure, path)
+        save(figure, path)
 
 
 def spectrum(frequencies: list[float], power: list[float], levels: dict[float, float], title: str, path: Path) -> None:
@@ -72,4 +73,45 @@ def spectrum(frequencies: list[float], power: list[float], levels: dict[float, f
             axes.plot([cut] * 2, [min(power), height], color=f"C{index}", linestyle=":")
         axes.set(xlabel="cycles a pixel of the grid", ylabel="power", title=title, yscale="log")
         axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left")
-        _save(figure, path)
+        save(figure, path)
+
+
+def conditioning(fields: list[dict], images: list[dict], path: Path) -> None:
+    """Condition numbers against the side: lines for 1/f^2 fields, points for the recipe's own images."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7, 4))
+        sides = [row["side"] for row in fields]
+        for key, label in (("pixels", "pixels"), ("low", "coarsest band"), ("details", "details, the worst level")):
+            axes.plot(sides, [row[key] for row in fields], label=f"{label}, 1/f² field", linewidth=1.8)
+        for row in images:
+            place = (row["side"], row["condition_spectral"])
+            axes.plot(*place, "o", color="0.25", markersize=7)
+            axes.annotate(row["band"], place, xytext=(8, -4), textcoords="offset points", fontsize=9)
+        axes.set(title="Conditioning", xlabel="side", ylabel="condition number", yscale="log")
+        _sides(axes, sorted({*sides, *(row["side"] for row in images)}))
+        axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left", title="points: the recipe's images")
+        save(figure, path)
+
+
+def euler_steps(tables: dict[str, list[dict]], errors: dict[str, float], path: Path) -> None:
+    """Euler steps to a given error against the side, pixels and whitened wavelets, one panel a measure of error."""
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(1, len(tables), figsize=(4 * len(tables), 4), sharey=True)
+        for axes, (kind, rows) in zip(panels, tables.items()):
+            sides = [row["side"] for row in rows]
+            for key in ("pixels", "wavelets"):
+                axes.plot(sides, [row[key] for row in rows], "o-", label=key, linewidth=1.8)
+            axes.set(
+                title=f"{kind} error {errors[kind]:g}", xlabel="side of a 1/f² field", yscale="log", ylim=(10, 1000)
+            )
+            _sides(axes, sides)
+        panels[0].set_ylabel("Euler steps")
+        panels[0].legend(frameon=False)
+        save(figure, path)
+
+
+def _sides(axes, sides: list[int]) -> None:
+    """Image sides along a logarithmic axis, each with its number."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sides, [str(side) for side in sides])
+    axes.minorticks_off()

@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from multiscale.core.storage import atomic_file, atomic_folder, read_json, write_json
-from stages import figures, page
+from stages import figures, page, wavelets
 from stages.common import settings
 from stages.common.harness import command
 from stages.common.paths import METRICS, MODELS, REPORTS, SAMPLES, TIMINGS
@@ -141,7 +141,7 @@ def write(path: Path, text: str) -> None:
 
 
 def main() -> None:
-    params = settings.load("recipe", "parts", "students", "methods")
+    params = settings.load("recipe", "decompose", "parts", "students", "methods")
     rows = [row_of(name, params) for name in params.methods]
     ordered = [row for _, group in by_protocol(rows) for row in group]
     training = curves(params.parts | params.students)
@@ -160,13 +160,17 @@ def main() -> None:
         for name in params.methods:
             for picture in ("grid", "strip"):
                 shutil.copyfile(SAMPLES / name / f"{picture}.png", folder / f"{name}-{picture}.png")
+        sections = wavelets.sections(params.decompose, params.parts, folder)
     groups = [
         (protocol, headings(protocol["metric"]), [[cell(name, row[name]) for name in COLUMNS] for row in group])
         for protocol, group in by_protocol(rows)
     ]
     plots = [REPORTS / "quality-time.png", REPORTS / "training.png"]
-    write(REPORTS / "report.html", page.render(params.recipe, groups, plots, list(params.methods), GALLERIES))
+    html = page.render(params.recipe, groups, plots, list(params.methods), GALLERIES, sections)
+    write(REPORTS / "report.html", html)
     print(table)
+    for line in wavelets.warnings(sections):
+        print(line)
     for name in params.methods:
         print(f"{name}: {SAMPLES / name / 'grid.png'}, {SAMPLES / name / 'strip.png'}")
     print(f"report: {REPORTS / 'report.html'}")

@@ -129,7 +129,19 @@ def test_the_last_step_takes_out_the_noise_that_is_left():
         for name, solver in score.SOLVERS.items()
     }
     assert len(ends) == 4 and all(end.isfinite().all() for end in ends.values())
-    assert min(seen) == pytest.approx(1 / steps)  # the network is never asked about the clean image itself
+    assert min(seen) == pytest.approx(1e-3)  # the network is never asked about the clean image itself
+    assert sorted(set(seen))[1] == pytest.approx(score.ratio_times(steps)[-3])
+
+
+def test_dpm_solvers_times_are_even_in_the_logarithm_of_signal_to_noise():
+    for steps in (2, 7, 20):
+        times = torch.tensor(score.ratio_times(steps), dtype=torch.float64)
+        assert len(times) == steps + 1 and (times[0], times[-1]) == (1, 0)
+        assert times[-2].item() == pytest.approx(1e-3)
+        ratios = VP.log_ratio(times[:-1])
+        assert torch.allclose(ratios.diff(), (ratios[-1] - ratios[0]) / (steps - 1), rtol=1e-6)
+        assert torch.allclose(VP.alpha(times[:-1]) / VP.sigma(times[:-1]), ratios.exp(), rtol=1e-9)
+    assert score.ratio_times(1) == [1, 0]
 
 
 @pytest.mark.parametrize(("name", "order"), [("ode-euler", 1), ("ode-heun", 2), ("dpm-solver++", 2)])
@@ -138,8 +150,9 @@ def test_the_errors_of_the_flow_fall_with_their_order(name, order):
     for steps in (40, 80):
         states: list[Tensor] = []
         score.SOLVERS[name](exact, torch.ones(1, 4, 1, 1, dtype=torch.float64), steps, None, states.append)
-        there = states[3 * steps // 4 - 1]  # at t = 1/4
-        errors.append((there.flatten() - flow_end(0.25)).abs().max().item())
+        times = (score.ratio_times if name == "dpm-solver++" else score.times)(steps)
+        k = 3 * steps // 4  # in the middle of the way: the last step is of first order
+        errors.append((states[k - 1].flatten() - flow_end(times[k])).abs().max().item())
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)
 
 
@@ -168,7 +181,7 @@ def test_dpm_solver_takes_few_steps_where_euler_takes_many():
 
 def test_dpm_solver_is_the_published_second_order_formula():
     steps, x = 15, start(3)
-    grid = Grid(steps)
+    grid = Grid(steps, score.ratio_times)
     lambdas = [math.log(a / s) for a, s in zip(grid.alpha[:-1], grid.sigma[:-1])]
     y, before = x, None
     for k in range(steps):

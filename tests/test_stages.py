@@ -17,10 +17,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from conftest import ROOT, Project
 from PIL import Image
 from ruamel.yaml import YAML
 
+from multiscale.core.storage import Table
+from multiscale.processes import adversarial
+from multiscale.scales import bands
 from stages import page, report
 from stages.common import settings
 
@@ -258,6 +262,7 @@ def measured(project) -> Callable:
     others = [f"methods.{name}" for name in given["methods"] if name not in METRICS]
     others += [f"parts.{name}" for name, part in given["parts"].items() if part["method"] not in METRICS]
     others += [f"students.{name}" for name in given["students"]]
+    others += [f"decompose.{name}" for name, section in given["decompose"].items() if section["kind"] == "wavelet"]
     project.change(dict.fromkeys(others, ...))
 
     def measured(metrics: dict | None = None, **protocol: object) -> Project:
@@ -413,6 +418,26 @@ def test_the_galleries_hold_the_pictures_of_each_method_and_no_other(measured):
     made(project)
     names = {path.name for path in Path("reports/galleries").iterdir()}
     assert names == {f"{method}-{kind}.png" for method in METRICS for kind in ("grid", "strip")}
+
+
+def test_the_report_shows_the_bands_their_theory_and_a_collapsed_generator(measured):
+    project = measured()
+    project.change({"decompose.wavelet": {"kind": "wavelet", "reads": "images.parquet", "filter": "haar", "levels": 1}})
+    images = torch.randint(0, 256, (8, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    table = Table({name: band.numpy() for name, band in bands.decompose_images(images, "haar", 1).items()})
+    put_json("data/decomposed/wavelet/statistics.json", bands.statistics(table, "haar", 1))
+    still = adversarial.diversity(lambda k: torch.ones(4, 3, 2, 2), torch.randn(4, 3, 2, 2))
+    put_json("models/msf/msf-1/examined.json", {"diversity": [{"level": 1, **still}]})
+    done = project.stage("report")
+    assert done.returncode == 0, done.stderr
+    assert "mode collapse: msf-1 at level 1 varies 0 times as much as the data" in done.stdout
+    text = Path("reports/report.html").read_text()
+    assert "mode collapse: msf-1 at level 1" in text
+    _, statistics, diversity = Page(text).tables
+    assert [row[0] for row in statistics] == ["band", "ll", "pixels", "details-1"]
+    assert diversity[1][:3] == ["msf-1", "1", "0"]
+    for name in ("conditioning", "euler-steps"):
+        assert Image.open(f"reports/galleries/wavelet-{name}.png").width > 400
 
 
 def test_a_set_without_classes_has_no_label_accuracy(measured):

@@ -3,8 +3,8 @@
     dx = -1/2 beta(t) x dt + sqrt(beta(t)) dW,    x_t = alpha(t) y + sigma(t) eps,    alpha^2 + sigma^2 = 1
 
 Time runs from t = 0 (data) to t = 1 (noise); the network predicts eps; the score is -eps / sigma (arXiv 2011.13456).
-Every solver of N steps asks the network at t = 1, 1 - 1/N, ..., 1/N and ends with the posterior mean: the noise that is
-left at t = 1/N is taken out, none is put in.
+Euler's and Heun's method of N steps ask the network at t = 1, 1 - 1/N, ..., 1/N, DPM-Solver++ at times evenly spaced in
+log(alpha / sigma). All end with the posterior mean: the noise that is left is taken out, none is put in.
 """
 
 from __future__ import annotations
@@ -46,6 +46,16 @@ class VPSchedule:
         """The noise's standard deviation."""
         return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
 
+    def log_ratio(self, t: Tensor) -> Tensor:
+        """log(alpha / sigma), half the logarithm of the signal-to-noise ratio."""
+        return self.log_alpha(t) - self.sigma(t).log()
+
+    def time(self, log_ratio: Tensor) -> Tensor:
+        """Undoes `log_ratio`: a quadratic in t."""
+        slope = self.beta_max - self.beta_min
+        root = (self.beta_min**2 + 2 * slope * torch.nn.functional.softplus(-2 * log_ratio)).sqrt()
+        return (root - self.beta_min) / slope
+
 
 VP = VPSchedule()
 
@@ -66,17 +76,27 @@ def loss(predict: Predict, data: Tensor, draws: Draws, schedule: VPSchedule = VP
 
 
 def times(steps: int) -> list[float]:
-    """The solvers' grid t_0 = 1 > ... > t_steps = 0, evenly spaced. Raises ValueError for no step at all."""
+    """The grid t_0 = 1 > ... > t_steps = 0, evenly spaced. Raises ValueError for no step at all."""
     if steps < 1:
         raise ValueError(f"{steps} sampling steps; allowed: at least 1")
     return [1 - k / steps for k in range(steps)] + [0.0]
 
 
-class Grid:
-    """The numbers that the steps of a solver need, in float64: t, alpha, sigma and beta at each time of the grid."""
+def ratio_times(steps: int, schedule: VPSchedule = VP) -> list[float]:
+    """As `times`, but from 1 to 0.001 evenly spaced in log(alpha / sigma), then 0 (DPM-Solver, arXiv 2206.00927)."""
+    times(steps)  # refuses no step at all
+    ends = schedule.log_ratio(torch.tensor([1.0, EARLIEST], dtype=torch.float64)).tolist()
+    return [1.0, *schedule.time(torch.linspace(*ends, steps, dtype=torch.float64))[1:].tolist(), 0.0]
 
-    def __init__(self, steps: int, schedule: VPSchedule = VP):
-        self.t = times(steps)
+
+class Grid:
+    """The numbers that the steps of a solver need, in float64: t, alpha, sigma and beta at each time of the grid.
+
+    `h` is the step of the evenly spaced one.
+    """
+
+    def __init__(self, steps: int, spaced: Callable[[int], list[float]] = times, schedule: VPSchedule = VP):
+        self.t = spaced(steps)
         t = torch.tensor(self.t, dtype=torch.float64)
         self.alpha, self.sigma, self.beta = (f(t).tolist() for f in (schedule.alpha, schedule.sigma, schedule.beta))
         self.steps, self.h = steps, 1 / steps
@@ -153,7 +173,7 @@ def dpm_solver(eps: Predict, x: Tensor, steps: int, noise: Noise | None = None, 
     make_torchvision_importable()
     from diffusers.schedulers import DPMSolverMultistepScheduler  # takes seconds: only who samples with it pays
 
-    grid = Grid(steps)
+    grid = Grid(steps, ratio_times)
     scheduler = DPMSolverMultistepScheduler(solver_order=2, algorithm_type="dpmsolver++")
     scheduler.set_timesteps(timesteps=list(range(steps, 0, -1)))
     scheduler.set_begin_index(0)

@@ -1,0 +1,187 @@
+"""WMGM against SGM: quality against the number of steps, from the trained models of the current experiment.
+
+    python -m benchmarks.wmgm_vs_sgm [N]        # after `dvc repro`; N images a point (default: as many as the samples)
+
+Each solver has its own curves, with the same steps, seeds, labels, extractor and reference for both methods; the two
+are sampled in turn. Writes results/wmgm_vs_sgm.json and .png, and says which of the published claims hold (arXiv
+2411.09356: 18-38 % lower FID, 60-80 % fewer steps, 40-50 % less sampling time, fewer parameters).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from safetensors.torch import load_file
+
+from benchmarks.common import RESULTS, save
+from multiscale import features, metrics, sampling
+from multiscale.classifier import accuracy, load
+from multiscale.core.device import set_threads
+from multiscale.core.storage import read_json
+from multiscale.methods import wmgm
+from stages import figures
+from stages.common import settings
+from stages.common.images import classes
+from stages.common.paths import CLASSIFIER, DECOMPOSED, MODELS, REFERENCE, TIMINGS
+from stages.reference import extractor
+from stages.sample import labels_of
+
+METHODS = ("wmgm", "sgm")
+STEPS = (3, 5, 10, 20, 40, 80)
+SOLVERS = ("dpm-solver++", "euler-maruyama")
+
+
+class Judge:
+    """Measures images as the stage `evaluate` does."""
+
+    def __init__(self, section):
+        self.section = section
+        self.net, self.layer, self.class_layer = extractor(section)
+        self.real = load_file(REFERENCE / "features.safetensors")["distance"]
+        self.classifier = load(CLASSIFIER)
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+        section, count = self.section, len(images)
+        found = features.extract(self.net, lambda a, b: images[a:b], count, section.batch, lambda done: None)
+        values = metrics.distances(
+            found[self.layer],
+            self.real,
+            found[self.class_layer],
+            kid_subsets=section.kid_subsets,
+            kid_subset_size=min(section.kid_subset_size, count),
+            is_splits=min(section.is_splits, count),
+            prc_neighborhood=min(section.prc_neighborhood, count - 1),
+        )
+        right = accuracy(self.classifier, images, labels) if self.classifier else None
+        return {key: values[key] for key in ("kid", "kid_std", "fd")} | {"label_accuracy": right}
+
+
+def point(name: str, solver: str, steps: int, params, labels: torch.Tensor, judge: Judge) -> dict:
+    """Quality and cost of a method with a solver and a number of steps."""
+    section = params.methods[name].model_dump()
+    section["solver"] |= {"method": solver, "steps": steps}
+    folders = [MODELS / name / part for part in section["parts"]]
+    sampler = wmgm.load_sampler(folders, section, None, params.sample.precision)
+    batch, seeds = params.sample.batch, list(range(params.sample.first_seed, params.sample.first_seed + len(labels)))
+    sampler(seeds[:batch], labels[:batch])  # warm
+    started = time.perf_counter()
+    images = torch.cat(list(sampling.generate(sampler, seeds, labels, batch)))
+    seconds = (time.perf_counter() - started) / len(labels)
+    calls = sum(sampling.count_calls(sampler, labels[:1]).values())
+    return {"steps": steps, "calls": calls, "seconds_per_image": seconds, **judge(images, labels)}
+
+
+def size(name: str, params) -> dict:
+    """Parameters that sample and that are trained (opponents too); memory and seconds of the training, part by part."""
+    parts, count = {}, classes()
+    for part in params.methods[name].parts:
+        section = params.parts[part].model_dump()
+        built, _ = wmgm.build_part(part, section, DECOMPOSED / section["reads"], count)
+        numbers = {player: sum(p.numel() for p in net.parameters()) for player, net in built.players.items()}
+        timing = read_json(TIMINGS / f"{part}.json")
+        parts[part] = {
+            "parameters": numbers,
+            **{k: timing[k] for k in ("train_seconds", "peak_memory_bytes", "device")},
+        }
+        parts[part]["sampling_parameters"] = numbers[built.main]
+    every = parts.values()
+    return {
+        "sampling_parameters": sum(part["sampling_parameters"] for part in every),
+        "trained_parameters": sum(sum(part["parameters"].values()) for part in every),
+        "train_seconds": sum(part["train_seconds"] for part in every),
+        "peak_training_memory_bytes": max(part["peak_memory_bytes"] for part in every),
+        "parts": parts,
+    }
+
+
+def compare(wmgm_points: list[dict], sgm_points: list[dict]) -> dict:
+    """What the two curves of a solver say; WMGM matches SGM where its KID is at most SGM's best."""
+    best = min(sgm_points, key=lambda p: p["kid"])
+    matching = next((p for p in wmgm_points if p["kid"] <= best["kid"]), None)
+    times = np.log([p["seconds_per_image"] for p in sgm_points])
+    ratios = {}
+    for p in wmgm_points:
+        at = np.log(p["seconds_per_image"])
+        if times[0] <= at <= times[-1]:
+            ratios[p["steps"]] = {
+                key: p[key] / np.interp(at, times, [q[key] for q in sgm_points]) for key in ("kid", "fd")
+            }
+    finest = min(wmgm_points, key=lambda p: p["kid"])
+    return {
+        "sgm_best": best,
+        "wmgm_best": finest,
+        "fd_reduction_at_best": 1 - finest["fd"] / best["fd"],
+        "wmgm_matches_sgm_best": matching,
+        "fewer_steps_to_match": 1 - matching["steps"] / best["steps"] if matching else None,
+        "fewer_calls_to_match": 1 - matching["calls"] / best["calls"] if matching else None,
+        "less_time_to_match": 1 - matching["seconds_per_image"] / best["seconds_per_image"] if matching else None,
+        "wmgm_over_sgm_at_equal_time_by_steps": ratios,
+    }
+
+
+def claims(found: dict, sizes: dict) -> dict[str, bool]:
+    """Which published claims hold for a solver, at their lower bounds."""
+    reached = lambda key, bound: found[key] is not None and found[key] >= bound  # noqa: E731
+    return {
+        "18-38 % lower FID (here FD of the extractor)": reached("fd_reduction_at_best", 0.18),
+        "60-80 % fewer steps": reached("fewer_steps_to_match", 0.6),
+        "40-50 % less sampling time": reached("less_time_to_match", 0.4),
+        "fewer trainable parameters": sizes["wmgm"]["trained_parameters"] < sizes["sgm"]["trained_parameters"],
+    }
+
+
+def draw(curves: dict, metric: str, count: int) -> None:
+    """KID against steps and against seconds, one row a solver."""
+    with plt.rc_context(figures.STYLE):
+        figure, rows = plt.subplots(len(SOLVERS), 2, figsize=(11, 4 * len(SOLVERS)), sharey="row")
+        for (solver, both), panels in zip(curves.items(), rows):
+            for axes, key, label in zip(panels, ("steps", "seconds_per_image"), ("steps", "seconds per image")):
+                for name, points in both.items():
+                    x, kid, spread = ([p[k] for p in points] for k in (key, "kid", "kid_std"))
+                    axes.errorbar(x, kid, spread, fmt="o-", capsize=3, label=name)
+                axes.set(xlabel=label, xscale="log", title=solver)
+            panels[0].set_ylabel(f"KID-{metric}, N = {count}")
+            panels[0].legend(frameon=False)
+        figures.save(figure, RESULTS / "wmgm_vs_sgm.png")
+
+
+def main(count: int | None) -> None:
+    set_threads()
+    params = settings.load("recipe", "data", "parts", "sample", "methods", "evaluate")
+    labels = labels_of(count or params.sample.images, classes())
+    judge = Judge(params.evaluate)
+    curves: dict = {solver: {name: [] for name in METHODS} for solver in SOLVERS}
+    for solver in SOLVERS:
+        for steps in STEPS:
+            for name in METHODS:
+                curves[solver][name].append(point(name, solver, steps, params, labels, judge))
+                print(solver, name, curves[solver][name][-1], flush=True)
+    sizes = {name: size(name, params) for name in METHODS}
+    found = {
+        solver: compare(**{f"{name}_points": points for name, points in both.items()})
+        for solver, both in curves.items()
+    }
+    draw(curves, features.LABELS[params.evaluate.extractor], len(labels))
+    save(
+        "wmgm_vs_sgm",
+        {
+            "recipe": params.recipe,
+            "n": len(labels),
+            "first_seed": params.sample.first_seed,
+            "extractor": params.evaluate.extractor,
+            "reference": read_json(REFERENCE / "reference.json"),
+            "kid": f"{params.evaluate.kid_subsets} subsets of {min(params.evaluate.kid_subset_size, len(labels))}",
+            "curves": curves,
+            "comparison": found,
+            "sizes": sizes,
+            "claims": {solver: claims(each, sizes) for solver, each in found.items()},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else None)

@@ -1,0 +1,97 @@
+"""What the report says of wavelets: statistics of the bands, theory of their conditioning, examined generators."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from multiscale import theory
+from multiscale.core.storage import read_json
+from multiscale.processes.adversarial import COLLAPSED
+from multiscale.scales.bands import PIXELS
+from stages import figures
+from stages.common.paths import DECOMPOSED, MODELS
+from stages.page import Section
+
+SIDES = [16, 32, 64, 128]  # of the fields that the theory is worked out for
+ERRORS = {"worst": 0.02, "wasserstein": 1e-3, "kl": 1e-3}  # of a mode; squared, a dimension; nats a dimension
+COLLAPSE = "mode collapse:"
+BANDS = {
+    "band": "band",
+    "side": "side",
+    "std": "standard deviation",
+    "energy": "energy",
+    "kurtosis": "kurtosis (3: Gaussian)",
+    "shape": "shape (2: Gaussian, 1: Laplace)",
+    "condition": "condition number",
+    "condition_spectral": "condition number, spectral",
+    "condition_spectral_gain": "times better than pixels",
+}
+DIVERSITY = {
+    "part": "part",
+    "level": "level",
+    "spread": "variance over the noise",
+    "residual": "the data's, given the coarse band",
+    "ratio": "ratio",
+    "noise_share": "noise's share of the energy",
+    "energy_ratio": "energy, generated / real",
+    "kurtosis_generated": "kurtosis, generated",
+    "kurtosis_real": "kurtosis, real",
+}
+
+
+def sections(decompose: dict, parts: dict, pictures: Path) -> list[Section]:
+    """The report's sections on wavelets, their plots drawn into `pictures`; none for a recipe without them."""
+    wavelets = {name: section for name, section in decompose.items() if section.kind == "wavelet"}
+    found = [_bands(name, section.filter, pictures) for name, section in wavelets.items()]
+    examined = {name: MODELS / part.method / name / "examined.json" for name, part in parts.items()}
+    read = {name: read_json(path)["diversity"] for name, path in examined.items() if path.exists()}
+    return found + ([_diversity(read)] if read else [])
+
+
+def warnings(sections: list[Section]) -> list[str]:
+    """The lines of sections that warn."""
+    return [line for section in sections for line in section.lines if line.startswith(COLLAPSE)]
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(_cell(each) for each in value)
+    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _table(headings: dict[str, str], rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    return list(headings.values()), [[_cell(row[key]) for key in headings] for row in rows]
+
+
+def _bands(name: str, wavelet: str, pictures: Path) -> Section:
+    statistics = read_json(DECOMPOSED / name / "statistics.json")
+    conditions = theory.data_conditioning(statistics)
+    rows = [{**statistics["bands"][row["band"]], **row} for row in conditions]
+    title = f"Bands of {name}: {wavelet}, {statistics['levels']} levels"
+    if wavelet == PIXELS:
+        return Section(title, [], *_table(BANDS, rows), [])
+    fields = theory.field_conditioning(SIDES, wavelet=wavelet)
+    steps = {kind: theory.steps_table(SIDES, error, kind, wavelet=wavelet) for kind, error in ERRORS.items()}
+    plots = [f"{name}-conditioning.png", f"{name}-euler-steps.png"]
+    figures.conditioning(fields, conditions, pictures / plots[0])
+    figures.euler_steps(steps, ERRORS, pictures / plots[1])
+    note = (
+        "Condition numbers are of bands divided by their channels' standard deviations, 8-bit rounding added; the "
+        "spectral one takes the images as stationary. The fields are Gaussian with spectrum 1/f^2 and a coarsest band "
+        "of 4 x 4 numbers; the Euler steps are those of the exact score, in closed form."
+    )
+    return Section(title, [note], *_table(BANDS, rows), plots)
+
+
+def _diversity(examined: dict[str, list[dict]]) -> Section:
+    rows = [{"part": part, **row} for part, levels in examined.items() for row in levels]
+    collapsed = [
+        f"{COLLAPSE} {row['part']} at level {row['level']} varies {row['ratio']:.2g} times as much as the data"
+        for row in rows
+        if row["collapsed"]
+    ]
+    note = (
+        "How much generated details vary for one coarse image, against how much the data's do: a ratio of 1 is right, "
+        f"below {COLLAPSED} the generator ignores its noise."
+    )
+    return Section("Diversity of the adversarial details", [*collapsed, note], *_table(DIVERSITY, rows), [])
