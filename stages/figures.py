@@ -22,7 +22,8 @@ STYLE = {
 }
 
 
-def _save(figure, path: Path) -> None:
+def save(figure, path: Path) -> None:
+    """Writes a figure as PNG, the same bytes for the same figure."""
     figure.tight_layout()
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
@@ -37,7 +38,7 @@ def training(curves: pl.DataFrame, path: Path) -> None:
             axes.plot(frame["images"], frame["loss"], label=name, linewidth=1.8)
         axes.set(xlabel="training images", ylabel="loss", title="Training", yscale="log")
         axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left")  # beside the curves, however many
-        _save(figure, path)
+        save(figure, path)
 
 
 def quality_time(groups: list[list[dict]], path: Path) -> None:
@@ -53,4 +54,4 @@ def quality_time(groups: list[list[dict]], path: Path) -> None:
             axes.set(xlabel="seconds per image", ylabel=f"KID-{rows[0]['metric']}", title=title)
             axes.set_xlim(0, 1.25 * max(row["seconds_per_image"] for row in rows))
             axes.set_ylim(bottom=min(0, *(row["kid"] - row["kid_std"] for row in rows)))
-        _save(figure, path)
+        save(figure, path)

@@ -26,6 +26,7 @@ __all__ = [
     "Experiment",
     "Pixels",
     "Residual",
+    "Run",
     "Sample",
     "Training",
     "Wavelet",
