@@ -1,0 +1,1 @@
+"""The pipeline run as flows: in parallel, on a schedule, and in searches."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -74,15 +73,8 @@ def create(extractor: str, weights: Path | None, device: torch.device) -> tuple[
 
 
 @torch.inference_mode()
-def extract(
-    net: FeatureExtractorBase, fetch: Callable[[int, int], Tensor], count: int, batch: int, reach: Callable[[int], None]
-) -> dict[str, Tensor]:
-    """Features of `count` images in fp32, layer -> (count, d). fetch(start, stop) gives uint8 (n, 1 or 3, H, W)."""
+def extract(net: FeatureExtractorBase, images: Tensor) -> dict[str, Tensor]:
+    """Features of a batch of uint8 images (n, 1 or 3, H, W) in fp32, layer -> (n, d)."""
     device = next(net.parameters()).device
-    found: dict[str, list[Tensor]] = {name: [] for name in net.get_requested_features_list()}
-    for start in range(0, count, batch):
-        images = fetch(start, min(start + batch, count)).expand(-1, 3, -1, -1).contiguous().to(device)
-        for name, values in net.convert_features_tuple_to_dict(net(images)).items():
-            found[name].append(values.float().cpu())
-        reach(min(start + batch, count))
-    return {name: torch.cat(values) for name, values in found.items()}
+    found = net(images.expand(-1, 3, -1, -1).contiguous().to(device))
+    return {name: values.float().cpu() for name, values in net.convert_features_tuple_to_dict(found).items()}

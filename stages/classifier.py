@@ -30,16 +30,9 @@ def main() -> None:
             write_json(folder / "config.json", {"classes": kinds})
         write_json(TIMINGS / "classifier.json", {"train_seconds": 0.0, "held_out_accuracy": None})
         return
-    fitting.train(
-        "classifier",
-        partial(build, section, params.data.channels, kinds),
-        section,
-        section.training,
-        params.seed,
-        [IMAGES],
-        CLASSIFIER,
-        params.run.workers,
-    )
+    made = partial(build, section, params.data.channels, kinds)
+    job = fitting.job("classifier", made, section, section.training, params.seed, [IMAGES], CLASSIFIER)
+    fitting.train(job, params.run)
     score = held_out_accuracy()
     timing = TIMINGS / "classifier.json"
     write_json(timing, {**read_json(timing), "held_out_accuracy": score})

@@ -47,7 +47,7 @@ def main(student: str) -> None:
     folder = pyramid
     if section.synthetic:
         folder = teacher.images(found[0], pyramid, section.synthetic, params.data.channels)
-    fitting.train(
+    job = fitting.job(
         student,
         partial(build, student, section.model_dump(), folder, found[0]),
         section,
@@ -55,9 +55,9 @@ def main(student: str) -> None:
         params.seed,
         [*sorted(folder.iterdir()), *sorted(found[0].iterdir())],
         MODELS / section.method / student,
-        params.run.workers,
         save,
     )
+    fitting.train(job, params.run)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ FD, precision and recall use one extractor and layer; the label accuracy is the 
 
 from __future__ import annotations
 
+from functools import partial
+
 from safetensors.torch import load_file
 
 from multiscale import features, metrics
@@ -13,33 +15,32 @@ from multiscale.classifier import accuracy, load
 from multiscale.core.device import set_threads
 from multiscale.core.storage import Table, metadata_of, read_json, write_json
 from stages.common import settings
-from stages.common.harness import command, progress
+from stages.common.cluster import pool
+from stages.common.harness import command
 from stages.common.paths import CLASSIFIER, METRICS, REFERENCE, SAMPLES
-from stages.reference import extractor
+from stages.reference import Extractor, extract
 from stages.schema import Evaluate
 
 
 def main(method: str) -> None:
-    section: Evaluate = settings.load("evaluate").evaluate
+    params = settings.load("run", "evaluate")
+    section: Evaluate = params.evaluate
     images = SAMPLES / method / "images.safetensors"
     if not images.exists():
         made = ", ".join(sorted(path.name for path in SAMPLES.glob("[!.]*"))) or "none yet"
         raise settings.refuse("evaluate", "METHOD", method, f"a method that has been sampled ({made})")
     set_threads()
-    net, distance_layer, class_layer = extractor(section)
-    table = Table.open(images)
-    with progress(f"evaluate {method}", len(table)) as reach:
-        found = features.extract(
-            net, lambda start, stop: table[slice(start, stop)]["pixels"], len(table), section.batch, reach
-        )
+    table, title = Table.open(images), f"evaluate {method}"
+    with pool(title, params.run, partial(Extractor, section)) as workers:
+        found, logits = extract(title, workers, lambda rows: table[rows]["pixels"], len(table), section.batch)
     real = load_file(REFERENCE / "features.safetensors")["distance"]
     about = read_json(REFERENCE / "reference.json")
     judge = load(CLASSIFIER)
     rows = table[slice(None)]
     values = metrics.distances(
-        found[distance_layer],
+        found,
         real,
-        found[class_layer],
+        logits,
         kid_subsets=section.kid_subsets,
         kid_subset_size=section.kid_subset_size,
         is_splits=section.is_splits,

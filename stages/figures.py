@@ -23,7 +23,7 @@ STYLE = {
 
 
 def save(figure, path: Path) -> None:
-    """Writes a figure as a PNG without the drawing software's name, and closes it."""
+    """Writes a figure as PNG, the same bytes for the same figure."""
     figure.tight_layout()
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})

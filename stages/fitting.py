@@ -1,17 +1,15 @@
-"""Trains a part through Ray Train: inside this process by default, data-parallel over `run.workers` processes."""
+"""Trains a part: inside this process by default, over `run.workers` processes of Ray Train otherwise."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-import logging
 import os
-import shutil
 import sys
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel
@@ -22,9 +20,11 @@ from multiscale.core.storage import atomic_folder, write_json
 from multiscale.training.checkpoint import Checkpoints, digest_files
 from multiscale.training.loop import Result, Training, fit
 from multiscale.training.part import Part
+from stages.common import cluster
 from stages.common.harness import progress
 from stages.common.paths import SCRATCH, TIMINGS
 from stages.common.settings import BadInput
+from stages.schema import Run
 
 Save = Callable[[Path, Part, dict], None]  # (folder, part holding the averaged weights, its config)
 
@@ -35,7 +35,21 @@ def save_weights(folder: Path, part: Part, config: dict) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def train(
+@dataclass(frozen=True)
+class Job:
+    """One training: what it takes to run it anywhere, or to go on with it."""
+
+    name: str
+    build: Callable[[], tuple[Part, dict]]
+    training: Training
+    seed: int
+    key: str  # under which an interrupted run is resumed
+    out: Path
+    save: Save = save_weights
+    root: Path = field(default_factory=Path.cwd)
+
+
+def job(
     name: str,
     build: Callable[[], tuple[Part, dict]],
     section: BaseModel,
@@ -43,117 +57,69 @@ def train(
     seed: int,
     inputs: list[Path],
     out: Path,
-    workers: int,
     save: Save = save_weights,
+) -> Job:
+    """The training of what `build` makes, into `out`; `section` and the contents of `inputs` go into its key."""
+    key = _key(section, training, seed, inputs)
+    return Job(name, build, Training(**training.model_dump()), seed, key, Path(out).absolute(), save)
+
+
+def train(job: Job, run: Run) -> None:
+    """Leaves weights, config and history in `job.out`, the timing in reports/timing."""
+    title, images = f"train {job.name}", job.training.images
+    if run.workers:
+        cluster.train(title, run, images, _worker, {"job": job, "parallel": run.parallel})
+    else:
+        with progress(title, images) as reach:
+            work(job, on_step=reach)
+
+
+def _worker(config: dict) -> None:
+    """The training function of each Ray worker."""
+    os.chdir(config["job"].root)
+    work(config["job"], on_step=cluster.reporter(config["meter"]), parallel=config["parallel"])
+
+
+def work(
+    job: Job,
+    on_step: Callable[[int], None],
+    on_row: Sequence[Callable[[dict[str, float]], None]] = (),
+    parallel: str = "ddp",
 ) -> None:
-    """Trains what `build` makes and leaves weights, config and history in `out`, the timing in reports/timing.
-
-    `section` and the contents of `inputs` are the key under which an interrupted run is resumed.
-    """
-    job = {
-        "name": name,
-        "build": build,
-        "training": Training(**training.model_dump()),
-        "seed": seed,
-        "key": _key(section, training, seed, inputs),
-        "out": Path(out).absolute(),
-        "root": Path.cwd(),
-        "save": save,
-        "workers": max(1, workers),
-    }
-    if workers:
-        _connect(workers)
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
-    run = f"{name}-{uuid.uuid4().hex[:8]}"  # a name seen before would mean to Ray: restore that run
-    storage = Path(SCRATCH, "ray").absolute()
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config=job,
-        scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=bool(workers) and torch.cuda.is_available(),
-        ),
-        run_config=RunConfig(name=run, storage_path=str(storage)),
-    )
-    try:
-        trainer.fit()
-    except Exception as error:
-        causes = getattr(error, "worker_failures", None)  # Ray wraps what a worker raised
-        cause = getattr(next(iter(causes.values())), "_base_exc", error) if causes else error
-        raise cause from None
-    finally:
-        shutil.rmtree(storage / run, ignore_errors=True)
-
-
-def _connect(workers: int) -> None:
-    """Joins the cluster at RAY_ADDRESS, or starts one here that asks for a token and has no dashboard."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # both are read when Ray is first imported
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    before = os.umask(0o077)  # Ray writes its token with the default mask
-    try:
-        ray.init(
-            address=os.environ.get("RAY_ADDRESS"),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={
-                "env_vars": {
-                    # Workers import this checkout, not an installed copy, and share the cores.
-                    "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
-                    "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers)),
-                }
-            },
-        )
-    except ConnectionError as error:
-        first = str(error).splitlines()[0]
-        raise BadInput(
-            f"RAY_ADDRESS: {os.environ.get('RAY_ADDRESS')!r}: {first}; allowed: a cluster that runs"
-        ) from None
-    finally:
-        os.umask(before)
-
-
-def _worker(job: dict[str, Any]) -> None:
-    """The training function of each worker; rank 0 writes the result."""
-    os.chdir(job["root"])
+    """Trains in this process, alone or as one of the workers of a process group; the first writes the result."""
     set_threads()
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-    torch.manual_seed(job["seed"])  # initial weights; every later draw is addressed, not drawn in turn
-    part, config = job["build"]()
-    training: Training = job["training"]
-    checkpoints = Checkpoints(Path(SCRATCH, "checkpoints"), job["name"], job["key"])
-    with progress(f"train {job['name']}", training.images) as reach:
-        result = fit(part, training, job["seed"], checkpoints, on_step=reach if rank == 0 else lambda seen: None)
-    if rank == 0:
-        _write(job, part, config, result)
+    torch.manual_seed(job.seed)  # initial weights; every later draw is addressed, not drawn in turn
+    part, config = job.build()
+    bare = copy.deepcopy(part.players[part.main])  # training may spread the other over the workers
+    checkpoints = Checkpoints(Path(SCRATCH, "checkpoints"), job.name, job.key)
+    result = fit(part, job.training, job.seed, checkpoints, on_row, on_step, parallel)
+    group = torch.distributed.is_initialized()
+    if not group or torch.distributed.get_rank() == 0:
+        bare.load_state_dict(result.weights)
+        part.players[part.main] = bare
+        _write(job, part, config, result, torch.distributed.get_world_size() if group else 1)
         checkpoints.clear()
 
 
-def _write(job: dict[str, Any], part: Part, config: dict, result: Result) -> None:
-    net = part.players[part.main]
-    net.load_state_dict(result.weights)
+def _write(job: Job, part: Part, config: dict, result: Result, workers: int) -> None:
+    net, device = part.players[part.main], default_device()
+    net.to(device)
     examined = part.examine()
-    net.to("cpu", memory_format=torch.contiguous_format)
-    with atomic_folder(job["out"]) as folder:
-        job["save"](folder, part, config)
+    net.to("cpu")
+    with atomic_folder(job.out) as folder:
+        job.save(folder, part, config)
         (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in result.history))
         if examined:
             write_json(folder / "examined.json", examined)
-    device = default_device()
     write_json(
-        TIMINGS / f"{job['name']}.json",
+        TIMINGS / f"{job.name}.json",
         {
             "train_seconds": round(result.seconds, 2),
-            "images_per_second": round(job["training"].images / max(result.seconds, 1e-9), 1),
+            "images_per_second": round(job.training.images / max(result.seconds, 1e-9), 1),
             "parameters": sum(p.numel() for p in net.parameters()),
             "peak_memory_bytes": peak_memory_bytes(device),
-            "workers": job["workers"],
-            "precision": resolve_precision(job["training"].precision, device),
+            "workers": workers,
+            "precision": resolve_precision(job.training.precision, device),
             "device": describe(device),
         },
     )

@@ -6,8 +6,11 @@ scale that bring the means to zero mean and unit variance in each channel.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from multiscale import autoencoder
 from multiscale.core.device import autocast, default_device, resolve_precision, set_threads
@@ -15,43 +18,65 @@ from multiscale.core.pixels import to_signed
 from multiscale.core.resize import area_to
 from multiscale.core.storage import TensorWriter, atomic_folder, write_json
 from stages.common import settings
+from stages.common.cluster import pool
 from stages.common.harness import command, progress
 from stages.common.images import pixel_table
 from stages.common.paths import LATENTS, VAE
 from stages.statistics import Moments
 
 
-@torch.inference_mode()
+class Encoder:
+    """The autoencoder's encoder at one side."""
+
+    def __init__(self, side: int, channels: int, precision: str):
+        self.side, self.device = side, default_device()
+        self.precision = resolve_precision(precision, self.device)
+        codec = autoencoder.load(VAE, channels)
+        self.codec = codec.to(self.device, memory_format=torch.channels_last)
+
+    def about(self) -> tuple[tuple[int, int, int], str]:
+        """The shape (c, h, h) of the latents of one image, and the precision that they are computed in."""
+        grid = self.side // self.codec.factor
+        return (self.codec.latent_channels, grid, grid), self.precision
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 images (n, C, H, W) -> mean and standard deviation of their latents (n, c, h, h)."""
+        images = area_to(to_signed(pixels), self.side).to(self.device, memory_format=torch.channels_last)
+        with autocast(self.precision, self.device):
+            mean, std = self.codec.encode(images)
+        return mean.cpu(), std.cpu()
+
+
 def main(side: str) -> None:
-    params = settings.load("data", "latents")
+    params = settings.load("run", "data", "latents")
     if side not in map(str, params.latents.sides):
         raise settings.refuse("latents", "SIDE", side, f"one of {', '.join(map(str, params.latents.sides))}")
     set_threads()
-    device = default_device()
-    precision = resolve_precision(params.latents.precision, device)
-    codec = autoencoder.load(VAE, params.data.channels).to(device, memory_format=torch.channels_last)
-    table = pixel_table("train")
-    count, grid, batch = len(table), int(side) // codec.factor, params.latents.batch
-    shape = (count, codec.latent_channels, grid, grid)
-    moments = Moments()
-    with atomic_folder(LATENTS / side) as folder, progress(f"latents {side} px", count) as reach:
-        writer = TensorWriter(
-            folder / "latents.safetensors",
-            {"mean": (np.float16, shape), "std": (np.float16, shape), "label": (np.int64, (count,))},
-            {"side": side, "factor": str(codec.factor), "precision": precision},
-        )
-        for start in range(0, count, batch):
-            rows = table[slice(start, start + batch)]
-            images = area_to(to_signed(rows["pixels"]), int(side)).to(device, memory_format=torch.channels_last)
-            with autocast(precision, device):
-                mean, std = codec.encode(images)
-            moments.add(mean)
-            writer.write("mean", start, mean.cpu().half())
-            writer.write("std", start, std.cpu().half())
-            writer.write("label", start, rows["label"])
-            reach(start + len(images))
-        writer.close()
-        write_json(folder / "statistics.json", {"shift": moments.mean(), "scale": moments.std(), "images": count})
+    make = partial(Encoder, int(side), params.data.channels, params.latents.precision)
+    title, batch, moments = f"latents {side} px", params.latents.batch, Moments()
+    with pool(title, params.run, make) as workers:
+        table = pixel_table("train")
+        count = len(table)
+        ((shape, precision),) = workers.map("about", [()])
+        latents = (np.float16, (count, *shape))
+        with atomic_folder(LATENTS / side) as folder, progress(title, count) as reach:
+            writer = TensorWriter(
+                folder / "latents.safetensors",
+                {"mean": latents, "std": latents, "label": (np.int64, (count,))},
+                {"side": side, "factor": str(int(side) // shape[-1]), "precision": precision},
+            )
+            writer.write("label", 0, torch.from_numpy(np.array(table.arrays["label"])))
+            done = 0
+            batches = ((table[slice(start, start + batch)]["pixels"],) for start in range(0, count, batch))
+            for mean, std in workers.map("encode", batches):
+                moments.add(mean)
+                writer.write("mean", done, mean.half())
+                writer.write("std", done, std.half())
+                done += len(mean)
+                reach(done)
+            writer.close()
+            write_json(folder / "statistics.json", {"shift": moments.mean(), "scale": moments.std(), "images": count})
 
 
 if __name__ == "__main__":

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from multiscale import features
 from multiscale.core.device import default_device, set_threads
 from multiscale.core.storage import atomic_folder
 from stages.common import settings
+from stages.common.cluster import Pool, pool
 from stages.common.harness import command, progress
 from stages.common.images import pixel_table
 from stages.common.paths import REFERENCE
@@ -48,23 +51,48 @@ def extractor(section: Evaluate) -> tuple[nn.Module, str, str]:
         ) from None
 
 
+class Extractor:
+    """The extractor on one worker."""
+
+    def __init__(self, section: Evaluate):
+        self.net, self.distance_layer, self.class_layer = extractor(section)
+
+    def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The two layers' features of uint8 images (n, C, H, W): those of distances, those of the Inception Score."""
+        found = features.extract(self.net, images)
+        return found[self.distance_layer], found[self.class_layer]
+
+
+def extract(
+    title: str, workers: Pool, fetch: Callable[[slice], Tensor], count: int, batch: int
+) -> tuple[Tensor, Tensor]:
+    """`Extractor.extract` of `count` images, which fetch(rows) gives batch by batch."""
+    batches = ((fetch(slice(start, min(start + batch, count))),) for start in range(0, count, batch))
+    found = []
+    with progress(title, count) as reach:
+        for pair in workers.map("extract", batches):
+            found.append(pair)
+            reach(len(found) * batch)
+    distance, logits = (torch.cat(layer) for layer in zip(*found))
+    return distance, logits
+
+
 def main() -> None:
-    section: Evaluate = settings.load("evaluate").evaluate
+    params = settings.load("run", "evaluate")
+    section: Evaluate = params.evaluate
     set_threads()
-    net, distance_layer, _ = extractor(section)
-    table = pixel_table("train")
-    count = min(section.reference_images or len(table), len(table))
-    for key, most in (("kid_subset_size", count), ("prc_neighborhood", count - 1)):
-        if (given := getattr(section, key)) > most:
-            raise settings.refuse(settings.EXPERIMENT, f"evaluate.{key}", given, f"at most {most} (training images)")
-    rows = torch.arange(count) * len(table) // count  # evenly over the set, which may be sorted by class
-    with progress("reference", count) as reach:
-        found = features.extract(
-            net, lambda start, stop: table[rows[start:stop]]["pixels"], count, section.batch, reach
-        )
-    digest = hashlib.sha256(found[distance_layer].numpy().tobytes()).hexdigest()[:16]
+    with pool("reference", params.run, partial(Extractor, section)) as workers:
+        table = pixel_table("train")
+        count = min(section.reference_images or len(table), len(table))
+        for key, most in (("kid_subset_size", count), ("prc_neighborhood", count - 1)):
+            if (given := getattr(section, key)) > most:
+                allowed = f"at most {most} (training images)"
+                raise settings.refuse(settings.EXPERIMENT, f"evaluate.{key}", given, allowed)
+        rows = torch.arange(count) * len(table) // count  # evenly over the set, which may be sorted by class
+        found, _ = extract("reference", workers, lambda batch: table[rows[batch]]["pixels"], count, section.batch)
+    digest = hashlib.sha256(found.numpy().tobytes()).hexdigest()[:16]
     with atomic_folder(REFERENCE) as folder:
-        save_file({"distance": found[distance_layer]}, folder / "features.safetensors")
+        save_file({"distance": found}, folder / "features.safetensors")
         about = {"extractor": section.extractor, "n": count, "split": "train", "reference": digest}
         (folder / "reference.json").write_text(json.dumps(about, indent=2) + "\n")
 

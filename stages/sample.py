@@ -6,10 +6,12 @@ classes), strip.png (one image of each class through the sampler's steps) and, i
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from multiscale import autoencoder, pictures, sampling
@@ -18,6 +20,7 @@ from multiscale.core.pixels import to_pixels
 from multiscale.core.storage import TensorWriter, atomic_folder, write_json
 from multiscale.methods import method
 from stages.common import settings
+from stages.common.cluster import pool
 from stages.common.harness import command, progress
 from stages.common.images import classes
 from stages.common.paths import MODELS, SAMPLES, TIMINGS, VAE
@@ -26,8 +29,8 @@ from stages.schema import Sample
 STRIP_FRAMES = 7
 
 
-def load(name: str, params) -> sampling.Sampler:
-    """The sampler of a method from its trained parts."""
+def check(name: str, params) -> None:
+    """Raises BadInput unless the method's parts, and no others, are trained."""
     section = params.methods[name]
     wanted = set(section.parts)
     found = {path.name for path in (MODELS / name).glob("[!.]*")}
@@ -37,9 +40,30 @@ def load(name: str, params) -> sampling.Sampler:
         raise settings.refuse(
             MODELS / name, "parts", sorted(found), f"{', '.join(section.parts)} (delete what is left over)"
         )
-    folders = [MODELS / name / part for part in section.parts]
-    codec = autoencoder.load(VAE, params.data.channels)
-    return method(section.kind).load_sampler(folders, section.model_dump(), codec, params.sample.precision)
+
+
+class Artist:
+    """A method's sampler, and what the stage asks of it."""
+
+    def __init__(self, name: str, params):
+        section = params.methods[name]
+        folders = [MODELS / name / part for part in section.parts]
+        codec = autoencoder.load(VAE, params.data.channels)
+        self.name, self.section = name, params.sample
+        self.sampler = method(section.kind).load_sampler(folders, section.model_dump(), codec, self.section.precision)
+
+    def make(self, seeds: list[int], labels: Tensor) -> Tensor:
+        """At most a batch of uint8 images (n, C, H, H)."""
+        return next(sampling.generate(self.sampler, seeds, labels, self.section.batch))
+
+    def strip(self, seeds: list[int], labels: Tensor) -> Image:
+        """A picture of a few images through the sampler's steps."""
+        shows = getattr(self.sampler, "shows", "from noise to image")
+        return pictures.strip(strip_of(self.sampler, seeds, labels), f"{self.name}: {shows}")
+
+    def cost(self, labels: Tensor) -> dict:
+        """See `cost`."""
+        return cost(self.sampler, self.section, labels)
 
 
 def labels_of(count: int, kinds: int) -> Tensor:
@@ -63,16 +87,22 @@ def strip_of(sampler: sampling.Sampler, seeds: list[int], labels: Tensor) -> lis
 
 
 def main(method_name: str) -> None:
-    params = settings.load("data", "sample", "methods")
+    params = settings.load("run", "data", "sample", "methods")
     if method_name not in params.methods:
         raise settings.refuse("sample", "METHOD", method_name, f"one of {', '.join(params.methods)}")
+    check(method_name, params)
     set_threads()
     section: Sample = params.sample
-    sampler, kinds = load(method_name, params), classes()
+    kinds, title = classes(), f"sample {method_name}"
     labels = labels_of(section.images, kinds)
     seeds = list(range(section.first_seed, section.first_seed + section.images))
     size, channels = params.data.size, params.data.channels
-    with atomic_folder(SAMPLES / method_name) as folder, progress(f"sample {method_name}", section.images) as reach:
+    batches = [slice(start, start + section.batch) for start in range(0, section.images, section.batch)]
+    with (
+        atomic_folder(SAMPLES / method_name) as folder,
+        pool(title, params.run, partial(Artist, method_name, params)) as workers,
+        progress(title, section.images) as reach,
+    ):
         shapes = {
             "pixels": (np.uint8, (section.images, channels, size, size)),
             "label": (np.int64, (section.images,)),
@@ -80,16 +110,16 @@ def main(method_name: str) -> None:
         writer = TensorWriter(folder / "images.safetensors", shapes, {"first_seed": str(section.first_seed)})
         writer.write("label", 0, labels)
         done = 0
-        for images in sampling.generate(sampler, seeds, labels, section.batch):
+        for images in workers.map("make", ((seeds[rows], labels[rows]) for rows in batches)):
             writer.write("pixels", done, images)
             done += len(images)
             reach(done)
         draw(folder, method_name, section, writer, labels, kinds)
-        shows = getattr(sampler, "shows", "from noise to image")
-        frames = strip_of(sampler, seeds[:4], labels[:4])
-        pictures.strip(frames, f"{method_name}: {shows}").save(folder / "strip.png")
+        (strip,) = workers.map("strip", [(seeds[:4], labels[:4])])
+        strip.save(folder / "strip.png")
         writer.close()
-    write_json(TIMINGS / f"sample-{method_name}.json", cost(sampler, section, labels))
+        (timing,) = workers.map("cost", [(labels,)])
+    write_json(TIMINGS / f"sample-{method_name}.json", timing)
 
 
 def draw(folder: Path, name: str, section: Sample, writer: TensorWriter, labels: Tensor, kinds: int) -> None:

@@ -18,14 +18,14 @@ def build(name: str, part: dict, folder: Path, count: int) -> tuple:
     return method(part["kind"]).build_part(name, part, folder, count)
 
 
-def main(part: str) -> None:
-    params = settings.load("seed", "run", "parts")
+def job(part: str, params) -> fitting.Job:
+    """The training of one part as the experiment describes it."""
     if part not in params.parts:
         raise settings.refuse("train", "PART", part, f"one of {', '.join(params.parts)}")
     section = params.parts[part]
     folder = DECOMPOSED / section.reads
     method(section.kind)  # its code is part of the key of the checkpoints
-    fitting.train(
+    return fitting.job(
         part,
         partial(build, part, section.model_dump(), folder, classes()),
         section,
@@ -33,8 +33,12 @@ def main(part: str) -> None:
         params.seed,
         sorted(folder.iterdir()),
         MODELS / section.method / part,
-        params.run.workers,
     )
+
+
+def main(part: str) -> None:
+    params = settings.load("seed", "run", "parts")
+    fitting.train(job(part, params), params.run)
 
 
 if __name__ == "__main__":

@@ -53,17 +53,8 @@ def main() -> None:
     params = settings.load("seed", "run", "data", "vae")
     vae: VAE = params.vae
     if vae.kind == "train":
-        fitting.train(
-            "vae",
-            partial(build, vae, params.data.channels),
-            vae,
-            vae.training,
-            params.seed,
-            [IMAGES],
-            OUT,
-            params.run.workers,
-            save,
-        )
+        made = partial(build, vae, params.data.channels)
+        fitting.train(fitting.job("vae", made, vae, vae.training, params.seed, [IMAGES], OUT, save), params.run)
         return
     if vae.kind == "published":
         publish(vae)

@@ -136,8 +136,8 @@ def run_stage(kind: str, root: Path, seconds: float = 0.0) -> int:
     save = fitting.save_weights
     if kind == "vae":
         from stages.vae import save
-    job = {"name": kind, "build": build, "training": SHORT, "seed": 0, "key": "key", "out": root / "out", "root": root}
-    fitting._worker(job | {"save": save, "workers": 1})
+    os.chdir(root)
+    fitting.work(fitting.Job(kind, build, SHORT, 0, "key", root / "out", save), on_step=lambda seen: None)
     return part.data.fetched
 
 

@@ -38,7 +38,7 @@ def validate(value: dict[str, Any], file: Path) -> Experiment:
     try:
         return Experiment.model_validate(value)
     except ValidationError as error:
-        raise _explain(error, value, file) from None
+        raise explain(error, value, file) from None
 
 
 def load(*sections: str, file: Path = EXPERIMENT) -> SimpleNamespace:
@@ -70,7 +70,8 @@ def _first_missing(full: Any, given: Any, at: str = "") -> str | None:
     return None
 
 
-def _explain(error: ValidationError, value: Any, file: Path) -> BadInput:
+def explain(error: ValidationError, value: Any, file: Path) -> BadInput:
+    """The line for the first fault that pydantic found in the contents of a file."""
     fault = error.errors()[0]
     key = ".".join(str(step) for step in _path(fault["loc"], value))
     kind, context, given = fault["type"], fault.get("ctx", {}), fault["input"]

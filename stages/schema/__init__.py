@@ -28,6 +28,7 @@ __all__ = [
     "Pixels",
     "Pyramid",
     "Residual",
+    "Run",
     "Sample",
     "Student",
     "Training",

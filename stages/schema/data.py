@@ -13,7 +13,16 @@ from stages.schema.base import Bad, Count, Name, Positive, Precision, Section, S
 class Run(Section):
     """How the stages run. Not tracked by DVC: it decides speed, not results."""
 
-    workers: Count = 0  # processes of data-parallel training; 0 trains inside the stage
+    workers: Count = 0  # Ray workers of a stage that trains, encodes, samples or extracts features; 0: the stage itself
+    cpus: Positive = 1  # cores, and so threads, of a worker
+    gpus: Annotated[float, Field(ge=0)] | None = None  # of a worker; below 1 a share; null: 1 where the cluster has any
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # fsdp: each worker holds a share of a network that fits no device
+
+    @model_validator(mode="after")
+    def _check(self) -> Run:
+        if self.gpus and self.gpus > 1 and self.gpus % 1:
+            raise Bad("gpus", self.gpus, "a share below 1, or whole GPUs")
+        return self
 
 
 class Data(Section):

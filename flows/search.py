@@ -1,0 +1,169 @@
+"""Runs a sweep with Ray Tune: Optuna or a grid proposes, ASHA stops what falls behind, every trial is kept.
+
+The records in .scratch/sweeps are what a killed sweep goes on from: finished trials are not run again, and Optuna is
+told of them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flows import outcome, trial
+from flows.space import Axis, Plan, load
+from flows.trial import Records
+from stages.common import cluster
+from stages.common.harness import progress
+from stages.common.paths import SCRATCH
+from stages.schema import Run
+
+OnTrial = Callable[[list[dict[str, Any]], int], None]  # (records so far, how many there will be)
+
+
+def run(name: str, on_trial: OnTrial = lambda records, total: None) -> Path:
+    """Runs what is left of a sweep and writes reports/sweeps/NAME and the winner's recipe. Gives the table's path."""
+    plan = load(name)
+    scratch = Path(SCRATCH, "sweeps", f"{name}-{plan.digest}").absolute()
+    records = Records(scratch / "records")
+    total = len(plan.sweep.points) or plan.sweep.trials
+    with progress(f"sweep {name}", total, "trial") as reach:
+
+        def tell() -> None:
+            found = records.all()
+            reach(len(found))
+            on_trial(found, total)
+
+        tell()
+        if len(records.all()) < total:
+            _search(plan, scratch, records, total, tell)
+    return outcome.write(plan, records.all())
+
+
+def _search(plan: Plan, scratch: Path, records: Records, total: int, tell: Callable[[], None]) -> None:
+    """Runs the trials that have no record yet."""
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # only the last report holds the objective
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    setup = Run(**plan.experiment["run"])
+    one = setup.model_copy(update={"workers": 1})
+    cluster.connect(one)
+    from ray import tune
+
+    asked = cluster.request(one)
+    space, options = _grid(plan, records) if plan.sweep.points else _searched(plan, records, total)
+    trainable = partial(_trial, plan=plan, project=Path.cwd(), scratch=scratch)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"cpu": asked["CPU"], "gpu": asked["GPU"]}),
+        param_space=space,
+        tune_config=tune.TuneConfig(max_concurrent_trials=plan.sweep.concurrency, **options),
+        run_config=tune.RunConfig(
+            storage_path=str(scratch / "tune"), verbose=0, callbacks=[_watcher(plan, records, tell)]
+        ),
+    )
+    tuner.fit()
+
+
+def _grid(plan: Plan, records: Records) -> tuple[dict, dict]:
+    from ray import tune
+
+    left = [index for index, point in enumerate(plan.sweep.points) if not records.path(point).exists()]
+    return {"index": tune.grid_search(left)}, {}
+
+
+def _searched(plan: Plan, records: Records, total: int) -> tuple[dict, dict]:
+    """Optuna's search, told of what is known, and ASHA on the images seen."""
+    from ray import tune
+    from ray.tune.schedulers import AsyncHyperBandScheduler
+    from ray.tune.search.optuna import OptunaSearch
+
+    class Search(OptunaSearch):
+        def on_trial_result(self, trial_id: str, result: dict) -> None:
+            """Reports on the way hold the loss, not the objective."""
+
+    sweep, done = plan.sweep, records.all()
+    domains = {
+        "log": tune.loguniform,
+        "uniform": tune.uniform,
+        "int": lambda low, high: tune.randint(low, high + 1),
+        "choice": lambda *values: tune.choice(range(len(values))),  # Optuna takes no lists
+    }
+    (axes,) = sweep.spaces
+    space = Search.convert_search_space({key: domains[axis.kind](*axis.values) for key, axis in axes.items()})
+    known = [record for record in done if record["state"] == "done"]
+    search = Search(
+        space,
+        metric="objective",
+        mode=sweep.mode,
+        points_to_evaluate=[_encoded(record["point"], axes) for record in known],
+        evaluated_rewards=[record["metrics"][sweep.metric] for record in known],
+        seed=sweep.seed + len(done),  # the seed of before would propose the same again
+    )
+    images = sum(part["training"]["images"] for part in plan.trial({})["parts"].values())
+    scheduler = AsyncHyperBandScheduler(
+        time_attr="images",
+        metric="loss",
+        mode="min",
+        grace_period=max(1, images // 6),  # rungs at a sixth and at half of the images
+        reduction_factor=3,
+        max_t=2 * images,  # it would end a trial here, before that has sampled
+    )
+    options = {"scheduler": scheduler} if sweep.stop_early else {}
+    return {}, {"search_alg": search, "num_samples": total - len(done), **options}
+
+
+def _encoded(point: dict[str, Any], axes: dict[str, Axis]) -> dict[str, Any]:
+    return {key: axes[key].values.index(v) if axes[key].kind == "choice" else v for key, v in point.items()}
+
+
+def _point(config: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """The settings that Tune's config stands for."""
+    if "index" in config:
+        return plan.sweep.points[config["index"]]
+    (axes,) = plan.sweep.spaces
+    return {key: axes[key].values[v] if axes[key].kind == "choice" else v for key, v in config.items()}
+
+
+def _trial(config: dict[str, Any], plan: Plan, project: Path, scratch: Path) -> None:
+    """The trainable: runs a trial and keeps its record, whatever becomes of it."""
+    from ray import tune
+
+    os.chdir(project)
+    point, records, started = _point(config, plan), Records(scratch / "records"), time.monotonic()
+
+    def on_row(part: str, before: int, row: dict[str, float]) -> None:
+        if "loss" in row:
+            tune.report({"images": before + row["images"], "loss": row["loss"]})
+
+    try:
+        found = trial.run(plan.trial(point), project, scratch, on_row)
+        found["metrics"][plan.sweep.metric]  # a set without classes has no label accuracy
+    except Exception as error:
+        os.chdir(project)
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        records.add(point, "failed", error=line, seconds=time.monotonic() - started)
+        raise
+    records.add(point, "done", **found, seconds=time.monotonic() - started)
+    tune.report({"objective": found["metrics"][plan.sweep.metric]})
+
+
+def _watcher(plan: Plan, records: Records, tell: Callable[[], None]):
+    """Keeps a record of trials that could not do so themselves, and tells of each that has ended."""
+    from ray import tune
+
+    class Watcher(tune.Callback):
+        def on_trial_complete(self, iteration: int, trials: list, trial, **info) -> None:
+            last = trial.last_result or {}
+            row = {"part": "", "images": last.get("images"), "loss": last.get("loss")}
+            records.add(_point(trial.config, plan), "stopped", history=[row], seconds=last.get("time_total_s"))
+            tell()
+
+        def on_trial_error(self, iteration: int, trials: list, trial, **info) -> None:
+            lines = (trial.get_error() and str(trial.get_error()).strip().splitlines()) or ["its process was lost"]
+            records.add(_point(trial.config, plan), "failed", error=lines[-1], seconds=None)
+            tell()
+
+    return Watcher()

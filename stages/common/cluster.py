@@ -1,0 +1,287 @@
+"""The Ray cluster that a stage's work is spread over: joined or started once, asked for workers, waited for.
+
+Nothing here decides a result: items come back in their order, and a lost worker is replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multiscale.core.device import set_threads
+from stages.common.harness import progress
+from stages.common.paths import SCRATCH
+from stages.common.settings import EXPERIMENT, BadInput, refuse
+from stages.schema import Run
+
+LIVES = 3  # how often a lost worker is replaced before the stage gives up
+PATIENCE = 5.0  # seconds for a cluster to answer
+
+
+def connect(run: Run) -> None:
+    """Joins the cluster at RAY_ADDRESS, or starts one here that asks for a token and has no dashboard.
+
+    Raises BadInput where none answers, or where it could never hold the workers that `run` asks for.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # both are read when Ray is first imported
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    _probe(address)
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    if not ray.is_initialized():
+        before = os.umask(0o077)  # Ray writes its token with the default mask
+        try:
+            ray.init(
+                address=address,
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={
+                    "env_vars": {
+                        # Workers import this checkout, not an installed copy, and use the cores that they asked for.
+                        "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
+                        "OMP_NUM_THREADS": str(run.cpus),
+                    }
+                },
+            )
+        except (ConnectionError, AuthenticationError, RuntimeError, ValueError) as error:
+            raise _unreachable(address, error) from None
+        finally:
+            os.umask(before)
+    _refuse_the_impossible(run, ray.cluster_resources())
+
+
+def _probe(address: str | None) -> None:
+    """Ray itself waits two minutes for an address where nothing listens."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+    except OSError as error:
+        raise _unreachable(address, error) from None
+
+
+def _unreachable(address: str | None, error: Exception) -> BadInput:
+    first = " ".join(str(error).split())[:200]
+    return BadInput(f"RAY_ADDRESS: {address!r}: {first}; allowed: HOST:PORT of a cluster that runs and knows the token")
+
+
+def _refuse_the_impossible(run: Run, offered: dict[str, float]) -> None:
+    """Ray would wait for ever, without a word."""
+    for key, kind in (("cpus", "CPU"), ("gpus", "GPU")):
+        asked, there = request(run)[kind], offered.get(kind, 0)
+        if asked * run.workers > there:
+            each = f"{asked:g} {kind} each, of the {there:g} that the cluster has"
+            raise refuse(EXPERIMENT, "run.workers", run.workers, f"fewer, or another run.{key}: they ask for {each}")
+
+
+def request(run: Run) -> dict[str, float]:
+    """What one worker asks for. `gpus: null` is one GPU wherever the cluster has any."""
+    import ray
+
+    gpus = min(1.0, ray.cluster_resources().get("GPU", 0)) if run.gpus is None else run.gpus
+    return {"CPU": run.cpus, "GPU": gpus}
+
+
+def _say_that_it_waits(title: str, run: Run) -> None:
+    asked = ", ".join(f"{amount:g} {kind}" for kind, amount in request(run).items() if amount)
+    print(f"{title}: waiting for {run.workers} workers of {asked} each: the cluster is in use", file=sys.stderr)
+
+
+# --- work on independent items
+
+
+class Pool:
+    """Copies of one object, in this process alone (`run.workers: 0`) or on the workers of a cluster."""
+
+    def __init__(self, make: Callable[[], Any], actors: list | None = None):
+        self.actors = actors
+        self.object = make() if actors is None else None
+
+    def map(self, method: str, items: Iterable[tuple]) -> Iterator[Any]:
+        """object.method(*item) of each item, in the order of the items, whoever finishes first."""
+        if self.actors is None:
+            yield from (getattr(self.object, method)(*item) for item in items)
+            return
+        from ray.exceptions import RayTaskError
+        from ray.util import ActorPool
+
+        pool = ActorPool(self.actors)
+        try:
+            for item in items:
+                if not pool.has_free():
+                    yield pool.get_next()
+                pool.submit(lambda actor, item: actor.call.remote(method, item), item)
+            while pool.has_next():
+                yield pool.get_next()
+        except RayTaskError as error:
+            raise error.cause from None
+
+
+class _Remote:
+    """The object of a pool on one worker, in the folder of the stage."""
+
+    def __init__(self, folder: Path, make: Callable[[], Any]):
+        os.chdir(folder)
+        set_threads()
+        self.make, self.object = make, None
+
+    def call(self, method: str, item: tuple) -> Any:
+        self.object = self.object or self.make()  # not earlier: what it refuses reaches the stage from a call alone
+        return getattr(self.object, method)(*item)
+
+
+@contextmanager
+def pool(title: str, run: Run, make: Callable[[], Any]) -> Iterator[Pool]:
+    """A pool of `run.workers` copies of make(). It gets all of them at once, or waits its turn and says so."""
+    if not run.workers:
+        yield Pool(make)
+        return
+    connect(run)
+    import ray
+    from ray.util import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    asked = request(run)
+    group = placement_group([asked] * run.workers)
+    try:
+        if not group.wait(1):
+            _say_that_it_waits(title, run)
+            ray.get(group.ready())
+        remote = ray.remote(_Remote).options(
+            num_cpus=asked["CPU"],
+            num_gpus=asked["GPU"],
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group),
+            max_restarts=LIVES,
+            max_task_retries=LIVES,
+        )
+        yield Pool(make, [remote.remote(Path.cwd(), make) for _ in range(run.workers)])
+    finally:
+        remove_placement_group(group)
+
+
+# --- data-parallel training
+
+
+class Meter:
+    """How far a training has come: the first worker says so, the stage draws its bar from it."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def reach(self, seen: int) -> None:
+        self.seen = seen
+
+    def read(self) -> int:
+        return self.seen
+
+
+def train(title: str, run: Run, total: int, function: Callable[[dict], None], config: dict) -> None:
+    """Runs function(config) on `run.workers` workers of Ray Train, which form one process group.
+
+    A lost worker is replaced: the group starts again, and the function goes on from its own checkpoint. What the
+    function raises is raised here, and is not tried again. In `config` it finds `meter`, to say how far it is.
+    """
+    connect(run)
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # what matters is raised, or said in a line below
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    meter = ray.remote(Meter).options(num_cpus=0, scheduling_strategy=here).remote()
+    asked = request(run)
+    scaling = ScalingConfig(num_workers=run.workers, use_gpu=bool(asked["GPU"]), resources_per_worker=asked)
+    storage = Path(SCRATCH, "ray").absolute()
+    for life in range(LIVES + 1):
+        name = uuid.uuid4().hex  # a name seen before would mean to Ray: restore that run
+        try:
+            if not _is_free(run, ray.available_resources()):
+                _say_that_it_waits(title, run)
+            with _watched(title, total, meter):
+                TorchTrainer(
+                    function,
+                    train_loop_config={**config, "meter": meter},
+                    scaling_config=scaling,
+                    run_config=RunConfig(name=name, storage_path=str(storage)),
+                ).fit()
+            return
+        except Exception as error:
+            cause, lost = _cause(error)
+            if not lost or life == LIVES:
+                raise cause from None
+            first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+            print(f"{title}: lost a worker ({first}); going on from the last checkpoint", file=sys.stderr)
+        finally:
+            shutil.rmtree(storage / name, ignore_errors=True)
+
+
+def _cause(error: Exception) -> tuple[Exception, bool]:
+    """What a worker raised, and whether that means that a worker was lost.
+
+    When one dies, the others fail too: their collective operations break off, which torch calls a RuntimeError.
+    """
+    from ray.exceptions import RayError
+
+    failures = [getattr(cause, "_base_exc", cause) for cause in getattr(error, "worker_failures", {}).values()]
+    own = [cause for cause in failures if not isinstance(cause, RayError | RuntimeError)]
+    if own:
+        return own[0], False
+    return (failures or [error])[0], bool(failures) or isinstance(error, RayError)
+
+
+@contextmanager
+def _watched(title: str, total: int, meter) -> Iterator[None]:
+    """A bar on stderr that follows the meter."""
+    import ray
+
+    done = threading.Event()
+
+    def follow(reach: Callable[[int], None]) -> None:
+        while not done.wait(1):
+            with suppress(ray.exceptions.RayError):
+                reach(ray.get(meter.read.remote()))
+
+    with progress(title, total) as reach:
+        thread = threading.Thread(target=follow, args=(reach,), daemon=True)
+        thread.start()
+        try:
+            yield
+            reach(total)
+        finally:
+            done.set()
+            thread.join()
+
+
+def _is_free(run: Run, free: dict[str, float]) -> bool:
+    return all(free.get(kind, 0) >= amount * run.workers for kind, amount in request(run).items())
+
+
+def reporter(meter) -> Callable[[int], None]:
+    """Tells the meter how far this worker is, at most twice a second; only the first worker's word counts."""
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    last = 0.0
+
+    def reach(seen: int) -> None:
+        nonlocal last
+        if rank == 0 and time.monotonic() - last > 0.5:
+            last = time.monotonic()
+            meter.reach.remote(seen)
+
+    return reach
