@@ -198,7 +198,7 @@ def test_a_scratch_folder_that_fills_up_is_a_full_disk_and_no_bad_source(project
 
 
 def test_switching_on_a_full_disk_keeps_the_experiment(project, small_disk):
-    folder = small_disk("params", 64)
+    folder = small_disk("params", 160)
     kept = settings.EXPERIMENT.read_bytes()
     with pytest.raises(OSError), open(folder / "filler", "wb", buffering=0) as file:
         while True:
@@ -390,11 +390,12 @@ def test_a_name_on_the_page_is_text_and_never_markup(tmp_path):
         Image.new("L", (2, 2)).save(tmp_path / f"{name}.png")
     flat = NASTY.replace("/", "")
     groups = [({"metric": NASTY, "extractor": NASTY}, [NASTY], [[NASTY]])]
-    text = page.render(NASTY, groups, [tmp_path / "plot.png"], [flat], tmp_path)
+    section = page.Section(NASTY, [NASTY], [NASTY], [[NASTY]], ["plot.png"])
+    text = page.render(NASTY, groups, [tmp_path / "plot.png"], [flat], tmp_path, [section])
     found = Page(text)
     assert {"script", "b"}.isdisjoint(found.tags)
-    assert found.tables == [[[NASTY], [NASTY]]]
-    assert [picture["alt"] for picture in found.pictures] == ["plot", f"{flat}: strip", f"{flat}: grid"]
+    assert found.tables == [[[NASTY], [NASTY]]] * 2
+    assert [picture["alt"] for picture in found.pictures] == ["plot", f"{flat}: strip", f"{flat}: grid", "plot"]
 
 
 def test_the_name_of_a_recipe_is_escaped(measured):
