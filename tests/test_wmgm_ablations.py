@@ -43,6 +43,7 @@ def test_every_ablation_runs_from_the_decomposition_to_the_samples(small):
 
     given = small.read()
     run("download")
+    run("vae")
     for name in given["decompose"]:
         run("decompose", name)
     for name in METHODS:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from multiscale.core.device import autocast, default_device, resolve_precision
+from multiscale.core.device import autocast, cast_weights, default_device, resolve_precision
 from multiscale.core.storage import Table, read_json
 from multiscale.core.streams import Draws, noise_of_seeds
 from multiscale.networks.score_net import ScoreNet
@@ -137,7 +137,8 @@ class WMGMSampler:
         self.device = default_device()
         self.precision = resolve_precision(precision, self.device)
         for net in networks:  # eval: batch norms use their running averages, so that every image stands alone
-            net.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
+            cast_weights(net.eval().requires_grad_(False), self.precision)
+            net.to(self.device, memory_format=torch.channels_last)
         self.settings = settings
         (self.net, self.config), *others = zip(networks, configs)
         self.depth = self.config["levels"]
