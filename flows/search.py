@@ -6,6 +6,7 @@ told of them.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -76,6 +77,7 @@ def _grid(plan: Plan, records: Records) -> tuple[dict, dict]:
 
 def _searched(plan: Plan, records: Records, total: int) -> tuple[dict, dict]:
     """Optuna's search, told of what is known, and ASHA on the images seen."""
+    import optuna
     from ray import tune
     from ray.tune.schedulers import AsyncHyperBandScheduler
     from ray.tune.search.optuna import OptunaSearch
@@ -84,6 +86,7 @@ def _searched(plan: Plan, records: Records, total: int) -> tuple[dict, dict]:
         def on_trial_result(self, trial_id: str, result: dict) -> None:
             """Reports on the way hold the loss, not the objective."""
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     sweep, done = plan.sweep, records.all()
     domains = {
         "log": tune.loguniform,
@@ -140,14 +143,16 @@ def _trial(config: dict[str, Any], plan: Plan, project: Path, scratch: Path) -> 
 
     try:
         found = trial.run(plan.trial(point), project, scratch, on_row)
-        found["metrics"][plan.sweep.metric]  # a set without classes has no label accuracy
+        value = found["metrics"].get(plan.sweep.metric)
+        if value is None or not math.isfinite(value):  # a set without classes has no label accuracy
+            raise ArithmeticError(f"the {plan.sweep.metric} of the samples is {value}")
     except Exception as error:
         os.chdir(project)
         line = " ".join(f"{type(error).__name__}: {error}".split())
         records.add(point, "failed", error=line, seconds=time.monotonic() - started)
         raise
     records.add(point, "done", **found, seconds=time.monotonic() - started)
-    tune.report({"objective": found["metrics"][plan.sweep.metric]})
+    tune.report({"objective": value})
 
 
 def _watcher(plan: Plan, records: Records, tell: Callable[[], None]):

@@ -13,10 +13,14 @@ import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
+from PIL import Image
 
 from multiscale.training.loop import Training
 from stages.common import settings
+from stages.common.images import SCHEMA
 
 ROOT = Path(__file__).parent.parent
 FILES = ("dvc.yaml", "constraints.txt", "pyproject.toml", ".gitignore", ".dvcignore")
@@ -103,7 +107,7 @@ def as_yaml(tree: dict) -> str:
 def sources(tmp_path_factory) -> Path:
     """A pristine copy of the project's sources, its experiment the tiny recipe."""
     folder = tmp_path_factory.mktemp("sources")
-    for name in ("multiscale", "stages", "params"):
+    for name in ("multiscale", "stages", "flows", "params"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in (*FILES, *(path.relative_to(ROOT) for path in ROOT.glob("data/raw/*/README.md"))):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -127,3 +131,39 @@ def project(sources, tmp_path, monkeypatch) -> Project:
     shutil.copytree(sources, folder)
     monkeypatch.chdir(folder)
     return Project(folder)
+
+
+@pytest.fixture(scope="session")
+def trained(sources, tmp_path_factory) -> Path:
+    """A project in which every stage that DiT and MSF need has run, on few images and for a step or two."""
+    folder = tmp_path_factory.mktemp("trained") / "project"
+    shutil.copytree(sources, folder)
+    made, before = Project(folder), Path.cwd()
+    os.chdir(folder)
+    try:
+        trainings = ["vae", "classifier", "parts.dit", "parts.msf-0", "parts.msf-1"]
+        small = {f"{name}.training.{key}": 16 for name in trainings for key in ("images", "log_images", "batch")}
+        smaller = {"sample.images": 20, "sample.batch": 8, "evaluate.batch": 8, "latents.batch": 16}
+        made.change(small | smaller | {"evaluate.reference_images": 40, "evaluate.kid_subset_size": 10})
+        write_images(folder / "data" / "images.parquet", 80)
+        stages = "vae, latents 24, latents 32, decompose full, decompose residual, classifier, reference, train dit, "
+        for stage in (stages + "train msf-0, train msf-1, sample msf, evaluate msf").split(", "):
+            done = made.stage(*stage.split())
+            assert done.returncode == 0, f"{stage}\n{done.stderr}"
+    finally:
+        os.chdir(before)
+    return folder
+
+
+def write_images(path: Path, count: int) -> None:
+    """A data set of grey images, discs whose size is their class."""
+    y, x = np.mgrid[:32, :32]
+    rows = []
+    for index in range(count):
+        encoded = io.BytesIO()
+        disc = np.hypot(x - 16, y - 12 - index % 8) < 3 + index % 10
+        Image.fromarray((disc * 255).astype(np.uint8)).save(encoded, "PNG")
+        split = "validation" if index % 10 == 9 else "train"
+        rows.append((f"{index}", split, index % 10, 32, 32, encoded.getvalue()))
+    path.parent.mkdir(exist_ok=True)
+    pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet(path)

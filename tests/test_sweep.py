@@ -1,0 +1,233 @@
+"""Sweeps: valid or one line; searched, resumed after a kill, failures kept; the winner is a recipe that runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+from conftest import ROOT, Project, as_yaml
+from PIL import Image
+
+from flows import outcome, space
+from flows.space import load
+from stages import recipe
+from stages.common import settings
+from stages.common.settings import BadInput
+
+LR = "parts.dit.training.lr"
+DROPOUT = "parts.dit.label_dropout"
+SEARCH = {
+    "method": "dit",
+    "metric": "kid",
+    "trials": 3,
+    "images": 12,
+    "concurrency": 2,
+    "space": {LR: {"log": [1e-4, 0.1]}},
+}
+
+
+@pytest.fixture
+def swept(trained, tmp_path, monkeypatch):
+    """Writes params/sweeps/NAME.yaml into a copy of the trained project, which is the working directory."""
+    folder = tmp_path / "project"
+    shutil.copytree(trained, folder)
+    monkeypatch.chdir(folder)
+
+    def swept(name: str, sweep: dict) -> Project:
+        Path("params/sweeps", f"{name}.yaml").write_text(as_yaml(sweep))
+        return Project(folder)
+
+    return swept
+
+
+INVALID = [
+    ("an unknown key", {"trails": 3}, "trails: 'trails'", "method, metric, trials"),
+    ("an unknown metric", {"metric": "fid"}, "metric: 'fid'", "'kid', 'fd'"),
+    ("an unknown method", {"method": "nope"}, "method: 'nope'", "dit, msf"),
+    ("no space", {"space": {}}, "space: {}", "at least one setting"),
+    (
+        "a missing key",
+        {"space": {"parts.dit.training.lrr": {"log": [1e-4, 1e-2]}}},
+        "there is no 'lrr'",
+        "images, batch, lr",
+    ),
+    (
+        "a key of another method",
+        {"space": {"parts.msf-0.training.lr": {"log": [1e-4, 1e-2]}}},
+        "'parts.msf-0",
+        "parts.dit",
+    ),
+    ("an empty range", {"space": {LR: {"log": [1e-2, 1e-2]}}}, f"space.{LR}.log: [0.01, 0.01]", "a lower and a higher"),
+    (
+        "a reversed range",
+        {"space": {LR: {"uniform": [1, 0.5]}}},
+        f"space.{LR}.uniform: [1, 0.5]",
+        "a lower and a higher",
+    ),
+    ("a log range from zero", {"space": {LR: {"log": [0, 1]}}}, f"space.{LR}.log: [0, 1]", "above 0"),
+    ("one end", {"space": {LR: {"log": [1]}}}, f"space.{LR}.log: [1]", "two numbers"),
+    ("no choice", {"space": {LR: {"choice": []}}}, f"space.{LR}.choice: []", "at least one value"),
+    ("an unknown kind", {"space": {LR: {"normal": [0, 1]}}}, f"space.{LR}: ", "log, uniform, int, choice, grid"),
+    (
+        "a grid beside a range",
+        {"space": {LR: {"log": [1, 2]}, DROPOUT: {"grid": [0.1]}}},
+        "space: ",
+        "grid",
+    ),
+    ("an end that no experiment has", {"space": {LR: {"uniform": [-1, 1]}}}, f"{LR}: -1", "greater than 0"),
+    ("a text for a number", {"space": {"parts.dit.network.depth": {"choice": ["deep"]}}}, "depth: 'deep'", "integer"),
+    (
+        "a grid point that cannot be",
+        {"space": {"parts.dit.network.patch": {"grid": [1, 3]}}},
+        "network.patch: 3",
+        "divisor",
+    ),
+    (
+        "a loss that changes",
+        {"stop_early": True, "space": {DROPOUT: {"choice": [0.1]}}},
+        "stop_early: True",
+        DROPOUT,
+    ),
+]
+
+
+@pytest.mark.parametrize("change, fault, allowed", [pytest.param(*row[1:], id=row[0]) for row in INVALID])
+def test_an_invalid_sweep_is_one_line(swept, change, fault, allowed):
+    swept("bad", SEARCH | change)
+    with pytest.raises(BadInput) as error:
+        load("bad")
+    line = str(error.value)
+    assert line.startswith("params/sweeps/bad.yaml: ") and "\n" not in line
+    shown, _, rest = line.partition("allowed: ")
+    assert fault in shown and allowed in rest
+
+
+def test_an_unknown_sweep_ends_in_one_line_that_lists_those_there_are(swept):
+    done = swept("mine", SEARCH).run("-m", "flows.sweep", "nope")
+    assert done.returncode == 2 and done.stderr.startswith(
+        "error: params/sweeps: sweep: 'nope' is not allowed; allowed: "
+    )
+    assert "mine" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("params/sweeps/*.yaml")))
+def test_every_shipped_sweep_suits_the_shipped_experiment(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    plan = load(name)
+    assert len(plan.sweep.points or range(plan.sweep.trials)) > 10
+    assert plan.file.read_text().startswith("# ")
+
+
+def test_a_trial_is_the_one_method_at_the_budget(swept):
+    swept("half", SEARCH | {"budget": 0.5})
+    tree = load("half").trial({LR: 0.25})
+    assert set(tree["methods"]) == set(tree["parts"]) == {"dit"} and tree["sample"]["images"] == 12
+    assert tree["parts"]["dit"]["training"]["images"] == 16, "at least one batch"
+    assert tree["parts"]["dit"]["training"]["lr"] == 0.25
+    assert load("half").changed({LR: 0.25})["parts"]["dit"]["training"]["images"] == 16
+
+
+def test_points_of_several_grids_are_tried_once_each(swept):
+    steps, cfg = "methods.dit.scales.0.steps", "methods.dit.scales.0.cfg"
+    swept("grids", SEARCH | {"space": [{steps: {"grid": [1, 2]}}, {steps: {"grid": [2]}}, {cfg: {"grid": [1.0, 2.0]}}]})
+    assert load("grids").sweep.points == [{steps: 1}, {steps: 2}, {cfg: 1.0}, {cfg: 2.0}]
+
+
+def test_a_recipe_says_what_differs_and_no_more():
+    base = {"a": {"b": 1, "c": [{"d": 2}]}, "e": {"f": 3}, "run": {"workers": 0}}
+    other = {"a": {"b": 1, "c": [{"d": 5}]}, "e": {"f": 3}, "run": {"workers": 4}}
+    assert outcome.difference(base, other) == {"a": {"c": [{"d": 5}]}}
+
+
+def test_a_killed_sweep_goes_on_keeps_what_failed_and_leaves_a_winner_that_runs(swept):
+    # One learning rate diverges: its trials fail, the others go on.
+    axes = {LR: {"choice": [1e-3, 1e-2, 1e30]}, DROPOUT: {"uniform": [0, 0.5]}}
+    project = swept("mine", SEARCH | {"trials": 5, "space": axes, "settings": {"parts.dit.training.images": 32}})
+    command = [sys.executable, "-m", "flows.sweep", "mine"]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as child:
+        while not (kept := sorted(Path(".scratch").glob("sweeps/mine-*/records/*.json"))):
+            assert child.poll() is None
+            time.sleep(0.05)
+        os.killpg(child.pid, signal.SIGKILL)
+    before = {path: path.read_bytes() for path in kept}
+    done = project.run(*command[1:])
+    assert done.returncode == 0, done.stderr
+    assert {path: path.read_bytes() for path in kept} == before, "finished trials are not run again"
+
+    folder = Path("reports/sweeps/mine")
+    rows = pl.read_parquet(folder / "trials.parquet")
+    assert len(rows) == 5 and set(rows["state"]) <= {"done", "failed"}
+    finished = rows.filter(pl.col("state") == "done")
+    assert finished["kid"].to_list() == sorted(finished["kid"]) and finished["rank"].to_list() == list(
+        range(1, len(finished) + 1)
+    )
+    assert {LR, DROPOUT, "fd", "seconds_per_image", "history"} <= set(rows.columns)
+    assert finished["history"][0].struct.field("images").to_list() == [16, 32]
+    failed = rows.filter(pl.col("state") == "failed")
+    assert all("FloatingPointError" in error for error in failed["error"])
+    assert (folder / "trials.md").read_text() == done.stdout.rstrip("\n") + "\n"
+    for name in ("settings", "parallel"):
+        with Image.open(folder / f"{name}.png") as picture:
+            assert picture.width > 300 and len(picture.convert("L").getcolors(256)) > 10
+
+    assert recipe.experiment_of("mine-best").parts["dit"].training.lr == finished[LR][0]
+    assert project.stage("recipe", "mine-best", "--force").returncode == 0
+    assert settings.load("parts").parts["dit"].label_dropout == pytest.approx(finished[DROPOUT][0])
+    assert project.stage("train", "dit").returncode == 0
+
+
+def test_settings_of_the_sampler_train_nothing_and_take_the_models_of_the_experiment(swept, monkeypatch):
+    steps = "methods.msf.scales.1.steps"
+    project = swept("steps", SEARCH | {"method": "msf", "space": {steps: {"grid": [1, 2]}}})
+    experiment = project.read()
+    stages = {
+        f"train@{part}": {"seed": experiment["seed"], f"parts.{part}": experiment["parts"][part]}
+        for part in ("msf-0", "msf-1")
+    }
+    stages["decompose@residual"] = {"decompose.residual": experiment["decompose"]["residual"]}
+    lock = {name: {"params": {"params/experiment.yaml": tracked}} for name, tracked in stages.items()}
+    Path("dvc.lock").write_text(json.dumps({"stages": lock}))
+    models = {path: path.stat().st_mtime_ns for path in Path("models").rglob("*")}
+
+    from flows import trial
+
+    plan, root = load("steps"), Path.cwd()
+    monkeypatch.setattr("stages.fitting.work", None)  # nothing trains
+    found = [
+        trial.run(plan.trial(point), root, root / ".scratch/sweeps/steps", lambda *row: None)
+        for point in plan.sweep.points
+    ]
+    assert [result["metrics"]["network_calls"] for result in found] == [4 * 2 + 1, 4 * 2 + 2]
+    assert {path: path.stat().st_mtime_ns for path in Path("models").rglob("*")} == models
+
+
+def test_a_decomposition_is_swept_with_the_latents_that_it_needs(swept):
+    from flows import trial
+
+    sides = "decompose.residual.sides"
+    sweep = {
+        "method": "msf",
+        "settings": {"latents.sides": [16, 24, 32]},
+        "space": {sides: {"grid": [[16, 32], [24, 32]]}},
+    }
+    swept("ratio", SEARCH | sweep)
+    plan, root = load("ratio"), Path.cwd()
+    scratch = root / ".scratch/sweeps/ratio"
+    first = trial.run(plan.trial({sides: [16, 32]}), root, scratch, lambda *row: None)
+    again = trial.run(plan.trial({sides: [16, 32]}), root, scratch, lambda *row: pytest.fail("it trained again"))
+    assert first["metrics"]["kid"] == again["metrics"]["kid"]
+    assert [row["part"] for row in first["history"]] == ["msf-0", "msf-1"]
+    made = {path.name.rpartition("-")[0] for path in (scratch / "made").iterdir() if path.is_dir()}
+    assert made == {"16", "residual", "msf-0", "msf-1"}
+
+
+def test_the_space_is_told_in_the_words_of_the_file():
+    assert all(f"{kind}" in space.__doc__ for kind in space.KINDS)
