@@ -34,7 +34,7 @@ from stages.common.paths import REPORTS
 HOST = "127.0.0.1"
 PORT = 4200
 NIGHTLY = "0 2 * * *"
-PATIENCE = 180.0  # seconds that the server has to start
+PATIENCE = 900.0  # seconds that the server has to start: a loaded machine takes minutes
 
 
 class Reports(SimpleHTTPRequestHandler):

@@ -140,7 +140,8 @@ def reproduce_stage(address: str, current: bool, run: Run) -> State:
         return Failed(message=_reason(lines, code))
     if any(line.startswith("Running stage") for line in lines):
         return Completed(message="ran")
-    return Completed(name="Cached", message=lines[-1] if lines else "up to date")
+    said = [line for line in lines if line.startswith(f"Stage '{address}'")]
+    return Completed(name="Cached", message=said[-1] if said else "up to date")
 
 
 def _reason(lines: list[str], code: int) -> str:

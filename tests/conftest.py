@@ -9,6 +9,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import textwrap
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -41,6 +42,31 @@ TRAINING = Training(
     log_images=48,
     checkpoint_seconds=0,
 )
+
+
+class Pipeline:
+    """A git and DVC project with small stages of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def write(self, stages: str) -> None:
+        """Makes these stages the pipeline, and commits."""
+        (self.folder / "dvc.yaml").write_text("stages:\n" + textwrap.indent(textwrap.dedent(stages), "  "))
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-qm", "stages")
+
+    def run(self, *command: str, ok: bool = True) -> str:
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
+        assert not ok or done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def lock(self) -> str:
+        return (self.folder / "dvc.lock").read_text()
+
+    def is_clean(self) -> bool:
+        """Whether DVC finds everything up to date, and no lock in its way."""
+        return "up to date" in self.run("dvc", "status")
 
 
 class Project:
@@ -167,3 +193,26 @@ def write_images(path: Path, count: int) -> None:
         rows.append((f"{index}", split, index % 10, 32, 32, encoded.getvalue()))
     path.parent.mkdir(exist_ok=True)
     pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet(path)
+
+
+@pytest.fixture(scope="session")
+def empty_pipeline(tmp_path_factory) -> Path:
+    """A git and DVC project without stages."""
+    pipeline = Pipeline(tmp_path_factory.mktemp("pipeline"))
+    pipeline.run("git", "init", "-q")
+    pipeline.run("git", "config", "user.email", "tests@example.org")
+    pipeline.run("git", "config", "user.name", "tests")
+    pipeline.run("dvc", "init", "-q")
+    for name in ("analytics", "check_update"):
+        pipeline.run("dvc", "config", f"core.{name}", "false")
+    pipeline.run("dvc", "config", "core.autostage", "true")
+    return pipeline.folder
+
+
+@pytest.fixture
+def pipeline(empty_pipeline, tmp_path, monkeypatch) -> Pipeline:
+    """A git and DVC project of the test's own; it is the working directory."""
+    folder = tmp_path / "pipeline"
+    shutil.copytree(empty_pipeline, folder)
+    monkeypatch.chdir(folder)
+    return Pipeline(folder)

@@ -1,0 +1,76 @@
+"""A headless Chromium, driven over its own protocol."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+import urllib.request
+from base64 import b64decode
+from pathlib import Path
+
+from websockets.sync.client import connect
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Browser:
+    """One page. `folder` holds the profile."""
+
+    def __init__(self, folder: Path):
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
+        options += [f"--user-data-dir={folder}", "--window-size=1400,1000", "about:blank"]
+        self.process = subprocess.Popen([CHROMIUM, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        port = self.until(lambda: (folder / "DevToolsActivePort").read_text().split()[0])
+        pages = self.until(lambda: json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/json")))
+        page = next(page for page in pages if page["type"] == "page")
+        self.socket = connect(page["webSocketDebuggerUrl"], max_size=None, open_timeout=120, ping_interval=None)
+        self.calls = 0
+
+    def until(self, value, seconds: float = 120):
+        """The first value that is true; what raises is tried again."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                if found := value():
+                    return found
+            except (OSError, IndexError):
+                pass
+            assert time.monotonic() < deadline, "the browser does not show it"
+            time.sleep(0.2)
+
+    def call(self, method: str, **arguments) -> dict:
+        self.calls += 1
+        self.socket.send(json.dumps({"id": self.calls, "method": method, "params": arguments}))
+        while True:
+            answer = json.loads(self.socket.recv())
+            if answer.get("id") == self.calls:
+                return answer.get("result", {})
+
+    def go(self, url: str) -> None:
+        self.call("Page.navigate", url=url)
+
+    def value(self, script: str):
+        """What a line of JavaScript gives."""
+        return self.call("Runtime.evaluate", expression=script, returnByValue=True).get("result", {}).get("value")
+
+    def shows(self, script: str):
+        """Waits until a line of JavaScript is true on the page."""
+        return self.until(lambda: self.value(script))
+
+    def type(self, selector: str, text: str) -> None:
+        self.shows(f"!!document.querySelector({selector!r})")
+        self.value(f"document.querySelector({selector!r}).focus()")
+        self.call("Input.insertText", text=text)
+
+    def click(self, selector: str) -> None:
+        self.value(f"document.querySelector({selector!r}).click()")
+
+    def picture(self, path: Path) -> None:
+        path.write_bytes(b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+    def close(self) -> None:
+        self.socket.close()
+        self.process.terminate()
+        self.process.wait()
