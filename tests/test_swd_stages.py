@@ -57,7 +57,7 @@ def student(**changes) -> Student:
 
 
 def test_a_teacher_that_makes_the_datas_law_is_able_at_every_side(ready):
-    assert all(teacher.distance(TEACHER, PYRAMID, side, 1.0) < 0.3 for side in SIDES)
+    assert all(teacher.distance(TEACHER, PYRAMID, side, 1.0) < teacher.LARGEST for side in SIDES)
     assert teacher.unable(TEACHER, PYRAMID, student()) is None
 
 
