@@ -108,8 +108,9 @@ def winner(plan: Plan, best: dict[str, Any]) -> str:
     name = plan.experiment["recipe"]
     if name not in recipe.available():
         raise BadInput(f"params/experiment.yaml: recipe: {name!r}; allowed: one of {', '.join(recipe.available())}")
-    base = recipe.experiment_of(name).model_dump()
-    chosen = Experiment.model_validate(plan.changed(best["point"])).model_dump()
+    tied = {"recipe", "run"}  # to the recipe's name, and to this machine
+    base = recipe.experiment_of(name).model_dump(exclude=tied)
+    chosen = Experiment.model_validate(plan.changed(best["point"])).model_dump(exclude=tied)
     yaml, text = YAML(), io.StringIO()
     yaml.default_flow_style = None
     yaml.dump({"extends": name, **difference(base, chosen)}, text)
@@ -125,6 +126,6 @@ def difference(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         if isinstance(before, dict) and isinstance(after, dict):
             if inside := difference(before, after):
                 found[key] = inside
-        elif before != after and key not in ("recipe", "run"):
+        elif before != after:
             found[key] = after
     return found

@@ -86,6 +86,25 @@ def seen_by(child: subprocess.Popen, folder: Path, least: int) -> int:
         time.sleep(0.05)
 
 
+def test_the_stages_of_a_flow_share_the_cluster_that_it_starts(spread, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    spread.change({"run.workers": 1})
+    shutil.rmtree("data/latents/24")
+    flow = (
+        "import os, ray\n"
+        "from conftest import Project\nfrom flows.cluster import shared\nfrom stages.schema import Run\n"
+        "with shared(Run(workers=1)):\n"
+        "    done = Project('.').run('-m', 'stages.latents', '24')\n"
+        "    used = {job['JobID'] for job in ray.state.jobs()}\n"
+        "print(done.returncode, len(used), done.stderr)\n"
+        "assert 'RAY_ADDRESS' not in os.environ\n"
+    )
+    path = os.pathsep.join([str(spread.folder), str(Path(__file__).parent)])
+    done = spread.run("-c", flow, RAY_AUTH_TOKEN="0" * 64, PYTHONPATH=path)
+    assert done.stdout.startswith("0 2 "), done.stdout + done.stderr  # the flow's job, and the stage's
+    assert Path("data/latents/24/latents.safetensors").exists()
+
+
 def test_training_survives_a_killed_worker_and_a_killed_node_to_the_same_bytes(nodes, spread, tmp_path):
     spread.change(LONG | {"run.workers": 2})
     quiet = tmp_path / "quiet"

@@ -142,9 +142,9 @@ def test_points_of_several_grids_are_tried_once_each(swept):
 
 
 def test_a_recipe_says_what_differs_and_no_more():
-    base = {"a": {"b": 1, "c": [{"d": 2}]}, "e": {"f": 3}, "run": {"workers": 0}}
-    other = {"a": {"b": 1, "c": [{"d": 5}]}, "e": {"f": 3}, "run": {"workers": 4}}
-    assert outcome.difference(base, other) == {"a": {"c": [{"d": 5}]}}
+    base = {"a": {"b": 1, "c": [{"d": 2}]}, "e": {"f": 3}, "g": {"h": 4}}
+    other = {"a": {"b": 1, "c": [{"d": 5}]}, "e": {"f": 3, "i": 6}}
+    assert outcome.difference(base, other) == {"a": {"c": [{"d": 5}]}, "e": {"i": 6}, "g": None}
 
 
 def test_a_killed_sweep_goes_on_keeps_what_failed_and_leaves_a_winner_that_runs(swept):

@@ -1,0 +1,30 @@
+"""One Ray cluster for all stages of a flow, so that they wait for their turn instead of sharing a GPU by accident."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from stages.common import cluster
+from stages.schema import Run
+
+
+@contextmanager
+def shared(run: Run) -> Iterator[None]:
+    """Starts a cluster and names it in RAY_ADDRESS, unless that is set or the stages run without workers.
+
+    It ends with the flow. Raises BadInput where `run` asks for more than there is.
+    """
+    if not run.workers or os.environ.get("RAY_ADDRESS"):
+        yield
+        return
+    cluster.connect(run)
+    import ray
+
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        del os.environ["RAY_ADDRESS"]
+        ray.shutdown()
