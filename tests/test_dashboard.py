@@ -18,6 +18,7 @@ from browser import CHROMIUM, Browser
 from conftest import ROOT, Pipeline, until
 from prefect import get_client, settings
 from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId, FlowRunFilterStartTime
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling
@@ -95,17 +96,17 @@ def board(empty_pipeline, tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(board):
     """A run that the deployment's schedule started, seconds after it was set."""
-    schedule = IntervalSchedule(interval=timedelta(hours=9), anchor_date=datetime.now(UTC) + timedelta(seconds=5))
+    schedule = IntervalSchedule(interval=timedelta(seconds=20), anchor_date=datetime.now(UTC))
     nightly = board.deployment("nightly")
     board.client().update_deployment(nightly.id, DeploymentUpdate(parameters={"targets": ["report"]}))
     added = board.client().create_deployment_schedules(nightly.id, [(schedule, True)])
-    while not (
-        runs := [run for run in board.client().read_flow_runs() if run.deployment_id == nightly.id and run.start_time]
-    ):
-        time.sleep(0.2)
-    board.final(runs[0].id)
+    started = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[nightly.id]), start_time=FlowRunFilterStartTime(is_null_=False)
+    )
+    run = until(lambda: board.client().read_flow_runs(flow_run_filter=started))[0]
+    board.final(run.id)
     board.client().delete_deployment_schedule(nightly.id, added[0].id)
-    return board.client().read_flow_run(runs[0].id)
+    return board.client().read_flow_run(run.id)
 
 
 def test_a_scheduled_run_completes(board, done):
