@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import time
-import urllib.request
 from base64 import b64decode
 from pathlib import Path
 
+import httpx
+from conftest import until
 from websockets.sync.client import connect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -22,23 +22,12 @@ class Browser:
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
         options += [f"--user-data-dir={folder}", "--window-size=1400,1000", "about:blank"]
         self.process = subprocess.Popen([CHROMIUM, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        port = self.until(lambda: (folder / "DevToolsActivePort").read_text().split()[0])
-        pages = self.until(lambda: json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/json")))
+        about = folder / "DevToolsActivePort"
+        port = until(lambda: about.exists() and about.read_text()).split()[0]
+        pages = until(lambda: httpx.get(f"http://127.0.0.1:{port}/json", timeout=600).json())
         page = next(page for page in pages if page["type"] == "page")
-        self.socket = connect(page["webSocketDebuggerUrl"], max_size=None, open_timeout=120, ping_interval=None)
+        self.socket = connect(page["webSocketDebuggerUrl"], max_size=None, open_timeout=600, ping_interval=None)
         self.calls = 0
-
-    def until(self, value, seconds: float = 120):
-        """The first value that is true; what raises is tried again."""
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                if found := value():
-                    return found
-            except (OSError, IndexError):
-                pass
-            assert time.monotonic() < deadline, "the browser does not show it"
-            time.sleep(0.2)
 
     def call(self, method: str, **arguments) -> dict:
         self.calls += 1
@@ -57,7 +46,7 @@ class Browser:
 
     def shows(self, script: str):
         """Waits until a line of JavaScript is true on the page."""
-        return self.until(lambda: self.value(script))
+        return until(lambda: self.value(script))
 
     def type(self, selector: str, text: str) -> None:
         self.shows(f"!!document.querySelector({selector!r})")

@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -42,6 +44,15 @@ TRAINING = Training(
     log_images=48,
     checkpoint_seconds=0,
 )
+
+
+def until(value: Callable, seconds: float = 600):
+    """The first true answer of `value`. The limit is for what hangs; a loaded machine needs minutes."""
+    deadline = time.monotonic() + seconds
+    while not (found := value()):
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.1)
+    return found
 
 
 class Pipeline:

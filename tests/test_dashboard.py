@@ -9,18 +9,20 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 from browser import CHROMIUM, Browser
-from conftest import ROOT, Pipeline
+from conftest import ROOT, Pipeline, until
 from prefect import get_client, settings
+from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId, FlowRunFilterStartTime
 from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling
-from test_flows import ended, free_port, processes, wait_for
+from test_flows import free_port, processes
 
 SLEEP = f"8{os.getpid()}"  # seconds, found in the command line
 STAGES = f"""
@@ -55,9 +57,8 @@ class Dashboard:
         command = [sys.executable, "-m", "flows.dashboard", "--port", str(self.port)]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
-        while "Ctrl-C" not in self.log.read_text():
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.1)
+        until(lambda: "Ctrl-C" in self.log.read_text() or self.process.poll() is not None)
+        assert self.process.poll() is None, self.log.read_text()
         self.password = (self.folder / ".prefect" / "password").read_text().strip()
 
     def stop(self) -> int:
@@ -69,19 +70,12 @@ class Dashboard:
 
     def deployment(self, name: str):
         """A deployment, once it is served."""
-        while True:
-            found = [each for each in self.client().read_deployments() if each.name == name]
-            if found and found[0].status.value == "READY":
-                return found[0]
-            time.sleep(0.2)
+        return until(lambda: [each for each in self.client().read_deployments() if each.name == name])[0]
 
     def final(self, run_id):
         """The last state of a flow run; waits for it."""
-        while True:
-            state = self.client().read_flow_run(run_id).state
-            if state.is_final():
-                return state
-            time.sleep(0.2)
+        until(lambda: self.client().read_flow_run(run_id).state.is_final())
+        return self.client().read_flow_run(run_id).state
 
 
 @pytest.fixture(scope="module")
@@ -102,23 +96,17 @@ def board(empty_pipeline, tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(board):
     """A run that the deployment's schedule started, seconds after it was set."""
-    schedule = IntervalSchedule(interval=timedelta(hours=9), anchor_date=datetime.now(UTC) + timedelta(seconds=5))
+    schedule = IntervalSchedule(interval=timedelta(seconds=20), anchor_date=datetime.now(UTC))
     nightly = board.deployment("nightly")
-    board.client().update_deployment(nightly.id, board_parameters(["report"]))
+    board.client().update_deployment(nightly.id, DeploymentUpdate(parameters={"targets": ["report"]}))
     added = board.client().create_deployment_schedules(nightly.id, [(schedule, True)])
-    while not (
-        runs := [run for run in board.client().read_flow_runs() if run.deployment_id == nightly.id and run.start_time]
-    ):
-        time.sleep(0.2)
-    board.final(runs[0].id)
+    started = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[nightly.id]), start_time=FlowRunFilterStartTime(is_null_=False)
+    )
+    run = until(lambda: board.client().read_flow_runs(flow_run_filter=started))[0]
+    board.final(run.id)
     board.client().delete_deployment_schedule(nightly.id, added[0].id)
-    return board.client().read_flow_run(runs[0].id)
-
-
-def board_parameters(targets: list[str]):
-    from prefect.client.schemas.actions import DeploymentUpdate
-
-    return DeploymentUpdate(parameters={"targets": targets})
+    return board.client().read_flow_run(run.id)
 
 
 def test_a_scheduled_run_completes(board, done):
@@ -144,8 +132,6 @@ def test_the_report_is_served_to_who_knows_the_password(board, done):
 
 
 def test_the_form_is_typed_and_refuses_what_cannot_be(board):
-    from prefect.exceptions import PrefectHTTPStatusError
-
     deployment = board.deployment("on-demand")
     form = deployment.parameter_openapi_schema["properties"]
     assert set(form) == {"targets", "recipe", "overrides", "experiment", "slots"}
@@ -165,12 +151,12 @@ def test_bad_input_in_the_form_ends_the_run_with_one_line(board):
 def test_a_cancelled_run_ends_its_stages_and_leaves_nothing(board):
     deployment = board.deployment("on-demand")
     run = board.client().create_flow_run_from_deployment(deployment.id, parameters={"targets": ["slow"]})
-    wait_for(board.folder / "started")
+    until((board.folder / "started").exists)
     assert processes(f"sleep {SLEEP}")
     board.client().set_flow_run_state(run.id, Cancelling())
-    assert ended(f"sleep {SLEEP}")
+    until(lambda: not processes(f"sleep {SLEEP}"), 60)
     assert board.final(run.id).name == "Cancelled"
-    assert ended("repro -s slow") and not (board.folder / "slow").exists()
+    assert not processes("repro -s slow") and not (board.folder / "slow").exists()
     pipeline = Pipeline(board.folder)
     pipeline.run("dvc", "repro", "report")
     assert "slow" in pipeline.run("dvc", "status"), "no lock is in the way"
@@ -212,7 +198,7 @@ def test_a_browser_shows_the_run_and_its_pictures(board, done, tmp_path):
 def test_a_restart_keeps_runs_schedules_and_password(board, done):
     before = board.password
     assert board.stop() == 0
-    assert ended(f"--port {board.port}")
+    assert not processes(f"--port {board.port}")
     board.start()
     assert board.password == before and before not in board.log.read_text()
     assert board.client().read_flow_run(done.id).state.is_completed()

@@ -1,0 +1,115 @@
+"""What the flow costs beside `dvc repro`, how near it comes to the critical path, and 50 stages at once.
+
+    python -m benchmarks.flows [--no-overhead]
+
+The overhead is taken on this project, which must be up to date; the rest on pipelines that sleep, in temporary folders.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.common import in_turn, save
+from flows.dashboard import prefect_server
+
+ROOT = Path(__file__).parent.parent
+PORT = 4290
+METHODS = 8
+SECONDS = {"download": 6.0, "train": 12.0, "sample": 6.0, "report": 6.0}
+SHORT = 50
+
+
+def call(*command: str, folder: Path | str = ".") -> str:
+    """The output of a command that must succeed."""
+    return subprocess.run(command, cwd=folder, check=True, text=True, stdout=-1, stderr=subprocess.STDOUT).stdout
+
+
+def flow(folder: Path | str = ".", slots: int = 2) -> str:
+    return call(sys.executable, "-m", "flows.reproduce", "--slots", str(slots), folder=folder)
+
+
+@contextmanager
+def pipeline(stages: dict) -> Iterator[Path]:
+    """A git and DVC project of these stages."""
+    with tempfile.TemporaryDirectory() as name:
+        call("git", "init", "-q", folder=name)
+        call("dvc", "init", "-q", folder=name)
+        call("dvc", "config", "core.check_update", "false", folder=name)
+        Path(name, "dvc.yaml").write_text(json.dumps({"stages": stages}, indent=1))
+        yield Path(name)
+
+
+def stage(name: str, kind: str, *needs: str) -> dict:
+    command = f"sleep {SECONDS[kind]} && echo {name} > {name}"
+    return {name: {"cmd": command, "deps": list(needs), "outs": [name]}}
+
+
+def sleeping() -> dict:
+    """A pipeline in the shape of this one: a root, a chain for each method, a report on all."""
+    stages = stage("download", "download")
+    for number in range(METHODS):
+        stages |= stage(f"train{number}", "train", "download") | stage(f"sample{number}", "sample", f"train{number}")
+    return stages | stage("report", "report", *(f"sample{number}" for number in range(METHODS)))
+
+
+def ideal(slots: int) -> float:
+    """Seconds of that pipeline without any overhead: the critical path, or the work of all methods on the slots."""
+    chain = SECONDS["train"] + SECONDS["sample"]
+    return SECONDS["download"] + max(chain, METHODS * chain / slots) + SECONDS["report"]
+
+
+def critical_path() -> dict:
+    result = {}
+    for slots in (2, 4, 8):
+        with pipeline(sleeping()) as folder:
+            started = time.perf_counter()
+            flow(folder, slots)
+            seconds = time.perf_counter() - started
+        result[slots] = {"seconds": seconds, "ideal": ideal(slots), "ratio": seconds / ideal(slots)}
+    return result
+
+
+def contention() -> dict:
+    stages = {f"s{n}": {"cmd": f"sleep 0.2 && echo {n} > s{n}", "outs": [f"s{n}"]} for n in range(SHORT)}
+    with pipeline(stages) as folder:
+        started = time.perf_counter()
+        message = flow(folder, 8)
+        return {
+            "seconds": time.perf_counter() - started,
+            "slots": 8,
+            "ran": int(re.search(r"(\d+) stages ran", message)[1]),
+            "in_lock": len(re.findall(r"^  s\d+:$", (folder / "dvc.lock").read_text(), re.MULTILINE)),
+            "retries": message.count("AwaitingRetry") + message.count("- Retry "),
+            "status": call("dvc", "status", folder=folder).strip(),
+        }
+
+
+def overhead() -> dict:
+    if "up to date" not in (status := call("dvc", "status")):
+        sys.exit(f"error: the pipeline is not up to date; run `dvc repro` first, or leave this out\n{status[:300]}")
+    seconds = in_turn({"dvc repro": lambda: call("dvc", "repro"), "flow": flow}, repeats=7, warmup=1)
+    middle = {name: sorted(values)[len(values) // 2] for name, values in seconds.items()}
+    return {"seconds": seconds, "median": middle, "allowed": 1.5 * middle["dvc repro"] + 3}
+
+
+def main() -> None:
+    os.environ["PYTHONPATH"] = str(ROOT)
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["PREFECT_HOME"] = home
+        with prefect_server(PORT, "admin:benchmark") as url:
+            os.environ |= {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": "admin:benchmark"}
+            result = {} if "--no-overhead" in sys.argv else {"up to date": overhead()}
+            save("flows", result | {"critical path": critical_path(), "contention": contention()})
+
+
+if __name__ == "__main__":
+    main()
