@@ -18,6 +18,8 @@ MIXED = ("methods.msf.parts", "['msf-0', 'msf-1']", "parts that read one decompo
 DETAILS = "parts.wmgm-details"
 ORDER = ("methods.wmgm.parts", "'wmgm-details'", "first")
 FACTOR = (f"{DETAILS}.discriminator.lr_factor", "0", "greater than 0")
+DEEP = (f"{DETAILS}.generator.widths", "[8, 8", "a side of 16 is no multiple of 32")
+WHITE = ("parts.wmgm-low.whitening", "'full'", "scale (full up to 4096 numbers, the band has 16384)")
 SSD, CHAIN = "parts.ssd-2l", "methods.ssd-2l.solver"
 UNDIVIDED = (f"{SSD}.network.multipliers", "1, 1", "multiples of 64")
 SOLVER = {"steps": 4, "method": "euler", "cfg": 2.0}
@@ -190,6 +192,8 @@ INVALID = [
     ),
     ("a detail level that is not there", {f"{DETAILS}.level": 2}, f"{DETAILS}.level", "2", "which has 1"),
     ("details without a generator", {f"{DETAILS}.generator": None}, f"{DETAILS}.generator", "None", "model: gan"),
+    ("a generator too deep", {f"{DETAILS}.generator.widths": [8] * 6}, *DEEP),
+    ("a band too large to whiten", {"parts.wmgm-low.whitening": "full", "data.size": 256}, *WHITE),
     ("an unknown loss preset", {f"{DETAILS}.loss": {"preset": "wgan"}}, f"{DETAILS}.loss.preset", "'wgan'", "official"),
     ("a low band after its details", {"methods.wmgm.parts": ["wmgm-details", "wmgm-low"]}, *ORDER),
     ("an opponent that never learns", {f"{DETAILS}.discriminator.lr_factor": 0}, *FACTOR),
