@@ -27,6 +27,7 @@ from multiscale.processes import adversarial
 from multiscale.scales import bands
 from stages import page, report
 from stages.common import settings
+from stages.common.images import SCHEMA
 
 
 def commands() -> dict[str, list[str]]:
@@ -325,6 +326,15 @@ def tables_of(markdown: str) -> list[list[str]]:
     """The methods in each table of a Markdown text."""
     tables = [block.splitlines() for block in markdown.split("\n\n") if block.startswith("|")]
     return [[row.split("|")[1].strip() for row in table[2:]] for table in tables]
+
+
+def test_bands_of_no_training_image_are_refused_and_nothing_is_written(project):
+    Path("data").mkdir(exist_ok=True)
+    row = {"id": ["a"], "split": ["test"], "label": [0], "width": [32], "height": [32], "image": [b""]}
+    pl.DataFrame(row, schema=SCHEMA).write_parquet("data/images.parquet")
+    before = project.files()
+    refused(project.stage("decompose", "wavelet"), "data/images.parquet: it has no images of split 'train'")
+    assert project.files() == before
 
 
 def test_the_leaderboard_holds_what_was_measured(measured):

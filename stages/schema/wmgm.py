@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from multiscale.networks.attention_unet import DISCRIMINATORS, GENERATORS
 from multiscale.processes.adversarial import LOSSES
 from multiscale.scales import bands
+from multiscale.scales.whitening import FULL
 from stages.schema.base import Bad, Name, Positive, Section, Share, Text, Training, allowed_of, preset
 from stages.schema.ssd import UNetNetwork, check_unet
 
@@ -133,13 +134,30 @@ def check_decomposition(experiment: Experiment, key: str, section: Wavelet) -> N
 
 
 def check_part(experiment: Experiment, key: str, part: WMGMPart) -> None:
-    """Whether its level exists and its network takes the band."""
+    """Whether its level exists, and its network and whitening take the bands."""
     source = experiment.decompose[part.reads]
     levels = source.levels if isinstance(source, Wavelet) else 0
-    if part.role == "detail" and (part.level or 1) > levels:
-        raise Bad(f"{key}.level", part.level, f"a level of decompose.{part.reads}, which has {levels}")
-    if part.role == "low":
-        check_unet(key, part.network, experiment.data.size >> levels)
+    if part.role == "detail":
+        if (part.level or 1) > levels:
+            raise Bad(f"{key}.level", part.level, f"a level of decompose.{part.reads}, which has {levels}")
+        enlarged = source.filter == bands.PIXELS  # their details have the side of the finer image
+        for level in [part.level] if part.level else range(1, levels + 1):
+            _check_details(key, part, experiment.data.size >> (level - enlarged))
+        return
+    side = experiment.data.size >> levels
+    check_unet(key, part.network, side)
+    numbers = experiment.data.channels * side**2
+    if part.whitening == "full" and numbers > FULL:
+        raise Bad(f"{key}.whitening", part.whitening, f"scale (full up to {FULL} numbers, the band has {numbers})")
+
+
+def _check_details(key: str, part: WMGMPart, side: int) -> None:
+    if part.model == "score":
+        check_unet(key, part.network, side)
+        return
+    widths, factor = part.generator.widths, 2 ** (len(part.generator.widths) - 1)
+    if side % factor:
+        raise Bad(f"{key}.generator.widths", widths, f"fewer, since a side of {side} is no multiple of {factor}")
 
 
 def check_method(experiment: Experiment, key: str, method: WMGMMethod, parts: list[WMGMPart]) -> None:
