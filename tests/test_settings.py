@@ -23,6 +23,9 @@ STEPS = f"{SWD}.schedule"
 STUDENT = {"method": "swd", "kind": "swd", "reads": "pyramid", "teacher": "dit", "block": 0}
 STUDENT |= {"schedule": {"sides": [32], "sigmas": [1.0]}, "training": {"images": 1}}
 DEEP = (f"{DETAILS}.generator.widths", "[8, 8", "a side of 16 is no multiple of 32")
+LATENT = ["decompose.full", "decompose.residual", "decompose.pyramid", "parts.dit", "parts.msf-0", "parts.msf-1"]
+LATENT += ["parts.swd-teacher", "students.swd", "methods.dit", "methods.msf", "methods.swd-teacher", "methods.swd"]
+LARGE = dict.fromkeys(LATENT, ...) | {"data.size": 256, "parts.wmgm-low.whitening": "full"}
 WHITE = ("parts.wmgm-low.whitening", "'full'", "scale (full up to 4096 numbers, the band has 16384)")
 SSD, CHAIN = "parts.ssd-2l", "methods.ssd-2l.solver"
 UNDIVIDED = (f"{SSD}.network.multipliers", "1, 1", "multiples of 64")
@@ -197,7 +200,7 @@ INVALID = [
     ("a detail level that is not there", {f"{DETAILS}.level": 2}, f"{DETAILS}.level", "2", "which has 1"),
     ("details without a generator", {f"{DETAILS}.generator": None}, f"{DETAILS}.generator", "None", "model: gan"),
     ("a generator too deep", {f"{DETAILS}.generator.widths": [8] * 6}, *DEEP),
-    ("a band too large to whiten", {"parts.wmgm-low.whitening": "full", "data.size": 256}, *WHITE),
+    ("a band too large to whiten", LARGE, *WHITE),
     ("an unknown loss preset", {f"{DETAILS}.loss": {"preset": "wgan"}}, f"{DETAILS}.loss.preset", "'wgan'", "official"),
     ("a low band after its details", {"methods.wmgm.parts": ["wmgm-details", "wmgm-low"]}, *ORDER),
     ("sides of steps that shrink", {f"{STEPS}.sides": [24, 16, 24, 32]}, f"{STEPS}.sides", "[24, 16", "never shrink"),
