@@ -398,11 +398,12 @@ def test_a_name_on_the_page_is_text_and_never_markup(tmp_path):
         Image.new("L", (2, 2)).save(tmp_path / f"{name}.png")
     flat = NASTY.replace("/", "")
     groups = [({"metric": NASTY, "extractor": NASTY}, [NASTY], [[NASTY]])]
-    text = page.render(NASTY, groups, [tmp_path / "plot.png"], [flat], tmp_path)
+    section = page.Section(NASTY, [NASTY], [NASTY], [[NASTY]], ["plot.png"])
+    text = page.render(NASTY, groups, [tmp_path / "plot.png"], [flat], tmp_path, [section])
     found = Page(text)
     assert {"script", "b"}.isdisjoint(found.tags)
-    assert found.tables == [[[NASTY], [NASTY]]]
-    assert [picture["alt"] for picture in found.pictures] == ["plot", f"{flat}: strip", f"{flat}: grid"]
+    assert found.tables == [[[NASTY], [NASTY]]] * 2
+    assert [picture["alt"] for picture in found.pictures] == ["plot", f"{flat}: strip", f"{flat}: grid", "plot"]
 
 
 def test_the_name_of_a_recipe_is_escaped(measured):
