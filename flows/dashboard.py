@@ -20,6 +20,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from subprocess import DEVNULL
 
+import psutil
 from prefect import serve
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import EntrypointType
@@ -87,6 +88,18 @@ def prefect_server(port: int, password: str) -> Iterator[str]:
             process.end(server)
 
 
+@contextmanager
+def ending_runs() -> Iterator[None]:
+    """Ends the runs that are at work when the block ends, and lets them stop their stages."""
+    try:
+        yield
+    finally:
+        runs = [child for child in psutil.Process().children() if "prefect.engine" in child.cmdline()]
+        for run in runs:
+            run.terminate()
+        psutil.wait_procs(runs, timeout=2 * process.GRACE)
+
+
 def check_free(port: int) -> None:
     """Raises BadInput where something listens already."""
     with socket.socket() as probe:
@@ -113,7 +126,7 @@ def run(port: int, nightly: str) -> None:
             f"password:  {password} (kept in {connection.PASSWORD})" if new else f"password:  in {connection.PASSWORD}"
         )
         print("Ctrl-C ends it. Schedules are kept.", flush=True)
-        with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: password}):
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: password}), ending_runs():
             serve(
                 reproduce.to_deployment("on-demand", entrypoint_type=EntrypointType.MODULE_PATH),
                 reproduce.to_deployment("nightly", cron=nightly, entrypoint_type=EntrypointType.MODULE_PATH),

@@ -197,7 +197,12 @@ def test_a_browser_shows_the_run_and_its_pictures(board, done, tmp_path):
 
 def test_a_restart_keeps_runs_schedules_and_password(board, done):
     before = board.password
+    (board.folder / "started").unlink(missing_ok=True)
+    slow = board.deployment("on-demand")
+    board.client().create_flow_run_from_deployment(slow.id, parameters={"targets": ["slow"]})
+    until((board.folder / "started").exists)
     assert board.stop() == 0
+    assert not processes(f"sleep {SLEEP}"), "a run ends with its dashboard"
     assert not processes(f"--port {board.port}")
     board.start()
     assert board.password == before and before not in board.log.read_text()
