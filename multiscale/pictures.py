@@ -42,7 +42,8 @@ def strip(frames: list[tuple[str, Tensor]], title: str) -> Image.Image:
     zoom = max(1, 96 // full)
     step = full * zoom + GAP
     count, top = len(frames[0][1]), 34
-    sheet = Image.new("RGB", (len(frames) * step + GAP, top + count * step + 22), PAPER)
+    width = max(len(frames) * step, round(_font(16).getlength(title)) + GAP) + GAP
+    sheet = Image.new("RGB", (width, top + count * step + 22), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, 6), title, INK, _font(16))
     for column, (caption, images) in enumerate(frames):

@@ -8,6 +8,7 @@ import matplotlib
 import polars as pl
 
 matplotlib.use("Agg")
+from cycler import cycler  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 
 from multiscale.core.storage import atomic_file  # noqa: E402
@@ -16,6 +17,8 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    # Ten colours, then the same dashed: a recipe may have more parts than there are colours.
+    "axes.prop_cycle": cycler(linestyle=["-", "--", ":"]) * cycler(color=list(matplotlib.colormaps["tab10"].colors)),
     "grid.alpha": 0.25,
     "font.size": 11,
     "figure.dpi": 110,

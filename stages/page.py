@@ -14,7 +14,8 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; } .quiet { color: #666; font-size: .85rem; }
-.plots { display: flex; flex-wrap: wrap; gap: 1rem; } .plots img { max-width: 34rem; width: 100%; }
+.plots { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 1rem; }
+.plots img { max-width: 34rem; width: 100%; }
 """
 
 

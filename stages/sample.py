@@ -80,7 +80,7 @@ def strip_of(sampler: sampling.Sampler, seeds: list[int], labels: Tensor) -> lis
     chosen: list[int] = []
     start = 0
     for end in ends:
-        chosen += sorted({round(float(i)) for i in np.linspace(start, end, each)})
+        chosen += sorted({round(float(i)) for i in np.linspace(end, start, each)})
         start = end + 1
     captions = [f"{frames[i][0]}, step {i + 1}" for i in chosen]
     return [(caption, frames[i][1]) for caption, i in zip(captions, chosen)]
