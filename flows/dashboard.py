@@ -1,4 +1,4 @@
-"""Starts the dashboard: a Prefect server, the flow on demand and every night, and the report to look at.
+"""Starts the dashboard: a Prefect server, the flow on demand and every night, the sweeps, and the report to look at.
 
 It listens on this machine alone (127.0.0.1), keeps everything in .prefect/ and ends with Ctrl-C. Started again, it has
 the same runs, schedules and password.
@@ -29,6 +29,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from flows import connection, process
 from flows.board import FILES
 from flows.reproduce import reproduce
+from flows.sweep import sweep
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import REPORTS
 
@@ -130,6 +131,7 @@ def run(port: int, nightly: str) -> None:
             serve(
                 reproduce.to_deployment("on-demand", entrypoint_type=EntrypointType.MODULE_PATH),
                 reproduce.to_deployment("nightly", cron=nightly, entrypoint_type=EntrypointType.MODULE_PATH),
+                sweep.to_deployment("search", entrypoint_type=EntrypointType.MODULE_PATH),
                 limit=1,  # one run at a time in one folder
                 pause_on_shutdown=False,
                 print_starting_message=False,

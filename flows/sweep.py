@@ -22,15 +22,32 @@ from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.states import Completed, Failed, State
 
 from flows import search
-from flows.space import SWEEPS
+from flows.space import SWEEPS, load
+from stages.common.errors import BadInput
 from stages.common.harness import guarded
 
 
 @flow(name="sweep", log_prints=True)
-def sweep(name: str) -> None:
-    """Runs a sweep; its progress and its ranked table are artifacts of the run."""
+def sweep(name: str) -> State:
+    """Searches settings; progress and the ranked table are artifacts of the run.
+
+    Args:
+        name: A sweep of params/sweeps (dit, msf, ssd). One that was cut off goes on.
+    """
+    try:
+        load(name)  # refused before anything is shown
+        table = search.run(name, _shown(name))
+    except BadInput as error:
+        return Failed(message=f"error: {error}")
+    create_markdown_artifact(table.read_text(), key=f"sweep-{name}-trials", description=f"The sweep {name}, ranked")
+    return Completed(message=f"{table} ranks the trials")
+
+
+def _shown(name: str) -> search.OnTrial:
+    """Shows in the dashboard how many trials have ended."""
     progress = create_progress_artifact(0.0, key=f"sweep-{name}", description=f"Trials of the sweep {name}")
 
     def on_trial(records: list[dict[str, Any]], total: int) -> None:
@@ -38,8 +55,7 @@ def sweep(name: str) -> None:
         about = f"{len(records)} of {total} trials of the sweep {name}" + (f", {failed} failed" if failed else "")
         update_progress_artifact(progress, 100 * len(records) / total, description=about)
 
-    table = search.run(name, on_trial)
-    create_markdown_artifact(table.read_text(), key=f"sweep-{name}-trials", description=f"The sweep {name}, ranked")
+    return on_trial
 
 
 def show() -> None:
