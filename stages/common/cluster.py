@@ -46,7 +46,7 @@ def connect(run: Run) -> None:
         before = os.umask(0o077)  # Ray writes its token with the default mask
         try:
             ray.init(
-                address=address,
+                address=address or "local",  # by itself Ray waits for whatever cluster was killed here last
                 include_dashboard=None if address else False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
