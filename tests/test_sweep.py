@@ -172,7 +172,7 @@ def test_a_killed_sweep_goes_on_keeps_what_failed_and_leaves_a_winner_that_runs(
     assert {LR, DROPOUT, "fd", "seconds_per_image", "history"} <= set(rows.columns)
     assert finished["history"][0].struct.field("images").to_list() == [16, 32]
     failed = rows.filter(pl.col("state") == "failed")
-    assert all("FloatingPointError" in error for error in failed["error"])
+    assert failed["error"].str.contains("Error: ").all()
     assert (folder / "trials.md").read_text() == done.stdout.rstrip("\n") + "\n"
     for name in ("settings", "parallel"):
         with Image.open(folder / f"{name}.png") as picture:
