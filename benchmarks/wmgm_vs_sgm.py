@@ -102,14 +102,13 @@ def compare(wmgm_points: list[dict], sgm_points: list[dict]) -> dict:
     """What the two curves of a solver say; WMGM matches SGM where its KID is at most SGM's best."""
     best = min(sgm_points, key=lambda p: p["kid"])
     matching = next((p for p in wmgm_points if p["kid"] <= best["kid"]), None)
-    times = np.log([p["seconds_per_image"] for p in sgm_points])
+    slower = sorted(sgm_points, key=lambda p: p["seconds_per_image"])
+    times = np.log([p["seconds_per_image"] for p in slower])
     ratios = {}
     for p in wmgm_points:
         at = np.log(p["seconds_per_image"])
         if times[0] <= at <= times[-1]:
-            ratios[p["steps"]] = {
-                key: p[key] / np.interp(at, times, [q[key] for q in sgm_points]) for key in ("kid", "fd")
-            }
+            ratios[p["steps"]] = {key: p[key] / np.interp(at, times, [q[key] for q in slower]) for key in ("kid", "fd")}
     finest = min(wmgm_points, key=lambda p: p["kid"])
     return {
         "sgm_best": best,
@@ -144,6 +143,7 @@ def draw(curves: dict, metric: str, count: int) -> None:
                     x, kid, spread = ([p[k] for p in points] for k in (key, "kid", "kid_std"))
                     axes.errorbar(x, kid, spread, fmt="o-", capsize=3, label=name)
                 axes.set(xlabel=label, xscale="log", title=solver)
+            figures.doublings(panels[0], STEPS)
             panels[0].set_ylabel(f"KID-{metric}, N = {count}")
             panels[0].legend(frameon=False)
         figures.save(figure, RESULTS / "wmgm_vs_sgm.png")

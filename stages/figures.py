@@ -91,7 +91,7 @@ def conditioning(fields: list[dict], images: list[dict], path: Path) -> None:
             axes.plot(*place, "o", color="0.25", markersize=7)
             axes.annotate(row["band"], place, xytext=(8, -4), textcoords="offset points", fontsize=9)
         axes.set(title="Conditioning", xlabel="side", ylabel="condition number", yscale="log")
-        _sides(axes, sorted({*sides, *(row["side"] for row in images)}))
+        doublings(axes, sorted({*sides, *(row["side"] for row in images)}))
         axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left", title="points: the recipe's images")
         save(figure, path)
 
@@ -107,14 +107,14 @@ def euler_steps(tables: dict[str, list[dict]], errors: dict[str, float], path: P
             axes.set(
                 title=f"{kind} error {errors[kind]:g}", xlabel="side of a 1/f² field", yscale="log", ylim=(10, 1000)
             )
-            _sides(axes, sides)
+            doublings(axes, sides)
         panels[0].set_ylabel("Euler steps")
         panels[0].legend(frameon=False)
         save(figure, path)
 
 
-def _sides(axes, sides: list[int]) -> None:
-    """Image sides along a logarithmic axis, each with its number."""
+def doublings(axes, values: list[int]) -> None:
+    """Sides or steps along a logarithmic axis, each with its number."""
     axes.set_xscale("log", base=2)
-    axes.set_xticks(sides, [str(side) for side in sides])
+    axes.set_xticks(values, [str(value) for value in values])
     axes.minorticks_off()
