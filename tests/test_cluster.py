@@ -91,10 +91,11 @@ def test_the_stages_of_a_flow_share_the_cluster_that_it_starts(spread, monkeypat
     spread.change({"run.workers": 1})
     shutil.rmtree("data/latents/24")
     flow = (
-        "import os, ray\n"
+        "import os\n"
         "from conftest import Project\nfrom flows.cluster import shared\nfrom stages.schema import Run\n"
         "with shared(Run(workers=1)):\n"
         "    done = Project('.').run('-m', 'stages.latents', '24')\n"
+        "    import ray\n"
         "    used = {job['JobID'] for job in ray.state.jobs()}\n"
         "print(done.returncode, len(used), done.stderr)\n"
         "assert 'RAY_ADDRESS' not in os.environ\n"

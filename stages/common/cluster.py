@@ -35,8 +35,9 @@ def connect(run: Run) -> None:
 
     Raises BadInput where none answers, or where it could never hold the workers that `run` asks for.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # both are read when Ray is first imported
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # all are read when Ray is first imported
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     address = os.environ.get("RAY_ADDRESS")
     _probe(address)
     import ray
@@ -78,6 +79,8 @@ def _probe(address: str | None) -> None:
 
 def _unreachable(address: str | None, error: Exception) -> BadInput:
     first = " ".join(str(error).split())[:200]
+    if not address:
+        return BadInput(f"{EXPERIMENT}: run.workers: Ray cannot start here: {first}; allowed: 0, or a RAY_ADDRESS")
     return BadInput(f"RAY_ADDRESS: {address!r}: {first}; allowed: HOST:PORT of a cluster that runs and knows the token")
 
 
