@@ -19,6 +19,8 @@ DETAILS = "parts.wmgm-details"
 ORDER = ("methods.wmgm.parts", "'wmgm-details'", "first")
 FACTOR = (f"{DETAILS}.discriminator.lr_factor", "0", "greater than 0")
 DEEP = (f"{DETAILS}.generator.widths", "[8, 8", "a side of 16 is no multiple of 32")
+LARGE = {"data.size": 256, "latents.sides": [24, 256], "decompose.full.sides": [256]}
+LARGE |= {"decompose.residual.sides": [24, 256]}
 WHITE = ("parts.wmgm-low.whitening", "'full'", "scale (full up to 4096 numbers, the band has 16384)")
 SSD, CHAIN = "parts.ssd-2l", "methods.ssd-2l.solver"
 UNDIVIDED = (f"{SSD}.network.multipliers", "1, 1", "multiples of 64")
@@ -193,7 +195,7 @@ INVALID = [
     ("a detail level that is not there", {f"{DETAILS}.level": 2}, f"{DETAILS}.level", "2", "which has 1"),
     ("details without a generator", {f"{DETAILS}.generator": None}, f"{DETAILS}.generator", "None", "model: gan"),
     ("a generator too deep", {f"{DETAILS}.generator.widths": [8] * 6}, *DEEP),
-    ("a band too large to whiten", {"parts.wmgm-low.whitening": "full", "data.size": 256}, *WHITE),
+    ("a band too large to whiten", {"parts.wmgm-low.whitening": "full", **LARGE}, *WHITE),
     ("an unknown loss preset", {f"{DETAILS}.loss": {"preset": "wgan"}}, f"{DETAILS}.loss.preset", "'wgan'", "official"),
     ("a low band after its details", {"methods.wmgm.parts": ["wmgm-details", "wmgm-low"]}, *ORDER),
     ("an opponent that never learns", {f"{DETAILS}.discriminator.lr_factor": 0}, *FACTOR),
