@@ -113,7 +113,8 @@ def test_pictures_and_page_are_real(clone):
                 assert picture.width > 300 and len(picture.convert("L").getcolors(256)) > 10
     page = (clone.folder / "reports" / "report.html").read_text()
     text = re.sub(r"base64,[^\"]+", "", page)  # any three letters occur in a picture
-    assert page.count("data:image/png;base64,") == 2 + 2 * len(METHODS) and "KID-EffLite0" in text and "FID" not in text
+    assert page.count("data:image/png;base64,") == 4 + 2 * len(METHODS) and "KID-EffLite0" in text and "FID" not in text
+    assert "Bands of wavelet" in text and "Diversity of the adversarial details" in text
 
 
 def test_a_fresh_clone_gives_the_same_metrics_to_the_last_digit(clone, sources, tmp_path):
