@@ -7,6 +7,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from prefect import get_client
@@ -72,8 +73,8 @@ def show_results(done: set[str], changed: bool) -> None:
         _show_pictures("samples", [SAMPLES / name / f"{kind}.png" for name in methods for kind in ("grid", "strip")])
     if "report" not in done:
         return
-    for number, table in enumerate(_tables(REPORTS / "leaderboard.md"), 1):
-        create_table_artifact(table, "leaderboard" if number == 1 else f"leaderboard-{number}", "Best first")
+    for number, (table, protocol) in enumerate(_tables(REPORTS / "leaderboard.md"), 1):
+        create_table_artifact(table, "leaderboard" if number == 1 else f"leaderboard-{number}", protocol)
     if changed:
         _show_pictures("plots", sorted(REPORTS.glob("*.png")))
     if address := os.environ.get(FILES):
@@ -90,11 +91,10 @@ def _show_pictures(key: str, paths: list[Path]) -> None:
         create_markdown_artifact("\n\n".join(parts), key)
 
 
-def _tables(path: Path) -> list[list[dict[str, str]]]:
-    """The tables of a Markdown file, a row a mapping from heading to cell."""
-    tables = []
-    for block in path.read_text().split("\n\n") if path.exists() else ():
-        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
+def _tables(path: Path) -> Iterator[tuple[list[dict[str, str]], str]]:
+    """The tables of a Markdown file, a row a mapping from heading to cell, each with the paragraph that follows it."""
+    blocks = path.read_text().split("\n\n") if path.exists() else []
+    for block, after in zip(blocks, [*blocks[1:], ""]):
         if block.startswith("|"):
-            tables.append([dict(zip(rows[0], row)) for row in rows[2:]])
-    return tables
+            heads, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines())
+            yield [dict(zip(heads, row)) for row in rows], after.strip()

@@ -74,7 +74,11 @@ def prefect_server(port: int, password: str) -> Iterator[str]:
     """Starts a Prefect server, waits until it answers, and yields the address of its API."""
     url = f"http://{HOST}:{port}/api"
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    environment = os.environ | {"PREFECT_SERVER_API_AUTH_STRING": password, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    environment = os.environ | {
+        "PREFECT_SERVER_API_AUTH_STRING": password,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_API_URL": url,  # by default the pages ask port 4200, whatever the port
+    }
     with process.group(command, environment, DEVNULL) as server:
         deadline = time.monotonic() + PATIENCE
         while connection.answers(url, password) != 200:

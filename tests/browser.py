@@ -49,8 +49,9 @@ class Browser:
         return until(lambda: self.value(script))
 
     def type(self, selector: str, text: str) -> None:
+        """Replaces the text of a field."""
         self.shows(f"!!document.querySelector({selector!r})")
-        self.value(f"document.querySelector({selector!r}).focus()")
+        self.value(f"document.querySelector({selector!r}).select()")
         self.call("Input.insertText", text=text)
 
     def click(self, selector: str) -> None:
