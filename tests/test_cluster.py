@@ -112,12 +112,15 @@ def test_training_survives_a_killed_worker_and_a_killed_node_to_the_same_bytes(n
     quiet = tmp_path / "quiet"
     shutil.copytree(spread.folder, quiet)
     child = start("train msf-1", spread.folder)
-    seen = seen_by(child, spread.folder, 16)
-    os.kill(workers_in(spread.folder)[0], signal.SIGKILL)
-    seen = seen_by(child, spread.folder, seen + 160)  # beyond what was written before the kill took effect
-    while not (workers := workers_in(spread.folder)):
+    seen_by(child, spread.folder, 16)
+    first = workers_in(spread.folder)
+    os.kill(first[0], signal.SIGKILL)
+    while not (second := set(workers_in(spread.folder)) - set(first)):
+        assert child.poll() is None, child.stderr.read()
         time.sleep(0.05)
-    os.kill(parent_of(workers[0]), signal.SIGKILL)  # the node's own process, and with it the node
+    seen = seen_by(child, spread.folder, 0)
+    seen_by(child, spread.folder, seen + 16)
+    os.kill(parent_of(second.pop()), signal.SIGKILL)  # the node's own process, and with it the node
     _, said = child.communicate()
     assert child.returncode == 0, said
     assert said.count("lost a worker") >= 2 and "going on from the last checkpoint" in said
