@@ -55,13 +55,14 @@ def spread(trained, tmp_path, monkeypatch) -> Project:
     return Project(folder)
 
 
-def processes_in(folder: Path) -> list[int]:
-    """The processes whose working directory it is."""
+def workers_in(folder: Path) -> list[int]:
+    """The processes that train in a folder: Ray names them after their class."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                found += [int(entry.name)] if (entry / "cwd").resolve() == folder.resolve() else []
+                trains = (entry / "cmdline").read_text().startswith("ray::RayTrainWorker")
+                found += [int(entry.name)] if trains and (entry / "cwd").resolve() == folder.resolve() else []
             except OSError:
                 continue  # it has ended
     return found
@@ -112,10 +113,9 @@ def test_training_survives_a_killed_worker_and_a_killed_node_to_the_same_bytes(n
     shutil.copytree(spread.folder, quiet)
     child = start("train msf-1", spread.folder)
     seen = seen_by(child, spread.folder, 16)
-    workers = [process for process in processes_in(spread.folder) if process != child.pid]
-    os.kill(workers[0], signal.SIGKILL)
+    os.kill(workers_in(spread.folder)[0], signal.SIGKILL)
     seen = seen_by(child, spread.folder, seen + 160)  # beyond what was written before the kill took effect
-    while not (workers := [process for process in processes_in(spread.folder) if process != child.pid]):
+    while not (workers := workers_in(spread.folder)):
         time.sleep(0.05)
     os.kill(parent_of(workers[0]), signal.SIGKILL)  # the node's own process, and with it the node
     _, said = child.communicate()
