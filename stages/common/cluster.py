@@ -35,9 +35,8 @@ def connect(run: Run) -> None:
 
     Raises BadInput where none answers, or where it could never hold the workers that `run` asks for.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # all are read when Ray is first imported
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # both are read when Ray is first imported
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     address = os.environ.get("RAY_ADDRESS")
     _probe(address)
     import ray
@@ -215,7 +214,7 @@ def train(title: str, run: Run, total: int, function: Callable[[dict], None], co
     for life in range(LIVES + 1):
         name = uuid.uuid4().hex  # a name seen before would mean to Ray: restore that run
         try:
-            if not _is_free(run, ray.available_resources()):
+            if life == 0 and not _is_free(run, ray.available_resources()):  # later, what was lost is still being freed
                 _say_that_it_waits(title, run)
             with _watched(title, total, meter):
                 TorchTrainer(
