@@ -20,7 +20,7 @@ from stages.common.settings import BadInput
 from stages.schema import Run
 
 LONG = {  # a training of a few hundred steps, with a checkpoint after each
-    "parts.msf-1.training.images": 4800,
+    "parts.msf-1.training.images": 3200,
     "parts.msf-1.training.log_images": 800,
     "parts.msf-1.training.checkpoint_seconds": 0,
     "parts.msf-1.training.precision": "fp32",
@@ -32,6 +32,7 @@ def nodes(tmp_path_factory):
     """A cluster of a head without cores and two nodes of two cores each; RAY_ADDRESS leads there."""
     before = dict(os.environ)
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # what a test sends to a worker is found there
     import ray
     from ray.cluster_utils import Cluster
 
@@ -120,7 +121,9 @@ def test_training_survives_a_killed_worker_and_a_killed_node_to_the_same_bytes(n
         time.sleep(0.05)
     seen = seen_by(child, spread.folder, 0)
     seen_by(child, spread.folder, seen + 16)
-    os.kill(parent_of(second.pop()), signal.SIGKILL)  # the node's own process, and with it the node
+    node = parent_of(min(second))
+    for process in [node, *(worker for worker in second if parent_of(worker) == node)]:  # all that a node takes along
+        os.kill(process, signal.SIGKILL)
     _, said = child.communicate()
     assert child.returncode == 0, said
     assert said.count("lost a worker") >= 2 and "going on from the last checkpoint" in said
