@@ -24,7 +24,7 @@ from flows.dashboard import prefect_server
 ROOT = Path(__file__).parent.parent
 PORT = 4290
 METHODS = 8
-SECONDS = {"download": 6.0, "train": 12.0, "sample": 6.0, "report": 6.0}
+SECONDS = {"download": 10.0, "train": 40.0, "sample": 20.0, "report": 10.0}
 SHORT = 50
 
 

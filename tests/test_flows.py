@@ -209,9 +209,11 @@ def test_an_ended_flow_leaves_no_process_no_lock_and_no_output(server, pipeline,
     pipeline.write(f"a: {{cmd: touch started; sleep {marker} & sleep {marker}; echo a > a, outs: [a]}}")
     flow = subprocess.Popen([sys.executable, "-m", "flows.reproduce"], env=os.environ | {"PYTHONPATH": str(ROOT)})
     until((pipeline.folder / "started").exists)
-    assert processes(f"sleep {marker}")
+    begun = [*processes(f"sleep {marker}"), *(each.pid for each in psutil.Process(flow.pid).children(recursive=True))]
+    assert begun
     flow.send_signal(kill)
     until(lambda: not processes(f"sleep {marker}"), 60)
+    until(lambda: not any(map(psutil.pid_exists, begun)), 60)
     assert flow.wait(120) != 0 and not (pipeline.folder / "a").exists()
     pipeline.write("a: {cmd: echo a > a, outs: [a]}")
     pipeline.run("dvc", "repro")  # no lock is in the way
