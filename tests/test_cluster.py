@@ -211,7 +211,7 @@ def test_a_stage_waits_for_its_turn_and_says_so(nodes, spread, capfd):
 
 
 def test_more_than_the_cluster_ever_has_is_one_line(nodes, spread):
-    with pytest.raises(BadInput, match=r"run.workers: 99 .*allowed: fewer.* 1 CPU each, of the \d CPU"):
+    with pytest.raises(BadInput, match=r"run.workers: 99 .*allowed: fewer.* 1 CPU each, of the \d that"):
         cluster.connect(Run(workers=99))
     with pytest.raises(BadInput, match="run.workers: 1 .*allowed: fewer, or another run.gpus: .*2 GPU each, of the 0"):
         cluster.connect(Run(workers=1, gpus=2.0))

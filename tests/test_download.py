@@ -119,6 +119,7 @@ def run(project, **data: object):
     # The schemas of sizes and sides belong together; the stage itself reads `data` alone.
     small = {"data.source": "files", "data.path": "set", "data.size": 8, "vae.widths": [8], "vae.sides": [8]}
     small |= {"latents.sides": [4, 8], "decompose.full.sides": [8], "decompose.residual.sides": [4, 8]}
+    small |= {"decompose.pyramid.sides": [4, 8], "students.swd.schedule.sides": [4, 4, 8, 8]}
     project.change(small | {f"data.{key}": value for key, value in data.items()})
     return project.stage("download")
 
