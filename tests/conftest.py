@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from multiscale.training.loop import Training
-from stages.common import settings
+from stages.common import errors, settings
 from stages.common.images import SCHEMA
 
 ROOT = Path(__file__).parent.parent
@@ -53,6 +53,20 @@ def until(value: Callable, seconds: float = 600):
         assert time.monotonic() < deadline, "it did not come"
         time.sleep(0.1)
     return found
+
+
+def free_port() -> int:
+    """A port that is free, as is the next."""
+    from flows import dashboard
+
+    for port in range(21000 + os.getpid() % 10000, 60000, 2):
+        try:
+            dashboard.check_free(port)
+            dashboard.check_free(port + 1)
+        except errors.BadInput:
+            continue
+        return port
+    raise AssertionError("no free port")
 
 
 class Pipeline:
@@ -231,3 +245,28 @@ def pipeline(empty_pipeline, tmp_path, monkeypatch) -> Pipeline:
     shutil.copytree(empty_pipeline, folder)
     monkeypatch.chdir(folder)
     return Pipeline(folder)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A real Prefect server with a password, the one that flows use."""
+    from prefect import settings as prefect
+
+    from flows import connection, dashboard
+
+    home, patch = tmp_path_factory.mktemp("prefect"), pytest.MonkeyPatch()
+    patch.setenv("PREFECT_HOME", str(home))
+    patch.setattr(connection, "ADDRESS", home / "address")
+    port = free_port()
+    with dashboard.prefect_server(port, "admin:right") as url:
+        patch.setenv("PREFECT_API_URL", url)
+        patch.setenv("PREFECT_API_AUTH_STRING", "admin:right")
+        with prefect.temporary_settings(
+            {
+                prefect.PREFECT_API_URL: url,
+                prefect.PREFECT_API_AUTH_STRING: "admin:right",
+                prefect.PREFECT_HOME: home,
+            }
+        ):
+            yield url
+    patch.undo()

@@ -15,14 +15,14 @@ from pathlib import Path
 import httpx
 import pytest
 from browser import CHROMIUM, Browser
-from conftest import ROOT, Pipeline, until
+from conftest import ROOT, Pipeline, free_port, until
 from prefect import get_client, settings
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId, FlowRunFilterStartTime
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling
-from test_flows import free_port, processes
+from test_flows import processes
 
 SLEEP = f"8{os.getpid()}"  # seconds, found in the command line
 STAGES = f"""

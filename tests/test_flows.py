@@ -12,12 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, Pipeline, until
+from conftest import ROOT, Pipeline, free_port, until
 from dvc.utils.hydra import apply_overrides
 from prefect import get_client, settings
 from prefect.client.schemas.filters import FlowRunFilter
 
-from flows import connection, dashboard, inputs, run
+from flows import inputs, run
 from flows.reproduce import main, reproduce
 from stages.common.errors import BadInput
 
@@ -39,39 +39,6 @@ FAILS = """
     after: {cmd: cat bad > after, deps: [bad], outs: [after]}
     other: {cmd: cat a > other, deps: [a], outs: [other]}
 """
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    """A real Prefect server with a password, the one that flows use."""
-    home, patch = tmp_path_factory.mktemp("prefect"), pytest.MonkeyPatch()
-    patch.setenv("PREFECT_HOME", str(home))
-    patch.setattr(connection, "ADDRESS", home / "address")
-    port = free_port()
-    with dashboard.prefect_server(port, "admin:right") as url:
-        patch.setenv("PREFECT_API_URL", url)
-        patch.setenv("PREFECT_API_AUTH_STRING", "admin:right")
-        with settings.temporary_settings(
-            {
-                settings.PREFECT_API_URL: url,
-                settings.PREFECT_API_AUTH_STRING: "admin:right",
-                settings.PREFECT_HOME: home,
-            }
-        ):
-            yield url
-    patch.undo()
-
-
-def free_port() -> int:
-    """A port that is free, as is the next."""
-    for port in range(21000 + os.getpid() % 10000, 60000, 2):
-        try:
-            dashboard.check_free(port)
-            dashboard.check_free(port + 1)
-        except BadInput:
-            continue
-        return port
-    raise AssertionError("no free port")
 
 
 def task_states(state) -> dict[str, tuple[str, str]]:
@@ -139,34 +106,40 @@ def test_a_crash_without_an_error_line_is_told_by_its_exception(server, pipeline
     assert "json.decoder.JSONDecodeError: Expecting property name" in reproduce(return_state=True).message
 
 
-# What another DVC process that works on b would leave in DVC's table of locks, while it lives.
+# Stands for another DVC process that works on b: it has an entry in DVC's table of locks, until b was tried once.
 HOLDER = """
-import json, os, pathlib, time
+import json, os, pathlib, psutil, time
+
+def tried():
+    return [each for each in psutil.process_iter(["cmdline"]) if (each.info["cmdline"] or [])[-2:] == ["-s", "b"]]
+
 while not pathlib.Path("started").exists():
     time.sleep(0.05)
 table = pathlib.Path(".dvc/tmp/rwlock")
 locks = json.loads(table.read_text())
 locks.setdefault("write", {})[os.path.abspath("b")] = {"pid": os.getpid(), "cmd": "dvc repro b"}
 table.write_text(json.dumps(locks))
-time.sleep(3)
+pathlib.Path("held").touch()
+while not tried():
+    time.sleep(0.02)
+while tried():
+    time.sleep(0.02)
 """
 
 
 def test_another_dvc_in_the_way_is_waited_for(server, pipeline):
     pipeline.write("""
-        a: {cmd: touch started; sleep 2; echo a > a, outs: [a]}
+        a: {cmd: "touch started; while [ ! -e held ]; do sleep 0.1; done; echo a > a", outs: [a]}
         b: {cmd: cat a > b, deps: [a], outs: [b]}
     """)
     holder = subprocess.Popen([sys.executable, "-c", HOLDER])
     threading.Thread(target=holder.wait).start()  # a process that nobody waits for still counts as one
     state = reproduce(return_state=True)
     assert state.is_completed() and pipeline.is_clean()
-    client = get_client(sync_client=True)
+    assert task_states(state)["b"] == ("Completed", "ran")
     flow = FlowRunFilter(id={"any_": [state.state_details.flow_run_id]})
-    assert {task.name: task.run_count > 1 for task in client.read_task_runs(flow_run_filter=flow)} == {
-        "a": False,
-        "b": True,
-    }
+    tasks = get_client(sync_client=True).read_task_runs(flow_run_filter=flow)
+    assert {task.name: task.run_count > 1 for task in tasks} == {"a": False, "b": True}
 
 
 def test_many_stages_at_once_lose_nothing(server, pipeline):

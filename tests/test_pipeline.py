@@ -7,10 +7,12 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 METHODS = ("dit", "msf", "ssd-2l", "wmgm", "swd-teacher", "swd")
 
@@ -115,6 +117,16 @@ def test_pictures_and_page_are_real(clone):
     text = re.sub(r"base64,[^\"]+", "", page)  # any three letters occur in a picture
     assert page.count("data:image/png;base64,") == 4 + 2 * len(METHODS) and "KID-EffLite0" in text and "FID" not in text
     assert "Bands of wavelet" in text and "Diversity of the adversarial details" in text
+
+
+def test_the_flow_leaves_the_lock_of_a_plain_repro(server, clone, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(clone.folder, copy)
+    (copy / "dvc.lock").unlink()  # DVC's cache has every stage
+    command = [sys.executable, "-m", "flows.reproduce", "--slots", "4"]
+    done = subprocess.run(command, cwd=copy, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0 and "0 stages ran" in done.stdout, done.stderr
+    assert (copy / "dvc.lock").read_bytes() == (clone.folder / "dvc.lock").read_bytes()
 
 
 def test_a_fresh_clone_gives_the_same_metrics_to_the_last_digit(clone, sources, tmp_path):
