@@ -46,7 +46,7 @@ def connect(run: Run) -> None:
         before = os.umask(0o077)  # Ray writes its token with the default mask
         try:
             ray.init(
-                address=address or "local",  # by itself Ray waits for whatever cluster was killed here last
+                address=address or "local",  # not one that was started here before, which may be gone
                 include_dashboard=None if address else False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -237,15 +237,18 @@ def train(title: str, run: Run, total: int, function: Callable[[dict], None], co
 def _cause(error: Exception) -> tuple[Exception, bool]:
     """What a worker raised, and whether that means that a worker was lost.
 
-    When one dies, the others fail too: their collective operations break off, which torch calls a RuntimeError.
+    When one dies, Ray says so in an error of its own, and the others fail too: their collective operations break off,
+    which torch calls a RuntimeError.
     """
-    from ray.exceptions import RayError
-
     failures = [getattr(cause, "_base_exc", cause) for cause in getattr(error, "worker_failures", {}).values()]
-    own = [cause for cause in failures if not isinstance(cause, RayError | RuntimeError)]
+    own = [cause for cause in failures if not (isinstance(cause, RuntimeError) or _of_ray(cause))]
     if own:
         return own[0], False
-    return (failures or [error])[0], bool(failures) or isinstance(error, RayError)
+    return (failures or [error])[0], bool(failures) or _of_ray(error)
+
+
+def _of_ray(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] == "ray"
 
 
 @contextmanager
