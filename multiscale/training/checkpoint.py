@@ -47,7 +47,7 @@ class Checkpoints:
             whole = {key: value.detach().contiguous() for key, value in tensors.items()}
             save_file(whole, temporary, {"state": json.dumps(state)})
         for old in self._newest_first()[KEEP:]:
-            old.unlink()
+            old.unlink(missing_ok=True)  # a worker of a lost node may live on for a while, and write the same files
 
     def load(self) -> tuple[dict[str, Tensor], dict] | None:
         """The newest whole checkpoint, as (tensors, state), or None. A torn file is skipped with a warning."""
