@@ -32,8 +32,8 @@ dashboard: $(STAMP) ## Start the dashboard: runs, schedules, results (PORT=4200)
 flow: $(STAMP) ## Run what is stale, several stages at once, in the dashboard where one runs (SLOTS=2)
 	$(BIN)/python -m flows.reproduce $(if $(SLOTS),--slots $(SLOTS))
 
-test: $(STAMP) ## Run all tests
-	$(BIN)/python -m pytest
+test: $(STAMP) ## Run all tests, two files at once
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 clean: ## Remove scratch files (checkpoints of interrupted runs, downloads); results stay
 	rm -rf .scratch

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from stages.common import cluster
 from stages.schema import Run
+
+
+def connect(run: Run) -> None:
+    """Joins or starts the cluster, and leaves the flow the signal that Prefect cancels it by. Raises BadInput."""
+    before = signal.getsignal(signal.SIGTERM)
+    cluster.connect(run)
+    if signal.getsignal(signal.SIGTERM) is not before:  # Ray took it
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -19,7 +28,7 @@ def shared(run: Run) -> Iterator[None]:
     if not run.workers or os.environ.get("RAY_ADDRESS"):
         yield
         return
-    cluster.connect(run)
+    connect(run)
     import ray
 
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address

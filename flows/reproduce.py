@@ -15,6 +15,7 @@ import sys
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Annotated, Literal
 
 from prefect import flow, get_run_logger
@@ -24,6 +25,7 @@ from pydantic import Field
 from flows import connection, graph, inputs, process
 from flows.board import show_results
 from flows.run import Run
+from stages.common import settings
 from stages.common.errors import BadInput
 
 SLOTS = 2
@@ -59,12 +61,13 @@ def reproduce(
 def _run(stages: list[graph.Stage], slots: int, experiment: str | None) -> State:
     stale = [stage.address for stage in stages if not stage.current]
     order = graph.locked() if stale else []
-    run = Run(stages, slots)
-    try:
-        run.execute()
-    finally:
-        if stale:
-            graph.restore_order(order, stages)
+    with _cluster() if stale else nullcontext():
+        run = Run(stages, slots)
+        try:
+            run.execute()
+        finally:
+            if stale:
+                graph.restore_order(order, stages)
     show_results(run.done, bool(run.named("Completed")))
     failed = [f"{address}: {run.states[address].message}" for address in run.named("Failed", "Crashed")]
     if failed:
@@ -73,6 +76,15 @@ def _run(stages: list[graph.Stage], slots: int, experiment: str | None) -> State
     if experiment and (fault := _save(experiment, stages, run)):
         return Failed(message=fault)
     return Completed(message=f"{len(run.named('Completed'))} stages ran, {len(run.named('Cached'))} were up to date")
+
+
+def _cluster() -> AbstractContextManager:
+    """One Ray cluster for all stages, where they use workers."""
+    if not Path(settings.EXPERIMENT).exists() or not (run := settings.load("run").run).workers:
+        return nullcontext()
+    from flows.cluster import shared  # loads torch, which a run without workers has no use for
+
+    return shared(run)
 
 
 def _save(experiment: str, stages: list[graph.Stage], run: Run) -> str | None:

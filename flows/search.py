@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import outcome, trial
+from flows.cluster import connect
 from flows.space import Axis, Plan, load
 from flows.trial import Records
 from stages.common import cluster
@@ -51,7 +52,7 @@ def _search(plan: Plan, scratch: Path, records: Records, total: int, tell: Calla
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     setup = Run(**plan.experiment["run"])
     one = setup.model_copy(update={"workers": 1})
-    cluster.connect(one)
+    connect(one)
     from ray import tune
 
     asked = cluster.request(one)
@@ -105,14 +106,13 @@ def _searched(plan: Plan, records: Records, total: int) -> tuple[dict, dict]:
         evaluated_rewards=[record["metrics"][sweep.metric] for record in known],
         seed=sweep.seed + len(done),  # the seed of before would propose the same again
     )
-    images = sum(part["training"]["images"] for part in plan.trial({})["parts"].values())
     scheduler = AsyncHyperBandScheduler(
         time_attr="images",
         metric="loss",
         mode="min",
-        grace_period=max(1, images // 6),  # rungs at a sixth and at half of the images
+        grace_period=max(1, plan.images // 6),  # rungs at a sixth and at half of the images
         reduction_factor=3,
-        max_t=2 * images,  # it would end a trial here, before that has sampled
+        max_t=2 * plan.images,  # it would end a trial here, before that has sampled
     )
     options = {"scheduler": scheduler} if sweep.stop_early else {}
     return {}, {"search_alg": search, "num_samples": total - len(done), **options}
@@ -142,7 +142,7 @@ def _trial(config: dict[str, Any], plan: Plan, project: Path, scratch: Path) -> 
             tune.report({"images": before + row["images"], "loss": row["loss"]})
 
     try:
-        found = trial.run(plan.trial(point), project, scratch, on_row)
+        found = trial.run(plan.sweep.method, plan.trial(point), project, scratch, on_row)
         value = found["metrics"].get(plan.sweep.metric)
         if value is None or not math.isfinite(value):  # a set without classes has no label accuracy
             raise ArithmeticError(f"the {plan.sweep.metric} of the samples is {value}")

@@ -155,19 +155,45 @@ class Plan:
         return tree
 
     def trial(self, point: dict[str, Any]) -> dict[str, Any]:
-        """The experiment that a trial runs: the one method, at the budget and the number of images of the sweep."""
+        """The experiment that a trial runs: the method at the budget and images of the sweep, after its teacher."""
         tree, sweep = self.changed(point), self.sweep
-        tree["methods"] = {sweep.method: tree["methods"][sweep.method]}
-        tree["parts"] = {name: tree["parts"][name] for name in tree["methods"][sweep.method]["parts"]}
-        tree["decompose"] = {part["reads"]: tree["decompose"][part["reads"]] for part in tree["parts"].values()}
-        for part in tree["parts"].values():
-            training = part["training"]
+        teachers = [tree["students"][part]["teacher"] for part in self._parts if part in tree["students"]]
+        tree["methods"] = {name: tree["methods"][name] for name in (*teachers, sweep.method)}
+        kept = {part for method in tree["methods"].values() for part in method["parts"]}
+        for section in ("parts", "students"):
+            tree[section] = {name: part for name, part in tree[section].items() if name in kept}
+        trained = tree["parts"] | tree["students"]
+        tree["decompose"] = {part["reads"]: tree["decompose"][part["reads"]] for part in trained.values()}
+        for name in self._parts:
+            training = trained[name]["training"]
             for key in ("images", "warmup_images", "log_images"):
                 training[key] = max(min(training[key], training["batch"]), round(training[key] * sweep.budget))
         tree["sample"] |= {"images": sweep.images, "repeats": 1}
         tree["evaluate"]["kid_subset_size"] = min(tree["evaluate"]["kid_subset_size"], sweep.images)
         tree["run"]["workers"] = 0  # a trial is one process
         return tree
+
+    @property
+    def images(self) -> int:
+        """How many images the parts of the method see in a trial."""
+        tree = self.trial({})
+        return sum((tree["parts"] | tree["students"])[part]["training"]["images"] for part in self._parts)
+
+    @property
+    def open_to(self) -> list[str]:
+        """The sections that a trial can vary."""
+        parts, students = ({name: each[name] for name in self._parts if name in each} for each in self._trained)
+        reads = sorted({section["reads"] for section in (parts | students).values()})
+        own = [*(f"parts.{name}" for name in parts), *(f"students.{name}" for name in students)]
+        return [f"methods.{self.sweep.method}", *own, *(f"decompose.{name}" for name in reads)]
+
+    @property
+    def _trained(self) -> tuple[dict, dict]:
+        return self.experiment["parts"], self.experiment["students"]
+
+    @property
+    def _parts(self) -> list[str]:
+        return self.experiment["methods"][self.sweep.method]["parts"]
 
 
 def load(name: str) -> Plan:
@@ -204,12 +230,8 @@ def _ends(space: dict[str, Axis]) -> list[dict[str, Any]]:
 
 def _put(tree: dict[str, Any], key: str, value: Any, plan: Plan) -> None:
     """Sets a dotted key that must exist already, below the sections that a trial can vary."""
-    method = plan.sweep.method
-    parts = plan.experiment["methods"][method]["parts"]
-    reads = sorted({plan.experiment["parts"][part]["reads"] for part in parts})
-    open_to = [f"methods.{method}", *(f"parts.{part}" for part in parts), *(f"decompose.{name}" for name in reads)]
-    if not key.startswith(tuple(f"{section}." for section in open_to)) and key != "latents.sides":
-        raise refuse(plan.file, "space", key, f"keys below {', '.join(open_to)}, and latents.sides")
+    if not key.startswith(tuple(f"{section}." for section in plan.open_to)) and key != "latents.sides":
+        raise refuse(plan.file, "space", key, f"keys below {', '.join(plan.open_to)}, and latents.sides")
     *path, last = (int(step) if step.isdigit() else step for step in key.split("."))
     node: Any = tree
     for depth, step in enumerate((*path, last)):

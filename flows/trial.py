@@ -20,14 +20,14 @@ from ruamel.yaml import YAML
 
 from multiscale.core.storage import read_json, write_json
 from multiscale.training.checkpoint import digest_files
-from stages import decompose, evaluate, fitting, latents, sample, train
+from stages import decompose, distill, evaluate, fitting, latents, sample, train
 from stages.common import paths, settings
 
 OnRow = Callable[[str, int, dict[str, float]], None]  # (part, images of the parts before it, history row)
 
 
-def run(tree: dict[str, Any], project: Path, scratch: Path, on_row: OnRow) -> dict[str, Any]:
-    """Runs the experiment `tree` (one method) in a folder below `scratch`; gives metrics and history.
+def run(method: str, tree: dict[str, Any], project: Path, scratch: Path, on_row: OnRow) -> dict[str, Any]:
+    """Runs the experiment `tree` (a method, after its teacher) in a folder below `scratch`; gives metrics and history.
 
     Raises what a stage raises. A trial that was killed goes on from its checkpoints when it is run again.
     """
@@ -38,18 +38,20 @@ def run(tree: dict[str, Any], project: Path, scratch: Path, on_row: OnRow) -> di
     (folder / settings.EXPERIMENT).parent.mkdir(parents=True, exist_ok=True)
     (folder / settings.EXPERIMENT).write_text(text)  # JSON is YAML
     os.chdir(folder)
-    params = settings.load("seed", "run", "data", "vae", "latents", "decompose", "parts", "methods")
-    ((method, section),) = params.methods.items()
+    params = settings.load("seed", "run", "data", "vae", "latents", "decompose", "parts", "students", "methods")
     trained = Trained(project, scratch / "made")
     for name, decomposition in params.decompose.items():
         if decomposition.reads == "latents":
-            for side in {decomposition.sides[0], decomposition.sides[-1]}:
+            for side in set(decomposition.sides) & set(params.latents.sides):
                 trained.latents(side, params)
         trained.decomposition(name, params)
     before, history = 0, []
-    for part in section.parts:
+    for student in params.students.values():
+        for part in params.methods[student.teacher].parts:
+            trained.part(part, params, lambda row: None)
+    for part in params.methods[method].parts:
         trained.part(part, params, lambda row, part=part, before=before: on_row(part, before, row))
-        before += params.parts[part].training.images
+        before += (params.students | params.parts)[part].training.images
         lines = (paths.MODELS / method / part / "history.jsonl").read_text().splitlines()
         history += [{"part": part, "images": row["images"], "loss": row.get("loss")} for row in map(json.loads, lines)]
     sample.main(method)
@@ -103,14 +105,19 @@ class Trained:
 
     def part(self, name: str, params, on_row: Callable[[dict[str, float]], None]) -> None:
         """models/METHOD/NAME, reused wherever everything that decides its weights is equal."""
-        section = params.parts[name]
-        path = paths.MODELS / section.method / name
-        tracked = {"seed": params.seed, f"parts.{name}": section.model_dump()}
-        unchanged = (paths.DECOMPOSED / section.reads).readlink().is_relative_to(self.project / paths.DECOMPOSED)
-        if unchanged and self._is_projects(f"train@{name}", tracked, path):
+        student = name in params.students
+        stage, kind = (distill, "students") if student else (train, "parts")
+        section = (params.students if student else params.parts)[name]
+        path, inputs = paths.MODELS / section.method / name, [paths.DECOMPOSED / section.reads]
+        tracked = {"seed": params.seed, f"{kind}.{name}": section.model_dump()}
+        if student:
+            tracked["data.channels"] = params.data.channels
+            inputs += (paths.MODELS / section.teacher).iterdir()
+        unchanged = all(path.readlink().is_relative_to(self.project / path.parent) for path in inputs)
+        if unchanged and self._is_projects(f"{'distill' if student else 'train'}@{name}", tracked, path):
             _link(path, self.project / path)
             return
-        job = train.job(name, params)
+        job = stage.job(name, params)
         self._once(path, {"key": job.key}, lambda: fitting.work(job, lambda seen: None, [on_row]))
 
     def _is_projects(self, stage: str, tracked: dict[str, Any], path: Path) -> bool:

@@ -29,8 +29,8 @@ def save(folder: Path, part: Part, config: dict) -> None:
     fitting.save_weights(folder, part, config)
 
 
-def main(student: str) -> None:
-    params = settings.load("seed", "run", "data", "students")
+def job(student: str, params) -> fitting.Job:
+    """The distillation of one student as the experiment describes it, its teacher checked."""
     if student not in params.students:
         raise settings.refuse("distill", "STUDENT", student, f"one of {', '.join(params.students)}")
     section = params.students[student]
@@ -38,7 +38,6 @@ def main(student: str) -> None:
     found = [path for path in (MODELS / section.teacher).glob("[!.]*") if path.is_dir()]
     if len(found) != 1:
         raise settings.refuse(MODELS / section.teacher, "parts", len(found), "one trained part (dvc repro trains it)")
-    set_threads()
     if section.dmd.weight and (failure := teacher.unable(found[0], pyramid, section)):
         side, distance = failure
         allowed = f"0.0: the teacher {section.teacher} cannot generate at {side} px, where its latents are "
@@ -47,7 +46,7 @@ def main(student: str) -> None:
     folder = pyramid
     if section.synthetic:
         folder = teacher.images(found[0], pyramid, section.synthetic, params.data.channels)
-    job = fitting.job(
+    return fitting.job(
         student,
         partial(build, student, section.model_dump(), folder, found[0]),
         section,
@@ -57,7 +56,12 @@ def main(student: str) -> None:
         MODELS / section.method / student,
         save,
     )
-    fitting.train(job, params.run)
+
+
+def main(student: str) -> None:
+    params = settings.load("seed", "run", "data", "students")
+    set_threads()
+    fitting.train(job(student, params), params.run)
 
 
 if __name__ == "__main__":

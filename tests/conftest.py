@@ -46,6 +46,15 @@ TRAINING = Training(
 )
 
 
+# The files that take minutes start first, so that none is waited for in the end.
+LONGEST = ("test_pipeline.py", "test_cluster.py", "test_flows.py", "test_sweep.py", "test_dashboard.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Orders the files; the order of the tests within one stays."""
+    items.sort(key=lambda item: (LONGEST + (item.path.name,)).index(item.path.name))
+
+
 def until(value: Callable, seconds: float = 600):
     """The first true answer of `value`. The limit is for what hangs; a loaded machine needs minutes."""
     deadline = time.monotonic() + seconds
@@ -59,7 +68,7 @@ def free_port() -> int:
     """A port that is free, as is the next."""
     from flows import dashboard
 
-    for port in range(21000 + os.getpid() % 10000, 60000, 2):
+    for port in range(21000 + os.getpid() % 1000 * 20, 60000, 2):  # away from that of another worker
         try:
             dashboard.check_free(port)
             dashboard.check_free(port + 1)

@@ -12,8 +12,9 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
-from conftest import Project
+from conftest import ROOT, Project
 
 from stages.common import cluster
 from stages.common.settings import BadInput
@@ -88,24 +89,20 @@ def seen_by(child: subprocess.Popen, folder: Path, least: int) -> int:
         time.sleep(0.05)
 
 
-def test_the_stages_of_a_flow_share_the_cluster_that_it_starts(spread, monkeypatch):
+def test_the_stages_of_a_flow_share_the_cluster_that_it_starts(spread, server, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     spread.change({"run.workers": 1})
-    shutil.rmtree("data/latents/24")
-    flow = (
-        "import os\n"
-        "from conftest import Project\nfrom flows.cluster import shared\nfrom stages.schema import Run\n"
-        "with shared(Run(workers=1)):\n"
-        "    done = Project('.').run('-m', 'stages.latents', '24')\n"
-        "    import ray\n"
-        "    used = {job['JobID'] for job in ray.state.jobs()}\n"
-        "print(done.returncode, len(used), done.stderr)\n"
-        "assert 'RAY_ADDRESS' not in os.environ\n"
-    )
-    path = os.pathsep.join([str(spread.folder), str(Path(__file__).parent)])
-    done = spread.run("-c", flow, RAY_AUTH_TOKEN="0" * 64, PYTHONPATH=path)
-    assert done.stdout.startswith("0 2 "), done.stdout + done.stderr  # the flow's job, and the stage's
-    assert Path("data/latents/24/latents.safetensors").exists()
+    tell = "import os, ray, sys; ray.init(log_to_driver=False); open(sys.argv[1], 'w').write(os.environ['RAY_ADDRESS'])"
+    Path("tell.py").write_text(tell)
+    stages = {name: {"cmd": f"python tell.py {name}", "outs": [name]} for name in ("a", "b")}
+    Path("dvc.yaml").write_text(json.dumps({"stages": stages}))
+    for command in ("git init -q", "git add -A", "git commit -qm all", "dvc init -q"):
+        subprocess.run(command.split(), check=True)
+    path = os.pathsep.join([str(spread.folder), str(ROOT)])
+    done = spread.run("-m", "flows.reproduce", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64, PYTHONPATH=path)
+    assert done.returncode == 0 and "2 stages ran" in done.stdout, done.stderr
+    assert Path("a").read_text() == Path("b").read_text() != ""
+    assert not [each for each in psutil.process_iter() if each.name() == "raylet" and each.ppid() == 1]
 
 
 def test_training_survives_a_killed_worker_and_a_killed_node_to_the_same_bytes(nodes, spread, tmp_path):

@@ -135,6 +135,25 @@ def test_a_trial_is_the_one_method_at_the_budget(swept):
     assert load("half").changed({LR: 0.25})["parts"]["dit"]["training"]["images"] == 16
 
 
+def test_a_student_is_swept_with_its_own_settings_after_its_teacher(swept):
+    swept("few", SEARCH | {"method": "swd", "space": {"students.swd.mmd.kernel": {"grid": ["linear", "rbf"]}}})
+    plan, root = load("few"), Path.cwd()
+    tree = plan.trial({"students.swd.mmd.kernel": "rbf"})
+    assert set(tree["methods"]) == {"swd", "swd-teacher"} and set(tree["decompose"]) == {"pyramid"}
+    assert (
+        tree["students"]["swd"]["mmd"]["kernel"] == "rbf"
+        and plan.images == tree["students"]["swd"]["training"]["images"]
+    )
+
+    from flows import trial
+
+    found = trial.run("swd", tree, root, root / ".scratch/sweeps/few", lambda *row: None)
+    assert {row["part"] for row in found["history"]} == {"swd"} and found["metrics"]["network_calls"] == 4
+    swept("teacher", SEARCH | {"method": "swd", "space": {"parts.swd-teacher.training.lr": {"log": [1e-4, 1e-2]}}})
+    with pytest.raises(BadInput, match="keys below methods.swd, students.swd, decompose.pyramid, and latents.sides"):
+        load("teacher")
+
+
 def test_points_of_several_grids_are_tried_once_each(swept):
     steps, cfg = "methods.dit.scales.0.steps", "methods.dit.scales.0.cfg"
     swept("grids", SEARCH | {"space": [{steps: {"grid": [1, 2]}}, {steps: {"grid": [2]}}, {cfg: {"grid": [1.0, 2.0]}}]})
@@ -202,7 +221,7 @@ def test_settings_of_the_sampler_train_nothing_and_take_the_models_of_the_experi
     plan, root = load("steps"), Path.cwd()
     monkeypatch.setattr("stages.fitting.work", None)  # nothing trains
     found = [
-        trial.run(plan.trial(point), root, root / ".scratch/sweeps/steps", lambda *row: None)
+        trial.run("msf", plan.trial(point), root, root / ".scratch/sweeps/steps", lambda *row: None)
         for point in plan.sweep.points
     ]
     assert [result["metrics"]["network_calls"] for result in found] == [4 * 2 + 1, 4 * 2 + 2]
@@ -221,8 +240,8 @@ def test_a_decomposition_is_swept_with_the_latents_that_it_needs(swept):
     swept("ratio", SEARCH | sweep)
     plan, root = load("ratio"), Path.cwd()
     scratch = root / ".scratch/sweeps/ratio"
-    first = trial.run(plan.trial({sides: [16, 32]}), root, scratch, lambda *row: None)
-    again = trial.run(plan.trial({sides: [16, 32]}), root, scratch, lambda *row: pytest.fail("it trained again"))
+    first = trial.run("msf", plan.trial({sides: [16, 32]}), root, scratch, lambda *row: None)
+    again = trial.run("msf", plan.trial({sides: [16, 32]}), root, scratch, lambda *row: pytest.fail("it trained again"))
     assert first["metrics"]["kid"] == again["metrics"]["kid"]
     assert [row["part"] for row in first["history"]] == ["msf-0", "msf-1"]
     made = {path.name.rpartition("-")[0] for path in (scratch / "made").iterdir() if path.is_dir()}
