@@ -16,7 +16,7 @@ LOSSES = {
     # the released code's weights lambda, nu, alpha; the squared error is of images in [0, 2^(j-1)]
     "official":   ("sigmoid-mean", 20.0, 0.5,  0.1,         0.0, 16,       4,                   1),
     # the squared error is of standardised bands, and of their mean over the noise (two draws)
-    "stabilised": ("logistic",     5.0,  0.0,  0.1,         1.0, 16,       1,                   2),
+    "stabilised": ("logistic",     5.0,  0.0,  0.4,         1.0, 16,       1,                   2),
     # no adversary: the plain U-Net that the reviewers asked for
     "regression": ("logistic",     20.0, 0.5,  0.0,         0.0, 16,       1,                   1),
 }  # fmt: skip
