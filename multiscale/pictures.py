@@ -40,16 +40,17 @@ def strip(frames: list[tuple[str, Tensor]], title: str) -> Image.Image:
     """Frames (caption, uint8 (n, C, h, h)) from left to right at one zoom, so that growing scales are seen to grow."""
     full = max(images.shape[-1] for _, images in frames)
     zoom = max(1, 96 // full)
-    step = full * zoom + GAP
+    cell = max(full * zoom, *(round(_font(12).getlength(caption)) + 2 * GAP for caption, _ in frames))
+    step, across = full * zoom + GAP, cell + GAP
     count, top = len(frames[0][1]), 34
-    width = max(len(frames) * step, round(_font(16).getlength(title)) + GAP) + GAP
+    width = max(len(frames) * across, round(_font(16).getlength(title)) + GAP) + GAP
     sheet = Image.new("RGB", (width, top + count * step + 22), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, 6), title, INK, _font(16))
     for column, (caption, images) in enumerate(frames):
         for row, image in enumerate(images):
             picture = to_image(image, zoom)
-            inset = (full * zoom - picture.width) // 2
-            sheet.paste(picture, (GAP + column * step + inset, top + row * step + inset))
-        draw.text((GAP + column * step + full * zoom / 2, sheet.height - 12), caption, QUIET, _font(12), anchor="mm")
+            left, down = (cell - picture.width) // 2, (full * zoom - picture.height) // 2
+            sheet.paste(picture, (GAP + column * across + left, top + row * step + down))
+        draw.text((GAP + column * across + cell / 2, sheet.height - 12), caption, QUIET, _font(12), anchor="mm")
     return sheet

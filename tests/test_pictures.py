@@ -81,3 +81,10 @@ def test_a_strip_shows_steps_from_left_to_right_and_smaller_frames_smaller(full,
     below = np.asarray(sheet.convert("L"))[tops[1] + full * zoom :]
     for column in range(3):
         assert (below[:, GAP + column * step : (column + 1) * step] < 200).any(), "a caption under each"
+
+
+def test_captions_wider_than_their_pictures_do_not_touch():
+    frames = [(caption, torch.full((1, 1, 64, 64), 255, dtype=torch.uint8)) for caption in ("M" * 20, "M" * 20)]
+    line = np.asarray(pictures.strip(frames, "").convert("L"))[-22:]
+    inked = (line < 200).any(0).nonzero()[0]
+    assert np.diff(inked).max() > 2 * GAP, "there is paper between the two"
