@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.common import save
-from multiscale import autoencoder, features, metrics
+from multiscale import autoencoder, metrics
 from multiscale.classifier import accuracy, load
 from multiscale.core.device import set_threads
 from multiscale.core.pixels import to_pixels
@@ -26,7 +26,7 @@ from multiscale.processes import flow
 from multiscale.scales.upscaling import STRATEGIES, noisy
 from stages.common import settings
 from stages.common.paths import CLASSIFIER, DECOMPOSED, MODELS, REFERENCE, VAE
-from stages.reference import extractor
+from stages.reference import Extractor
 
 TEACHER = "swd-teacher"
 LEVELS = (0.4, 0.6, 0.8)
@@ -50,7 +50,7 @@ def main(images: int) -> None:
     solver = params.methods[TEACHER].solver.model_dump()
     codec = autoencoder.load(VAE, params.data.channels)
     sampler = swd.TeacherSampler(*swd.load_teacher(folder), codec, solver, "auto")
-    judge, (net, distance_layer, class_layer) = load(CLASSIFIER), extractor(params.evaluate)
+    judge, extractor = load(CLASSIFIER), Extractor(params.evaluate)
     real = load_file(REFERENCE / "features.safetensors")["distance"]
     sides = [int(side) for side in read_json(pyramid / "statistics.json")["grids"]]
     table = Table.open(pyramid / "targets.safetensors")
@@ -75,13 +75,12 @@ def main(images: int) -> None:
                     with torch.inference_mode():
                         pixels.append(to_pixels(finished(sampler, x, labels.to(sampler.device), sigma)))
                 made = torch.cat(pixels)
-                seen = features.extract(
-                    net, lambda a, b, made=made: made[a:b], images, params.evaluate.batch, lambda done: None
-                )
+                pairs = [extractor.extract(batch) for batch in made.split(params.evaluate.batch)]
+                seen, logits = (torch.cat(layer) for layer in zip(*pairs))
                 values = metrics.distances(
-                    seen[distance_layer],
+                    seen,
                     real,
-                    seen[class_layer],
+                    logits,
                     kid_subsets=params.evaluate.kid_subsets,
                     kid_subset_size=min(params.evaluate.kid_subset_size, images),
                     is_splits=1,

@@ -27,7 +27,7 @@ from stages import figures
 from stages.common import settings
 from stages.common.images import classes
 from stages.common.paths import CLASSIFIER, DECOMPOSED, MODELS, REFERENCE, TIMINGS
-from stages.reference import extractor
+from stages.reference import Extractor
 from stages.sample import labels_of
 
 METHODS = ("wmgm", "sgm")
@@ -40,17 +40,18 @@ class Judge:
 
     def __init__(self, section):
         self.section = section
-        self.net, self.layer, self.class_layer = extractor(section)
+        self.extractor = Extractor(section)
         self.real = load_file(REFERENCE / "features.safetensors")["distance"]
         self.classifier = load(CLASSIFIER)
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
         section, count = self.section, len(images)
-        found = features.extract(self.net, lambda a, b: images[a:b], count, section.batch, lambda done: None)
+        pairs = [self.extractor.extract(batch) for batch in images.split(section.batch)]
+        seen, logits = (torch.cat(layer) for layer in zip(*pairs))
         values = metrics.distances(
-            found[self.layer],
+            seen,
             self.real,
-            found[self.class_layer],
+            logits,
             kid_subsets=section.kid_subsets,
             kid_subset_size=min(section.kid_subset_size, count),
             is_splits=min(section.is_splits, count),

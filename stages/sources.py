@@ -7,7 +7,6 @@ import http.client
 import io
 import lzma
 import re
-import tarfile
 import urllib.request
 import zipfile
 import zlib
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 
 import polars as pl
 import pyarrow as pa
+from backports import tarfile  # Python before 3.11.4 has no safe filter
 
 from multiscale.core.storage import atomic_file, atomic_folder
 from stages.common import settings
