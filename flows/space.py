@@ -182,14 +182,14 @@ class Plan:
     @property
     def open_to(self) -> list[str]:
         """The sections that a trial can vary."""
-        parts, students = ({name: each[name] for name in self._parts if name in each} for each in self._trained)
-        reads = sorted({section["reads"] for section in (parts | students).values()})
-        own = [*(f"parts.{name}" for name in parts), *(f"students.{name}" for name in students)]
-        return [f"methods.{self.sweep.method}", *own, *(f"decompose.{name}" for name in reads)]
-
-    @property
-    def _trained(self) -> tuple[dict, dict]:
-        return self.experiment["parts"], self.experiment["students"]
+        trained = {
+            f"{kind}.{name}": self.experiment[kind][name]
+            for kind in ("parts", "students")
+            for name in self._parts
+            if name in self.experiment[kind]
+        }
+        reads = sorted({section["reads"] for section in trained.values()})
+        return [f"methods.{self.sweep.method}", *trained, *(f"decompose.{name}" for name in reads)]
 
     @property
     def _parts(self) -> list[str]:
