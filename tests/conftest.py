@@ -185,12 +185,21 @@ def tiny(sources) -> dict:
 
 
 @pytest.fixture
-def project(sources, tmp_path, monkeypatch) -> Project:
+def working_copy(tmp_path, monkeypatch) -> Callable[[Path], Path]:
+    """Makes a copy of a folder for one test, which is its working directory."""
+
+    def working_copy(source: Path) -> Path:
+        folder = shutil.copytree(source, tmp_path / "project")
+        monkeypatch.chdir(folder)
+        return folder
+
+    return working_copy
+
+
+@pytest.fixture
+def project(sources, working_copy) -> Project:
     """A copy of the project of its own, and the working directory."""
-    folder = tmp_path / "project"
-    shutil.copytree(sources, folder)
-    monkeypatch.chdir(folder)
-    return Project(folder)
+    return Project(working_copy(sources))
 
 
 @pytest.fixture(scope="session")
@@ -248,12 +257,9 @@ def empty_pipeline(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def pipeline(empty_pipeline, tmp_path, monkeypatch) -> Pipeline:
+def pipeline(empty_pipeline, working_copy) -> Pipeline:
     """A git and DVC project of the test's own; it is the working directory."""
-    folder = tmp_path / "pipeline"
-    shutil.copytree(empty_pipeline, folder)
-    monkeypatch.chdir(folder)
-    return Pipeline(folder)
+    return Pipeline(working_copy(empty_pipeline))
 
 
 @pytest.fixture(scope="session")

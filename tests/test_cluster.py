@@ -49,12 +49,9 @@ def nodes(tmp_path_factory):
 
 
 @pytest.fixture
-def spread(trained, tmp_path, monkeypatch) -> Project:
+def spread(trained, working_copy) -> Project:
     """A copy of the trained project; it is the working directory."""
-    folder = tmp_path / "project"
-    shutil.copytree(trained, folder)
-    monkeypatch.chdir(folder)
-    return Project(folder)
+    return Project(working_copy(trained))
 
 
 def workers_in(folder: Path) -> list[int]:

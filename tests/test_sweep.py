@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -35,11 +34,9 @@ SEARCH = {
 
 
 @pytest.fixture
-def swept(trained, tmp_path, monkeypatch):
+def swept(trained, working_copy):
     """Writes params/sweeps/NAME.yaml into a copy of the trained project, which is the working directory."""
-    folder = tmp_path / "project"
-    shutil.copytree(trained, folder)
-    monkeypatch.chdir(folder)
+    folder = working_copy(trained)
 
     def swept(name: str, sweep: dict) -> Project:
         Path("params/sweeps", f"{name}.yaml").write_text(as_yaml(sweep))
