@@ -106,18 +106,18 @@ class Trained:
     def part(self, name: str, params, on_row: Callable[[dict[str, float]], None]) -> None:
         """models/METHOD/NAME, reused wherever everything that decides its weights is equal."""
         student = name in params.students
-        stage, kind = (distill, "students") if student else (train, "parts")
-        section = (params.students if student else params.parts)[name]
+        module, stage, kind = (distill, "distill", "students") if student else (train, "train", "parts")
+        section = getattr(params, kind)[name]
         path, inputs = paths.MODELS / section.method / name, [paths.DECOMPOSED / section.reads]
         tracked = {"seed": params.seed, f"{kind}.{name}": section.model_dump()}
         if student:
             tracked["data.channels"] = params.data.channels
             inputs += (paths.MODELS / section.teacher).iterdir()
         unchanged = all(path.readlink().is_relative_to(self.project / path.parent) for path in inputs)
-        if unchanged and self._is_projects(f"{'distill' if student else 'train'}@{name}", tracked, path):
+        if unchanged and self._is_projects(f"{stage}@{name}", tracked, path):
             _link(path, self.project / path)
             return
-        job = stage.job(name, params)
+        job = module.job(name, params)
         self._once(path, {"key": job.key}, lambda: fitting.work(job, lambda seen: None, [on_row]))
 
     def _is_projects(self, stage: str, tracked: dict[str, Any], path: Path) -> bool:
