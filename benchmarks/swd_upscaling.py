@@ -11,13 +11,12 @@ from __future__ import annotations
 import sys
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.common import save
-from multiscale import autoencoder, metrics
-from multiscale.classifier import accuracy, load
-from multiscale.core.device import set_threads
+from benchmarks.judge import Judge
+from multiscale import autoencoder
+from multiscale.core.device import autocast, set_threads
 from multiscale.core.pixels import to_pixels
 from multiscale.core.storage import Table, read_json
 from multiscale.core.streams import noise_of_seeds
@@ -25,8 +24,7 @@ from multiscale.methods import swd
 from multiscale.processes import flow
 from multiscale.scales.upscaling import STRATEGIES, noisy
 from stages.common import settings
-from stages.common.paths import CLASSIFIER, DECOMPOSED, MODELS, REFERENCE, VAE
-from stages.reference import Extractor
+from stages.common.paths import DECOMPOSED, MODELS, VAE
 
 TEACHER = "swd-teacher"
 LEVELS = (0.4, 0.6, 0.8)
@@ -50,8 +48,7 @@ def main(images: int) -> None:
     solver = params.methods[TEACHER].solver.model_dump()
     codec = autoencoder.load(VAE, params.data.channels)
     sampler = swd.TeacherSampler(*swd.load_teacher(folder), codec, solver, "auto")
-    judge, extractor = load(CLASSIFIER), Extractor(params.evaluate)
-    real = load_file(REFERENCE / "features.safetensors")["distance"]
+    judge = Judge(params.evaluate)
     sides = [int(side) for side in read_json(pyramid / "statistics.json")["grids"]]
     table = Table.open(pyramid / "targets.safetensors")
     rows = table[torch.arange(images) * max(1, len(table) // images)]
@@ -72,22 +69,10 @@ def main(images: int) -> None:
                         return noise_of_seeds(seeds, "upscaling", shape)
 
                     x = noisy(low, full, sigma, draw, strategy).to(sampler.device)
-                    with torch.inference_mode():
+                    with torch.inference_mode(), autocast(sampler.precision, sampler.device):
                         pixels.append(to_pixels(finished(sampler, x, labels.to(sampler.device), sigma)))
                 made = torch.cat(pixels)
-                pairs = [extractor.extract(batch) for batch in made.split(params.evaluate.batch)]
-                seen, logits = (torch.cat(layer) for layer in zip(*pairs))
-                values = metrics.distances(
-                    seen,
-                    real,
-                    logits,
-                    kid_subsets=params.evaluate.kid_subsets,
-                    kid_subset_size=min(params.evaluate.kid_subset_size, images),
-                    is_splits=1,
-                    prc_neighborhood=params.evaluate.prc_neighborhood,
-                )
-                cell = {key: values[key] for key in ("kid", "kid_std", "fd", "recall")}
-                cell["label_accuracy"] = accuracy(judge, made, rows["label"]) if judge else None
+                cell = judge(made, rows["label"])
                 found[f"{side} px, {strategy}, sigma {sigma}"] = cell
                 print(f"{side} px, {strategy}, sigma {sigma}: {cell}", flush=True)
     save(f"swd_upscaling_{params.data.name}", {"images": images, "solver": solver, "cells": found})

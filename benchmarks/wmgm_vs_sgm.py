@@ -15,50 +15,22 @@ import time
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
-from safetensors.torch import load_file
 
 from benchmarks.common import RESULTS, save
-from multiscale import features, metrics, sampling
-from multiscale.classifier import accuracy, load
+from benchmarks.judge import Judge
+from multiscale import features, sampling
 from multiscale.core.device import set_threads
 from multiscale.core.storage import read_json
 from multiscale.methods import wmgm
 from stages import figures
 from stages.common import settings
 from stages.common.images import classes
-from stages.common.paths import CLASSIFIER, DECOMPOSED, MODELS, REFERENCE, TIMINGS
-from stages.reference import Extractor
+from stages.common.paths import DECOMPOSED, MODELS, REFERENCE, TIMINGS
 from stages.sample import labels_of
 
 METHODS = ("wmgm", "sgm")
 STEPS = (3, 5, 10, 20, 40, 80)
 SOLVERS = ("dpm-solver++", "euler-maruyama")
-
-
-class Judge:
-    """Measures images as the stage `evaluate` does."""
-
-    def __init__(self, section):
-        self.section = section
-        self.extractor = Extractor(section)
-        self.real = load_file(REFERENCE / "features.safetensors")["distance"]
-        self.classifier = load(CLASSIFIER)
-
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-        section, count = self.section, len(images)
-        pairs = [self.extractor.extract(batch) for batch in images.split(section.batch)]
-        seen, logits = (torch.cat(layer) for layer in zip(*pairs))
-        values = metrics.distances(
-            seen,
-            self.real,
-            logits,
-            kid_subsets=section.kid_subsets,
-            kid_subset_size=min(section.kid_subset_size, count),
-            is_splits=min(section.is_splits, count),
-            prc_neighborhood=min(section.prc_neighborhood, count - 1),
-        )
-        right = accuracy(self.classifier, images, labels) if self.classifier else None
-        return {key: values[key] for key in ("kid", "kid_std", "fd")} | {"label_accuracy": right}
 
 
 def point(name: str, solver: str, steps: int, params, labels: torch.Tensor, judge: Judge) -> dict:
