@@ -70,18 +70,19 @@ def show_results(done: set[str], changed: bool) -> None:
     """
     methods = sorted(address.removeprefix("sample@") for address in done if address.startswith("sample@"))
     if changed:
-        _show_pictures("samples", [SAMPLES / name / f"{kind}.png" for name in methods for kind in ("grid", "strip")])
+        show_pictures("samples", [SAMPLES / name / f"{kind}.png" for name in methods for kind in ("grid", "strip")])
     if "report" not in done:
         return
     for number, (table, protocol) in enumerate(_tables(REPORTS / "leaderboard.md"), 1):
         create_table_artifact(table, "leaderboard" if number == 1 else f"leaderboard-{number}", protocol)
     if changed:
-        _show_pictures("plots", sorted(REPORTS.glob("*.png")))
+        show_pictures("plots", sorted(REPORTS.glob("*.png")))
     if address := os.environ.get(FILES):
         create_link_artifact(f"{address}/report.html", "The report of the last run", "report")
 
 
-def _show_pictures(key: str, paths: list[Path]) -> None:
+def show_pictures(key: str, paths: list[Path]) -> None:
+    """Shows those of the pictures that are there, in one artifact that holds them."""
     parts = [
         f"### {path}\n\n![{path}](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})"
         for path in paths

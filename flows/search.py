@@ -42,6 +42,8 @@ def run(name: str, on_trial: OnTrial = lambda records, total: None) -> Path:
         tell()
         if len(records.all()) < total:
             _search(plan, scratch, records, total, tell)
+            total = len(records.all())  # fewer where a setting with few values was proposed twice
+            tell()
     return outcome.write(plan, records.all())
 
 
@@ -160,6 +162,10 @@ def _watcher(plan: Plan, records: Records, tell: Callable[[], None]):
     from ray import tune
 
     class Watcher(tune.Callback):
+        def __reduce__(self) -> tuple:
+            """Tune stores its callbacks for a restore that is not used here; a bar that tells cannot be stored."""
+            return tune.Callback, ()
+
         def on_trial_complete(self, iteration: int, trials: list, trial, **info) -> None:
             last = trial.last_result or {}
             row = {"part": "", "images": last.get("images"), "loss": last.get("loss")}

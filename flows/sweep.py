@@ -25,6 +25,7 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.states import Completed, Failed, State
 
 from flows import search
+from flows.board import show_pictures
 from flows.space import SWEEPS, load
 from stages.common.errors import BadInput
 from stages.common.harness import guarded
@@ -32,7 +33,7 @@ from stages.common.harness import guarded
 
 @flow(name="sweep", log_prints=True)
 def sweep(name: str) -> State:
-    """Searches settings; progress and the ranked table are artifacts of the run.
+    """Searches settings; progress, the ranked table and its pictures are artifacts of the run.
 
     Args:
         name: A sweep of params/sweeps (dit, msf, ssd). One that was cut off goes on.
@@ -43,6 +44,7 @@ def sweep(name: str) -> State:
     except BadInput as error:
         return Failed(message=f"error: {error}")
     create_markdown_artifact(table.read_text(), key=f"sweep-{name}-trials", description=f"The sweep {name}, ranked")
+    show_pictures(f"sweep-{name}-plots", [table.parent / f"{kind}.png" for kind in ("settings", "parallel")])
     return Completed(message=f"{table} ranks the trials")
 
 

@@ -200,6 +200,25 @@ def test_a_killed_sweep_goes_on_keeps_what_failed_and_leaves_a_winner_that_runs(
     assert project.stage("train", "dit").returncode == 0
 
 
+def test_a_sweep_in_the_dashboard_stops_trials_early_and_shows_its_table_and_pictures(swept, server):
+    rates = [1e-5, 3e-3, 1e-2, 1e-1]
+    sweep = {"trials": 4, "stop_early": True, "concurrency": 1, "space": {LR: {"choice": rates}}}
+    settings = {"images": 96, "log_images": 16, "warmup_images": 0}
+    settings = {f"parts.dit.training.{key}": value for key, value in settings.items()}
+    project = swept("early", SEARCH | sweep | {"budget": 1.0, "settings": settings})
+    done = project.run("-c", "from flows.sweep import sweep; print(sweep('early', return_state=True).message)")
+    assert "reports/sweeps/early/trials.md ranks the trials" in done.stdout, done.stdout + done.stderr
+    rows = pl.read_parquet("reports/sweeps/early/trials.parquet")
+    stopped = rows.filter(pl.col("state") == "stopped")
+    assert 0 < len(stopped) < 4 and stopped["kid"].is_null().all()
+    from prefect import get_client
+
+    artifacts = {each.key: each for each in get_client(sync_client=True).read_artifacts() if "early" in each.key}
+    assert artifacts["sweep-early"].data == 100
+    assert "stopped" in artifacts["sweep-early-trials"].data
+    assert artifacts["sweep-early-plots"].data.count("data:image/png") == 2
+
+
 def test_settings_of_the_sampler_train_nothing_and_take_the_models_of_the_experiment(swept, monkeypatch):
     steps = "methods.msf.scales.1.steps"
     project = swept("steps", SEARCH | {"method": "msf", "space": {steps: {"grid": [1, 2]}}})
