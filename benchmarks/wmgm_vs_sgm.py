@@ -1,9 +1,9 @@
 """WMGM against SGM: quality against the number of steps, from the trained models of the current experiment.
 
-    python -m benchmarks.wmgm_vs_sgm [N]        # after `dvc repro`; N images a point (default: as many as the samples)
+    python -m benchmarks.wmgm_vs_sgm [N [STEPS ...]]  # after `dvc repro`; N images a point (default: as the samples)
 
 Each solver has its own curves, with the same steps, seeds, labels, extractor and reference for both methods; the two
-are sampled in turn. Writes results/wmgm_vs_sgm.json and .png, and says which of the published claims hold (arXiv
+are sampled in turn. Writes results/wmgm_vs_sgm-DATA.json and .png, and says which of the published claims hold (arXiv
 2411.09356: 18-38 % lower FID, 60-80 % fewer steps, 40-50 % less sampling time, fewer parameters).
 """
 
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -106,7 +108,7 @@ def claims(found: dict, sizes: dict) -> dict[str, bool]:
     }
 
 
-def draw(curves: dict, metric: str, count: int) -> None:
+def draw(curves: dict, steps: Sequence[int], metric: str, count: int, path: Path) -> None:
     """KID against steps and against seconds, one row a solver."""
     with plt.rc_context(figures.STYLE):
         figure, rows = plt.subplots(len(SOLVERS), 2, figsize=(11, 4 * len(SOLVERS)), sharey="row")
@@ -116,31 +118,33 @@ def draw(curves: dict, metric: str, count: int) -> None:
                     x, kid, spread = ([p[k] for p in points] for k in (key, "kid", "kid_std"))
                     axes.errorbar(x, kid, spread, fmt="o-", capsize=3, label=name)
                 axes.set(xlabel=label, xscale="log", title=solver)
-            figures.doublings(panels[0], STEPS)
+            figures.doublings(panels[0], steps)
             panels[0].set_ylabel(f"KID-{metric}, N = {count}")
             panels[0].legend(frameon=False)
-        figures.save(figure, RESULTS / "wmgm_vs_sgm.png")
+        figures.save(figure, path)
 
 
-def main(count: int | None) -> None:
+def main(count: int | None = None, *steps: int) -> None:
     set_threads()
     params = settings.load("recipe", "data", "parts", "sample", "methods", "evaluate")
     labels = labels_of(count or params.sample.images, classes())
     judge = Judge(params.evaluate)
     curves: dict = {solver: {name: [] for name in METHODS} for solver in SOLVERS}
     for solver in SOLVERS:
-        for steps in STEPS:
+        for taken in steps or STEPS:
             for name in METHODS:
-                curves[solver][name].append(point(name, solver, steps, params, labels, judge))
+                curves[solver][name].append(point(name, solver, taken, params, labels, judge))
                 print(solver, name, curves[solver][name][-1], flush=True)
     sizes = {name: size(name, params) for name in METHODS}
     found = {
         solver: compare(**{f"{name}_points": points for name, points in both.items()})
         for solver, both in curves.items()
     }
-    draw(curves, features.LABELS[params.evaluate.extractor], len(labels))
+    name = f"wmgm_vs_sgm-{params.data.name}"
+    metric = features.LABELS[params.evaluate.extractor]
+    draw(curves, steps or STEPS, metric, len(labels), RESULTS / f"{name}.png")
     save(
-        "wmgm_vs_sgm",
+        name,
         {
             "recipe": params.recipe,
             "n": len(labels),
@@ -157,4 +161,4 @@ def main(count: int | None) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else None)
+    main(*map(int, sys.argv[1:]))

@@ -60,19 +60,21 @@ def quality_time(groups: list[list[dict]], path: Path) -> None:
         save(figure, path)
 
 
-def spectrum(frequencies: list[float], power: list[float], levels: dict[float, float], title: str, path: Path) -> None:
+def spectrum(
+    frequencies: list[float], power: list[float], levels: dict[float, tuple[float, int]], title: str, path: Path
+) -> None:
     """The data's power against the noise's at each level, and the frequency from which on the noise hides the data.
 
-    levels: noise sigma -> that frequency. Both powers are divided by (1 - sigma)^2, so the data are one curve and each
-    level a horizontal line.
+    levels: noise sigma -> that frequency, and the smallest safe side in pixels. Both powers are divided by
+    (1 - sigma)^2, so the data are one curve and each level a horizontal line.
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8, 4))
         axes.plot(frequencies, power, "k", linewidth=1.8, marker="o", markersize=3, label="data")
-        shown = {sigma: cut for sigma, cut in levels.items() if sigma < 1}  # pure noise hides everything
-        for index, (sigma, cut) in enumerate(shown.items()):
-            height = (sigma / (1 - sigma)) ** 2
-            axes.axhline(height, color=f"C{index}", linewidth=1.2, label=f"noise {sigma:.2f}: masked from {cut:.2f}")
+        shown = sorted((level for level in levels.items() if level[0] < 1), reverse=True)  # pure noise hides everything
+        for index, (sigma, (cut, side)) in enumerate(shown):
+            height, label = (sigma / (1 - sigma)) ** 2, f"noise {sigma:.2f}: masked from {cut:.2f}, {side} px is safe"
+            axes.axhline(height, color=f"C{index}", linewidth=1.2, label=label)
             axes.plot([cut] * 2, [min(power), height], color=f"C{index}", linestyle=":")
         axes.set(xlabel="cycles a pixel of the grid", ylabel="power", title=title, yscale="log")
         axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left")

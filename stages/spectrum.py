@@ -12,7 +12,7 @@ from multiscale.core.pixels import to_signed
 from multiscale.core.storage import Table, read_json
 from multiscale.scales.residual import per_channel
 from multiscale.scales.schedule import BOUNDARIES, Schedule, few_steps
-from multiscale.scales.spectrum import cutoff, proposed, radial_power
+from multiscale.scales.spectrum import cutoff, proposed, radial_power, smallest_safe
 from stages import figures
 from stages.common import settings
 from stages.common.harness import command
@@ -53,7 +53,9 @@ def main(source: str) -> None:
     for steps in BOUNDARIES:
         sigmas = few_steps(steps, [grid] * steps).sigmas
         chosen = Schedule(tuple(proposed(frequencies, power, sigmas, grids)), sigmas)
-        levels |= {sigma: cutoff(frequencies, power, sigma) for sigma in sigmas}
+        for sigma in sigmas:
+            safe = smallest_safe(frequencies, power, sigma, grids)
+            levels[sigma] = cutoff(frequencies, power, sigma), safe * factor
         sides, shown = [side * factor for side in chosen.sides], [round(sigma, 4) for sigma in sigmas]
         print(f"{steps} steps: {{sides: {sides}, sigmas: {shown}}}, {chosen.cost:.0%} of the full side's tokens")
     path = REPORTS / "spectrum" / f"{source}.png"
