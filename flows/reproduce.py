@@ -15,7 +15,6 @@ import sys
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Annotated, Literal
 
 from prefect import flow, get_run_logger
@@ -25,8 +24,8 @@ from pydantic import Field
 from flows import connection, graph, inputs, process
 from flows.board import show_results
 from flows.run import Run
-from stages.common import settings
 from stages.common.errors import BadInput
+from stages.common.paths import EXPERIMENT
 
 SLOTS = 2
 Recipe = Literal[tuple(inputs.recipes()) or ("",)]  # what the dashboard's form offers
@@ -80,9 +79,13 @@ def _run(stages: list[graph.Stage], slots: int, experiment: str | None) -> State
 
 def _cluster() -> AbstractContextManager:
     """One Ray cluster for all stages, where they use workers."""
-    if not Path(settings.EXPERIMENT).exists() or not (run := settings.load("run").run).workers:
+    if not EXPERIMENT.exists():
         return nullcontext()
-    from flows.cluster import shared  # loads torch, which a run without workers has no use for
+    from stages.common import settings  # knows every method, and so torch, which takes seconds
+
+    if not (run := settings.load("run").run).workers:
+        return nullcontext()
+    from flows.cluster import shared
 
     return shared(run)
 
