@@ -20,10 +20,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
 from benchmarks.common import in_turn, save
 from flows.dashboard import prefect_server
+from stages.common.settings import read_yaml
 
 ROOT = Path(__file__).parent.parent
 PORT = 4290
@@ -108,18 +107,18 @@ def overhead() -> dict:
 
 def whole() -> dict:
     """Seconds of everything from nothing, one stage at a time on all cores and two at a time on half of them each."""
-    seconds, yaml = {}, YAML()
+    seconds = {}
     for name, run in {"dvc repro": lambda folder: call("dvc", "repro", folder=folder), "flow": flow}.items():
         with tempfile.TemporaryDirectory() as folder:
             call("git", "clone", "-q", str(ROOT), folder)
             path = Path(folder, "params/experiment.yaml")
-            experiment = yaml.load(path)
+            experiment = read_yaml(path)
             networks = [*experiment["parts"].values(), *experiment["students"].values()]
             for section in (experiment["vae"], experiment["classifier"], *networks):
                 section["training"]["images"] //= QUARTER
             experiment["sample"]["images"] //= QUARTER
             experiment["evaluate"]["kid_subset_size"] //= QUARTER
-            yaml.dump(experiment, path)
+            path.write_text(json.dumps(experiment))  # JSON is YAML
             os.environ["PYTHONPATH"] = folder
             started = time.perf_counter()
             run(folder)
