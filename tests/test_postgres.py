@@ -34,14 +34,17 @@ def query(monkeypatch) -> Callable[[str], str]:
         if user:
             shutil.chown(folder, user)
         run("initdb", "-D", "data", "-U", "prefect", "-A", "trust", "--no-sync")
-        options = ["-D", "data", "-k", str(folder), "-h", ""]
-        with subprocess.Popen([str(BIN / "postgres"), *options], cwd=folder, user=user, stderr=-3) as server:
+        command = [str(BIN / "postgres"), "-D", "data", "-k", str(folder), "-h", ""]
+        server = subprocess.Popen(command, cwd=folder, user=user, stderr=subprocess.DEVNULL)
+        try:
             until((folder / ".s.PGSQL.5432").exists)
             url = f"postgresql+asyncpg://prefect@/postgres?host={folder}"
             monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", url)
             sql = ["-h", str(folder), "-U", "prefect", "-d", "postgres", "-At", "-c"]
             yield lambda text: run("psql", *sql, text).stdout
+        finally:
             server.terminate()
+            server.wait()
     finally:
         shutil.rmtree(folder)
 

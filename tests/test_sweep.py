@@ -203,9 +203,9 @@ def test_a_killed_sweep_goes_on_keeps_what_failed_and_leaves_a_winner_that_runs(
 def test_a_sweep_in_the_dashboard_stops_trials_early_and_shows_its_table_and_pictures(swept, server):
     rates = [1e-5, 3e-3, 1e-2, 1e-1]
     sweep = {"trials": 4, "stop_early": True, "concurrency": 1, "space": {LR: {"choice": rates}}}
-    settings = {"images": 96, "log_images": 16, "warmup_images": 0}
-    settings = {f"parts.dit.training.{key}": value for key, value in settings.items()}
-    project = swept("early", SEARCH | sweep | {"budget": 1.0, "settings": settings})
+    training = {"images": 96, "log_images": 16, "warmup_images": 0}
+    fixed = {f"parts.dit.training.{key}": value for key, value in training.items()}
+    project = swept("early", SEARCH | sweep | {"budget": 1.0, "settings": fixed})
     done = project.run("-c", "from flows.sweep import sweep; print(sweep('early', return_state=True).message)")
     assert "reports/sweeps/early/trials.md ranks the trials" in done.stdout, done.stdout + done.stderr
     rows = pl.read_parquet("reports/sweeps/early/trials.parquet")
