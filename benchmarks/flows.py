@@ -33,8 +33,11 @@ QUARTER = 4
 
 
 def call(*command: str, folder: Path | str = ".") -> str:
-    """The output of a command that must succeed."""
-    return subprocess.run(command, cwd=folder, check=True, text=True, stdout=-1, stderr=subprocess.STDOUT).stdout
+    """The output of a command; one that fails ends the benchmark and says why."""
+    done = subprocess.run(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode:
+        sys.exit(f"error: {' '.join(command)} ended with exit code {done.returncode}\n{done.stdout[-2000:]}")
+    return done.stdout
 
 
 def flow(folder: Path | str = ".", slots: int = 2) -> str:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from multiscale.core.device import default_device
 from stages.common import cluster
 from stages.schema import Run
 
@@ -37,3 +38,8 @@ def shared(run: Run) -> Iterator[None]:
     finally:
         del os.environ["RAY_ADDRESS"]
         ray.shutdown()
+
+
+def slots(run: Run, asked: int) -> int:
+    """How many stages may run at once: a single one where they would share a GPU without asking Ray for it."""
+    return asked if run.workers or default_device().type == "cpu" else 1

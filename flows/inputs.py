@@ -63,8 +63,9 @@ def prepared(
 @contextmanager
 def _alone() -> Iterator[None]:
     """One run in a folder at a time: the next one would change the settings under the first."""
-    if not LOCK.parent.is_dir():
+    if not LOCK.parents[1].is_dir():
         raise BadInput(f"{Path.cwd()}: not a DVC project; allowed: the folder that holds .dvc")
+    LOCK.parent.mkdir(exist_ok=True)  # a fresh clone has none
     with LOCK.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Annotated, Literal
 
@@ -60,8 +61,8 @@ def reproduce(
 def _run(stages: list[graph.Stage], slots: int, experiment: str | None) -> State:
     stale = [stage.address for stage in stages if not stage.current]
     order = graph.locked() if stale else []
-    with _cluster() if stale else nullcontext():
-        run = Run(stages, slots)
+    with _placed(slots) if stale else nullcontext(slots) as at_once:
+        run = Run(stages, at_once)
         try:
             run.execute()
         finally:
@@ -77,17 +78,21 @@ def _run(stages: list[graph.Stage], slots: int, experiment: str | None) -> State
     return Completed(message=f"{len(run.named('Completed'))} stages ran, {len(run.named('Cached'))} were up to date")
 
 
-def _cluster() -> AbstractContextManager:
-    """One Ray cluster for all stages, where they use workers."""
+@contextmanager
+def _placed(slots: int) -> Iterator[int]:
+    """One Ray cluster for all stages, where they use workers; yields how many stages may run at once."""
     if not EXPERIMENT.exists():
-        return nullcontext()
-    from stages.common import settings  # knows every method, and so torch, which takes seconds
+        yield slots
+        return
+    from flows import cluster  # knows every method, and so torch, which takes seconds
+    from stages.common import settings
 
-    if not (run := settings.load("run").run).workers:
-        return nullcontext()
-    from flows.cluster import shared
-
-    return shared(run)
+    run = settings.load("run").run
+    at_once = cluster.slots(run, slots)
+    if at_once < slots:
+        get_run_logger().warning("one stage at a time: without run.workers, stages do not ask for their share of a GPU")
+    with cluster.shared(run):
+        yield at_once
 
 
 def _save(experiment: str, stages: list[graph.Stage], run: Run) -> str | None:

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from conftest import ROOT, Project
 
+from flows.cluster import slots
+from flows.reproduce import reproduce
 from stages.common import cluster
 from stages.common.settings import BadInput
 from stages.schema import Run
@@ -100,6 +103,22 @@ def test_the_stages_of_a_flow_share_the_cluster_that_it_starts(spread, server, m
     assert done.returncode == 0 and "2 stages ran" in done.stdout, done.stderr
     assert Path("a").read_text() == Path("b").read_text() != ""
     assert not [each for each in psutil.process_iter() if each.name() == "raylet" and each.ppid() == 1]
+
+
+@pytest.mark.parametrize("device, workers, at_once", [("cuda", 0, 1), ("cuda", 2, 4), ("cpu", 0, 4), ("cpu", 2, 4)])
+def test_stages_that_ask_for_nothing_never_share_a_gpu(monkeypatch, device, workers, at_once):
+    monkeypatch.setattr("flows.cluster.default_device", lambda: torch.device(device))
+    assert slots(Run(workers=workers), 4) == at_once
+
+
+def test_a_flow_on_a_gpu_without_workers_runs_one_stage_at_a_time(spread, server, monkeypatch):
+    stages = {name: {"cmd": f"mkdir busy && sleep 2 && rmdir busy && echo > {name}", "outs": [name]} for name in "ab"}
+    Path("dvc.yaml").write_text(json.dumps({"stages": stages}))
+    for command in ("git init -q", "dvc init -q"):
+        subprocess.run(command.split(), check=True)
+    monkeypatch.setattr("flows.cluster.default_device", lambda: torch.device("cuda"))
+    state = reproduce(slots=2, return_state=True)
+    assert state.is_completed() and state.message.startswith("2 stages ran"), state.message
 
 
 def test_training_survives_a_killed_worker_and_a_killed_node_to_the_same_bytes(nodes, spread, tmp_path):

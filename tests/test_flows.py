@@ -57,6 +57,7 @@ def test_the_lock_equals_that_of_a_plain_repro_byte_for_byte(server, pipeline, t
     pipeline.write(DIAMOND)
     plain = Pipeline(shutil.copytree(pipeline.folder, tmp_path / "plain"))
     plain.run("dvc", "repro")
+    shutil.rmtree(pipeline.folder / ".dvc/tmp")  # a fresh clone has none
     assert reproduce(slots=4, return_state=True).is_completed()
     assert pipeline.lock() == plain.lock() and pipeline.is_clean()
     for each in (plain, pipeline):  # old entries keep their places, new ones follow
