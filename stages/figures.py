@@ -52,12 +52,21 @@ def quality_time(groups: list[list[dict]], path: Path) -> None:
             for row in rows:
                 place = (row["seconds_per_image"], row["kid"])
                 axes.errorbar(*place, row["kid_std"], fmt="o", capsize=4, markersize=8)
-                axes.annotate(row["method"], place, xytext=(8, 8), textcoords="offset points")
+                side = -1 if any(_is_right_of(row, other, rows) for other in rows) else 1
+                alignment = "left" if side == 1 else "right"
+                axes.annotate(row["method"], place, xytext=(8 * side, 8), textcoords="offset points", ha=alignment)
             title = "Quality against time" + (f", N = {rows[0]['n']}" if len(groups) > 1 else "")
             axes.set(xlabel="seconds per image", ylabel=f"KID-{rows[0]['metric']}", title=title)
             axes.set_xlim(0, 1.25 * max(row["seconds_per_image"] for row in rows))
             axes.set_ylim(bottom=min(0, *(row["kid"] - row["kid_std"] for row in rows)))
         save(figure, path)
+
+
+def _is_right_of(row: dict, other: dict, rows: list[dict]) -> bool:
+    """Whether another point stands where the label of this one would."""
+    width, height = (max(each[key] for each in rows) for key in ("seconds_per_image", "kid"))
+    beside = 0 < other["seconds_per_image"] - row["seconds_per_image"] < 0.15 * width
+    return beside and -0.02 * height < other["kid"] - row["kid"] < 0.1 * height
 
 
 def spectrum(
