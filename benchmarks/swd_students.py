@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -34,25 +35,39 @@ from stages.schema.swd import Student
 
 CLASSES = 10
 SIGMAS = {2: (1.0, 0.7371), 4: few_steps(4, [1] * 4).sigmas, 6: few_steps(6, [1] * 6).sigmas}
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is timed: the sides of the latents at 4 and at 6 steps, the network, how much at once and how often."""
+
+    four: list[int]
+    six: list[int]
+    network: dict
+    batch: int
+    guided: int  # steps of the teacher
+    repeats: int
+    losses: tuple[str, ...]
+
+
 SIZES = {
-    # sides of the latents at 4 and 6 steps, network, batch, the teacher's guided steps, repeats, losses
-    "embedded": (
-        [4, 6, 6, 8],
-        [4, 4, 6, 6, 6, 8],
-        {"depth": 6, "width": 192, "heads": 3, "patch": 2},
-        50,
-        24,
-        9,
-        ("mmd only", "all losses"),
+    "embedded": Size(
+        four=[4, 6, 6, 8],
+        six=[4, 4, 6, 6, 6, 8],
+        network={"depth": 6, "width": 192, "heads": 3, "patch": 2},
+        batch=50,
+        guided=24,
+        repeats=9,
+        losses=("mmd only", "all losses"),
     ),
-    "DiT-S": (
-        [32, 40, 48, 64],
-        [16, 24, 32, 40, 48, 64],
-        dict(zip(("depth", "width", "heads", "patch"), PRESETS["DiT-S/2"])),
-        1,
-        28,
-        3,
-        ("mmd only",),  # all losses would take half an hour
+    "DiT-S": Size(
+        four=[32, 40, 48, 64],
+        six=[16, 24, 32, 40, 48, 64],
+        network=dict(zip(("depth", "width", "heads", "patch"), PRESETS["DiT-S/2"])),
+        batch=1,
+        guided=28,
+        repeats=3,
+        losses=("mmd only",),  # all losses would take half an hour
     ),
 }
 LOSSES = {"mmd only": {}, "all losses": {"dmd": {"weight": 1.0}, "gan": {"weight": 5e-3}}}
@@ -125,26 +140,27 @@ def compared(seconds: dict[str, list[float]], steps: dict[str, Schedule], units:
     return {"seconds": {name: [s / units[name] for s in each] for name, each in seconds.items()}, "shares": shares}
 
 
-def main(size: str) -> None:
+def main(name: str) -> None:
     set_threads()
-    four, six, network, batch, guided, repeats, chosen = SIZES[size]
-    steps = schedules(four, six)
+    size = SIZES[name]
+    steps, batch = schedules(size.four, size.six), size.batch
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        teacher = teacher_folder(root, network, four[-1])
+        teacher = teacher_folder(root, size.network, size.four[-1])
         # Outside the embedded size latents are not decoded: no autoencoder comes with the project.
-        codec = autoencoder.load(VAE, 1) if size == "embedded" else Codec(None, 4)
+        codec = autoencoder.load(VAE, 1) if name == "embedded" else Codec(None, 4)
         labels, seeds = torch.arange(batch) % CLASSES, list(range(batch))
-        calls = {name: partial(made, seeds, labels) for name, made in samplers(teacher, steps, codec, guided).items()}
-        sampling = in_turn(calls, repeats, warmup=1)
+        made = samplers(teacher, steps, codec, size.guided)
+        calls = {key: partial(sampler, seeds, labels) for key, sampler in made.items()}
+        sampling = in_turn(calls, size.repeats, warmup=1)
         result = {"batch": batch, "sampling": compared(sampling, steps, dict.fromkeys(sampling, batch))}
-        pyramid = pyramid_folder(root, {*four, *six}, 4 * batch)
-        for name in chosen:
-            rounds = {key: cycle(teacher, pyramid, schedule, LOSSES[name], batch) for key, schedule in steps.items()}
-            training = in_turn(rounds, max(1, repeats // 3), warmup=1)
+        pyramid = pyramid_folder(root, {*size.four, *size.six}, 4 * batch)
+        for losses in size.losses:
+            rounds = {key: cycle(teacher, pyramid, schedule, LOSSES[losses], batch) for key, schedule in steps.items()}
+            training = in_turn(rounds, max(1, size.repeats // 3), warmup=1)
             units = {key: len(schedule.sides) for key, schedule in steps.items()}
-            result[f"training, {name}"] = compared(training, steps, units)
-    save(f"swd_students_{size}", result)
+            result[f"training, {losses}"] = compared(training, steps, units)
+    save(f"swd_students_{name}", result)
 
 
 if __name__ == "__main__":

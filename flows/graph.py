@@ -23,7 +23,7 @@ class Stage:
     address: str
     needs: tuple[str, ...]  # the stages that make what it reads
     current: bool  # it and all that it needs are up to date; otherwise DVC decides when the needs are done
-    height: int  # the number of stages in the longest chain that starts with it
+    urgency: tuple[int, int]  # the stages in the longest chain that starts with it; those that wait for it
 
 
 @contextmanager
@@ -46,8 +46,11 @@ def plan(targets: Iterable[str] = ()) -> list[Stage]:
         addresses = [_address(target, graph) for target in targets] or [PROJECT_FILE]
         order = plan_repro(graph, collect_stages(repo, addresses))
         heights: dict[DvcStage, int] = {}
+        waiting: dict[DvcStage, set[DvcStage]] = {}
         for stage in reversed(order):
-            heights[stage] = 1 + max((heights.get(user, 0) for user in graph.predecessors(stage)), default=0)
+            users = [user for user in graph.predecessors(stage) if user in heights]
+            heights[stage] = 1 + max((heights[user] for user in users), default=0)
+            waiting[stage] = set(users).union(*(waiting[user] for user in users))
         current: set[DvcStage] = set()
         for stage in order:
             if current.issuperset(graph.successors(stage)) and not stage.changed():
@@ -57,7 +60,7 @@ def plan(targets: Iterable[str] = ()) -> list[Stage]:
                 stage.addressing,
                 tuple(need.addressing for need in graph.successors(stage)),
                 stage in current,
-                heights[stage],
+                (heights[stage], len(waiting[stage])),
             )
             for stage in order
         ]

@@ -66,9 +66,9 @@ class Run:
         return [address for address, state in self.states.items() if state.name in names]
 
     def _ready(self) -> list[Stage]:
-        """The stages whose needs are done, those first that the longest chain waits for."""
+        """The stages whose needs are done, those first that the longest chain waits for, then those that most do."""
         ready = [stage for stage in self.waiting.values() if self.done.issuperset(stage.needs)]
-        return sorted(ready, key=lambda stage: -stage.height)
+        return sorted(ready, key=lambda stage: stage.urgency, reverse=True)
 
     def _start(self, stage: Stage) -> None:
         del self.waiting[stage.address]

@@ -29,6 +29,7 @@ OnTrial = Callable[[list[dict[str, Any]], int], None]  # (records so far, how ma
 def run(name: str, on_trial: OnTrial = lambda records, total: None) -> Path:
     """Runs what is left of a sweep and writes reports/sweeps/NAME and the winner's recipe. Gives the table's path."""
     plan = load(name)
+    trial.check_given()
     scratch = Path(SCRATCH, "sweeps", f"{name}-{plan.digest}").absolute()
     records = Records(scratch / "records")
     total = len(plan.sweep.points) or plan.sweep.trials

@@ -22,8 +22,17 @@ from multiscale.core.storage import read_json, write_json
 from multiscale.training.checkpoint import digest_files
 from stages import decompose, distill, evaluate, fitting, latents, sample, train
 from stages.common import paths, settings
+from stages.common.errors import BadInput
 
+GIVEN = (paths.IMAGES, paths.REFERENCE, paths.VAE, paths.CLASSIFIER)  # what every trial takes from the pipeline
 OnRow = Callable[[str, int, dict[str, float]], None]  # (part, images of the parts before it, history row)
+
+
+def check_given() -> None:
+    """Raises BadInput where the pipeline has not made yet what trials start from: each of them would fail."""
+    for path in GIVEN:
+        if not path.exists():
+            raise BadInput(f"{path}: missing; allowed: the output of an earlier stage (dvc repro makes it)")
 
 
 def run(method: str, tree: dict[str, Any], project: Path, scratch: Path, on_row: OnRow) -> dict[str, Any]:
@@ -33,7 +42,7 @@ def run(method: str, tree: dict[str, Any], project: Path, scratch: Path, on_row:
     """
     text = json.dumps(tree, indent=1, sort_keys=True)
     folder = scratch / "work" / hashlib.sha256(text.encode()).hexdigest()[:16]
-    for path in (paths.IMAGES, paths.REFERENCE, paths.VAE, paths.CLASSIFIER, *map(Path, _outside(tree))):
+    for path in (*GIVEN, *map(Path, _outside(tree))):
         _link(folder / path, project / path)
     (folder / settings.EXPERIMENT).parent.mkdir(parents=True, exist_ok=True)
     (folder / settings.EXPERIMENT).write_text(text)  # JSON is YAML

@@ -41,6 +41,17 @@ FAILS = """
 """
 
 
+QUEUE = """
+    few: {cmd: echo few | tee -a order > few, outs: [few]}
+    many: {cmd: echo many | tee -a order > many, outs: [many]}
+    long: {cmd: echo long | tee -a order > long, outs: [long]}
+    x: {cmd: cat few many > x, deps: [few, many], outs: [x]}
+    y: {cmd: cat many > y, deps: [many], outs: [y]}
+    middle: {cmd: cat long > middle, deps: [long], outs: [middle]}
+    end: {cmd: cat middle > end, deps: [middle], outs: [end]}
+"""
+
+
 def task_states(state) -> dict[str, tuple[str, str]]:
     """The name and the message of the last state of every task of a flow run, by stage."""
     flow = FlowRunFilter(id={"any_": [state.state_details.flow_run_id]})
@@ -82,6 +93,12 @@ def test_unchanged_stages_are_shown_as_cached_and_not_as_work(server, pipeline):
         ("a", "slow", "fast", "evaluate@x"), "Cached"
     )
     assert "cached" in third["fast"][1], "DVC had it in its cache"
+
+
+def test_what_the_longest_chain_or_most_stages_wait_for_goes_first(server, pipeline):
+    pipeline.write(QUEUE)
+    assert reproduce(slots=1, return_state=True).is_completed()
+    assert (pipeline.folder / "order").read_text().split() == ["long", "many", "few"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,14 @@ def test_an_unknown_sweep_ends_in_one_line_that_lists_those_there_are(swept):
         "error: params/sweeps: sweep: 'nope' is not allowed; allowed: "
     )
     assert "mine" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_sweep_before_the_pipeline_has_run_is_one_line_and_no_trial_is_taken_for_failed(swept):
+    project = swept("mine", SEARCH)
+    shutil.rmtree("data/reference")
+    done = project.run("-m", "flows.sweep", "mine")
+    line = "error: data/reference: missing; allowed: the output of an earlier stage (dvc repro makes it)\n"
+    assert (done.returncode, done.stderr) == (2, line) and not Path(".scratch/sweeps").exists()
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("params/sweeps/*.yaml")))
