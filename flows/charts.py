@@ -11,62 +11,83 @@ from stages.figures import STYLE, plt, save
 
 
 def settings(plan: Plan, rows: list[dict[str, Any]], path: Path) -> None:
-    """One panel a setting: the metric of each trial against its value. The best trial is marked."""
-    keys = _keys(rows)
-    metric = [row["metrics"][plan.sweep.metric] for row in rows]
+    """One panel a setting: the metric of each trial against its value. The best trial, the first, is marked.
+
+    Trials without a metric, which were stopped or failed, are crosses along the top.
+    """
+    keys, metric = _keys(rows), _metric(plan, rows)
+    done = sum(value is not None for value in metric)
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, len(keys), figsize=(4.5 * len(keys), 4), squeeze=False, sharey=True)
         for axes, key in zip(panels[0], keys):
-            given = [(row["point"][key], value) for row, value in zip(rows, metric) if key in row["point"]]
-            values, labels = _places([value for value, _ in given])
-            axes.scatter(values, [value for _, value in given], s=36)
-            if key in rows[0]["point"]:
-                axes.scatter(values[:1], metric[:1], s=150, facecolors="none", edgecolors="C3", linewidths=2)
+            places, labels = _places([row["point"].get(key) for row in rows])
+            known = [(place, value) for place, value in zip(places, metric) if None not in (place, value)]
+            axes.scatter([place for place, _ in known], [value for _, value in known], s=36)
+            rest = [place for place, value in zip(places, metric) if value is None and place is not None]
+            axes.plot(rest, [0.97] * len(rest), "x", color="0.5", transform=axes.get_xaxis_transform())
+            if places[0] is not None:
+                axes.scatter(places[:1], metric[:1], s=150, facecolors="none", edgecolors="C3", linewidths=2)
             if labels:
                 axes.set_xticks(range(len(labels)), labels)
-            elif _is_log(values):
+            elif _is_log(places):
                 axes.set_xscale("log")
-            axes.set(xlabel=key)
-        panels[0][0].set(ylabel=plan.sweep.metric, title=f"{plan.name}: {len(rows)} trials, the best marked")
+            else:
+                axes.locator_params(axis="x", nbins=5)
+            axes.set(xlabel=key, ymargin=0.12)
+        crosses = f"; crosses: {len(rows) - done} stopped or failed" if done < len(rows) else ""
+        panels[0][0].set(ylabel=plan.sweep.metric)
+        panels[0][0].set_title(f"{plan.name}: {done} trials, the best marked{crosses}", loc="left")
         save(figure, path)
 
 
 def parallel(plan: Plan, rows: list[dict[str, Any]], path: Path) -> None:
-    """Parallel coordinates: a line a trial through its settings to its metric, coloured by the metric."""
-    keys = _keys(rows)
-    metric = [row["metrics"][plan.sweep.metric] for row in rows]
+    """Parallel coordinates: a line a trial through its settings to its metric, coloured by the metric.
+
+    Trials without a metric, which were stopped or failed, are grey and end before it.
+    """
+    keys, metric = _keys(rows), _metric(plan, rows)
     columns = [_places([row["point"].get(key) for row in rows]) for key in keys] + [(metric, [])]
-    low, high = min(metric), max(metric)
-    colours = plt.get_cmap("viridis" if plan.sweep.mode == "max" else "viridis_r")
+    low, high = _ends(metric)
+    colours = plt.get_cmap("viridis_r" if plan.sweep.mode == "max" else "viridis")
     with plt.rc_context({**STYLE, "axes.grid": False}):
         figure, axes = plt.subplots(figsize=(2.6 * len(columns) + 1, 4.5))
         heights = []
         for place, (values, labels) in enumerate(columns):
             scale = math.log if not labels and _is_log(values) else float
-            known = [scale(value) for value in values if value is not None]
-            bottom, top = min(known), max(known)
+            bottom, top = map(scale, _ends(values))
             span = (top - bottom) or 1.0
             heights.append([None if value is None else (scale(value) - bottom) / span for value in values])
             axes.axvline(place, color="0.6", linewidth=1)
-            ends = (labels[0], labels[-1]) if labels else (f"{min(v for v in values if v is not None):.3g}", None)
-            ends = ends if labels else (ends[0], f"{max(v for v in values if v is not None):.3g}")
+            ends = (labels[0], labels[-1]) if labels else [f"{end:.4g}" for end in _ends(values)]
             axes.text(place, -0.04, ends[0], ha="center", va="top", fontsize=9)
             axes.text(place, 1.03, ends[1], ha="center", va="bottom", fontsize=9)
         for index in reversed(range(len(rows))):  # the best on top
             line = [(place, column[index]) for place, column in enumerate(heights) if column[index] is not None]
-            shade = (metric[index] - low) / ((high - low) or 1.0)
-            axes.plot(*zip(*line), color=colours(shade), linewidth=3 if index == 0 else 1.3, marker="o", markersize=4)
+            value = metric[index]
+            colour = "0.85" if value is None else colours((value - low) / ((high - low) or 1.0))
+            axes.plot(*zip(*line), "o-", color=colour, linewidth=3 if index == 0 else 1.3, markersize=4)
         axes.set_xticks(range(len(columns)), [*keys, plan.sweep.metric], rotation=12, ha="right", fontsize=9)
         axes.tick_params(axis="x", pad=18)
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
         axes.set_ylim(-0.02, 1.02)
-        axes.set_title(f"{plan.name}: the thick line is the best", pad=24)
+        grey = ", the grey ones were stopped or failed" if None in metric else ""
+        axes.set_title(f"{plan.name}: the thick line is the best{grey}", pad=24)
         save(figure, path)
 
 
 def _keys(rows: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row["point"]))
+
+
+def _metric(plan: Plan, rows: list[dict[str, Any]]) -> list[float | None]:
+    return [row.get("metrics", {}).get(plan.sweep.metric) if row["state"] == "done" else None for row in rows]
+
+
+def _ends(values: list) -> tuple[float, float]:
+    """The least and the greatest of what is there."""
+    known = [value for value in values if value is not None]
+    return min(known), max(known)
 
 
 def _places(values: list) -> tuple[list, list[str]]:
@@ -79,5 +100,5 @@ def _places(values: list) -> tuple[list, list[str]]:
 
 def _is_log(values: list) -> bool:
     """Whether values span more than a factor of twenty, and can be shown so."""
-    known = [value for value in values if value is not None]
-    return min(known) > 0 and max(known) / min(known) > 20
+    low, high = _ends(values)
+    return low > 0 and high / low > 20

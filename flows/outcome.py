@@ -33,8 +33,8 @@ def write(plan: Plan, records: list[dict[str, Any]]) -> Path:
         temporary.write_text(table(plan, rows))
     if not done:
         raise BadInput(f"{plan.file}: no trial has finished; the first said: {rows[0].get('error')}; see {folder}")
-    charts.settings(plan, done, folder / "settings.png")
-    charts.parallel(plan, done, folder / "parallel.png")
+    charts.settings(plan, rows, folder / "settings.png")
+    charts.parallel(plan, rows, folder / "parallel.png")
     with atomic_file(RECIPES / f"{plan.name}-best.yaml") as temporary:
         temporary.write_text(winner(plan, done[0]))
     return folder / "trials.md"
