@@ -32,7 +32,8 @@ def settings(plan: Plan, rows: list[dict[str, Any]], path: Path) -> None:
             elif _is_log(places):
                 axes.set_xscale("log")
             else:
-                axes.locator_params(axis="x", nbins=5)
+                whole = all(isinstance(place, int) for place in places if place is not None)
+                axes.locator_params(axis="x", nbins=5, integer=whole)
             axes.set(xlabel=key, ymargin=0.12)
         crosses = f"; crosses: {len(rows) - done} stopped or failed" if done < len(rows) else ""
         panels[0][0].set(ylabel=plan.sweep.metric)
@@ -43,10 +44,12 @@ def settings(plan: Plan, rows: list[dict[str, Any]], path: Path) -> None:
 def parallel(plan: Plan, rows: list[dict[str, Any]], path: Path) -> None:
     """Parallel coordinates: a line a trial through its settings to its metric, coloured by the metric.
 
-    Trials without a metric, which were stopped or failed, are grey and end before it.
+    A setting that a trial left alone stands at the experiment's own value. Trials without a metric, which were stopped
+    or failed, are grey and end before it.
     """
     keys, metric = _keys(rows), _metric(plan, rows)
-    columns = [_places([row["point"].get(key) for row in rows]) for key in keys] + [(metric, [])]
+    trees = [plan.changed(row["point"]) for row in rows]
+    columns = [_places([_value(tree, key) for tree in trees]) for key in keys] + [(metric, [])]
     low, high = _ends(metric)
     colours = plt.get_cmap("viridis_r" if plan.sweep.mode == "max" else "viridis")
     with plt.rc_context({**STYLE, "axes.grid": False}):
@@ -58,9 +61,12 @@ def parallel(plan: Plan, rows: list[dict[str, Any]], path: Path) -> None:
             span = (top - bottom) or 1.0
             heights.append([None if value is None else (scale(value) - bottom) / span for value in values])
             axes.axvline(place, color="0.6", linewidth=1)
-            ends = (labels[0], labels[-1]) if labels else [f"{end:.4g}" for end in _ends(values)]
-            axes.text(place, -0.04, ends[0], ha="center", va="top", fontsize=9)
-            axes.text(place, 1.03, ends[1], ha="center", va="bottom", fontsize=9)
+            for index, label in enumerate(labels):
+                axes.text(place + 0.02, (index - bottom) / span + 0.02, label, fontsize=9)
+            if not labels:
+                low_end, high_end = (f"{end:.4g}" for end in _ends(values))
+                axes.text(place, -0.04, low_end, ha="center", va="top", fontsize=9)
+                axes.text(place, 1.03, high_end, ha="center", va="bottom", fontsize=9)
         for index in reversed(range(len(rows))):  # the best on top
             line = [(place, column[index]) for place, column in enumerate(heights) if column[index] is not None]
             value = metric[index]
@@ -78,6 +84,12 @@ def parallel(plan: Plan, rows: list[dict[str, Any]], path: Path) -> None:
 
 def _keys(rows: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row["point"]))
+
+
+def _value(tree: Any, key: str) -> Any:
+    for step in key.split("."):
+        tree = tree[int(step) if isinstance(tree, list) else step]
+    return tree
 
 
 def _metric(plan: Plan, rows: list[dict[str, Any]]) -> list[float | None]:
