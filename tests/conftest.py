@@ -68,7 +68,8 @@ def free_port() -> int:
     """A port that is free, as is the next."""
     from flows import dashboard
 
-    for port in range(21000 + os.getpid() % 1000 * 20, 60000, 2):  # away from that of another worker
+    # Away from that of another worker, and below those that the system gives to connections (from 32768 on).
+    for port in range(21000 + os.getpid() % 1000 * 10, 32000, 2):
         try:
             dashboard.check_free(port)
             dashboard.check_free(port + 1)
