@@ -57,16 +57,16 @@ def parallel(plan: Plan, rows: list[dict[str, Any]], path: Path) -> None:
         heights = []
         for place, (values, labels) in enumerate(columns):
             scale = math.log if not labels and _is_log(values) else float
-            bottom, top = map(scale, _ends(values))
+            ends = _ends(values)
+            bottom, top = map(scale, ends)
             span = (top - bottom) or 1.0
             heights.append([None if value is None else (scale(value) - bottom) / span for value in values])
             axes.axvline(place, color="0.6", linewidth=1)
             for index, label in enumerate(labels):
                 axes.text(place + 0.02, (index - bottom) / span + 0.02, label, fontsize=9)
             if not labels:
-                low_end, high_end = (f"{end:.4g}" for end in _ends(values))
-                axes.text(place, -0.04, low_end, ha="center", va="top", fontsize=9)
-                axes.text(place, 1.03, high_end, ha="center", va="bottom", fontsize=9)
+                axes.text(place, -0.04, f"{ends[0]:.4g}", ha="center", va="top", fontsize=9)
+                axes.text(place, 1.03, f"{ends[1]:.4g}", ha="center", va="bottom", fontsize=9)
         for index in reversed(range(len(rows))):  # the best on top
             line = [(place, column[index]) for place, column in enumerate(heights) if column[index] is not None]
             value = metric[index]
@@ -93,7 +93,7 @@ def _value(tree: Any, key: str) -> Any:
 
 
 def _metric(plan: Plan, rows: list[dict[str, Any]]) -> list[float | None]:
-    return [row.get("metrics", {}).get(plan.sweep.metric) if row["state"] == "done" else None for row in rows]
+    return [row["metrics"][plan.sweep.metric] if row["state"] == "done" else None for row in rows]
 
 
 def _ends(values: list) -> tuple[float, float]:

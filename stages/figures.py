@@ -52,7 +52,7 @@ def quality_time(groups: list[list[dict]], path: Path) -> None:
             for row in rows:
                 place = (row["seconds_per_image"], row["kid"])
                 axes.errorbar(*place, row["kid_std"], fmt="o", capsize=4, markersize=8)
-                side = -1 if any(_is_right_of(row, other, rows) for other in rows) else 1
+                side = _label_side(row, rows)
                 alignment = "left" if side == 1 else "right"
                 axes.annotate(row["method"], place, xytext=(8 * side, 8), textcoords="offset points", ha=alignment)
             title = "Quality against time" + (f", N = {rows[0]['n']}" if len(groups) > 1 else "")
@@ -62,11 +62,12 @@ def quality_time(groups: list[list[dict]], path: Path) -> None:
         save(figure, path)
 
 
-def _is_right_of(row: dict, other: dict, rows: list[dict]) -> bool:
-    """Whether another point stands where the label of this one would."""
+def _label_side(row: dict, rows: list[dict]) -> int:
+    """1 for the right of a point, -1 for the left where another point stands in the label's place."""
     width, height = (max(each[key] for each in rows) for key in ("seconds_per_image", "kid"))
-    beside = 0 < other["seconds_per_image"] - row["seconds_per_image"] < 0.15 * width
-    return beside and -0.02 * height < other["kid"] - row["kid"] < 0.1 * height
+    apart = [(other["seconds_per_image"] - row["seconds_per_image"], other["kid"] - row["kid"]) for other in rows]
+    hidden = any(0 < right < 0.15 * width and -0.02 * height < up < 0.1 * height for right, up in apart)
+    return -1 if hidden else 1
 
 
 def spectrum(
