@@ -32,7 +32,7 @@ LOW = {
     "whitening": "scale",
     "network": NETWORK,
 }
-TERMS = ("form", "mse", "ssim", "adversarial", "r1", "r1_every", "discriminator_every", "draws")
+TERMS = ("form", "mse", "ssim", "adversarial", "r1", "r1_every", "discriminator_every", "draws", "levels")
 GAN = {
     "role": "detail",
     "model": "gan",
@@ -218,7 +218,7 @@ def test_the_official_loss_is_that_of_the_released_code(bands):
     net, discriminator = part.players["generator"], part.players["discriminator"]
     for step in range(6):
         batch, given = rows(part), draws(step)
-        level = given.choice("level", 2) + 1
+        level = 1  # the first pass over the data
         low, real = coarse(batch, transform_of("haar"), 2, level)[level], batch[detail(level)]
         noise, uniform = given.normal("noise-0", *low.shape[1:]), given.uniform("dropout/generator", 8)
         fake = transform_of("haar").merge(low, net(torch.cat([low, noise], 1)))
@@ -274,7 +274,8 @@ def test_the_stabilised_loss_is_logistic_with_a_lazy_gradient_penalty_on_standar
         expected = nn.functional.softplus(logits[1]).mean() + nn.functional.softplus(-logits[0]).mean()
         if step % 16 == 0:
             (gradient,) = torch.autograd.grad(logits[0].sum(), seen[0])
-            expected = expected + 16 * 0.5 * gradient.square().sum((1, 2, 3)).mean()
+            of_image = gradient[:, :3]  # the other three channels are the condition
+            expected = expected + 16 * 0.5 * of_image.square().sum((1, 2, 3)).mean()
         loss, terms = part.loss("discriminator", part.players, batch, given)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
         assert terms["spread"].item() == pytest.approx((made[0] - made[1]).square().mean().item() / 2, rel=1e-4)
@@ -321,6 +322,12 @@ def test_parts_see_every_level_and_the_datas_own_coarse_band(bands):
         assert torch.allclose(condition.std((0, 2, 3)) * std.flatten(), low.std((0, 2, 3)), rtol=1e-4)
         levels.add(level)
     assert levels == {1, 2}
+
+
+def test_the_official_preset_alternates_the_levels_by_pass_over_the_data(bands):
+    part, _ = build(bands, OFFICIAL)  # 64 images: with batches of 24 the passes begin at images 0, 64, 128, ...
+    seen = [part.given(rows(part), draws(step, 24))[0] for step in range(11)]
+    assert seen == [1, 1, 1, 2, 2, 2, 1, 1, 2, 2, 2]  # step 6 begins at image 144 of the third pass
 
 
 def test_noise_on_the_condition_has_its_size_and_leaves_the_bands_alone(bands):

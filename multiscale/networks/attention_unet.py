@@ -112,10 +112,12 @@ class Halving(nn.Module):
             nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
             _norm(norm, 2 * width),
         )
-        self.shortcut = nn.Sequential(nn.Conv2d(width, 2 * width, 1, stride=2, bias=False), _norm(norm, 2 * width))
+        self.shortcut = nn.Sequential(nn.Conv2d(width, 2 * width, 1, bias=False), _norm(norm, 2 * width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.layers(x) + self.shortcut(x), SLOPE)
+        # Slicing is the stride: torch 2.13's strided 1x1 convolution writes past its buffers on processors with AVX2
+        # alone, for channels-last images of fewer than 8 channels.
+        return F.leaky_relu(self.layers(x) + self.shortcut(x[..., ::2, ::2]), SLOPE)
 
 
 class Discriminator(nn.Module):

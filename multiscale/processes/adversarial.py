@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-#                form            mse   ssim  adversarial  r1   r1_every  discriminator_every  draws
+#                form            mse   ssim  adversarial  r1   r1_every  discriminator_every  draws  levels
 LOSSES = {
     # the released code's weights lambda, nu, alpha; the squared error is of images in [0, 2^(j-1)]
-    "official":   ("sigmoid-mean", 20.0, 0.5,  0.1,         0.0, 16,       4,                   1),
+    "official":   ("sigmoid-mean", 20.0, 0.5,  0.1,         0.0, 16,       4,                   1,     "pass"),
     # the squared error is of standardised bands, and of their mean over the noise (two draws)
-    "stabilised": ("logistic",     5.0,  0.0,  0.4,         1.0, 16,       1,                   2),
+    "stabilised": ("logistic",     5.0,  0.0,  0.4,         1.0, 16,       1,                   2,     "random"),
     # no adversary: the plain U-Net that the reviewers asked for
-    "regression": ("logistic",     20.0, 0.5,  0.0,         0.0, 16,       1,                   1),
+    "regression": ("logistic",     20.0, 0.5,  0.0,         0.0, 16,       1,                   1,     "random"),
 }  # fmt: skip
 COLLAPSED = 0.1  # of the spread that the errors call for
 
@@ -36,7 +36,11 @@ def adversarial_for_discriminator(form: str, real: Tensor, fake: Tensor) -> Tens
 
 
 def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
-    """R1: half the mean squared norm of the logits' gradient in the real images (arXiv 1801.04406)."""
+    """R1: half the mean squared norm of the logits' gradient in the real images (arXiv 1801.04406).
+
+    The gradient in what the discriminator is conditioned on is left out: the penalty flattens D around real images,
+    and the condition is real for both kinds.
+    """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return 0.5 * gradient.float().square().sum((1, 2, 3)).mean()
 

@@ -63,10 +63,15 @@ class DetailPart(Part):
         super().__init__(name, data, players)
         self.levels, self.covered = Levels(config), config["covers"]
         self.condition_noise = part["condition_noise"]
+        self.by_pass = (part.get("loss") or {}).get("levels") == "pass"
 
     def given(self, batch: dict[str, Tensor], draws: Draws) -> tuple[int, Tensor, Tensor, Tensor]:
         """The level j of this step, x_j and d_j of the data, and the network's condition."""
-        level = self.covered[draws.choice("level", len(self.covered))]
+        if self.by_pass:  # one pass over the data at each level in turn, as released: batch norms remember the last one
+            turn = draws.step * draws.batch // len(self.data)
+            level = self.covered[turn % len(self.covered)]
+        else:
+            level = self.covered[draws.choice("level", len(self.covered))]
         low = coarse(batch, self.levels.transform, self.levels.count, level)[level]
         condition = self.levels.condition(low, level)
         if self.condition_noise:  # against the gap between the data's coarse band and a sampled one
@@ -143,7 +148,8 @@ class PassPart(DetailPart):
             total = total + weights["ssim"] * (1 - terms["ssim"])
         if "discriminator" in self.players:
             with adversarial.listening(self.players["discriminator"]):
-                fake = self._logits(nets, self._seen(images[0], low, level), draws, "generator")
+                shown = self._beside(self.levels.image(images[0], level - 1), low, level)
+                fake = self._logits(nets, shown, draws, "generator")
             terms["adversarial"] = adversarial.adversarial_for_generator(weights["form"], fake)
             total = total + weights["adversarial"] * terms["adversarial"]
         return total, terms
@@ -157,17 +163,17 @@ class PassPart(DetailPart):
         truth = merge(low, real)
         turn = draws.step // weights["discriminator_every"]
         lazy = bool(weights["r1"]) and turn % weights["r1_every"] == 0
-        seen = self._seen(truth, low, level).requires_grad_(lazy)
-        real_logits = self._logits(nets, seen, draws, "real")
-        fakes = self._seen(merge(low, self.levels.decode(made, level)), low, level)
-        fake_logits = self._logits(nets, fakes, draws, "fake")
+        shown = self.levels.image(truth, level - 1).clone().requires_grad_(lazy)
+        real_logits = self._logits(nets, self._beside(shown, low, level), draws, "real")
+        fakes = self.levels.image(merge(low, self.levels.decode(made, level)), level - 1)
+        fake_logits = self._logits(nets, self._beside(fakes, low, level), draws, "fake")
         total = adversarial.adversarial_for_discriminator(weights["form"], real_logits, fake_logits)
         terms = adversarial.health(real_logits, fake_logits)
         target = self.levels.encode(real, level)
         terms["spread"] = (made - twin).square().mean() / 2  # of one image's details over the noise
         terms["residual"] = ((made - target) * (twin - target)).mean()  # what the spread should be: see `diversity`
         if weights["r1"]:
-            penalty = adversarial.gradient_penalty(real_logits, seen) if lazy else torch.zeros_like(total)
+            penalty = adversarial.gradient_penalty(real_logits, shown) if lazy else torch.zeros_like(total)
             terms["r1"] = weights["r1"] * weights["r1_every"] * penalty
             total = total + terms["r1"]
         return total, terms
@@ -176,12 +182,11 @@ class PassPart(DetailPart):
         noise = draws.normal(f"noise-{k}", *condition.shape[1:]) if self.noisy else None
         return generated(nets["generator"], condition, noise)
 
-    def _seen(self, image: Tensor, low: Tensor, level: int) -> Tensor:
+    def _beside(self, image: Tensor, low: Tensor, level: int) -> Tensor:
         """What the discriminator is shown: x_{level-1}, beside the enlarged x_level where it is conditional."""
-        seen = self.levels.image(image, level - 1)
         if self.conditional:
-            return torch.cat([seen, bilinear_to(self.levels.image(low, level), image.shape[-1])], 1)
-        return seen.clone()
+            return torch.cat([image, bilinear_to(self.levels.image(low, level), image.shape[-1])], 1)
+        return image
 
     def _logits(self, nets: Nets, seen: Tensor, draws: Draws, of: str) -> Tensor:
         net = self.players["discriminator"]

@@ -97,12 +97,16 @@ SIDES = {"halved": halved_sides, "gradual": gradual_sides}
 class ScaleSpace:
     """The forward process: for every state t its signal a_t, its noise sigma_t and its side r(t), and how to get there.
 
-    sides: of the levels, from the full side down. levels: of the states t = 0 .. T-1, never falling.
+    sides: of the levels, from the full side down. levels: of the states t = 0 .. T-1, never falling. noise_factor: what
+    sigma is multiplied by each level; 1 is the paper's. Averaging 2 x 2 pixels halves their noise, and a step that
+    shrinks must add the rest again: near 1/2 it adds next to none, and the state keeps what it knew of the image.
     Raises ValueError for a schedule that grows, or a step that no noise can make white (`Transition`).
     """
 
-    def __init__(self, alpha_bar: list[float], sides: list[int], levels: list[int], operator: str):
-        self.steps, self.sides, self.levels = len(alpha_bar), sides, levels
+    def __init__(
+        self, alpha_bar: list[float], sides: list[int], levels: list[int], operator: str, noise_factor: float = 1.0
+    ):
+        self.steps, self.sides, self.levels, self.noise_factor = len(alpha_bar), sides, levels, noise_factor
         self.alpha_bar = alpha_bar
         for t in range(1, self.steps):
             if levels[t] < levels[t - 1]:
@@ -127,12 +131,12 @@ class ScaleSpace:
         return 1.0 if t == CLEAN else math.sqrt(self.alpha_bar[t])
 
     def sigma(self, t: int) -> float:
-        """sigma_t = sqrt(1 - alpha_bar_t), the same at every side."""
-        return 0.0 if t == CLEAN else math.sqrt(1 - self.alpha_bar[t])
+        """sigma_t = sqrt(1 - alpha_bar_t) times the noise factor of its level."""
+        return 0.0 if t == CLEAN else math.sqrt(1 - self.alpha_bar[t]) * self.noise_factor ** self.levels[t]
 
     def snr(self, t: int) -> float:
-        """Signal to noise, alpha_bar / (1 - alpha_bar)."""
-        return self.alpha_bar[t] / (1 - self.alpha_bar[t])
+        """Signal to noise of a pixel, a_t^2 / sigma_t^2."""
+        return self.alpha_bar[t] / ((1 - self.alpha_bar[t]) * self.noise_factor ** (2 * self.levels[t]))
 
     def shrink(self, clean: Tensor, side: int) -> Tensor:
         """R_{0:t} x_0 for a state of that side: one resize after another, not one from the full side."""
@@ -153,7 +157,14 @@ class ScaleSpace:
 
 
 def scale_space(
-    side: int, steps: int, levels: int, sizes: str, schedule: str, gamma: float, operator: str
+    side: int,
+    steps: int,
+    levels: int,
+    sizes: str,
+    schedule: str,
+    gamma: float,
+    operator: str,
+    noise_factor: float = 1.0,
 ) -> ScaleSpace:
     """The process of an experiment: T steps over n levels of `sizes`, by a named schedule.
 
@@ -164,7 +175,7 @@ def scale_space(
         levels, operator = 1, "bilinear"  # with one level nothing is resized
     of_tau = SCHEDULES[schedule]
     of_states = [of_tau(t / (steps - 1), levels, gamma) for t in range(steps)]
-    return ScaleSpace(linear_alpha_bar(steps), SIDES[sizes](side, levels), of_states, operator)
+    return ScaleSpace(linear_alpha_bar(steps), SIDES[sizes](side, levels), of_states, operator, noise_factor)
 
 
 def respaced(process: ScaleSpace, steps: int) -> list[int]:

@@ -66,6 +66,7 @@ class DetailLoss(Section):
     r1_every: Positive
     discriminator_every: Positive
     draws: Literal[1, 2]
+    levels: Literal["random", "pass"]  # a level for each step, or one after the other for a whole pass over the data
 
     @model_validator(mode="before")
     @classmethod
