@@ -64,7 +64,7 @@ def test_the_loss_is_the_error_of_the_noise_at_times_from_a_thousandth_to_one():
         seen.append((x, t))
         return torch.zeros_like(x)
 
-    found = score.loss(predict, data, draws(batch=4000))
+    found = score.loss(predict, data, draws(batch=4000), score.weight_of("velocity", None))
     (x, t), noise = seen[0], draws(batch=4000).normal("noise", 1, 2, 2)
     alpha, sigma = VP.alpha(t.double()).view(-1, 1, 1, 1), VP.sigma(t.double()).view(-1, 1, 1, 1)
     assert found.item() == pytest.approx((noise / alpha).square().mean().item(), rel=1e-5)
@@ -75,19 +75,38 @@ def test_the_loss_is_the_error_of_the_noise_at_times_from_a_thousandth_to_one():
 
 def test_the_loss_is_least_for_the_exact_noise_prediction():
     data = (MEAN + VARIANCES.sqrt() * start(4000, 3).flatten(1)).view(-1, 4, 1, 1).float()
-    best = score.loss(lambda x, t: exact(x, t).float(), data, draws(batch=4000))
+    weight = score.weight_of("noise", None)
+    best = score.loss(lambda x, t: exact(x, t).float(), data, draws(batch=4000), weight)
     for factor in (0.9, 1.1):
-        assert score.loss(lambda x, t, f=factor: f * exact(x, t).float(), data, draws(batch=4000)) > best
+        assert score.loss(lambda x, t, f=factor: f * exact(x, t).float(), data, draws(batch=4000), weight) > best
+
+
+@pytest.mark.parametrize(
+    ("predicts", "cap", "expected"),
+    [
+        ("noise", None, (0.1, 0.1, 0.1)),  # |eps - e|^2 = (0.1 sqrt 10)^2 / 10
+        ("velocity", None, (0.1 / 0.64, 0.1 / 0.36, 0.1 / 0.9999)),  # the error of v is that of eps over alpha
+        ("clean", None, (0.1 * 0.36 / 0.64, 0.1 * 0.64 / 0.36, 0.1 * 0.0001 / 0.9999)),  # that of x_0: sigma / alpha
+        ("noise", 1.0, (0.1 * 0.36 / 0.64, 0.1, 0.1 * 0.0001 / 0.9999)),  # min(SNR, 1) |x_0 error|^2
+        ("clean", 0.5, (0.1 * 0.5 * 0.36 / 0.64, 0.1 * 0.5 * 0.64 / 0.36, 0.1 * 0.5 * 0.0001 / 0.9999)),
+    ],
+)
+def test_the_weights_of_the_predictions_by_hand(predicts, cap, expected):
+    alpha = torch.tensor([0.64, 0.36, 0.9999], dtype=torch.float64).sqrt()  # SNR 16/9, 9/16, 9999
+    sigma = (1 - alpha**2).sqrt()
+    weights = score.weight_of(predicts, cap)(alpha, sigma)
+    assert (0.1 * weights).tolist() == pytest.approx(list(expected), rel=1e-9)
 
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_workers_see_their_rows_of_the_whole_batch(workers):
     data = torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     whole, parts = [], []
-    score.loss(lambda x, t: whole.append(x) or x, data, draws())
+    weight = score.weight_of("noise", None)
+    score.loss(lambda x, t: whole.append(x) or x, data, draws(), weight)
     for rank in range(workers):
         rows = slice(rank * 6 // workers, (rank + 1) * 6 // workers)
-        score.loss(lambda x, t: parts.append(x) or x, data[rows], draws(rows=rows))
+        score.loss(lambda x, t: parts.append(x) or x, data[rows], draws(rows=rows), weight)
     assert torch.equal(whole[0], torch.cat(parts))
 
 
@@ -215,28 +234,29 @@ def test_no_step_at_all_is_refused():
         score.euler_maruyama(exact, start(1), 0, noises(1))
 
 
-def test_the_network_is_preconditioned_so_that_its_targets_have_unit_variance_at_every_time():
-    """Whitened data: EDM's target (clean - c_skip x) / c_out is v = alpha eps - sigma y, with weight 1 in the loss."""
+@pytest.mark.parametrize("predicts", ["noise", "velocity", "clean"])
+def test_the_right_target_of_each_prediction_gives_the_noise_and_the_velocitys_has_unit_variance(predicts):
+    """For whitened data EDM's target (clean - c_skip x) / c_out is v = alpha eps - sigma y."""
     random = torch.Generator().manual_seed(0)
     data, noise = torch.randn(2, 20000, 1, 1, 1, generator=random, dtype=torch.float64)
-    net = ScoreNet(
-        1, 1, 8, 0, {"width": 8, "multipliers": [1], "blocks": 1, "attention": [], "heads": 1, "groups": 4}, None
-    )
+    sizes = {"width": 8, "multipliers": [1], "blocks": 1, "attention": [], "heads": 1, "groups": 4}
+    net = ScoreNet(1, 1, 8, 0, sizes, None, predicts)
     for time in (0.01, 0.3, 1.0):
         t = torch.full((len(data),), time, dtype=torch.float64)
         alpha, sigma = VP.alpha(t[0]), VP.sigma(t[0])
         x = alpha * data + sigma * noise
-        net.unet.forward = lambda x, t, labels, side, y=alpha * noise - sigma * data: y
+        target = {"noise": noise, "velocity": alpha * noise - sigma * data, "clean": data}[predicts]
+        net.unet.forward = lambda x, t, labels, side, y=target: y
         made = net(x, t, None).double()
-        assert torch.allclose(made, noise, atol=1e-6), "the right target gives the noise"
-        assert torch.allclose((x - sigma * made) / alpha, data, atol=1e-4 / alpha.item())
-        assert (alpha * noise - sigma * data).std().item() == pytest.approx(1, rel=0.02)
+        assert torch.allclose(made, noise, atol=1e-5)
+        if predicts == "velocity":
+            assert target.std().item() == pytest.approx(1, rel=0.02)
 
 
 def test_the_network_gets_continuous_time_and_keeps_what_it_is_conditioned_on_apart():
     torch.manual_seed(0)
     sizes = {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "heads": 2, "groups": 4}
-    net = ScoreNet(3, 5, 8, 2, sizes, Scale(torch.zeros(3), torch.ones(3)))
+    net = ScoreNet(3, 5, 8, 2, sizes, Scale(torch.zeros(3), torch.ones(3)), "velocity")
     for parameter in net.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)

@@ -90,8 +90,9 @@ def loss_of(part, step: int) -> Tensor:
 LABELS = torch.arange(4) % CLASSES
 
 
-def test_along_a_chain_told_the_truth_the_noise_stays_white():
-    process = scale_space(16, 100, 3, "halved", "convex-decay", 0.5, "bilinear")
+@pytest.mark.parametrize("noise_factor", [1.0, 0.505])
+def test_along_a_chain_told_the_truth_the_noise_stays_white(noise_factor):
+    process = scale_space(16, 100, 3, "halved", "convex-decay", 0.5, "bilinear", noise_factor)
     random, count = torch.Generator().manual_seed(1), 4000
     truth = torch.rand(1, 1, 16, 16, generator=random) * 2 - 1
     x = process.signal(99) * process.shrink(truth, 4) + process.sigma(99) * torch.randn(
@@ -108,6 +109,20 @@ def test_along_a_chain_told_the_truth_the_noise_stays_white():
             correlation = torch.corrcoef(residual.T).fill_diagonal_(0)
             assert correlation.abs().max() < 5 / math.sqrt(count)
     assert process.transitions == [55, 89]
+
+
+def test_the_noise_factor_scales_sigma_at_each_level_and_the_samplers_start(pixels):
+    plain, less = (scale_space(16, 100, 3, "halved", "convex-decay", 0.5, "bilinear", f) for f in (1.0, 0.6))
+    for t, level in ((54, 0), (55, 1), (89, 2)):
+        assert less.sigma(t) == pytest.approx(plain.sigma(t) * 0.6**level)
+        assert less.snr(t) == pytest.approx(plain.snr(t) / 0.36**level)
+    noise = noise_of_seeds([1, 2, 3, 4], "state-39", (3, 8, 8))
+    for factor in (1.0, 0.6):
+        sampler = sampler_of(pixels, process={"levels": 2, "noise_factor": factor})
+        seen = []
+        sampler.net.register_forward_pre_hook(lambda net, inputs, seen=seen: seen.append(inputs[0]))
+        sampler([1, 2, 3, 4], LABELS)
+        assert torch.equal(seen[0], factor * noise)
 
 
 def test_one_level_is_the_ddpm_chain_with_the_small_variance(pixels):

@@ -30,6 +30,8 @@ LOW = {
     "conditional": True,
     "label_dropout": 0.1,
     "whitening": "scale",
+    "predicts": "velocity",
+    "snr_cap": None,
     "network": NETWORK,
 }
 TERMS = ("form", "mse", "ssim", "adversarial", "r1", "r1_every", "discriminator_every", "draws", "levels")
@@ -66,6 +68,8 @@ DIFFUSION = {
     "standardised": True,
     "conditional": False,
     "label_dropout": 0.0,
+    "predicts": "velocity",
+    "snr_cap": None,
     "network": {**NETWORK, "attention": []},
 }
 SOLVER = {"method": "euler-maruyama", "steps": 4, "cfg": 1.0}

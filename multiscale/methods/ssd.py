@@ -135,7 +135,8 @@ class ScaleSpaceSampler:
     def __call__(self, seeds: list[int], labels: Tensor, trace: Trace | None = None) -> Tensor:
         labels = labels.to(self.device)
         predict = {side: self._predict(side, labels) for side in self.process.sides}
-        x = self._noise(seeds, self.plan[0][0])
+        first = self.plan[0][0]
+        x = self._noise(seeds, first) * self.process.noise_factor ** self.process.levels[first]
         with autocast(self.precision, self.device):
             for t, s, transition in self.plan:
                 side = self.process.side(s)

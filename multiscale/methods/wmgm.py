@@ -34,15 +34,16 @@ BLOCK = 1024
 class ScorePart(Part):
     """The score model of the coarse band, or of the images themselves (SGM), whitened."""
 
-    def __init__(self, name: str, data: Data, net: ScoreNet, config: dict, label_dropout: float):
+    def __init__(self, name: str, data: Data, net: ScoreNet, config: dict, part: dict):
         super().__init__(name, data, {"net": net})
-        self.column, self.label_dropout = config["column"], label_dropout
+        self.column, self.label_dropout = config["column"], part["label_dropout"]
+        self.weight = score.weight_of(part["predicts"], part["snr_cap"])
 
     def loss(self, player: str, nets: Nets, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         net = self.players["net"]
         labels = details.dropped(net.null_label, self.label_dropout, batch, draws)
         data = net.whitening(images_of(batch[self.column]))
-        return score.loss(lambda x, t: nets["net"](x, t, labels), data, draws), {}
+        return score.loss(lambda x, t: nets["net"](x, t, labels), data, draws, self.weight), {}
 
 
 def images_of(rows: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ def build_network(config: dict) -> nn.Module:
         return details.build_score(config) if config["model"] == "score" else details.build_generator(config)
     channels, side = config["channels"], config["side"]
     unfitted = whitening.unfitted(config["whitening"], channels, side)
-    return ScoreNet(channels, channels, side, config["classes"], config["network"], unfitted)
+    return ScoreNet(channels, channels, side, config["classes"], config["network"], unfitted, config["predicts"])
 
 
 def build_part(name: str, part: dict, folder: Path, classes: int) -> tuple[Part, dict]:
@@ -81,6 +82,7 @@ def _build_low(name: str, part: dict, folder: Path, classes: int) -> tuple[Score
         "wavelet": decomposed["wavelet"],
         "levels": decomposed["levels"],
         "whitening": part["whitening"],
+        "predicts": part["predicts"],
         "network": part["network"],
     }
     net = build_network(config)
@@ -90,7 +92,7 @@ def _build_low(name: str, part: dict, folder: Path, classes: int) -> tuple[Score
 
     summary = decomposed["bands"][LOW] if column == LOW else whitening.channel_summary(blocks())
     net.whitening = whitening.fitted(part["whitening"], summary, blocks())
-    return ScorePart(name, table, net, config, part["label_dropout"]), config
+    return ScorePart(name, table, net, config, part), config
 
 
 def _build_detail(name: str, part: dict, folder: Path, classes: int) -> tuple[details.DetailPart, dict]:
@@ -116,7 +118,11 @@ def _build_detail(name: str, part: dict, folder: Path, classes: int) -> tuple[de
         },
     }
     if part["model"] == "score":
-        config |= {"classes": classes if part["conditional"] else 0, "network": part["network"]}
+        config |= {
+            "classes": classes if part["conditional"] else 0,
+            "predicts": part["predicts"],
+            "network": part["network"],
+        }
         net = build_network(config)
         return details.ScoreDetailPart(name, table, net, config, part), config
     config |= {"noisy": part["model"] == "gan", "generator": part["generator"]}

@@ -200,12 +200,13 @@ class ScoreDetailPart(DetailPart):
     def __init__(self, name: str, data: Data, net: ScoreNet, config: dict, part: dict):
         super().__init__(name, data, {"net": net}, config, part)
         self.label_dropout, self.null = part["label_dropout"], net.null_label
+        self.weight = score.weight_of(part["predicts"], part["snr_cap"])
 
     def loss(self, player: str, nets: Nets, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         level, _, real, condition = self.given(batch, draws)
         predict, labels = conditioned(nets["net"], condition), dropped(self.null, self.label_dropout, batch, draws)
         data = self.levels.encode(real, level)
-        return score.loss(lambda x, t: predict(x, t, labels), data, draws), {}
+        return score.loss(lambda x, t: predict(x, t, labels), data, draws, self.weight), {}
 
 
 def generated(net: AttentionUNet, condition: Tensor, noise: Tensor | None) -> Tensor:
@@ -272,4 +273,5 @@ def build_discriminator(config: dict, section: dict) -> Discriminator:
 def build_score(config: dict) -> ScoreNet:
     """The score network of the details of a config."""
     channels, outputs = config["channels"], len(config["statistics"]["details"][0])
-    return ScoreNet(outputs, outputs + channels, config["side"], config["classes"], config["network"], None)
+    inputs = outputs + channels
+    return ScoreNet(outputs, inputs, config["side"], config["classes"], config["network"], None, config["predicts"])

@@ -20,6 +20,7 @@ from multiscale.core.streams import Draws
 Noise = Callable[[int], Tensor]  # step k -> unit Gaussian noise shaped like the state
 Predict = Callable[[Tensor, Tensor], Tensor]  # (x (N,C,h,h), t (N,)) -> eps (N,C,h,h)
 Watch = Callable[[Tensor], None]
+Weight = Callable[[Tensor, Tensor], Tensor]  # (alpha, sigma) -> the weight of the noise's squared error
 EARLIEST = 1e-3  # the least training time: the score grows like 1 / sigma below
 
 
@@ -60,16 +61,31 @@ class VPSchedule:
 VP = VPSchedule()
 
 
-def loss(predict: Predict, data: Tensor, draws: Draws, schedule: VPSchedule = VP) -> Tensor:
-    """Denoising score matching, E || eps(x_t, t) - eps ||^2 / alpha(t)^2, with t uniform on [0.001, 1].
+PLAIN: dict[str, Weight] = {  # the weights with which what is predicted has an error of weight 1 at every t
+    "noise": lambda alpha, sigma: torch.ones_like(alpha),
+    "velocity": lambda alpha, sigma: alpha**-2,
+    "clean": lambda alpha, sigma: (sigma / alpha) ** 2,
+}
 
-    The weight is EDM's: with its preconditioning (`ScoreNet`) every t counts alike (arXiv 2206.00364, section 5).
+
+def weight_of(predicts: str, snr_cap: float | None) -> Weight:
+    """The loss's weight: the prediction's own plain error, or Min-SNR where there is a cap (arXiv 2303.09556).
+
+    With a cap the clean data's squared error counts min(SNR, cap) times, whatever is predicted: the noise's min(1,
+    cap / SNR) times. Plain, 'velocity' is EDM's weight with its preconditioning (arXiv 2206.00364, section 5).
     """
+    if snr_cap is None:
+        return PLAIN[predicts]
+    return lambda alpha, sigma: (snr_cap * (sigma / alpha) ** 2).clamp_max(1)
+
+
+def loss(predict: Predict, data: Tensor, draws: Draws, weight: Weight, schedule: VPSchedule = VP) -> Tensor:
+    """Denoising score matching, E weight(t) || eps(x_t, t) - eps ||^2 with t uniform on [0.001, 1]."""
     noise = draws.normal("noise", *data.shape[1:])
     t = EARLIEST + (1 - EARLIEST) * draws.uniform("time")
     alpha, sigma = (factor(t.double()).to(data).view(-1, 1, 1, 1) for factor in (schedule.alpha, schedule.sigma))
     predicted = predict(alpha * data + sigma * noise, t)
-    return ((predicted.float() - noise) / alpha).square().mean()
+    return (weight(alpha, sigma) * (predicted.float() - noise).square()).mean()
 
 
 def times(steps: int) -> list[float]:

@@ -49,6 +49,7 @@ class ScaleSpaceProcess(Section):
     schedule: Literal["equal", "convex-decay", "tanh-like", "sigmoid-like"] = "convex-decay"
     gamma: Annotated[float, Field(gt=0)] = 0.5
     operator: Literal["bilinear", "box", "identity"] = "bilinear"
+    noise_factor: Annotated[float, Field(gt=0, le=1)] = 1.0  # of sigma, a level; 1 as published, 0.505 keeps the SNR
 
 
 class SSDPart(Section):
