@@ -182,6 +182,13 @@ INVALID = [
     ("more levels than halvings", {f"{SSD}.process.levels": 7}, f"{SSD}.process.levels", "7", "multiples of 64"),
     ("sides that have no level", {f"{SSD}.process.sizes": "gradual"}, f"{SSD}.network.multipliers", "1, 1", "32, 16"),
     ("an unknown schedule", {f"{SSD}.process.schedule": "cosine"}, f"{SSD}.process.schedule", "'cosine'", "'equal'"),
+    (
+        "an exponent with which the sides grow again",
+        {f"{SSD}.process.schedule": "tanh-like"},
+        f"{SSD}.process.gamma",
+        "0.5",
+        "1 to 1000 (the schedule tanh-like",
+    ),
     ("too few diffusion steps", {f"{SSD}.process.steps": 19}, f"{SSD}.process.steps", "19", "equal to 20"),
     ("more steps than the process", {f"{CHAIN}.steps": 1001}, f"{CHAIN}.steps", "1001", "at most the process's 1000"),
     ("an eta above one", {f"{CHAIN}.eta": 1.5}, f"{CHAIN}.eta", "1.5", "less than or equal to 1"),

@@ -42,10 +42,18 @@ def information(snr: float) -> float:
 # ---- Which level a state has: level 0 is the full side, n - 1 the smallest. tau runs from 0 at t = 0 to 1 at T - 1.
 
 
+# Exponents of the two S-shaped schedules. Below 1 |u|^gamma passes 1/2, where p turns back: the sides would grow again,
+# and p has no inverse. Far above 1000 the smallest |u|^gamma is no number any more.
+S_SHAPED = (1, 1000)
+
+
 def _smooth(u: float, gamma: float) -> float:
-    """p(u) = 3 q^2 - 2 q^3 - 1/2 with q = sign(u) |u|^gamma + 1/2: odd, and flat in the middle for gamma > 1."""
-    q = math.copysign(abs(u) ** gamma, u) + 0.5
-    return 3 * q**2 - 2 * q**3 - 0.5
+    """p(u) = 3 q^2 - 2 q^3 - 1/2 with q = 1/2 + v, v = sign(u) |u|^gamma: odd, and flat in the middle for gamma > 1.
+
+    Multiplied out, so that a small v is not lost beside 1/2.
+    """
+    v = math.copysign(abs(u) ** gamma, u)
+    return 1.5 * v - 2 * v**3
 
 
 def _tanh_like(w: float, gamma: float) -> float:
@@ -158,8 +166,14 @@ def scale_space(
     """The process of an experiment: T steps over n levels of `sizes`, by a named schedule.
 
     The operator 'identity' keeps the full side at every level: DDPM. The published processes have halved sides, the
-    schedule 'convex-decay' with gamma 0.5 and the operator 'bilinear'.
+    schedule 'convex-decay' with gamma 0.5 and the operator 'bilinear'. Raises ValueError for an exponent with which a
+    schedule does not shrink from one end to the other.
     """
+    low, high = S_SHAPED
+    if schedule in ("tanh-like", "sigmoid-like") and not low <= gamma <= high:
+        raise ValueError(
+            f"the schedule {schedule} with an exponent of {gamma} does not shrink all the way; allowed: {low} to {high}"
+        )
     if operator == "identity":
         levels, operator = 1, "bilinear"  # with one level nothing is resized
     of_tau = SCHEDULES[schedule]

@@ -47,7 +47,7 @@ class ScaleSpaceProcess(Section):
     levels: Positive
     sizes: Literal["halved", "gradual"] = "halved"
     schedule: Literal["equal", "convex-decay", "tanh-like", "sigmoid-like"] = "convex-decay"
-    gamma: Annotated[float, Field(gt=0)] = 0.5
+    gamma: Annotated[float, Field(gt=0)] = 0.5  # the schedule's exponent; from 1 on for tanh- and sigmoid-like
     operator: Literal["bilinear", "box", "identity"] = "bilinear"
 
 
@@ -101,7 +101,8 @@ def check_part(experiment: Experiment, key: str, part: SSDPart) -> None:
     try:
         process = ssd.build_process(config)
     except ValueError as error:
-        raise Bad(f"{key}.process.levels", part.process.levels, allowed_of(error)) from None
+        fault = "gamma" if "exponent" in str(error) else "levels"
+        raise Bad(f"{key}.process.{fault}", getattr(part.process, fault), allowed_of(error)) from None
     try:
         with torch.device("meta"):
             ssd.build_network(config, process)
