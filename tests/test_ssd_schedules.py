@@ -192,14 +192,14 @@ def test_all_workers_draw_one_pair_of_sides_and_together_what_one_draws_alone():
 
 
 def test_errors_weigh_the_signal_to_noise_ratio_up_to_five():
-    weights = min_snr_weights(process(), 5.0)
+    weights = min_snr_weights(process(), 5.0, "x0")
     assert all(weight == 5 for weight in weights[:130]) and weights[130] < 5
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     snr = alpha_bar / (1 - alpha_bar)
     assert weights[130:] == pytest.approx(snr[130:], rel=1e-6)
     assert weights[999] == pytest.approx(4.036e-5, rel=1e-4)
     assert weights[258] > 1 > weights[259]
-    assert min_snr_weights(process(), 1.0) == [min(weight, 1.0) for weight in weights]
+    assert min_snr_weights(process(), 1.0, "x0") == [min(weight, 1.0) for weight in weights]
 
 
 @pytest.mark.parametrize("t", [0, 100, 306, 555, 937, 999])

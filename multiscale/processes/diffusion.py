@@ -154,10 +154,14 @@ class ScaleSpace:
             operator = resize.following(operator)
         return operator
 
-    def transition(self, s: int, t: int, eta: float = 1.0) -> Transition:
+    def transition(self, s: int, t: int, eta: float = 1.0, variance: str = "small") -> Transition:
         """The step between two states s < t, however many lie between them."""
         operator = self.resize(self.side(s), self.side(t))
-        return Transition(operator, self.signal(s), self.sigma(s), self.signal(t), self.sigma(t), eta)
+        return Transition(operator, self.signal(s), self.sigma(s), self.signal(t), self.sigma(t), eta, variance)
+
+    def clean(self, x: Tensor, noise: Tensor, t: int) -> Tensor:
+        """The clean image that a prediction of the noise in x_t stands for: (x_t - sigma_t eps) / a_t."""
+        return (x - self.sigma(t) * noise) / self.signal(t)
 
 
 def scale_space(
@@ -192,9 +196,15 @@ def respaced(process: ScaleSpace, steps: int) -> list[int]:
     return sorted({round(i * stride) for i in range(steps)} | set(process.transitions))
 
 
-def min_snr_weights(process: ScaleSpace, cap: float) -> list[float]:
-    """min(SNR(t), cap): the weight of a squared error in x_0 (Min-SNR, arXiv 2303.09556)."""
-    return [min(process.snr(t), cap) for t in range(process.steps)]
+def min_snr_weights(process: ScaleSpace, cap: float | None, predicts: str) -> list[float]:
+    """min(SNR(t), cap): the weight of a squared error in x_0 (Min-SNR, arXiv 2303.09556).
+
+    An error in the noise is SNR(t) times as large, squared, and its weight is divided by that: without a cap it is 1,
+    the plain loss of DDPM (arXiv 2006.11239, eq. 14).
+    """
+    ratios = [process.snr(t) for t in range(process.steps)]
+    weights = [ratio if cap is None else min(ratio, cap) for ratio in ratios]
+    return [weight / ratio for weight, ratio in zip(weights, ratios)] if predicts == "noise" else weights
 
 
 @dataclass(frozen=True)
