@@ -130,6 +130,7 @@ class Sample(Section):
     images: Annotated[int, Field(ge=2)]
     batch: Positive = 100
     first_seed: Count = 0
+    labels: Literal["uniform", "data"] = "uniform"  # the classes in turn, or drawn as the training images have them
     precision: Precision = "auto"
     repeats: Positive = 3
     grid_columns: Positive = 10
