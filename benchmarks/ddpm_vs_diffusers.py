@@ -53,6 +53,7 @@ def ours(side, channels, width, multipliers, blocks, attention, heads, groups) -
         "side": side,
         "classes": 0,
         "unet": "flexi",
+        "predicts": "x0",
         "network": network | {"groups": groups, "top_block": True},  # theirs has that block too
         "process": {"steps": 1000, "levels": 1, "sizes": "halved", "schedule": "equal", "gamma": 1.0}
         | {"operator": "bilinear"},
@@ -67,7 +68,8 @@ def measure(*size) -> dict:
     net, config, process = ours(*shape)
     other = theirs(*shape).to(device)
     parameters = {"ours": sum(p.numel() for p in net.parameters()), "diffusers": other.num_parameters()}
-    solver = {"steps": STEPS, "eta": 1.0, "cfg": 1.0, "last_step": "as-released"}  # as many network calls as theirs
+    # as many network calls as theirs
+    solver = {"steps": STEPS, "eta": 1.0, "variance": "small", "cfg": 1.0, "last_step": "as-released"}
     sampler = ssd.ScaleSpaceSampler(net, config, process, solver, "fp32")
     pipeline = DDPMPipeline(other.eval(), DDPMScheduler(1000, prediction_type="sample"))
     pipeline.set_progress_bar_config(disable=True)

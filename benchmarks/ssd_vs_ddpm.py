@@ -42,6 +42,7 @@ def config_of(side: int, levels: int) -> dict:
         "side": side,
         "classes": 0,
         "unet": "flexi",
+        "predicts": "x0",
         "network": network,
         "process": process | {"operator": "bilinear"},
     }
@@ -51,7 +52,7 @@ def sampler(side: int, levels: int) -> ssd.ScaleSpaceSampler:
     config = config_of(side, levels)
     process = ssd.build_process(config)
     steps = next(n for n in range(CALLS, 0, -1) if len(respaced(process, n)) == CALLS)
-    solver = {"steps": steps, "eta": 1.0, "cfg": 1.0, "last_step": "clean"}
+    solver = {"steps": steps, "eta": 1.0, "variance": "small", "cfg": 1.0, "last_step": "clean"}
     return ssd.ScaleSpaceSampler(ssd.build_network(config, process), config, process, solver, "auto")
 
 

@@ -1,7 +1,8 @@
 """Makes the images of one method from its seeds, in samples/METHOD, and measures what an image costs.
 
-Image k has seed first_seed + k and class k modulo the number of classes. Beside the images: grid.png (columns are
-classes), strip.png (one image of each class through the sampler's steps) and, in reports/timing, the cost of an image.
+Image k has seed first_seed + k and class k modulo the number of classes, or (sample.labels: data) a class that the seed
+draws as often as the training images have it. Beside the images: grid.png (columns are classes), strip.png (the first
+images through the sampler's steps) and, in reports/timing, the cost of an image.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from multiscale import autoencoder, pictures, sampling
 from multiscale.core.device import default_device, describe, peak_memory_bytes, set_threads
 from multiscale.core.pixels import to_pixels
 from multiscale.core.storage import TensorWriter, atomic_folder, write_json
+from multiscale.core.streams import classes_of_seeds
 from multiscale.methods import method
 from stages.common import settings
 from stages.common.cluster import pool
 from stages.common.harness import command, progress
-from stages.common.images import classes
+from stages.common.images import class_counts, classes
 from stages.common.paths import MODELS, SAMPLES, TIMINGS, VAE
 from stages.schema import Sample
 
@@ -67,7 +69,7 @@ class Artist:
 
 
 def labels_of(count: int, kinds: int) -> Tensor:
-    """Image k is asked for class k modulo the number of classes."""
+    """The classes in turn: image k is asked for class k modulo their number."""
     return torch.arange(count) % kinds
 
 
@@ -94,8 +96,9 @@ def main(method_name: str) -> None:
     set_threads()
     section: Sample = params.sample
     kinds, title = classes(), f"sample {method_name}"
-    labels = labels_of(section.images, kinds)
     seeds = list(range(section.first_seed, section.first_seed + section.images))
+    uniform = section.labels == "uniform"
+    labels = labels_of(section.images, kinds) if uniform else classes_of_seeds(seeds, class_counts())
     size, channels = params.data.size, params.data.channels
     batches = [slice(start, start + section.batch) for start in range(0, section.images, section.batch)]
     with (
@@ -123,15 +126,19 @@ def main(method_name: str) -> None:
 
 
 def draw(folder: Path, name: str, section: Sample, writer: TensorWriter, labels: Tensor, kinds: int) -> None:
-    """Writes grid.png."""
-    columns = min(section.grid_columns, kinds) if kinds > 1 else section.grid_columns
-    # Column c shows class c also where there are more classes than columns.
-    order = torch.arange(len(labels))[labels < columns] if kinds > 1 else torch.arange(len(labels))
-    shown = order[: columns * section.grid_rows]
-    headings = [f"class {c}" if columns <= 6 else str(c) for c in range(columns)] if kinds > 1 else []
+    """Writes grid.png: a class a column, the first of those that occur; places that a class cannot fill stay empty."""
+    found = labels.unique()[: section.grid_columns].tolist() if kinds > 1 else []
+    columns = len(found) or section.grid_columns
+    headings = [f"class {c}" if columns <= 6 else str(c) for c in found]
+    if kinds > 1:
+        of_class = [torch.nonzero(labels == c).flatten()[: section.grid_rows] for c in found]
+        shown = torch.nn.utils.rnn.pad_sequence(of_class, padding_value=-1).flatten()
+    else:
+        shown = torch.arange(len(labels))[: columns * section.grid_rows]
     pixels = torch.from_numpy(writer.arrays["pixels"][shown.numpy()])
+    pixels[shown < 0] = pictures.PAPER[0]
     first = section.first_seed
-    title = f"{name}: seeds {first} to {first + int(shown[-1])}" + (", a class a column" if kinds > 1 else "")
+    title = f"{name}: seeds {first} to {first + int(shown.max())}" + (", a class a column" if kinds > 1 else "")
     pictures.grid(pixels, columns, headings, title).save(folder / "grid.png")
 
 

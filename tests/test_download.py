@@ -702,6 +702,35 @@ def test_a_smaller_image_is_padded_with_black(shape, border):
     assert (decoded(fit_image(encoded(pixels), 8, 1)) == np.pad(square, border)).all()
 
 
+def center_crop_arr(image: Image.Image, size: int) -> np.ndarray:
+    """ADM's preprocessing, line by line as in guided-diffusion's image_datasets.py."""
+    while min(*image.size) >= 2 * size:
+        image = image.resize(tuple(x // 2 for x in image.size), resample=Image.BOX)
+    scale = size / min(*image.size)
+    image = image.resize(tuple(round(x * scale) for x in image.size), resample=Image.BICUBIC)
+    array = np.array(image)
+    top, left = (array.shape[0] - size) // 2, (array.shape[1] - size) // 2
+    return array[top : top + size, left : left + size]
+
+
+@pytest.mark.parametrize("shape", [(131, 197, 3), (205, 99, 3), (47, 61), (95, 48), (17, 23, 3)])
+def test_box_bicubic_is_the_preprocessing_of_adm_byte_for_byte(shape):
+    """Halved twice, once, not at all, down to the size itself, and enlarged."""
+    pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    size, channels = 24, 3 if len(shape) == 3 else 1
+    ours = decoded(fit_image(encoded(pixels), size, channels, "box-bicubic"))
+    assert (ours == center_crop_arr(Image.fromarray(pixels), size)).all()
+    assert (ours != decoded(fit_image(encoded(pixels), size, channels))).mean() > 0.5
+
+
+def test_the_stage_resizes_as_it_is_told(fetch):
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 29)).astype(np.uint8)
+    put({"a.png": encoded(pixels)})
+    images = {resize: decoded(fetch(channels=1, resize=resize)["image"][0]) for resize in ("area", "box-bicubic")}
+    assert (images["box-bicubic"] == center_crop_arr(Image.fromarray(pixels), 8)).all()
+    assert (images["area"] == decoded(fit_image(encoded(pixels), 8, 1))).all()
+
+
 @pytest.mark.parametrize("orientation, quarter_turns", [(1, 0), (3, 2), (6, 3), (8, 1)])
 def test_an_image_is_turned_as_its_exif_says(orientation, quarter_turns):
     pixels = np.arange(64).reshape(8, 8) * 3

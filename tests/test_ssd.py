@@ -6,12 +6,14 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import TRAINING
 from safetensors.torch import save_file
 from torch import Tensor
 
+from multiscale.core.compat import make_torchvision_importable
 from multiscale.core.pixels import to_signed, to_unit
 from multiscale.core.streams import Draws, generator, noise_of_seeds
 from multiscale.methods import ssd
@@ -19,6 +21,9 @@ from multiscale.processes.diffusion import CLEAN, linear_alpha_bar, scale_space
 from multiscale.sampling import count_calls
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Training, fit
+
+make_torchvision_importable()
+from diffusers.schedulers import scheduling_ddpm  # noqa: E402
 
 CLASSES = 3
 NETWORK = {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [8], "heads": 2, "groups": 4}
@@ -37,10 +42,11 @@ PART = {
     "conditional": True,
     "label_dropout": 0.1,
     "flip": True,
+    "predicts": "x0",
     "snr_cap": 5.0,
     "oversample": 1,
 }
-SOLVER = {"steps": 10, "eta": 1.0, "cfg": 1.0, "last_step": "clean"}
+SOLVER = {"steps": 10, "eta": 1.0, "variance": "small", "cfg": 1.0, "last_step": "clean"}
 
 
 @pytest.fixture
@@ -140,6 +146,57 @@ def test_one_level_is_the_ddpm_chain_with_the_small_variance(pixels):
             z = noise_of_seeds([1, 2, 3, 4], f"state-{t - 1}", (3, 16, 16)) if t else 0
             x = mean + math.sqrt(beta * (1 - before) / (1 - now)) * z
     assert (images - to_unit(x)).abs().max() < 1e-6
+
+
+def by_diffusers(predict, prediction: str, variance: str, steps: int, states: int, noises, monkeypatch) -> Tensor:
+    """The whole chain of diffusers' DDPMScheduler, on our betas and our noise, from state T - 1 to the image."""
+    betas = np.linspace(1e-4, 0.02, steps) * 1000 / steps
+    options = {"prediction_type": prediction, "variance_type": variance, "clip_sample": True}
+    scheduler = scheduling_ddpm.DDPMScheduler(steps, trained_betas=betas, timestep_spacing="linspace", **options)
+    scheduler.alphas_cumprod = torch.from_numpy(np.cumprod(1 - betas))  # in float64: 1 - alpha_bar_0 is 1e-4
+    scheduler.set_timesteps(states)
+    x = noises(steps - 1)
+    for t in scheduler.timesteps:
+        drawn = int(scheduler.previous_timestep(t))
+        monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *args, **options: noises(drawn))  # noqa: B023
+        x = scheduler.step(predict(x, t), t, x).prev_sample
+    return x
+
+
+@pytest.mark.parametrize(("steps", "states"), [(40, 40), (1000, 12)], ids=["every state", "respaced"])
+@pytest.mark.parametrize("variance", ["small", "large"])
+@pytest.mark.parametrize("predicts", ["x0", "noise"])
+def test_one_level_is_the_chain_of_diffusers(predicts, variance, steps, states, pixels, monkeypatch):
+    one_level = {"process": {"steps": steps, "levels": 1}, "predicts": predicts}
+    sampler = sampler_of(pixels, {"steps": states, "variance": variance}, **one_level)
+    if predicts == "x0":
+        sampler.net.head.weight.mul_(0.1)  # tame: an untrained network blows rounding up from step to step
+
+    def noises(state: int) -> Tensor:
+        return noise_of_seeds([1, 2, 3, 4], f"state-{state}", (3, 16, 16))
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        return sampler.net(x, t.expand(4), LABELS, 16)
+
+    name = {"x0": "sample", "noise": "epsilon"}[predicts]
+    with torch.inference_mode():
+        theirs = by_diffusers(predict, name, f"fixed_{variance}", steps, states, noises, monkeypatch)
+    assert (sampler([1, 2, 3, 4], LABELS) - to_unit(theirs)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_the_loss_of_the_noise_is_plain_without_a_cap(cap, pixels):
+    part, _ = build(pixels, predicts="noise", snr_cap=cap, flip=False, label_dropout=0.0, process={"levels": 1})
+    data, alpha_bar = part.data[torch.arange(8)], torch.tensor(linear_alpha_bar(40))
+    for step in range(5):
+        t = part.law.draw(draws(step)).t
+        noise = torch.randn(8, 3, 16, 16, generator=generator(0, "part/noise", step))
+        kept = alpha_bar[t].float().view(-1, 1, 1, 1)
+        x = kept.sqrt() * (data["pixels"].float() / 127.5 - 1) + (1 - kept).sqrt() * noise
+        errors = (part.players["net"](x, t, data["label"], 16) - noise).square().mean((1, 2, 3))
+        snr = (kept / (1 - kept)).flatten()
+        weight = 1 if cap is None else snr.clamp(max=cap) / snr
+        assert loss_of(part, step).item() == pytest.approx((weight * errors).mean().item(), rel=1e-4)
 
 
 def test_the_identity_operator_is_one_level_bit_for_bit(pixels):
@@ -320,6 +377,13 @@ def test_training_learns_one_image(pixels):
         ),
         ({"conditional": False}, {"cfg": 2.0}, "a guidance weight of 2.0 for a network without classes; allowed: 1"),
         ({}, {"steps": 41}, "41 sampling steps of a process of 40; allowed: 2 to 40"),
+        ({"predicts": "noise"}, {}, "the noise of a state of side 8 at the side 16 .*; allowed: x0"),
+        ({}, {"variance": "large"}, "the variance beta_t of a step from side 16 to 8; allowed: small"),
+        (
+            {"process": {"levels": 1}},
+            {"variance": "large", "eta": 0.5},
+            "the variance beta_t with an eta of 0.5; allowed: small, or an eta of 1",
+        ),
     ],
 )
 def test_impossible_settings_are_refused_in_one_line(section, solver, message, pixels):

@@ -8,8 +8,10 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from scipy import integrate, stats
 
+from flows.space import SWEEPS, Sweep
 from multiscale.core.streams import Draws
 from multiscale.processes.diffusion import (
     CLEAN,
@@ -24,6 +26,7 @@ from multiscale.processes.diffusion import (
     scale_space,
 )
 from multiscale.scales.degradation import OPERATORS, Separable, bilinear
+from stages.common.settings import read_yaml
 
 PUBLISHED = {  # levels: (states a level, transitions, SNR there)
     2: ([750, 250], [750], [0.0033]),
@@ -67,6 +70,36 @@ def test_convex_decay_has_the_published_counts_and_transitions(levels):
 )
 def test_the_other_schedules_have_the_published_transitions(schedule, gamma, transitions):
     assert process(schedule=schedule, gamma=gamma).transitions == transitions
+
+
+def test_the_shipped_sweep_gives_each_schedule_its_published_exponent(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = {}
+    for point in Sweep.model_validate(read_yaml(SWEEPS / "ssd.yaml")).points:
+        setting = {key.removeprefix("parts.ssd-2l.process."): value for key, value in point.items()}
+        if setting["levels"] == 4:
+            name = f"{setting['schedule']} {setting.get('gamma', '')}".strip()
+            found[name] = process(**setting).transitions
+    assert found == {
+        "equal": [250, 500, 750],
+        "convex-decay 0.5": [438, 750, 937],
+        "convex-decay 2.0": [134, 293, 500],
+        "sigmoid-like 3.0": [436, 500, 564],
+        "tanh-like 3.0": [106, 500, 894],
+    }
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.5, 0.9, 0.999, 1.0, 1.5, 3.0, 60.0, 1000.0])
+@pytest.mark.parametrize("schedule", ["tanh-like", "sigmoid-like"])
+def test_an_exponent_is_refused_where_the_curve_turns_back_so_that_it_has_no_inverse(schedule, gamma):
+    u = np.linspace(-0.5, 0.5, 200_001)
+    q = np.sign(u) * np.abs(u) ** gamma + 0.5
+    turns_back = (np.diff(3 * q**2 - 2 * q**3) < 0).any()  # section 4.1 of the supplement, as it stands there
+    if turns_back:
+        with pytest.raises(ValueError, match=f"{schedule} with an exponent of {gamma} .*; allowed: 1 to 1000$"):
+            process(5, schedule=schedule, gamma=gamma)
+    else:
+        assert process(5, schedule=schedule, gamma=gamma).levels[::999] == [0, 4]
 
 
 @pytest.mark.parametrize(
@@ -159,14 +192,14 @@ def test_all_workers_draw_one_pair_of_sides_and_together_what_one_draws_alone():
 
 
 def test_errors_weigh_the_signal_to_noise_ratio_up_to_five():
-    weights = min_snr_weights(process(), 5.0)
+    weights = min_snr_weights(process(), 5.0, "x0")
     assert all(weight == 5 for weight in weights[:130]) and weights[130] < 5
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     snr = alpha_bar / (1 - alpha_bar)
     assert weights[130:] == pytest.approx(snr[130:], rel=1e-6)
     assert weights[999] == pytest.approx(4.036e-5, rel=1e-4)
     assert weights[258] > 1 > weights[259]
-    assert min_snr_weights(process(), 1.0) == [min(weight, 1.0) for weight in weights]
+    assert min_snr_weights(process(), 1.0, "x0") == [min(weight, 1.0) for weight in weights]
 
 
 @pytest.mark.parametrize("t", [0, 100, 306, 555, 937, 999])
@@ -228,6 +261,8 @@ def test_bad_schedules_are_refused_in_one_line():
         ScaleSpace(linear_alpha_bar(40), [8, 4], [0] * 10 + [1] * 10 + [0] * 20, "bilinear")
     with pytest.raises(ValueError, match="36 cannot be halved 3 times; allowed: multiples of 8"):
         halved_sides(36, 4)
+    with pytest.raises(ValueError, match="sigmoid-like with an exponent of 1001 .*; allowed: 1 to 1000$"):
+        process(schedule="sigmoid-like", gamma=1001)  # 2^-gamma is 0 from 1075 on
     with pytest.raises(ValueError, match="at most 8 levels"):
         gradual_sides(8, 9)
     with pytest.raises(ValueError, match="allowed: 2 to 1000"):

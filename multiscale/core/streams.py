@@ -20,6 +20,16 @@ def noise_of_seeds(seeds: list[int], stream: str, shape: tuple[int, ...]) -> Ten
     return torch.stack([torch.randn(shape, generator=generator(seed, stream)) for seed in seeds])
 
 
+def classes_of_seeds(seeds: list[int], counts: Tensor) -> Tensor:
+    """Classes (N,), class c with probability counts[c] / sum(counts).
+
+    counts (K,) are whole numbers. Row k depends on seeds[k] and the counts alone.
+    """
+    total = int(counts.sum())
+    places = torch.stack([torch.randint(total, (), generator=generator(seed, "class")) for seed in seeds])
+    return torch.searchsorted(counts.cumsum(0), places, right=True)
+
+
 @dataclass(frozen=True)
 class Draws:
     """The random numbers of one training step.

@@ -1,7 +1,14 @@
 """SSD: diffusion whose states shrink while they get noisier, with one Flexi-UNet (arXiv 2603.08709).
 
 The network sees x_t at the side r(t) and predicts the clean image at r(t-1). With one level, or with the operator
-'identity', this is DDPM (arXiv 2006.11239) with x_0-prediction and the posterior's own variance: its control.
+'identity', this is DDPM (arXiv 2006.11239). Three of them, which differ in what the UNet predicts, how its error
+weighs and how much noise a step draws:
+
+  ddpm      the clean image  Min-SNR     small variance, the posterior's: SSD with one level and nothing else changed
+  ddpm-x0   the clean image  Min-SNR-5   large variance, beta_t: the paper's DDPM-x_0
+  ddpm-eps  the noise        plain loss  large variance, beta_t: the paper's DDPM-eps
+
+The published baselines are plain UNets, which run the block that Flexi-UNet leaves out (`network.top_block`).
 """
 
 from __future__ import annotations
@@ -28,11 +35,14 @@ from multiscale.training.part import Data, Nets, Part
 if TYPE_CHECKING:  # importing diffusers takes seconds that a method in pixels has no use for
     from multiscale.autoencoder import Codec
 
-Predict = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]  # (x, t, labels, out_side) -> clean image at out_side
+Predict = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]  # (x, t, labels, out_side) -> x_0 there, or the noise
 
 
 class ScaleSpacePart(Part):
-    """The clean image at the side of the next state, from a noisy one; squared error with Min-SNR weights."""
+    """The clean image at the side of the next state, from a noisy one; squared error with Min-SNR weights.
+
+    With one side it may be the noise of the state that is predicted. Raises ValueError with several.
+    """
 
     partial = True  # only the levels that the batch's sides need are run
 
@@ -42,7 +52,10 @@ class ScaleSpacePart(Part):
         self.law = TimeLaw(process, part["oversample"])
         self.flip, self.label_dropout, self.null = part["flip"], part["label_dropout"], net.null_label
         states = range(process.steps)
-        weights = min_snr_weights(process, part["snr_cap"])
+        if config["predicts"] == "noise" and process.transitions:
+            side, target = process.side(process.transitions[0]), process.side(CLEAN)
+            raise ValueError(f"the noise of a state of side {side} at the side {target} of the next; allowed: x0")
+        weights = min_snr_weights(process, part["snr_cap"], config["predicts"])
         columns = [[process.signal(t) for t in states], [process.sigma(t) for t in states], weights]
         self.table = torch.tensor(columns)  # (3, T): a_t, sigma_t, weight
 
@@ -54,7 +67,10 @@ class ScaleSpacePart(Part):
         times = self.law.draw(draws)
         signal, sigma, weight = self.table.to(clean.device)[:, times.t].view(3, -1, 1, 1, 1)
         low, target = self.process.shrink(clean, times.side), self.process.shrink(clean, times.target_side)
-        state = signal * low + sigma * draws.normal("noise", *low.shape[1:])
+        noise = draws.normal("noise", *low.shape[1:])
+        state = signal * low + sigma * noise
+        if self.config["predicts"] == "noise":
+            target = noise
         predict = prediction(nets["net"], self.config)
         error = predict(state, times.t, self._labels(batch, draws), times.target_side).float() - target
         return times.weight * (weight * error.square()).mean(), {}
@@ -104,6 +120,7 @@ def build_part(name: str, part: dict, folder: Path, classes: int) -> tuple[Scale
         "classes": classes if part["conditional"] else 0,
         "process": part["process"],
         "unet": part["unet"],
+        "predicts": part["predicts"],
         "network": part["network"],
     }
     process = build_process(config)
@@ -126,8 +143,9 @@ class ScaleSpaceSampler:
         if self.cfg != 1 and net.null_label is None:
             raise ValueError(f"a guidance weight of {self.cfg} for a network without classes; allowed: 1")
         states = [CLEAN, *respaced(process, solver["steps"])]
+        eta, variance = solver["eta"], solver["variance"]
         # From the noisiest state down; every scalar of a step is decided here, in float64.
-        self.plan = [(t, s, process.transition(s, t, solver["eta"])) for s, t in zip(states, states[1:])][::-1]
+        self.plan = [(t, s, process.transition(s, t, eta, variance)) for s, t in zip(states, states[1:])][::-1]
         if solver["last_step"] == "as-released":  # the published code returns state 0, with its noise of sigma 0.01
             self.plan.pop()
 
@@ -140,7 +158,10 @@ class ScaleSpaceSampler:
         with autocast(self.precision, self.device):
             for t, s, transition in self.plan:
                 side = self.process.side(s)
-                clean = predict[side](x, torch.full((len(x),), t, device=self.device)).clamp_(-1, 1)
+                clean = predict[side](x, torch.full((len(x),), t, device=self.device))
+                if self.config["predicts"] == "noise":
+                    clean = self.process.clean(x, clean, t)
+                clean.clamp_(-1, 1)
                 x = transition.reverse(x, clean, self._noise(seeds, s) if transition.needs_noise else None)
                 if trace is not None:
                     trace(f"{side} px", to_unit(torch.stack([x, clean], 1).flatten(0, 1)))
@@ -152,7 +173,7 @@ class ScaleSpaceSampler:
         return noise_of_seeds(seeds, f"state-{state}", (self.config["channels"], side, side)).to(self.device)
 
     def _predict(self, side: int, labels: Tensor) -> flow.Velocity:
-        """The clean image at a side as a function of (x_t, t), guided."""
+        """What the network predicts at a side as a function of (x_t, t), guided."""
         predict = prediction(self.net, self.config)
         if self.net.null_label is None:
             return lambda x, t: predict(x, t, None, side).float()

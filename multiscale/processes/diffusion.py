@@ -42,10 +42,18 @@ def information(snr: float) -> float:
 # ---- Which level a state has: level 0 is the full side, n - 1 the smallest. tau runs from 0 at t = 0 to 1 at T - 1.
 
 
+# Exponents of the two S-shaped schedules. Below 1 |u|^gamma passes 1/2, where p turns back: the sides would grow again,
+# and p has no inverse. Far above 1000 the smallest |u|^gamma is no number any more.
+S_SHAPED = (1, 1000)
+
+
 def _smooth(u: float, gamma: float) -> float:
-    """p(u) = 3 q^2 - 2 q^3 - 1/2 with q = sign(u) |u|^gamma + 1/2: odd, and flat in the middle for gamma > 1."""
-    q = math.copysign(abs(u) ** gamma, u) + 0.5
-    return 3 * q**2 - 2 * q**3 - 0.5
+    """p(u) = 3 q^2 - 2 q^3 - 1/2 with q = 1/2 + v, v = sign(u) |u|^gamma: odd, and flat in the middle for gamma > 1.
+
+    Multiplied out, so that a small v is not lost beside 1/2.
+    """
+    v = math.copysign(abs(u) ** gamma, u)
+    return 1.5 * v - 2 * v**3
 
 
 def _tanh_like(w: float, gamma: float) -> float:
@@ -150,10 +158,14 @@ class ScaleSpace:
             operator = resize.following(operator)
         return operator
 
-    def transition(self, s: int, t: int, eta: float = 1.0) -> Transition:
+    def transition(self, s: int, t: int, eta: float = 1.0, variance: str = "small") -> Transition:
         """The step between two states s < t, however many lie between them."""
         operator = self.resize(self.side(s), self.side(t))
-        return Transition(operator, self.signal(s), self.sigma(s), self.signal(t), self.sigma(t), eta)
+        return Transition(operator, self.signal(s), self.sigma(s), self.signal(t), self.sigma(t), eta, variance)
+
+    def clean(self, x: Tensor, noise: Tensor, t: int) -> Tensor:
+        """The clean image that a prediction of the noise in x_t stands for: (x_t - sigma_t eps) / a_t."""
+        return (x - self.sigma(t) * noise) / self.signal(t)
 
 
 def scale_space(
@@ -169,8 +181,14 @@ def scale_space(
     """The process of an experiment: T steps over n levels of `sizes`, by a named schedule.
 
     The operator 'identity' keeps the full side at every level: DDPM. The published processes have halved sides, the
-    schedule 'convex-decay' with gamma 0.5 and the operator 'bilinear'.
+    schedule 'convex-decay' with gamma 0.5 and the operator 'bilinear'. Raises ValueError for an exponent with which a
+    schedule does not shrink from one end to the other.
     """
+    low, high = S_SHAPED
+    if schedule in ("tanh-like", "sigmoid-like") and not low <= gamma <= high:
+        raise ValueError(
+            f"the schedule {schedule} with an exponent of {gamma} does not shrink all the way; allowed: {low} to {high}"
+        )
     if operator == "identity":
         levels, operator = 1, "bilinear"  # with one level nothing is resized
     of_tau = SCHEDULES[schedule]
@@ -189,9 +207,15 @@ def respaced(process: ScaleSpace, steps: int) -> list[int]:
     return sorted({round(i * stride) for i in range(steps)} | set(process.transitions))
 
 
-def min_snr_weights(process: ScaleSpace, cap: float) -> list[float]:
-    """min(SNR(t), cap): the weight of a squared error in x_0 (Min-SNR, arXiv 2303.09556)."""
-    return [min(process.snr(t), cap) for t in range(process.steps)]
+def min_snr_weights(process: ScaleSpace, cap: float | None, predicts: str) -> list[float]:
+    """min(SNR(t), cap): the weight of a squared error in x_0 (Min-SNR, arXiv 2303.09556).
+
+    An error in the noise is SNR(t) times as large, squared, and its weight is divided by that: without a cap it is 1,
+    the plain loss of DDPM (arXiv 2006.11239, eq. 14).
+    """
+    ratios = [process.snr(t) for t in range(process.steps)]
+    weights = [ratio if cap is None else min(ratio, cap) for ratio in ratios]
+    return [weight / ratio for weight, ratio in zip(weights, ratios)] if predicts == "noise" else weights
 
 
 @dataclass(frozen=True)

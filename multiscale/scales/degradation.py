@@ -101,7 +101,12 @@ class Transition:
     (Theorems 2 and 3); 0 carries the noise of x_t over as in DDIM, and draws only the detail that x_t lacks. Each eta
     leaves x_s with the mean a_s R_{0:s} x_0 and the covariance sigma_s^2 I.
 
-    Raises ValueError for an operator that amplifies the noise of s beyond that of t.
+    variance 'large' draws noise of variance beta_t = 1 - c^2 in place of the posterior's own, the 'small' one: DDPM's
+    other choice (arXiv 2006.11239, section 3.2), the optimal one for x_0 ~ N(0, I). It is none
+    of a step that changes the side, and the step to the clean image draws no noise with either.
+
+    Raises ValueError for an operator that amplifies the noise of s beyond that of t, and for a large variance where
+    there is none.
     """
 
     def __init__(
@@ -112,6 +117,7 @@ class Transition:
         signal_t: float,
         sigma_t: float,
         eta: float = 1.0,
+        variance: str = "small",
     ):
         self.operator = operator
         self.signal_s, self.sigma_s, self.sigma_t = signal_s, sigma_s, sigma_t
@@ -130,9 +136,20 @@ class Transition:
         share = (1 - eta) + eta * sigma_s / sigma_t * self.singular
         self.gain = share * sigma_s / sigma_t  # g
         self.fresh = sigma_s * ((1 - share) * (1 + share)).clamp(min=0).sqrt()  # sqrt(sigma_s^2 - g^2 sigma_t^2)
+        if variance == "large":
+            self._check_large(eta)
+            if sigma_s:
+                self.fresh = ((1 - self.singular) * (1 + self.singular)).sqrt()  # sqrt(beta_t)
         if operator.is_identity:  # every table is one number then
             gain, self.fresh_scalar = float(self.gain[0, 0]), float(self.fresh[0, 0])
             self.clean_scalar, self.state_scalar = signal_s * (1 - gain * self.scale), gain
+
+    def _check_large(self, eta: float) -> None:
+        if not self.operator.is_identity:
+            sides = f"from side {self.operator.before} to {self.operator.after}"
+            raise ValueError(f"the variance beta_t of a step {sides}; allowed: small")
+        if eta != 1:
+            raise ValueError(f"the variance beta_t with an eta of {eta}; allowed: small, or an eta of 1")
 
     @property
     def needs_noise(self) -> bool:

@@ -32,6 +32,12 @@ def classes(path: Path = IMAGES) -> int:
     return int(pl.scan_parquet(path).select(pl.col("label").max()).collect().item() or 0) + 1
 
 
+def class_counts(path: Path = IMAGES) -> torch.Tensor:
+    """The number of training images of each class, (classes,)."""
+    labels = pl.scan_parquet(path).filter(pl.col("split") == "train").select("label").collect()["label"]
+    return torch.bincount(torch.from_numpy(labels.to_numpy().copy()), minlength=classes(path))
+
+
 def count(split: str, path: Path = IMAGES) -> int:
     """The number of images of a split."""
     return pl.scan_parquet(path).filter(pl.col("split") == split).select(pl.len()).collect().item()

@@ -38,6 +38,8 @@ class Data(Section):
     label_column: Text | None = "label"  # null: a set without labels
     size: Positive
     channels: Literal[1, 3]
+    # How the size is reached: 'area' averages the centred square, 'box-bicubic' is ADM's way, by halves and bicubic
+    resize: Literal["area", "box-bicubic"] = "area"
     max_unreadable: Share = 0.01  # the set is refused when a larger share cannot be decoded
     validation_share: Share = 0.05  # of a set that names no splits
     test_share: Share = 0.05
@@ -128,6 +130,7 @@ class Sample(Section):
     images: Annotated[int, Field(ge=2)]
     batch: Positive = 100
     first_seed: Count = 0
+    labels: Literal["uniform", "data"] = "uniform"  # the classes in turn, or drawn as the training images have them
     precision: Precision = "auto"
     repeats: Positive = 3
     grid_columns: Positive = 10

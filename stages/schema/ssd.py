@@ -47,9 +47,14 @@ class ScaleSpaceProcess(Section):
     levels: Positive
     sizes: Literal["halved", "gradual"] = "halved"
     schedule: Literal["equal", "convex-decay", "tanh-like", "sigmoid-like"] = "convex-decay"
-    gamma: Annotated[float, Field(gt=0)] = 0.5
+    gamma: Annotated[float, Field(gt=0)] = 0.5  # the schedule's exponent; from 1 on for tanh- and sigmoid-like
     operator: Literal["bilinear", "box", "identity"] = "bilinear"
     noise_factor: Annotated[float, Field(gt=0, le=1)] = 1.0  # of sigma, a level; 1 as published, 0.505 keeps the SNR
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether its states have more than one side."""
+        return self.levels > 1 and self.operator != "identity"
 
 
 class SSDPart(Section):
@@ -64,7 +69,9 @@ class SSDPart(Section):
     conditional: bool = True
     label_dropout: Share = 0.1
     flip: bool = False
-    snr_cap: Annotated[float, Field(gt=0)] = 5.0  # of the Min-SNR weight; a lower one favours the noisy states
+    predicts: Literal["x0", "noise"] = "x0"  # 'noise' with one side only
+    # Of the Min-SNR weight; a lower one favours the noisy states. null is none: the plain loss of the noise
+    snr_cap: Annotated[float, Field(gt=0)] | None = 5.0
     oversample: Positive = 1  # how much likelier than uniform a change of side is drawn; weighted back
     training: Training
 
@@ -74,6 +81,7 @@ class AncestralSolver(Section):
 
     steps: Annotated[int, Field(ge=2, le=LARGEST)]  # of the process, besides those that change the side
     eta: Share = 1.0  # 1: the posterior (DDPM); 0: DDIM
+    variance: Literal["small", "large"] = "small"  # the posterior's, or beta_t: with one side and an eta of 1 only
     cfg: Annotated[float, Field(ge=0)] = 1.0
     last_step: Literal["clean", "as-released"] = "clean"
 
@@ -102,12 +110,15 @@ def check_part(experiment: Experiment, key: str, part: SSDPart) -> None:
     try:
         process = ssd.build_process(config)
     except ValueError as error:
-        raise Bad(f"{key}.process.levels", part.process.levels, allowed_of(error)) from None
+        fault = "gamma" if "exponent" in str(error) else "levels"
+        raise Bad(f"{key}.process.{fault}", getattr(part.process, fault), allowed_of(error)) from None
     try:
         with torch.device("meta"):
             ssd.build_network(config, process)
     except ValueError as error:
         raise Bad(f"{key}.network.multipliers", part.network.multipliers, allowed_of(error)) from None
+    if part.predicts == "noise" and part.process.shrinks:
+        raise Bad(f"{key}.predicts", part.predicts, "x0, since the network answers at the side of the next state")
 
 
 def check_unet(key: str, network: UNetNetwork, side: int) -> None:
@@ -124,5 +135,11 @@ def check_method(experiment: Experiment, key: str, method: SSDMethod, parts: lis
     (part,) = parts
     if method.solver.steps > part.process.steps:
         raise Bad(f"{key}.solver.steps", method.solver.steps, f"at most the process's {part.process.steps}")
+    if method.solver.variance == "large" and part.process.shrinks:
+        raise Bad(
+            f"{key}.solver.variance", "large", "small, since beta_t is no variance of a step that changes the side"
+        )
+    if method.solver.variance == "large" and method.solver.eta != 1:
+        raise Bad(f"{key}.solver.variance", "large", f"small, since an eta of {method.solver.eta} draws less already")
     if method.solver.cfg != 1 and not part.conditional:
         raise Bad(f"{key}.solver.cfg", method.solver.cfg, "1.0, since the part is not conditional")
