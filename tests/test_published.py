@@ -45,10 +45,12 @@ SSD = {
     "ssd-imagenet64": (64,  (2, 4),    1_000_000, 128, 1e-4, [1, 2, 3, 4],       92.03),
 }  # fmt: skip
 CHAIN = {  # of every SSD
-    "process": {"steps": 1000, "sizes": "halved", "schedule": "convex-decay", "gamma": 0.5, "operator": "bilinear"},
+    "process": {"steps": 1000, "sizes": "halved", "schedule": "convex-decay", "gamma": 0.5, "operator": "bilinear",
+                "noise_factor": 1.0},
     "conditional": False,
     "flip": True,  # [C]
     "oversample": 1,
+    "reweight": True,
 }
 OPTIMISER = {  # [C]: AdamW, lr_anneal_steps 0, no warm-up, no clipping, use_fp16 false
     "warmup_images": 0,
@@ -145,8 +147,9 @@ def test_wmgm_has_its_published_values(name):
     assert set(made["parts"]) == {"wmgm-low", "sgm", "wmgm-details"} and set(made["methods"]) == {"wmgm", "sgm"}
     low, sgm, details = (made["parts"][part] for part in ("wmgm-low", "sgm", "wmgm-details"))
     network = {"width": 128, "multipliers": [1, 2, 2, 2], "blocks": 3, "attention": [16, 8], "heads": 4}
-    near(low, {"reads": "wavelet", "conditional": False, "network": network, "training": SCORE})
-    near(sgm, {"reads": "pixels", "conditional": False, "training": SCORE})
+    score = {"conditional": False, "predicts": "noise", "snr_cap": None, "training": SCORE}  # the plain loss
+    near(low, {"reads": "wavelet", "network": network, **score})
+    near(sgm, {"reads": "pixels", **score})
     near(
         details,
         {
@@ -160,7 +163,7 @@ def test_wmgm_has_its_published_values(name):
             "training": {**OPTIMISER, "images": 100 * 2 * EPOCH[name], "batch": 128, "lr": 1e-4, "weight_decay": 0.01},
         },
     )
-    assert details["loss"]["discriminator_every"] == 4
+    assert (details["loss"]["discriminator_every"], details["loss"]["levels"]) == (4, "pass")
     assert details["training"]["lr"] * details["discriminator"]["lr_factor"] == pytest.approx(1e-5)
     assert details["training"]["ema_images"] == 1  # no average
     assert {row: method["solver"]["method"] for row, method in made["methods"].items()} == {

@@ -86,9 +86,9 @@ def test_the_loss_is_least_for_the_exact_noise_prediction():
     [
         ("noise", None, (0.1, 0.1, 0.1)),  # |eps - e|^2 = (0.1 sqrt 10)^2 / 10
         ("velocity", None, (0.1 / 0.64, 0.1 / 0.36, 0.1 / 0.9999)),  # the error of v is that of eps over alpha
-        ("clean", None, (0.1 * 0.36 / 0.64, 0.1 * 0.64 / 0.36, 0.1 * 0.0001 / 0.9999)),  # that of x_0: sigma / alpha
+        ("x0", None, (0.1 * 0.36 / 0.64, 0.1 * 0.64 / 0.36, 0.1 * 0.0001 / 0.9999)),  # that of x_0: sigma / alpha
         ("noise", 1.0, (0.1 * 0.36 / 0.64, 0.1, 0.1 * 0.0001 / 0.9999)),  # min(SNR, 1) |x_0 error|^2
-        ("clean", 0.5, (0.1 * 0.5 * 0.36 / 0.64, 0.1 * 0.5 * 0.64 / 0.36, 0.1 * 0.5 * 0.0001 / 0.9999)),
+        ("x0", 0.5, (0.1 * 0.5 * 0.36 / 0.64, 0.1 * 0.5 * 0.64 / 0.36, 0.1 * 0.5 * 0.0001 / 0.9999)),
     ],
 )
 def test_the_weights_of_the_predictions_by_hand(predicts, cap, expected):
@@ -234,7 +234,7 @@ def test_no_step_at_all_is_refused():
         score.euler_maruyama(exact, start(1), 0, noises(1))
 
 
-@pytest.mark.parametrize("predicts", ["noise", "velocity", "clean"])
+@pytest.mark.parametrize("predicts", ["noise", "velocity", "x0"])
 def test_the_right_target_of_each_prediction_gives_the_noise_and_the_velocitys_has_unit_variance(predicts):
     """For whitened data EDM's target (clean - c_skip x) / c_out is v = alpha eps - sigma y."""
     random = torch.Generator().manual_seed(0)
@@ -245,7 +245,7 @@ def test_the_right_target_of_each_prediction_gives_the_noise_and_the_velocitys_h
         t = torch.full((len(data),), time, dtype=torch.float64)
         alpha, sigma = VP.alpha(t[0]), VP.sigma(t[0])
         x = alpha * data + sigma * noise
-        target = {"noise": noise, "velocity": alpha * noise - sigma * data, "clean": data}[predicts]
+        target = {"noise": noise, "velocity": alpha * noise - sigma * data, "x0": data}[predicts]
         net.unet.forward = lambda x, t, labels, side, y=target: y
         made = net(x, t, None).double()
         assert torch.allclose(made, noise, atol=1e-5)

@@ -45,6 +45,7 @@ PART = {
     "predicts": "x0",
     "snr_cap": 5.0,
     "oversample": 1,
+    "reweight": True,
 }
 SOLVER = {"steps": 10, "eta": 1.0, "variance": "small", "cfg": 1.0, "last_step": "clean"}
 

@@ -180,6 +180,9 @@ def test_oversampled_transitions_come_up_so_many_times_as_often():
     assert len(changes) / len(drawn) == pytest.approx(30 / 127, abs=0.02)
     assert {times.weight for times in changes} == {127 / 1000}
     assert {times.weight for times in drawn} == {127 / 1000, 127 / 100}
+    kept = TimeLaw(space, oversample=10, reweight=False)
+    assert [kept.draw(draws(step)).t.tolist() for step in range(50)] == [times.t.tolist() for times in drawn[:50]]
+    assert {kept.draw(draws(step)).weight for step in range(50)} == {1.0}
 
 
 def test_all_workers_draw_one_pair_of_sides_and_together_what_one_draws_alone():

@@ -49,7 +49,7 @@ class ScaleSpacePart(Part):
     def __init__(self, name: str, data: Data, net: FlexiUNet, process: ScaleSpace, config: dict, part: dict):
         super().__init__(name, data, {"net": net})
         self.process, self.config = process, config
-        self.law = TimeLaw(process, part["oversample"])
+        self.law = TimeLaw(process, part["oversample"], part["reweight"])
         self.flip, self.label_dropout, self.null = part["flip"], part["label_dropout"], net.null_label
         states = range(process.steps)
         if config["predicts"] == "noise" and process.transitions:

@@ -18,7 +18,7 @@ class ScoreNet(nn.Module):
     velocity  eps = sigma(t) x + alpha(t) F: EDM's preconditioning for data of unit variance, which is what whitened
               data are (arXiv 2206.00364, table 1 with sigma_data = 1; v-prediction, arXiv 2202.00512). F has unit
               targets at every t; near t = 0 it must take the noise out of its input, pixel by pixel.
-    clean     eps = (x - alpha(t) F) / sigma(t): F is the data. What is constant in the data is learnt at once.
+    x0        eps = (x - alpha(t) F) / sigma(t): F is the data. What is constant in the data is learnt at once.
 
     Further input channels hold what the model is conditioned on. `whitening` maps the data to what is diffused; its
     numbers are buffers, so the weights of a model are complete in themselves.

@@ -232,12 +232,12 @@ class TimeLaw:
     """Draws the states of a batch: all of one (r(t), r(t-1)), each alone uniform on 0..T-1 (section 4).
 
     One t* decides for all workers: a step that changes the side has the batch to itself, else every image draws its
-    own state among those that share t*'s side. `oversample` makes the n - 1 changes of side so many times likelier,
-    and the weights keep every expectation as it was.
+    own state among those that share t*'s side. `oversample` makes the n - 1 changes of side so many times likelier;
+    with `reweight` the weights keep every expectation as it was, without they count so many times as much.
     """
 
-    def __init__(self, process: ScaleSpace, oversample: int = 1):
-        self.steps = process.steps
+    def __init__(self, process: ScaleSpace, oversample: int = 1, reweight: bool = True):
+        self.steps, self.reweight = process.steps, reweight
         groups: dict[tuple[int, int], list[int]] = {}
         for t in range(process.steps):
             groups.setdefault((process.side(t), process.side(t - 1)), []).append(t)
@@ -252,4 +252,5 @@ class TimeLaw:
         side, target_side, members = self.groups[index]
         place = (draws.uniform("times") * len(members)).long()
         t = members.to(place.device)[place.clamp(max=len(members) - 1)]  # u < 1, but not once it is rounded
-        return Times(t, side, target_side, self.ends[-1] / (self.steps * self.factors[index]))
+        weight = self.ends[-1] / (self.steps * self.factors[index]) if self.reweight else 1.0
+        return Times(t, side, target_side, weight)

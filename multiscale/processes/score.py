@@ -64,7 +64,7 @@ VP = VPSchedule()
 PLAIN: dict[str, Weight] = {  # the weights with which what is predicted has an error of weight 1 at every t
     "noise": lambda alpha, sigma: torch.ones_like(alpha),
     "velocity": lambda alpha, sigma: alpha**-2,
-    "clean": lambda alpha, sigma: (sigma / alpha) ** 2,
+    "x0": lambda alpha, sigma: (sigma / alpha) ** 2,
 }
 
 

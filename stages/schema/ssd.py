@@ -72,7 +72,8 @@ class SSDPart(Section):
     predicts: Literal["x0", "noise"] = "x0"  # 'noise' with one side only
     # Of the Min-SNR weight; a lower one favours the noisy states. null is none: the plain loss of the noise
     snr_cap: Annotated[float, Field(gt=0)] | None = 5.0
-    oversample: Positive = 1  # how much likelier than uniform a change of side is drawn; weighted back
+    oversample: Positive = 1  # how much likelier than uniform a change of side is drawn
+    reweight: bool = True  # weigh back what is drawn too often; false: it counts so many times as much
     training: Training
 
 

@@ -86,7 +86,7 @@ class WMGMPart(Section):
     conditional: bool = True
     label_dropout: Share = 0.1
     whitening: Literal["scale", "full"] = "scale"
-    predicts: Literal["noise", "velocity", "clean"] = "velocity"  # what the network stands for
+    predicts: Literal["noise", "velocity", "x0"] = "velocity"  # what the network stands for
     snr_cap: Annotated[float, Field(gt=0)] | None = None  # of the Min-SNR weight; null: the prediction's plain error
     # details
     model: Literal["gan", "regression", "score"] = "gan"
