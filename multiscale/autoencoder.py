@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,16 @@ from multiscale.core.resize import area_to
 from multiscale.core.streams import Draws
 from multiscale.training.part import Data, Nets, Part
 
-make_torchvision_importable()
-from diffusers.models import AutoencoderKL  # noqa: E402
+if TYPE_CHECKING:
+    from diffusers.models import AutoencoderKL
+
+
+def kl_class() -> type[AutoencoderKL]:
+    """diffusers' class. Importing it takes seconds, which who works on pixels alone has no use for."""
+    make_torchvision_importable()
+    from diffusers.models import AutoencoderKL
+
+    return AutoencoderKL
 
 
 class Codec(nn.Module):
@@ -49,7 +58,7 @@ class Codec(nn.Module):
 def build(channels: int, latent_channels: int, widths: tuple[int, ...], layers: int, groups: int) -> AutoencoderKL:
     """A new AutoencoderKL with downsampling factor 2^(len(widths) - 1)."""
     count = len(widths)
-    return AutoencoderKL(
+    return kl_class()(
         in_channels=channels,
         out_channels=channels,
         latent_channels=latent_channels,
@@ -63,12 +72,12 @@ def build(channels: int, latent_channels: int, widths: tuple[int, ...], layers: 
 
 
 def load(folder: Path, channels: int) -> Codec:
-    """The codec of a `vae` stage's folder; a folder without weights stands for pixels."""
+    """The codec of an autoencoder's folder; one without weights stands for pixels."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(errno.ENOENT, "no autoencoder", str(folder))
     if not (Path(folder) / "config.json").exists():
         return Codec(None, channels)
-    vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+    vae = kl_class().from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
     return Codec(vae.eval().requires_grad_(False), channels)
 
 

@@ -17,7 +17,7 @@ from multiscale.core.storage import Table, TensorWriter, atomic_folder, read_jso
 from multiscale.scales import bands
 from multiscale.scales.residual import decompose, per_channel
 from stages import schema
-from stages.common import settings
+from stages.common import codec, settings
 from stages.common.harness import command, progress
 from stages.common.images import pixel_table
 from stages.common.paths import DECOMPOSED, LATENTS
@@ -95,6 +95,7 @@ def residual(out: Path, section: schema.Residual) -> None:
             for side, each in zip(grids, moments)
         ]
         write_json(folder / "statistics.json", {**statistics, "scales": scales})
+        codec.carry(LATENTS / str(sides[-1]), folder)
 
 
 def pyramid(out: Path, section: schema.Pyramid) -> None:
@@ -121,6 +122,7 @@ def pyramid(out: Path, section: schema.Pyramid) -> None:
         writer.close()
         grids = {side: table.arrays["mean"].shape[-1] for side, table in tables.items()}
         write_json(folder / "statistics.json", {**statistics, "grids": grids})
+        codec.carry(LATENTS / str(full), folder)
 
 
 KINDS = {"pixels": pixels, "pyramid": pyramid, "residual": residual, "wavelet": wavelet}

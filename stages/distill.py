@@ -13,7 +13,7 @@ from multiscale.methods import method
 from multiscale.networks.adapter import merged
 from multiscale.training.part import Part
 from stages import fitting, teacher
-from stages.common import settings
+from stages.common import codec, settings
 from stages.common.harness import command
 from stages.common.paths import DECOMPOSED, MODELS
 
@@ -23,10 +23,11 @@ def build(name: str, section: dict, folder: Path, teacher_folder: Path) -> tuple
     return method(section["kind"]).build_student(name, section, folder, teacher_folder)
 
 
-def save(folder: Path, part: Part, config: dict) -> None:
+def save(folder: Path, part: Part, config: dict, pyramid: Path) -> None:
     """The student without its adapter: whoever samples it needs no peft."""
     part.players[part.main] = merged(part.players[part.main])
     fitting.save_weights(folder, part, config)
+    codec.carry(pyramid, folder)
 
 
 def job(student: str, params) -> fitting.Job:
@@ -54,7 +55,7 @@ def job(student: str, params) -> fitting.Job:
         params.seed,
         [*sorted(folder.iterdir()), *sorted(found[0].iterdir())],
         MODELS / section.method / student,
-        save,
+        partial(save, pyramid=pyramid),
     )
 
 

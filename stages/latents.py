@@ -1,7 +1,7 @@
 """Encodes the training images, downsampled in pixels to one side, into data/latents/SIDE.
 
 The posterior's mean and standard deviation are stored, not samples; beside them, in statistics.json, the shift and
-scale that bring the means to zero mean and unit variance in each channel.
+scale that bring the means to zero mean and unit variance in each channel, and the autoencoder itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from multiscale.core.device import autocast, default_device, resolve_precision, 
 from multiscale.core.pixels import to_signed
 from multiscale.core.resize import area_to
 from multiscale.core.storage import TensorWriter, atomic_folder, write_json
-from stages.common import settings
+from stages.common import codec, settings
 from stages.common.cluster import pool
 from stages.common.harness import command, progress
 from stages.common.images import pixel_table
@@ -31,8 +31,7 @@ class Encoder:
     def __init__(self, side: int, channels: int, precision: str):
         self.side, self.device = side, default_device()
         self.precision = resolve_precision(precision, self.device)
-        codec = autoencoder.load(VAE, channels)
-        self.codec = codec.to(self.device, memory_format=torch.channels_last)
+        self.codec = autoencoder.load(VAE, channels).to(self.device, memory_format=torch.channels_last)
 
     def about(self) -> tuple[tuple[int, int, int], str]:
         """The shape (c, h, h) of the latents of one image, and the precision that they are computed in."""
@@ -76,6 +75,7 @@ def main(side: str) -> None:
                 done += len(mean)
                 reach(done)
             writer.close()
+            codec.begin(VAE, folder)
             write_json(folder / "statistics.json", {"shift": moments.mean(), "scale": moments.std(), "images": count})
 
 

@@ -21,11 +21,11 @@ from multiscale.core.pixels import to_pixels
 from multiscale.core.storage import TensorWriter, atomic_folder, write_json
 from multiscale.core.streams import classes_of_seeds
 from multiscale.methods import method
-from stages.common import settings
+from stages.common import codec, settings
 from stages.common.cluster import pool
 from stages.common.harness import command, progress
 from stages.common.images import class_counts, classes
-from stages.common.paths import MODELS, SAMPLES, TIMINGS, VAE
+from stages.common.paths import MODELS, SAMPLES, TIMINGS
 from stages.schema import Sample
 
 STRIP_FRAMES = 7
@@ -50,9 +50,10 @@ class Artist:
     def __init__(self, name: str, params):
         section = params.methods[name]
         folders = [MODELS / name / part for part in section.parts]
-        codec = autoencoder.load(VAE, params.data.channels)
         self.name, self.section = name, params.sample
-        self.sampler = method(section.kind).load_sampler(folders, section.model_dump(), codec, self.section.precision)
+        beside, channels = folders[0] / codec.BESIDE, params.data.channels
+        decoder = autoencoder.load(beside, channels) if beside.is_dir() else autoencoder.Codec(None, channels)
+        self.sampler = method(section.kind).load_sampler(folders, section.model_dump(), decoder, self.section.precision)
 
     def make(self, seeds: list[int], labels: Tensor) -> Tensor:
         """At most a batch of uint8 images (n, C, H, H)."""

@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from multiscale.methods import method
+from multiscale.training.part import Part
 from stages import fitting
-from stages.common import settings
+from stages.common import codec, settings
 from stages.common.harness import command
 from stages.common.images import classes
 from stages.common.paths import DECOMPOSED, MODELS
@@ -16,6 +17,12 @@ from stages.common.paths import DECOMPOSED, MODELS
 def build(name: str, part: dict, folder: Path, count: int) -> tuple:
     """The part, made by its method's module."""
     return method(part["kind"]).build_part(name, part, folder, count)
+
+
+def save(folder: Path, part: Part, config: dict, decomposition: Path) -> None:
+    """The weights, beside the autoencoder that decodes what they make."""
+    fitting.save_weights(folder, part, config)
+    codec.carry(decomposition, folder)
 
 
 def job(part: str, params) -> fitting.Job:
@@ -31,8 +38,9 @@ def job(part: str, params) -> fitting.Job:
         section,
         section.training,
         params.seed,
-        sorted(folder.iterdir()),
+        sorted(path for path in folder.rglob("*") if path.is_file()),
         MODELS / section.method / part,
+        partial(save, decomposition=folder),
     )
 
 

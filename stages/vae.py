@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from multiscale import autoencoder
-from multiscale.autoencoder import AutoencoderKL, AutoencoderPart
+from multiscale.autoencoder import AutoencoderPart
 from multiscale.core.storage import atomic_folder, write_json
 from multiscale.training.part import Part
 from stages import fitting
@@ -33,7 +33,7 @@ def save(folder: Path, part: Part, config: dict) -> None:
 def publish(vae: VAE) -> None:
     """Copies a published autoencoder into models/vae."""
     try:
-        net = AutoencoderKL.from_pretrained(
+        net = autoencoder.kl_class().from_pretrained(
             vae.source,
             revision=vae.revision,
             subfolder=vae.subfolder or "",
