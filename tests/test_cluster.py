@@ -20,6 +20,7 @@ from conftest import ROOT, Project
 from flows.cluster import slots
 from flows.reproduce import reproduce
 from stages.common import cluster
+from stages.common.paths import SAMPLES, VAE
 from stages.common.settings import BadInput
 from stages.schema import Run
 
@@ -159,6 +160,13 @@ def test_training_survives_a_killed_worker_and_a_killed_node_to_the_same_bytes(n
     assert [row["images"] for row in together] == [row["images"] for row in alone]
     # The same batches and numbers, summed in another order.
     assert [row["loss"] for row in together] == pytest.approx([row["loss"] for row in alone], rel=1e-3)
+
+
+def test_a_model_on_latents_decodes_them_without_the_autoencoders_stage(spread, trained):
+    shutil.rmtree(VAE)
+    assert spread.stage("sample", "msf").returncode == 0
+    images = SAMPLES / "msf" / "images.safetensors"
+    assert images.read_bytes() == (trained / images).read_bytes()
 
 
 def test_stages_on_workers_leave_the_same_bytes(nodes, spread, trained):

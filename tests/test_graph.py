@@ -6,6 +6,7 @@ import ast
 from functools import cache
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -110,6 +111,17 @@ def test_a_stage_loads_only_the_sections_that_dvc_tracks_for_it(stages):
         tracked = {key.split(".")[0] for dep in stage.deps for key in getattr(dep, "params", [])}
         # `run` decides speed alone; `parts` and `methods` are tracked entry by entry.
         assert loaded - {"run"} <= tracked, f"{address} reads {sorted(loaded - tracked)} untracked"
+
+
+@pytest.mark.parametrize(("method", "decodes"), [("ddpm", False), ("wmgm", False), ("msf", True), ("swd", True)])
+def test_only_methods_on_latents_wait_for_the_autoencoder(method, decodes):
+    from dvc.repo import Repo
+
+    with Repo(ROOT) as repo:
+        graph = repo.index.graph
+        stages = {stage.addressing: stage for stage in graph}
+        needs = {stage.addressing for stage in nx.descendants(graph, stages[f"evaluate@{method}"])}
+    assert ("vae" in needs) == decodes
 
 
 def test_the_science_imports_no_orchestration():
