@@ -41,7 +41,7 @@ GAN = {
     "standardised": True,
     "generator": {"widths": [8, 16], "norm": "group", "head": "linear"},
     "discriminator": {
-        "width": 4,
+        "width": 8,  # narrower, torch's strided convolution of 1x1 writes beyond its memory (channels-last, AVX2)
         "blocks": 2,
         "norm": "group",
         "dropout": 0.0,
@@ -220,7 +220,7 @@ def test_the_official_loss_is_that_of_the_released_code(bands):
         batch, given = rows(part), draws(step)
         level = given.choice("level", 2) + 1
         low, real = coarse(batch, transform_of("haar"), 2, level)[level], batch[detail(level)]
-        noise, uniform = given.normal("noise-0", *low.shape[1:]), given.uniform("dropout/generator", 8)
+        noise, uniform = given.normal("noise-0", *low.shape[1:]), given.uniform("dropout/generator", 16)
         fake = transform_of("haar").merge(low, net(torch.cat([low, noise], 1)))
         truth = transform_of("haar").merge(low, real)
         expected = (
@@ -231,8 +231,8 @@ def test_the_official_loss_is_that_of_the_released_code(bands):
         loss, terms = part.loss("generator", part.players, batch, given)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
         assert set(terms) == {"mse", "ssim", "adversarial"}
-        real_logit = discriminator(truth, given.uniform("dropout/real", 8))
-        fake_logit = discriminator(fake, given.uniform("dropout/fake", 8))
+        real_logit = discriminator(truth, given.uniform("dropout/real", 16))
+        fake_logit = discriminator(fake, given.uniform("dropout/fake", 16))
         expected = 0.5 * (torch.sigmoid(fake_logit).mean() - torch.sigmoid(real_logit).mean())
         loss, terms = part.loss("discriminator", part.players, batch, given)
         assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
@@ -557,19 +557,3 @@ def test_a_trained_generator_is_examined_level_by_level_and_says_when_its_noise_
     found = part.examine()["diversity"]
     assert all(row["collapsed"] and row["spread"] < 1e-9 and row["noise_share"] < 1e-6 for row in found)
     assert build(bands, REGRESSION)[0].examine() == {}, "a regression is meant to have no noise"
-
-
-def test_training_learns_the_bands_of_one_image(tmp_path):
-    picture = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
-    picture[:, :, 4:12, 3:12] = 220
-    picture[:, :, 6:9, 5:8] = 30
-    folder = decompose(tmp_path / "bands", picture, levels=1)
-    part, config = build(folder, REGRESSION)
-    result = fit(part, replace(TRAINING, images=1600, lr=5e-3, ema_images=200), 0, Checkpoints(tmp_path, "p", "k"))
-    assert result.history[-1]["loss"] < 0.1 * result.history[0]["loss"]
-    net = part.players["generator"]
-    net.load_state_dict(result.weights)
-    coarsest, about = build(folder, LOW)
-    sampler = wmgm.WMGMSampler([coarsest.players["net"], net], [about, config], SETTINGS, "fp32")
-    sampler.coarse_band = lambda seeds, labels, trace: decompose_images(picture[:4], "haar", 1)["ll"]
-    assert (sampler(SEEDS, LABELS) - picture[0] / 255).abs().mean() < 0.03

@@ -69,10 +69,7 @@ def loss(predict: Predict, data: Tensor, draws: Draws, schedule: VPSchedule = VP
     t = EARLIEST + (1 - EARLIEST) * draws.uniform("time")
     alpha, sigma = (factor(t.double()).to(data).view(-1, 1, 1, 1) for factor in (schedule.alpha, schedule.sigma))
     predicted = predict(alpha * data + sigma * noise, t)
-    import os
-
-    power = float(os.environ.get("WPOW", "1"))
-    return ((predicted.float() - noise) / alpha**power).square().mean()
+    return ((predicted.float() - noise) / alpha).square().mean()
 
 
 def times(steps: int) -> list[float]:
