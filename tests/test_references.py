@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from multiscale.autoencoder import Codec
 from multiscale.core.compat import make_torchvision_importable
 from multiscale.core.streams import noise_of_seeds
-from multiscale.methods import swd
+from multiscale.methods import msf, swd
 from multiscale.networks.adapter import Beneath, adapted, merged
 from multiscale.networks.dit import DiT, TimestepEmbedder, position_code
 from multiscale.networks.unet import FlexiUNet
@@ -266,6 +266,42 @@ def test_heun_is_the_flow_matching_scheduler():
         x = theirs.step(velocity(x, t.expand(3) / steps), t, x).prev_sample
         if k % 2:
             near(seen[k // 2], x)
+
+
+def test_msf_is_sampled_scale_by_scale_as_by_the_flow_matching_scheduler():
+    """Each scale from noise of its own, given what was made so far; its own guidance, normalisation and steps."""
+    sides, steps, weights = [4, 6, 8], [5, 3, 2], [1.5, 1.0, 2.0]
+    network = {"depth": 1, "width": 16, "heads": 2, "patch": 2}
+    configs = [
+        {"index": k, "sides": sides, "mean": [0.1 * k, 0.2], "std": [1 / (k + 1), 0.7], "classes": CLASSES}
+        | {"latent_shift": [0.1, -0.2], "latent_scale": [0.2, 0.1], "network": network}
+        for k in range(3)
+    ]
+    nets = [awake(msf.build_network(config), 0.3) for config in configs]
+    solvers = [{"steps": n, "method": "euler", "cfg": weight} for n, weight in zip(steps, weights)]
+    sampler = msf.MSFSampler(nets, configs, solvers, Codec(None, 2), "fp32")
+
+    def up(y: Tensor) -> Tensor:
+        return nn.functional.interpolate(y, size=(8, 8), mode="bilinear")
+
+    total, none = torch.zeros(3, 2, 8, 8), torch.full((3,), CLASSES)
+    with torch.no_grad():
+        for k, side in enumerate(sides):
+            small = nn.functional.interpolate(total, size=(side, side), mode="bilinear", antialias=True)
+            given = [small] if k else []
+            theirs = FlowMatchEulerDiscreteScheduler()
+            theirs.set_timesteps(sigmas=[1 - i / steps[k] for i in range(steps[k])])
+            x = noise_of_seeds(SEEDS, f"scale-{k}", (2, side, side))
+            for t in theirs.timesteps:
+                state, now = torch.cat([x, *given], 1), t.expand(3) / 1000
+                of_class, of_none = nets[k](state, now, LABELS), nets[k](state, now, none)
+                x = theirs.step(of_none + weights[k] * (of_class - of_none), t, x).prev_sample
+            mean, std = (torch.tensor(configs[k][key]).view(1, 2, 1, 1) for key in ("mean", "std"))
+            total = total + up(x * std + mean)
+    shift, scale = (torch.tensor(configs[0][f"latent_{name}"]).view(1, 2, 1, 1) for name in ("shift", "scale"))
+    images = sampler(SEEDS, LABELS)
+    near(images, ((total * scale + shift + 1) / 2).clamp(0, 1))
+    assert images.std() > 0.05
 
 
 def test_dpm_solver_is_the_scheduler_configured_in_its_own_way():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -17,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from multiscale.core.storage import Table
-from stages import decompose
+from stages import decompose, schema
+from stages.common import settings
 from stages.common.paths import LATENTS, METRICS, REFERENCE, SAMPLES, VAE
 from stages.schema.msf import Residual
 from stages.schema.ssd import Pixels
@@ -58,10 +61,21 @@ def near(found: Tensor, wanted: np.ndarray, tolerance: float = 1e-5) -> None:
     np.testing.assert_allclose(found.double().numpy(), wanted, rtol=0, atol=tolerance)
 
 
+@pytest.fixture
+def given(tmp_path, monkeypatch) -> Callable:
+    """Gives stages these sections of an experiment, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def given(**sections) -> None:
+        monkeypatch.setattr(settings, "load", lambda *names: SimpleNamespace(run=schema.Run(), **sections))
+
+    return given
+
+
 # ---- Latents
 
 
-def test_latents_are_mean_and_deviation_of_the_posterior_of_images_averaged_in_pixels(project):
+def test_latents_are_mean_and_deviation_of_the_posterior_of_images_averaged_in_pixels(given):
     from multiscale.autoencoder import AutoencoderKL  # diffusers' own
     from stages import latents
 
@@ -71,7 +85,7 @@ def test_latents_are_mean_and_deviation_of_the_posterior_of_images_averaged_in_p
     vae = AutoencoderKL(block_out_channels=(4, 8), layers_per_block=1, **blocks, **sizes).eval()
     vae.save_pretrained(VAE, safe_serialization=True)
     write_images(Path("data/images.parquet"), 30)
-    project.change({"latents.precision": "fp32", "latents.batch": 8})
+    given(data=SimpleNamespace(channels=1), latents=schema.Latents(sides=[24], batch=8, precision="fp32"))
     latents.main("24")
 
     rows = pl.read_parquet("data/images.parquet").filter(pl.col("split") == "train")
@@ -248,7 +262,7 @@ def covered(a: np.ndarray, b: np.ndarray, neighbours: int = 3) -> float:
     return (np.linalg.norm(a[:, None] - b, axis=2) <= radius).any(1).mean()
 
 
-def test_metrics_of_a_method_are_those_of_their_formulas(project, monkeypatch):
+def test_metrics_of_a_method_are_those_of_their_formulas(given, monkeypatch):
     from stages import evaluate, reference
 
     training, made = drawn(M, 0, 60), drawn(N, 1, 120)
@@ -257,8 +271,8 @@ def test_metrics_of_a_method_are_those_of_their_formulas(project, monkeypatch):
         monkeypatch.setattr(module, "Extractor", Halves)
     monkeypatch.setattr(reference, "pixel_table", rows.__getitem__)
     monkeypatch.setattr(evaluate, "load", lambda folder: Corner())
-    changes = {"reference_images": N, "batch": 7, "kid_subsets": 1, "kid_subset_size": N, "is_splits": 1}
-    project.change({f"evaluate.{key}": value for key, value in changes.items()})
+    about = {"extractor": "efficientnet-lite0", "reference_images": N, "batch": 7, "is_splits": 1}
+    given(evaluate=schema.Evaluate(**about, kid_subsets=1, kid_subset_size=N))
     labels = np.arange(N) % 10
     labels[:6] = 9  # a quarter of them, but for the one that is right
     folder = SAMPLES / "dit"
@@ -289,6 +303,20 @@ def test_metrics_of_a_method_are_those_of_their_formulas(project, monkeypatch):
     for name, value in wanted.items():
         assert found[name] == pytest.approx(value, rel=1e-3), name
     assert wanted["precision"] != wanted["recall"] and found["protocol"]["n"] == found["protocol"]["n_reference"] == N
+
+
+def test_distances_are_taken_of_the_pooled_features_and_the_inception_score_of_the_class_scores():
+    from stages.reference import Extractor
+
+    extractor = Extractor(schema.Evaluate(extractor="efficientnet-lite0", kid_subset_size=2))
+    images = torch.from_numpy(drawn(2, 0, 100))
+    distance, scores = extractor.extract(images)
+    net = extractor.net.net
+    x = nn.functional.interpolate(images.expand(-1, 3, -1, -1).float(), size=128, mode="bicubic", antialias=True)
+    with torch.no_grad():
+        pooled = net.extract_features((x.clamp(0, 255) - 127) / 128).mean((2, 3))
+        torch.testing.assert_close(distance, pooled, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(scores, net._fc(pooled), rtol=1e-3, atol=1e-3)
 
 
 def test_the_relative_distance_is_frechets_over_the_variance_of_the_real_set():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from multiscale.core.streams import Draws
 from multiscale.methods import swd
+from multiscale.networks.token_head import TokenHead
 from stages import fitting
 from stages.schema.swd import Student
 
@@ -41,7 +42,8 @@ def levels(low: int, high: int) -> np.ndarray:
 def folders(tmp_path_factory):
     """A pyramid of images that are their own latents, and a teacher of it."""
     pyramid, teacher = tmp_path_factory.mktemp("pyramid"), tmp_path_factory.mktemp("teacher")
-    full = torch.randn(COUNT, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    random = torch.Generator().manual_seed(0)
+    full = torch.randn(COUNT, 2, 8, 8, generator=random) + 2 * torch.randn(COUNT, 2, 1, 1, generator=random)
     tensors = {f"z{side}": F.interpolate(full, size=(side, side), mode="area") for side in SIDES}
     save_file(tensors | {"label": torch.arange(COUNT) % CLASSES}, pyramid / "targets.safetensors")
     statistics = {"shift": [0.1, 0.2], "scale": [2.0, 3.0], "grids": {str(side): side for side in SIDES}}
@@ -53,11 +55,13 @@ def folders(tmp_path_factory):
 
 
 def scattered(net: nn.Module, seed: int) -> None:
-    """Weights of its own for each network: no two networks, blocks or classes give the same."""
+    """Weights of its own for each network: no two networks, blocks, classes or images give the same."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=random))
+        for name, parameter in net.named_parameters():
+            norm = isinstance(net, TokenHead) and parameter.ndim == 1 and name.endswith("weight")
+            wide = parameter.ndim == 2 and (name.startswith("patches") or isinstance(net, TokenHead))
+            parameter.copy_(norm + (1.0 if wide else 0.2) * torch.randn(parameter.shape, generator=random))
 
 
 class Shown:
@@ -300,6 +304,7 @@ def test_the_fake_score_learns_from_what_the_generator_makes_and_its_head_tells_
     logits = [case.logits(state, sigma, labels) for state in (true, fake)]
     torch.testing.assert_close(case.terms["real"], torch.sigmoid(logits[0]).mean(), **near)
     torch.testing.assert_close(case.terms["fake"], torch.sigmoid(logits[1]).mean(), **near)
+    assert (logits[0].mean() - logits[1].mean()).abs() > 0.05 and logits[0].std() > 0.05
     right = (logits[0] > 0).float().mean() / 2 + (logits[1] <= 0).float().mean() / 2
     torch.testing.assert_close(case.terms["accuracy"], right)
 
@@ -313,6 +318,32 @@ def test_without_a_discriminator_the_fake_score_sees_what_the_generator_makes_al
     s = sigma.view(-1, 1, 1, 1)
     wanted = (x - s * case.fake(x, sigma, labels) - made).square().mean()
     torch.testing.assert_close(case.loss, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_generator_fake_score_and_teacher_have_weights_of_their_own_and_begin_alike(folders):
+    torch.manual_seed(0)
+    about = {"method": "swd", "kind": "swd", "reads": "pyramid", "teacher": "teacher", "block": 1}
+    about |= {"schedule": {"sides": SIDES, "sigmas": SIGMAS}, "training": {"images": 96}}
+    part, _ = swd.build_student("swd", Student.model_validate(about | ALL).model_dump(), *folders)
+    nets = [part.players["generator"], part.players["fake"].net, part.teacher]
+    places = [{p.data_ptr() for p in net.parameters()} for net in nets]
+    assert not places[0] & places[1] and not places[0] & places[2] and not places[1] & places[2]
+    for net in nets[:2]:
+        torch.testing.assert_close(net.state_dict(), nets[2].state_dict(), rtol=0, atol=0)
+
+
+def test_a_share_of_the_teachers_classes_is_dropped(folders):
+    section = {"network": NETWORK, "label_dropout": 0.2, "times": "uniform"}
+    part, _ = swd.build_part("teacher", section, folders[0], CLASSES)
+    size = 2000
+    rows = {name: value[torch.arange(size) % COUNT] for name, value in part.data[torch.arange(COUNT)].items()}
+    shown = Shown(part.players["net"])
+    with torch.no_grad():
+        part.loss("net", part.players, rows, Draws(0, "t", 0, size, slice(0, size), torch.device("cpu")))
+    (labels,) = shown.labels
+    dropped = labels == CLASSES
+    assert dropped.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    assert torch.equal(labels[~dropped], rows["label"][~dropped])
 
 
 @pytest.mark.parametrize(
