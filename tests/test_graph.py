@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -131,3 +132,13 @@ def test_the_science_imports_no_orchestration():
             names = [node.module] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert not banned & {name.split(".")[0] for name in names if name}, f"{path} reaches upwards"
+
+
+def test_the_science_reads_nothing_from_the_environment_but_the_number_of_threads():
+    """What decides a result is in the settings, where DVC and the checkpoints' keys see it."""
+    read = {
+        (path.name, name)
+        for path in (ROOT / "multiscale").rglob("*.py")
+        for name in re.findall(r"""(?:environ(?:\.get\(|\[)|getenv\()["'](\w+)""", path.read_text())
+    }
+    assert read == {("device.py", "OMP_NUM_THREADS")}

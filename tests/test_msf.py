@@ -275,3 +275,15 @@ def test_a_trace_sees_every_step_grow_to_the_final_image():
     assert [caption for caption, _ in frames] == ["4 px"] * 2 + ["6 px"] * 3 + ["8 px"] * 4
     torch.testing.assert_close(frames[-1][1], images)
     assert torch.equal(sampler([0, 1], torch.tensor([0, 1])), images), "watching changes nothing"
+
+
+def test_every_batch_has_one_size_and_its_images_are_those_of_its_seeds_and_labels():
+    asked = []
+
+    def sampler(seeds: list[int], labels: Tensor) -> Tensor:
+        asked.append(len(seeds))
+        return torch.stack([torch.tensor(seeds), labels], 1).view(-1, 2, 1, 1) / 255
+
+    found = torch.cat(list(sampling.generate(sampler, [5, 6, 7, 8, 9], torch.tensor([0, 1, 2, 3, 4]), 3)))
+    assert asked == [3, 3]
+    assert found.flatten(1).tolist() == [[5, 0], [6, 1], [7, 2], [8, 3], [9, 4]]

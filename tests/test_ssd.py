@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -348,21 +347,6 @@ def test_training_that_was_cut_short_ends_in_the_same_weights(pixels, tmp_path):
     resumed = train("b")
     assert whole.weights.keys() == resumed.weights.keys()
     assert all(torch.equal(whole.weights[name], resumed.weights[name]) for name in whole.weights)
-
-
-def test_training_learns_one_image(pixels):
-    picture = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
-    picture[:, :, 4:12, 4:12] = 220
-    save_file({"pixels": picture, "label": torch.zeros(8, dtype=torch.long)}, pixels / "targets.safetensors")
-    training = replace(TRAINING, images=2400, lr=5e-3, log_images=800, checkpoint_seconds=60.0)
-    part, config = build(pixels, flip=False, oversample=4)
-    result = fit(part, training, 0, Checkpoints(pixels / "scratch", "part", "key"))
-    assert result.history[-1]["loss"] < 0.3 * result.history[0]["loss"]
-    net = part.players["net"].cpu()
-    net.load_state_dict(result.weights)
-    sampler = ssd.ScaleSpaceSampler(net, config, part.process, SOLVER, "fp32")
-    images = sampler([1, 2, 3, 4], torch.zeros(4, dtype=torch.long))
-    assert (images - picture[0] / 255).abs().mean() < 0.1
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,19 @@ def test_the_shape_of_a_generalised_gaussian_is_found(shape):
     assert gathered.summary()["shape"][0] == pytest.approx(shape, rel=0.05)
 
 
+def test_a_centre_beside_the_mean_changes_no_statistic():
+    band = random(200, 2, 4, 4, dtype=torch.float64) ** 3
+    summaries = []
+    for beside in (0.0, 0.4):
+        gathered = BandStatistics("band", band.mean((0, 2, 3)) + beside)
+        gathered.add(band)
+        summaries.append(gathered.summary())
+    for key in ("mean", "std", "kurtosis", "energy", "condition", "condition_spectral"):
+        assert summaries[1][key] == pytest.approx(summaries[0][key], rel=1e-6), key
+    flat = band.transpose(0, 1).flatten(1)
+    assert summaries[1]["kurtosis"] == pytest.approx(stats.kurtosis(flat, axis=1, fisher=False).tolist(), rel=1e-6)
+
+
 def test_details_of_edges_are_sparser_than_the_coarse_band():
     images = (random(200, 1, 32, 32) > 2).to(torch.uint8)
     for k in range(200):

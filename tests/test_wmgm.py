@@ -568,19 +568,3 @@ def test_a_trained_generator_is_examined_level_by_level_and_says_when_its_noise_
     found = part.examine()["diversity"]
     assert all(row["collapsed"] and row["spread"] < 1e-9 and row["noise_share"] < 1e-6 for row in found)
     assert build(bands, REGRESSION)[0].examine() == {}, "a regression is meant to have no noise"
-
-
-def test_training_learns_the_bands_of_one_image(tmp_path):
-    picture = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
-    picture[:, :, 4:12, 3:12] = 220
-    picture[:, :, 6:9, 5:8] = 30
-    folder = decompose(tmp_path / "bands", picture, levels=1)
-    part, config = build(folder, REGRESSION)
-    result = fit(part, replace(TRAINING, images=1600, lr=5e-3, ema_images=200), 0, Checkpoints(tmp_path, "p", "k"))
-    assert result.history[-1]["loss"] < 0.1 * result.history[0]["loss"]
-    net = part.players["generator"]
-    net.load_state_dict(result.weights)
-    coarsest, about = build(folder, LOW)
-    sampler = wmgm.WMGMSampler([coarsest.players["net"], net], [about, config], SETTINGS, "fp32")
-    sampler.coarse_band = lambda seeds, labels, trace: decompose_images(picture[:4], "haar", 1)["ll"]
-    assert (sampler(SEEDS, LABELS) - picture[0] / 255).abs().mean() < 0.03

@@ -1,0 +1,327 @@
+"""What the stages leave, number by number: latents, decompositions, reference and metrics, worked out by hand."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+import pywt
+import torch
+from conftest import write_images
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from multiscale.core.storage import Table
+from stages import decompose, schema
+from stages.common import settings
+from stages.common.paths import LATENTS, METRICS, REFERENCE, SAMPLES, VAE
+from stages.schema.msf import Residual
+from stages.schema.ssd import Pixels
+from stages.schema.swd import Pyramid
+from stages.schema.wmgm import Wavelet
+
+COUNT = 20
+
+
+def normal(*shape: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def bilinear(before: int, after: int) -> np.ndarray:
+    """Linear interpolation between centres of pixels; a triangle as wide as the step where the side shrinks."""
+    step = before / after
+    centres, places = (np.arange(after) + 0.5) * step, np.arange(before) + 0.5
+    weights = np.clip(1 - np.abs(places - centres[:, None]) / max(step, 1), 0, None)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def resized(x: np.ndarray, side: int) -> np.ndarray:
+    matrix = bilinear(x.shape[-1], side)
+    return matrix @ x @ matrix.T
+
+
+def averaged(x: np.ndarray, side: int) -> np.ndarray:
+    """The mean of all pixels that a pixel of the smaller side touches."""
+    ends = np.arange(side + 1) * x.shape[-1] / side
+    matrix = np.array([np.arange(x.shape[-1]) for _ in range(side)])
+    low, high = np.floor(ends[:-1]), np.ceil(ends[1:])
+    matrix = ((matrix >= low[:, None]) & (matrix < high[:, None])).astype(float)
+    matrix /= matrix.sum(1, keepdims=True)
+    return matrix @ x @ matrix.T
+
+
+def near(found: Tensor, wanted: np.ndarray, tolerance: float = 1e-5) -> None:
+    np.testing.assert_allclose(found.double().numpy(), wanted, rtol=0, atol=tolerance)
+
+
+@pytest.fixture
+def given(tmp_path, monkeypatch) -> Callable:
+    """Gives stages these sections of an experiment, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def given(**sections) -> None:
+        monkeypatch.setattr(settings, "load", lambda *names: SimpleNamespace(run=schema.Run(), **sections))
+
+    return given
+
+
+# ---- Latents
+
+
+def test_latents_are_mean_and_deviation_of_the_posterior_of_images_averaged_in_pixels(given):
+    from multiscale.autoencoder import AutoencoderKL  # diffusers' own
+    from stages import latents
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    sizes = {"in_channels": 1, "out_channels": 1, "latent_channels": 2, "norm_num_groups": 4}
+    vae = AutoencoderKL(block_out_channels=(4, 8), layers_per_block=1, **blocks, **sizes).eval()
+    vae.save_pretrained(VAE, safe_serialization=True)
+    write_images(Path("data/images.parquet"), 30)
+    given(data=SimpleNamespace(channels=1), latents=schema.Latents(sides=[24], batch=8, precision="fp32"))
+    latents.main("24")
+
+    rows = pl.read_parquet("data/images.parquet").filter(pl.col("split") == "train")
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(row)))[None] for row in rows["image"]])
+    small = averaged(pixels / 127.5 - 1, 24)
+    with torch.no_grad():
+        posterior = vae.encode(torch.from_numpy(small).float()).latent_dist
+    found = load_file(LATENTS / "24" / "latents.safetensors")
+    assert found["label"].tolist() == rows["label"].to_list()
+    near(found["mean"], posterior.mean.numpy(), 2e-3)  # stored in half precision
+    near(found["std"], posterior.std.numpy(), 2e-3)
+    assert posterior.mean.std() > 0.1 and posterior.std.std() > 0.05
+    about = json.loads((LATENTS / "24" / "statistics.json").read_text())
+    assert about["images"] == len(rows) == 27
+    assert about["shift"] == pytest.approx(posterior.mean.numpy().mean((0, 2, 3)).tolist(), abs=1e-5)
+    assert about["scale"] == pytest.approx(posterior.mean.numpy().std((0, 2, 3)).tolist(), abs=1e-5)
+
+
+# ---- Decompositions
+
+
+@pytest.fixture
+def latents(tmp_path, monkeypatch) -> dict[int, np.ndarray]:
+    """Latents of three sides in pixels, on grids a quarter of them, each of its own law; worked on in small blocks."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(decompose, "BLOCK", 7)
+    made = {}
+    for seed, side in enumerate((16, 24, 32)):
+        x = (seed + 1) * normal(COUNT, 2, side // 4, side // 4, seed=seed) + np.array([0.5, -seed]).reshape(2, 1, 1)
+        made[side] = x.astype(np.float16).astype(float)
+        folder = LATENTS / str(side)
+        folder.mkdir(parents=True)
+        rows = {"mean": torch.from_numpy(made[side]).half(), "std": torch.full(x.shape, 9.0).half()}
+        save_file(rows | {"label": torch.arange(COUNT) % 3}, folder / "latents.safetensors")
+        about = {"shift": [0.5 + seed, -1.0], "scale": [2.0, 0.5 + seed], "images": COUNT}
+        (folder / "statistics.json").write_text(json.dumps(about))
+    return made
+
+
+SHIFT, SCALE = np.array([2.5, -1.0]).reshape(2, 1, 1), np.array([2.0, 2.5]).reshape(2, 1, 1)  # of the full side
+
+
+def test_residual_targets_are_those_of_algorithm_1_with_the_base_of_the_small_image(latents):
+    decompose.residual(Path("out"), Residual(kind="residual", sides=[16, 24, 32]))
+    found = load_file("out/targets.safetensors")
+    z = (latents[32] - SHIFT) / SCALE
+    base = (latents[16] - SHIFT) / SCALE
+    rest = z - resized(base, 8)
+    middle = resized(rest, 6)
+    last = rest - resized(middle, 8)
+    targets = [base, middle, last]
+    for k, target in enumerate(targets):
+        near(found[f"y{k}"], target)
+    near(sum(torch.from_numpy(resized(found[f"y{k}"].double().numpy(), 8)) for k in range(3)), z)
+    assert found["label"].tolist() == [k % 3 for k in range(COUNT)]
+    about = json.loads(Path("out/statistics.json").read_text())
+    assert about["shift"] == SHIFT.ravel().tolist() and about["scale"] == SCALE.ravel().tolist()
+    assert [scale["side"] for scale in about["scales"]] == [4, 6, 8]
+    for scale, target in zip(about["scales"], targets):
+        assert scale["mean"] == pytest.approx(target.mean((0, 2, 3)).tolist(), abs=1e-6)
+        assert scale["std"] == pytest.approx(target.std((0, 2, 3)).tolist(), rel=1e-5)
+        assert scale["energy"] == pytest.approx(np.square(target).mean(), rel=1e-5)
+
+
+def test_one_scale_is_the_normalised_latent(latents):
+    decompose.residual(Path("out"), Residual(kind="residual", sides=[32]))
+    near(load_file("out/targets.safetensors")["y0"], (latents[32] - SHIFT) / SCALE)
+
+
+def test_a_pyramid_holds_the_latents_of_each_side_in_the_full_sides_normalisation(latents):
+    decompose.pyramid(Path("out"), Pyramid(kind="pyramid", sides=[16, 24, 32]))
+    found = load_file("out/targets.safetensors")
+    for side, x in latents.items():
+        near(found[f"z{side}"], (x - SHIFT) / SCALE)
+    assert found["label"].tolist() == [k % 3 for k in range(COUNT)]
+    about = json.loads(Path("out/statistics.json").read_text())
+    assert about["grids"] == {"16": 4, "24": 6, "32": 8}
+    assert about["shift"] == SHIFT.ravel().tolist() and about["scale"] == SCALE.ravel().tolist()
+
+
+@pytest.fixture
+def pixels(tmp_path, monkeypatch) -> np.ndarray:
+    """A data set of coloured images."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(decompose, "BLOCK", 7)
+    made = np.random.default_rng(0).integers(0, 256, (COUNT, 3, 16, 16), np.uint8)
+    rows = {"train": Table({"pixels": made, "label": np.arange(COUNT) % 3})}
+    monkeypatch.setattr(decompose, "pixel_table", rows.__getitem__)
+    return made
+
+
+def test_pixels_are_kept_as_they_are(pixels):
+    decompose.pixels(Path("out"), Pixels(kind="pixels"))
+    found = load_file("out/targets.safetensors")
+    assert np.array_equal(found["pixels"].numpy(), pixels)
+    assert found["label"].tolist() == [k % 3 for k in range(COUNT)]
+
+
+@pytest.mark.parametrize("name", ["haar", "db2"])
+def test_bands_are_those_of_pywavelets_on_images_from_0_to_1(name, pixels):
+    decompose.wavelet(Path("out"), Wavelet(kind="wavelet", filter=name, levels=2))
+    found = load_file("out/targets.safetensors")
+    low, about = pixels / 255, json.loads(Path("out/statistics.json").read_text())
+    for level in (1, 2):
+        low, bands = pywt.dwt2(low, name, "periodization")
+        details = np.concatenate(bands, 1)
+        near(found[f"details-{level}"], details)
+        assert about["bands"][f"details-{level}"]["std"] == pytest.approx(details.std((0, 2, 3)).tolist(), rel=1e-4)
+        assert about["coarse"][level]["mean"] == pytest.approx(low.mean((0, 2, 3)).tolist(), rel=1e-5)
+        assert about["coarse"][level]["std"] == pytest.approx(low.std((0, 2, 3)).tolist(), rel=1e-4)
+    near(found["ll"], low)
+    assert found["label"].tolist() == [k % 3 for k in range(COUNT)]
+
+
+# ---- Reference and metrics
+
+N, M = 24, 40  # images that a method made, training images
+
+
+class Halves:
+    """An extractor of three features: the means of both halves, and the corner that tells the class."""
+
+    def __init__(self, section):
+        pass
+
+    def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = images.float() / 255
+        features = torch.stack([x[:, 0, :16].mean((1, 2)), x[:, 0, 16:].mean((1, 2)), x[:, 0, 0, 0]], 1)
+        return features, 5 * features[:, :2]
+
+
+class Corner(nn.Module):
+    """A judge that reads the class in the corner."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.one_hot(((images[:, 0, 0, 0] + 1) * 127.5).round().long() % 10, 10).float()
+
+
+def drawn(count: int, seed: int, spread: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    images = random.integers(0, spread, (count, 1, 1, 1)) + random.integers(0, 40, (count, 1, 32, 32))
+    images[:, :, :16] += random.integers(0, 60, (count, 1, 1, 1))
+    images[:, 0, 0, 0] = np.arange(count) % 10
+    return images.astype(np.uint8)
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """|m_a - m_b|^2 + Tr(A + B - 2 (A^1/2 B A^1/2)^1/2), by eigenvalues of symmetric matrices alone."""
+    A, B = np.cov(a.T), np.cov(b.T)
+    values, vectors = np.linalg.eigh(A)
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    middle = np.sqrt(np.linalg.eigvalsh(root @ B @ root).clip(0)).sum()
+    return np.square(a.mean(0) - b.mean(0)).sum() + np.trace(A) + np.trace(B) - 2 * middle
+
+
+def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The unbiased squared MMD of all images under the kernel (x . y / d + 1)^3."""
+
+    def kernel(x, y):
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    within = [(kernel(x, x).sum() - np.trace(kernel(x, x))) / (len(x) * (len(x) - 1)) for x in (a, b)]
+    return sum(within) - 2 * kernel(a, b).mean()
+
+
+def covered(a: np.ndarray, b: np.ndarray, neighbours: int = 3) -> float:
+    """The share of a that is within the distance of some b to its third nearest neighbour."""
+    own = np.linalg.norm(b[:, None] - b, axis=2)
+    radius = np.sort(own, 1)[:, neighbours]  # the nearest is itself
+    return (np.linalg.norm(a[:, None] - b, axis=2) <= radius).any(1).mean()
+
+
+def test_metrics_of_a_method_are_those_of_their_formulas(given, monkeypatch):
+    from stages import evaluate, reference
+
+    training, made = drawn(M, 0, 60), drawn(N, 1, 120)
+    rows = {"train": Table({"pixels": training, "label": np.arange(M) % 10})}
+    for module in (reference, evaluate):
+        monkeypatch.setattr(module, "Extractor", Halves)
+    monkeypatch.setattr(reference, "pixel_table", rows.__getitem__)
+    monkeypatch.setattr(evaluate, "load", lambda folder: Corner())
+    about = {"extractor": "efficientnet-lite0", "reference_images": N, "batch": 7, "is_splits": 1}
+    given(evaluate=schema.Evaluate(**about, kid_subsets=1, kid_subset_size=N))
+    labels = np.arange(N) % 10
+    labels[:6] = 9  # a quarter of them, but for the one that is right
+    folder = SAMPLES / "dit"
+    folder.mkdir(parents=True)
+    images = {"pixels": torch.from_numpy(made), "label": torch.from_numpy(labels)}
+    save_file(images, folder / "images.safetensors", {"first_seed": "0"})
+    reference.main()
+    evaluate.main("dit")
+
+    def features(x: np.ndarray) -> np.ndarray:
+        return Halves(None).extract(torch.from_numpy(x))[0].double().numpy()
+
+    chosen = [k * M // N for k in range(N)]  # evenly over the set
+    a, b = features(made), features(training[chosen])
+    near(load_file(REFERENCE / "features.safetensors")["distance"], b, 1e-6)
+    assert json.loads((REFERENCE / "reference.json").read_text())["n"] == N
+    found = json.loads((METRICS / "dit.json").read_text())
+    p = np.exp(5 * a[:, :2])
+    p /= p.sum(1, keepdims=True)
+    wanted = {
+        "kid": kernel_distance(a, b),
+        "fd": frechet(a, b),
+        "precision": covered(a, b),
+        "recall": covered(b, a),
+        "inception_score": np.exp((p * np.log(p / p.mean(0))).sum(1).mean()),
+        "label_accuracy": (labels == np.arange(N) % 10).mean(),
+    }
+    for name, value in wanted.items():
+        assert found[name] == pytest.approx(value, rel=1e-3), name
+    assert wanted["precision"] != wanted["recall"] and found["protocol"]["n"] == found["protocol"]["n_reference"] == N
+
+
+def test_distances_are_taken_of_the_pooled_features_and_the_inception_score_of_the_class_scores():
+    from stages.reference import Extractor
+
+    extractor = Extractor(schema.Evaluate(extractor="efficientnet-lite0", kid_subset_size=2))
+    images = torch.from_numpy(drawn(2, 0, 100))
+    distance, scores = extractor.extract(images)
+    net = extractor.net.net
+    x = nn.functional.interpolate(images.expand(-1, 3, -1, -1).float(), size=128, mode="bicubic", antialias=True)
+    with torch.no_grad():
+        pooled = net.extract_features((x.clamp(0, 255) - 127) / 128).mean((2, 3))
+        torch.testing.assert_close(distance, pooled, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(scores, net._fc(pooled), rtol=1e-3, atol=1e-3)
+
+
+def test_the_relative_distance_is_frechets_over_the_variance_of_the_real_set():
+    from multiscale.metrics import relative_distance
+
+    a, b = 0.5 * normal(300, 5, seed=0) + 0.3, normal(200, 5, seed=1) @ np.diag([1, 2, 0.5, 1, 3])
+    found = relative_distance(torch.from_numpy(a), torch.from_numpy(b))
+    assert found == pytest.approx(frechet(a, b) / np.trace(np.cov(b.T)), rel=1e-6)
