@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,7 @@ def test_swd_gives_its_one_image_back_from_a_generator_that_starts_with_noise(la
     part, config = swd.build_student("swd", section, tmp_path / "pyramid", teacher)
     last = part.players["generator"].final.linear
     torch.nn.init.zeros_(last.weight), torch.nn.init.zeros_(last.bias)  # a velocity of zero: it makes its input
-    student = finished(tmp_path / "swd", part, config, 240, 3e-3, distill.save)
+    student = finished(tmp_path / "swd", part, config, 240, 3e-3, partial(distill.save, pyramid=tmp_path / "pyramid"))
     assert error_of("swd", [student], {}, latents) < 0.09
 
 
@@ -127,7 +128,6 @@ def test_wmgm_gives_its_one_image_back(pixels, tmp_path):
     decompose.wavelet(tmp_path / "bands", Wavelet(kind="wavelet", levels=1))
     about = {"method": "wmgm", "kind": "wmgm", "reads": "bands", "training": {"images": 8}}
     low = WMGMPart.model_validate(about | {"role": "low", "network": UNET | {"width": 16}})
-    # A discriminator of 8 channels at least: narrower, torch's strided convolution of 1x1 writes beyond its memory.
     judge = {"width": 8, "blocks": 1, "norm": "group", "dropout": 0.0}
     details = {"generator": {"widths": [8, 16], "norm": "group", "head": "linear"}, "discriminator": judge}
     details = WMGMPart.model_validate(about | details | {"role": "detail", "loss": {"preset": "stabilised"}})

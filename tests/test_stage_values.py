@@ -76,13 +76,13 @@ def given(tmp_path, monkeypatch) -> Callable:
 
 
 def test_latents_are_mean_and_deviation_of_the_posterior_of_images_averaged_in_pixels(given):
-    from multiscale.autoencoder import AutoencoderKL  # diffusers' own
+    from multiscale import autoencoder
     from stages import latents
 
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     sizes = {"in_channels": 1, "out_channels": 1, "latent_channels": 2, "norm_num_groups": 4}
-    vae = AutoencoderKL(block_out_channels=(4, 8), layers_per_block=1, **blocks, **sizes).eval()
+    vae = autoencoder.kl_class()(block_out_channels=(4, 8), layers_per_block=1, **blocks, **sizes).eval()
     vae.save_pretrained(VAE, safe_serialization=True)
     write_images(Path("data/images.parquet"), 30)
     given(data=SimpleNamespace(channels=1), latents=schema.Latents(sides=[24], batch=8, precision="fp32"))
@@ -102,6 +102,9 @@ def test_latents_are_mean_and_deviation_of_the_posterior_of_images_averaged_in_p
     assert about["images"] == len(rows) == 27
     assert about["shift"] == pytest.approx(posterior.mean.numpy().mean((0, 2, 3)).tolist(), abs=1e-5)
     assert about["scale"] == pytest.approx(posterior.mean.numpy().std((0, 2, 3)).tolist(), abs=1e-5)
+    beside = autoencoder.load(LATENTS / "24" / "autoencoder", 1)
+    with torch.no_grad():
+        assert torch.equal(beside.decode(posterior.mean), vae.decode(posterior.mean).sample)
 
 
 # ---- Decompositions
