@@ -236,6 +236,14 @@ def test_features_of_the_fake_score_are_the_teachers_until_it_is_trained(student
     assert torch.equal(terms[0]["mmd"], terms[1]["mmd"])
 
 
+def test_the_gaussian_kernel_has_the_settings_of_the_section(student, monkeypatch):
+    part, _ = student(mmd={"kernel": "rbf", "average": "batch", "width": 7.0})
+    asked = []
+    monkeypatch.setattr(distillation.losses, "mmd_rbf", lambda fake, real, *rest: asked.append(rest) or fake.mean())
+    part.loss("generator", part.players, rows(part), draws(0))
+    assert asked == [("batch", 7.0)]
+
+
 @pytest.mark.parametrize("rank", [None, 4])
 def test_a_move_leaves_the_other_network_as_it_was_and_free_to_move_again(rank, student):
     part, _ = student(**ALL, lora_rank=rank)

@@ -134,7 +134,7 @@ class StudentPart(Part):
         with torch.no_grad():
             real = features(truth)
         if self.mmd["kernel"] == "rbf":
-            return losses.mmd_rbf(features(made), real, self.mmd["average"])
+            return losses.mmd_rbf(features(made), real, self.mmd["average"], self.mmd["width"])
         return losses.mmd(features(made), real, self.mmd["penalty"], self.mmd["average"])
 
     def _fake_loss(

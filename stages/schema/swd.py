@@ -63,6 +63,7 @@ class MMD(Section):
 
     weight: Weight = 1.0
     kernel: Literal["linear", "rbf"] = "linear"
+    width: Annotated[float, Field(gt=0)] = 100.0  # of the rbf kernel
     penalty: Literal["huber", "mse"] = "huber"  # of the linear kernel: as released, or the paper's
     average: Literal["image", "batch"] = "image"
     features: Literal["teacher", "fake"] = "teacher"  # as in the paper, or as released
