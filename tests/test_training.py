@@ -352,6 +352,31 @@ def test_the_result_is_the_average_of_the_weights_along_the_run(tmp_path):
     assert not torch.equal(found.weights["weight"], net.weight)
 
 
+def test_the_average_counts_the_images_of_the_main_player_and_moves_with_it_alone(tmp_path):
+    """The generator moves at every second step; after 320 images of its own the half-life is the whole one."""
+    training = replace(SHORT, images=960, ema_images=16, lr=0.02, decay="constant", checkpoint_seconds=1000)
+    duel, fit_duel = start_of(Duel, training, tmp_path)
+    net = duel.players["generator"]
+    average, moved = net.weight.detach().clone(), 0
+
+    def follow(seen: int) -> None:
+        nonlocal moved
+        if seen and seen % 16 == 0:
+            moved += 8
+            average.lerp_(net.weight.detach(), 1 - 0.5 ** (8 / min(16, moved / 20)))
+
+    found = fit_duel(on_step=follow)
+    assert moved == 480
+    torch.testing.assert_close(found.weights["weight"], average, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("part", [Line, Duel])
+def test_without_an_average_the_result_is_the_network_itself(part, tmp_path):
+    made, fit_part = start_of(part, replace(SHORT, ema_images=0), tmp_path)
+    found = fit_part()
+    torch.testing.assert_close(found.weights, made.players[made.main].state_dict(), rtol=0, atol=0)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_in_an_error_that_names_the_part(tmp_path):
     _, fit_line = start_of(lambda: Line(scale=math.nan), SHORT, tmp_path)
     with pytest.raises(FloatingPointError, match="line.*nan.*24"):
