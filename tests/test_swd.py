@@ -172,13 +172,10 @@ class Spy(nn.Module):
         super().__init__()
         self.net, self.asked = net, []
 
-    def forward(self, x, t, labels):
-        self.asked.append(("velocity", x, t, labels))
-        return self.net(x, t, labels)
-
-    def features(self, x, t, labels, block):
-        self.asked.append(("features", x, t, labels, block, torch.is_grad_enabled()))
-        return self.net.features(x, t, labels, block)
+    def forward(self, x, t, labels, block=None, stop=False):
+        asked = ("features", x, t, labels, block, torch.is_grad_enabled()) if stop else ("velocity", x, t, labels)
+        self.asked.append(asked)
+        return self.net(x, t, labels, block, stop)
 
 
 @pytest.mark.parametrize("noised", [True, False])
@@ -313,7 +310,7 @@ def test_an_untrained_student_is_its_teacher_and_beneath_its_adapter_it_stays_so
     with torch.no_grad():
         torch.testing.assert_close(part.teacher(x, t, LABELS[:3]), wanted, rtol=0, atol=1e-6)
         torch.testing.assert_close(
-            part.teacher.features(x, t, LABELS[:3], 1), rebuilt(teacher).features(x, t, LABELS[:3], 1)
+            part.teacher(x, t, LABELS[:3], 1, stop=True), rebuilt(teacher)(x, t, LABELS[:3], 1, stop=True)
         )
         assert (part.players["generator"](x, t, LABELS[:3]) - wanted).abs().max() > 1e-4
     assert isinstance(part.teacher, Beneath) == bool(rank)
@@ -486,4 +483,7 @@ def test_the_tokens_after_a_block_are_those_that_the_network_goes_on_from():
     for index in range(2):
         again, tokens = net(x, t, LABELS[:3], index)
         assert torch.equal(again, output) and torch.equal(tokens, seen[index]) and tokens.shape == (3, 9, 32)
-        assert torch.equal(net.features(x, t, LABELS[:3], index), tokens)
+        later = [block.register_forward_hook(lambda *_: pytest.fail("it ran on")) for block in net.blocks[index + 1 :]]
+        assert torch.equal(net(x, t, LABELS[:3], index, stop=True), tokens)
+        for hook in later:
+            hook.remove()

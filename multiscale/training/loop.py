@@ -97,6 +97,8 @@ class Run:
         self.ema = EMA(part.players[part.main], training.ema_images)  # copied before the network is spread out
         self.workers.place(self.ema.average, self.layout[part.main])
         self.players = {name: self.workers.place(net, self.layout[name]) for name, net in part.players.items()}
+        for net in part.frozen.values():
+            self.workers.place(net, self.workers.layout(net))
         self.nets = {name: self._wrap(net) for name, net in self.players.items()}
         # What is frozen from the start (the base of an adapter) stays so: `_move` turns gradients on for these alone.
         self.trained = {name: [p for p in net.parameters() if p.requires_grad] for name, net in self.players.items()}
