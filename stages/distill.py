@@ -41,7 +41,7 @@ def job(student: str, params) -> fitting.Job:
     if section.dmd.weight and (failure := teacher.unable(found[0], pyramid, section)):
         side, distance = failure
         allowed = f"0.0: the teacher {section.teacher} cannot generate at {side} px, where its latents are "
-        allowed += f"{distance:.2f} of the data's variance away (at most {teacher.LARGEST})"
+        allowed += f"{distance:.2f} away from the data's (at most {teacher.LARGEST}; 1 is the mean image every time)"
         raise settings.refuse(settings.EXPERIMENT, f"students.{student}.dmd.weight", section.dmd.weight, allowed)
     folder = pyramid
     if section.synthetic:

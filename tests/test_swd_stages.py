@@ -57,8 +57,19 @@ def student(**changes) -> Student:
 
 
 def test_a_teacher_that_makes_the_datas_law_is_able_at_every_side(ready):
-    assert all(teacher.distance(TEACHER, PYRAMID, side, 1.0) < teacher.LARGEST for side in SIDES)
+    assert abs(teacher.distance(TEACHER, PYRAMID, 16)) < teacher.LARGEST / 10
     assert teacher.unable(TEACHER, PYRAMID, student()) is None
+
+
+def test_a_teacher_is_judged_unguided_in_batches_and_by_images_of_their_own(ready, monkeypatch):
+    asked, solved = [], swd.solved
+    monkeypatch.setattr(
+        swd, "solved", lambda net, null, shape, *rest: asked.append(rest) or solved(net, null, shape, *rest)
+    )
+    teacher.distance(TEACHER, PYRAMID, 16)
+    assert max(len(seeds) for seeds, *_ in asked) == 50 and all(solver["cfg"] == 1 for _, _, solver, _ in asked)
+    assert [seed for seeds, *_ in asked for seed in seeds] == list(range(400))
+    assert torch.cat([labels for _, labels, *_ in asked]).tolist() == [k % 10 for k in range(400)]
 
 
 @pytest.mark.parametrize("side", [16, 24])
