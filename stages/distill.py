@@ -45,7 +45,7 @@ def job(student: str, params) -> fitting.Job:
         raise settings.refuse(settings.EXPERIMENT, f"students.{student}.dmd.weight", section.dmd.weight, allowed)
     folder = pyramid
     if section.synthetic:
-        folder = teacher.images(found[0], pyramid, section.synthetic, params.data.channels)
+        folder = teacher.images(found[0], pyramid, section.synthetic, params.data.channels, params.latents.precision)
     return fitting.job(
         student,
         partial(build, student, section.model_dump(), folder, found[0]),
@@ -59,7 +59,7 @@ def job(student: str, params) -> fitting.Job:
 
 
 def main(student: str) -> None:
-    params = settings.load("seed", "run", "data", "students")
+    params = settings.load("seed", "run", "data", "latents", "students")
     set_threads()
     fitting.train(job(student, params), params.run)
 

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from multiscale import metrics, sampling
-from multiscale.core.device import default_device
-from multiscale.core.pixels import to_signed
+from multiscale.core.device import default_device, resolve_precision
 from multiscale.core.resize import area_to
 from multiscale.core.storage import Table, TensorWriter, atomic_folder, read_json, write_json
 from multiscale.methods import swd
@@ -29,8 +28,8 @@ from stages.schema.swd import Synthetic
 IMAGES = 500  # that a teacher is checked by at each side
 STEPS = 12
 GRID = 4
-# The embedded teacher has a distance of 0.005, 0.003 and 0.007 at 16, 24 and 32 px; one trained at 32 px alone, of 0.79,
-# 0.42 and 0.002. A mean that is off by half a standard deviation makes 0.29, half the standard deviation 0.20.
+# The embedded teacher has a distance of 0.005, 0.003 and 0.007 at 16, 24 and 32 px; one trained at 32 px alone, of
+# 0.79, 0.42 and 0.002. A mean that is off by half a standard deviation makes 0.29, half the standard deviation 0.20.
 LARGEST = 0.1
 FIRST_SEED = 10**9  # of training images: those of the leaderboard's samples count from zero
 BATCH = 50
@@ -69,21 +68,24 @@ def unable(folder: Path, pyramid: Path, student: Student) -> tuple[int, float] |
     return None
 
 
-def images(folder: Path, pyramid: Path, section: Synthetic, channels: int) -> Path:
+def images(folder: Path, pyramid: Path, section: Synthetic, channels: int, precision: str) -> Path:
     """A pyramid of images that the teacher makes at the full side, kept in the scratch folder for the next student.
 
-    Decoded, downsampled by area in pixels to each side and encoded, like the data's own.
+    Decoded, downsampled by area in pixels to each side and encoded, as the stage `latents` does with the data, in the
+    precision that it has.
     """
     from multiscale import autoencoder  # takes seconds to import, and only this needs it
+    from stages.latents import Encoder
 
     inputs = [*sorted(folder.iterdir()), *sorted(path for path in VAE.rglob("*") if path.is_file())]
-    known = json.dumps([section.model_dump(), digest_files([*inputs, pyramid / "statistics.json"])])
+    precision = resolve_precision(precision, default_device())
+    known = json.dumps([section.model_dump(), precision, digest_files([*inputs, pyramid / "statistics.json"])])
     out = SCRATCH / "synthetic" / hashlib.sha256(known.encode()).hexdigest()[:16]
     if out.exists():
         return out
-    codec = autoencoder.load(VAE, channels)
+    encoder = Encoder(channels, precision)  # with weights of its own: the sampler casts those that it decodes with
     net, config = swd.load_teacher(folder)
-    sampler = swd.TeacherSampler(net, config, codec, section.solver.model_dump(), "auto")
+    sampler = swd.TeacherSampler(net, config, autoencoder.load(VAE, channels), section.solver.model_dump(), "auto")
     statistics = read_json(pyramid / "statistics.json")
     shift, scale = per_channel(statistics["shift"]), per_channel(statistics["scale"])
     seeds = list(range(FIRST_SEED, FIRST_SEED + section.images))
@@ -97,10 +99,9 @@ def images(folder: Path, pyramid: Path, section: Synthetic, channels: int) -> Pa
         writer.write("label", 0, labels)
         done = 0
         for pixels in sampling.generate(sampler, seeds, labels, BATCH):
-            full = to_signed(pixels).to(sampler.device)
             for side in statistics["grids"]:
-                mean, _ = codec.encode(area_to(full, int(side)))
-                writer.write(f"z{side}", done, (mean.float().cpu() - shift) / scale)
+                mean, _ = encoder.encode(pixels, int(side))
+                writer.write(f"z{side}", done, (mean.half().float() - shift) / scale)  # rounded as when they are stored
             done += len(pixels)
             reach(done)
         writer.close()
