@@ -53,6 +53,16 @@ class StudentPart(Part):
     data: columns z{side} and label; `section` is the student's section of the params, `bring` takes a stored latent
     to the teacher's normalisation. With a fake score a cycle is `fake.updates` steps of it and one of the generator,
     each on a fresh batch, all with the same k; k itself goes round.
+
+    What differs from the paper and its code by default, and the setting that undoes it: students learn from the data's
+    own images, not from the teacher's (`synthetic`); the result is a moving average of the generator
+    (`training.ema_images: 0`); warm-up and cosine decay of the rate, beta2 0.99, no weight decay and gradients clipped
+    to 1, where the code has a constant rate, 0.999, 0.01 and 10 (`training`); MMD takes the teacher's features, as in
+    the paper, where the code takes the fake score's (`mmd.features`), and the code's penalty (`mmd.penalty`). What no
+    setting undoes: latents are means of the posterior, not samples; the low version of an image is downsampled at
+    once, not through the side of the step; a GAN without DMD works, its images noised as for DMD, where the code fails;
+    DMD's guided sum of velocities is taken in the precision of training (bf16 under autocast), a teacher's sampling
+    in fp32.
     """
 
     main = "generator"
