@@ -5,6 +5,7 @@ The student is saved as a plain network, an adapter worked in, with the sides an
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -29,8 +30,8 @@ def save(folder: Path, part: Part, config: dict) -> None:
     fitting.save_weights(folder, part, config)
 
 
-def job(student: str, params) -> fitting.Job:
-    """The distillation of one student as the experiment describes it, its teacher checked."""
+def job(student: str, params, code: Iterable[Path] | None = None) -> fitting.Job:
+    """The distillation of one student as the experiment describes it, its teacher checked; see `fitting.job`."""
     if student not in params.students:
         raise settings.refuse("distill", "STUDENT", student, f"one of {', '.join(params.students)}")
     section = params.students[student]
@@ -45,16 +46,19 @@ def job(student: str, params) -> fitting.Job:
         raise settings.refuse(settings.EXPERIMENT, f"students.{student}.dmd.weight", section.dmd.weight, allowed)
     folder = pyramid
     if section.synthetic:
-        folder = teacher.images(found[0], pyramid, section.synthetic, params.data.channels, params.latents.precision)
+        folder = teacher.images(
+            found[0], pyramid, section.synthetic, params.data.channels, params.latents.precision, code
+        )
     return fitting.job(
         student,
         partial(build, student, section.model_dump(), folder, found[0]),
         section,
         section.training,
         params.seed,
-        [*sorted(folder.iterdir()), *sorted(found[0].iterdir())],
+        [folder, found[0]],
         MODELS / section.method / student,
         save,
+        code,
     )
 
 

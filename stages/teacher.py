@@ -6,8 +6,7 @@ score there, so DMD is refused (SwD, arXiv 2503.16397, appendix B: SDXL is such 
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from multiscale.core.resize import area_to
 from multiscale.core.storage import Table, TensorWriter, atomic_folder, read_json, write_json
 from multiscale.methods import swd
 from multiscale.scales.residual import per_channel
-from multiscale.training.checkpoint import digest_files
+from stages.common import keys
 from stages.common.harness import progress
 from stages.common.paths import SCRATCH, VAE
 from stages.schema import Student
@@ -68,19 +67,31 @@ def unable(folder: Path, pyramid: Path, student: Student) -> tuple[int, float] |
     return None
 
 
-def images(folder: Path, pyramid: Path, section: Synthetic, channels: int, precision: str) -> Path:
+def images(
+    folder: Path,
+    pyramid: Path,
+    section: Synthetic,
+    channels: int,
+    precision: str,
+    code: Iterable[Path] | None = None,
+) -> Path:
     """A pyramid of images that the teacher makes at the full side, kept in the scratch folder for the next student.
 
     Decoded, downsampled by area in pixels to each side and encoded, as the stage `latents` does with the data, in the
-    precision that it has.
+    precision that it has. See `fitting.job` for `code`.
     """
     from multiscale import autoencoder  # takes seconds to import, and only this needs it
     from stages.latents import Encoder
 
-    inputs = [*sorted(folder.iterdir()), *sorted(path for path in VAE.rglob("*") if path.is_file())]
-    precision = resolve_precision(precision, default_device())
-    known = json.dumps([section.model_dump(), precision, digest_files([*inputs, pyramid / "statistics.json"])])
-    out = SCRATCH / "synthetic" / hashlib.sha256(known.encode()).hexdigest()[:16]
+    device = default_device()
+    precision = resolve_precision(precision, device)
+    settings = {
+        "section": section.model_dump(),
+        "channels": channels,
+        "precision": [precision, resolve_precision("auto", device)],  # of encoding, of sampling
+    }
+    inputs = [folder, VAE, pyramid / "statistics.json"]
+    out = SCRATCH / "synthetic" / keys.key(settings, inputs, keys.loaded() if code is None else code)
     if out.exists():
         return out
     encoder = Encoder(channels, precision)  # with weights of its own: the sampler casts those that it decodes with

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -18,21 +19,22 @@ def build(name: str, part: dict, folder: Path, count: int) -> tuple:
     return method(part["kind"]).build_part(name, part, folder, count)
 
 
-def job(part: str, params) -> fitting.Job:
-    """The training of one part as the experiment describes it."""
+def job(part: str, params, code: Iterable[Path] | None = None) -> fitting.Job:
+    """The training of one part as the experiment describes it; see `fitting.job` for `code`."""
     if part not in params.parts:
         raise settings.refuse("train", "PART", part, f"one of {', '.join(params.parts)}")
     section = params.parts[part]
     folder = DECOMPOSED / section.reads
-    method(section.kind)  # its code is part of the key of the checkpoints
+    method(section.kind)  # loaded now: its code is part of the key
     return fitting.job(
         part,
         partial(build, part, section.model_dump(), folder, classes()),
         section,
         section.training,
         params.seed,
-        sorted(folder.iterdir()),
+        [folder],
         MODELS / section.method / part,
+        code=code,
     )
 
 

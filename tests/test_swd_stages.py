@@ -13,7 +13,8 @@ from torch import Tensor
 
 from multiscale.core.resize import area_to
 from multiscale.methods import swd
-from stages import teacher
+from stages import distill, teacher
+from stages.common import settings
 from stages.common.paths import DECOMPOSED, LATENTS, MODELS, VAE
 from stages.schema.swd import Student, Synthetic
 
@@ -91,7 +92,7 @@ def test_dmd_from_a_teacher_that_cannot_generate_is_refused_with_the_reason_and_
     assert ready.files() == before
 
 
-def test_images_of_the_teacher_are_made_at_the_full_side_and_downsampled_in_pixels(ready):
+def test_images_of_the_teacher_are_made_at_the_full_side_and_downsampled_in_pixels(ready, monkeypatch):
     section = Synthetic.model_validate({"images": 60, "solver": SOLVER})  # no whole number of batches
     folder = teacher.images(TEACHER, PYRAMID, section, 1, "auto")
     made = load_file(folder / "targets.safetensors")
@@ -107,8 +108,14 @@ def test_images_of_the_teacher_are_made_at_the_full_side_and_downsampled_in_pixe
     written = os.stat(folder / "targets.safetensors").st_mtime_ns
     assert teacher.images(TEACHER, PYRAMID, section, 1, "auto") == folder
     assert os.stat(folder / "targets.safetensors").st_mtime_ns == written, "the next student takes the same images"
-    other = Synthetic.model_validate({"images": 60, "solver": SOLVER | {"steps": 3}})
-    assert teacher.images(TEACHER, PYRAMID, other, 1, "auto") != folder
+    sections = [Synthetic.model_validate({"images": 3, "solver": SOLVER | {"steps": k}}) for k in (1, 2)]
+    places = [teacher.images(TEACHER, PYRAMID, each, 1, "auto") for each in sections]
+    code = Path("loss.py")
+    for line in ("return x.square()", "return x.abs()"):
+        code.write_text(line)
+        monkeypatch.setattr(teacher.keys, "loaded", lambda: [code])
+        places.append(teacher.images(TEACHER, PYRAMID, sections[0], 1, "auto"))
+    assert len({folder, *places}) == 5, "other settings, another line of code"
 
 
 @pytest.mark.parametrize("native", [False, True])
@@ -139,6 +146,19 @@ def test_images_of_the_teacher_are_encoded_as_the_stage_encodes_the_data(native,
             exact = plain.encode(area_to(pixels.float() / 127.5 - 1, side)).latent_dist.mean
         error = (found - exact).abs().max() / exact.abs().max()
         assert error < 1e-3 if not native else 1e-3 < error < 3e-2
+
+
+def test_a_student_and_the_images_it_learns_from_are_kept_under_the_code_that_is_asked_for(ready, monkeypatch):
+    ready.change({"students.swd.synthetic": {"images": 3, "solver": SOLVER}})
+    asked = []
+    monkeypatch.setattr(teacher, "images", lambda *given: asked.append(given[-1]) or PYRAMID)
+    code = Path("loss.py")
+    found = []
+    for line in ("return x.square()", "return x.abs()"):
+        code.write_text(line)
+        params = settings.load("seed", "run", "data", "latents", "students")
+        found.append(distill.job("swd", params, [code]).key)
+    assert found[0] != found[1] and asked == [[code]] * 2
 
 
 def test_a_student_is_distilled_from_images_of_its_teacher_with_all_losses_and_adapters(ready):

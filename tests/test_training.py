@@ -415,26 +415,38 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_an_error_that_names_the_part(
         fit_line()
 
 
-def test_how_often_checkpoints_are_written_is_no_part_of_their_key_but_all_that_decides_the_weights_is(tmp_path):
+def test_how_often_checkpoints_are_written_is_no_part_of_their_key_but_all_that_decides_the_weights_is(
+    tmp_path, monkeypatch
+):
     from stages import fitting, schema
+    from stages.common import keys
 
-    file = tmp_path / "input"
+    file, loss = tmp_path / "input", tmp_path / "loss.py"
     file.write_text("contents")
+    loss.write_text("return x.square()")
+    monkeypatch.setattr(keys, "loaded", lambda: [loss])
     training = {"images": 100}
     section = {"method": "m", "kind": "msf", "reads": "full", "index": 0, "training": training}
     section["network"] = {"depth": 1, "width": 8, "heads": 1, "patch": 1}
 
     def key(seed: int = 0, section: dict = section, **change) -> str:
         part = schema.FlowPart(**section | {"training": training | change})
-        return fitting._key(part, part.training, seed, [file])
+        return fitting.job("m", scale_part, part, part.training, seed, [file], tmp_path).key
 
     first = key()
     assert key() == first
     others = [key(lr=0.1), key(images=101), key(seed=1), key(section=section | {"label_dropout": 0.2})]
     file.write_text("other contents")
     others.append(key())
-    assert len({first, *others}) == 6
     file.write_text("contents")
+    loss.write_text("return x.abs()")
+    others.append(key())
+    loss.write_text("return x.square()")
+    monkeypatch.setattr(fitting, "resolve_precision", lambda *given: "another")
+    others.append(key())
+    monkeypatch.undo()
+    assert len({first, *others}) == 8
+    monkeypatch.setattr(keys, "loaded", lambda: [loss])
     assert key(checkpoint_seconds=1.0) == first
 
 
