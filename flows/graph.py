@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from dvc.dependency.param import ParamsDependency
 from dvc.dvcfile import LOCK_FILE, PROJECT_FILE
 from dvc.exceptions import DvcException
 from dvc.repo import Repo, lock_repo
@@ -24,6 +27,13 @@ class Stage:
     needs: tuple[str, ...]  # the stages that make what it reads
     current: bool  # it and all that it needs are up to date; otherwise DVC decides when the needs are done
     urgency: tuple[int, int]  # the stages in the longest chain that starts with it; those that wait for it
+
+
+class Recorded(NamedTuple):
+    """What DVC knows of a stage."""
+
+    code: list[Path]  # the files below multiscale/ and stages/ that it depends on
+    params: dict[str, Any] | None  # of its result in the working tree; None unless inputs, code and it are as recorded
 
 
 @contextmanager
@@ -79,6 +89,27 @@ def _address(target: str, graph: Iterable[DvcStage]) -> str:
     raise refuse(
         PROJECT_FILE, "target", target, f"{allowed} or a method ({', '.join(methods)})" if methods else allowed
     )
+
+
+def recorded(addresses: Iterable[str]) -> dict[str, Recorded]:
+    """What is known of those of the addresses that are stages. Raises BadInput."""
+    wanted = set(addresses)
+    with _project() as repo:
+        stages = [stage for stage in repo.index.stages if stage.addressing in wanted]
+        return {stage.addressing: Recorded(_code(stage), _params(stage)) for stage in stages}
+
+
+def _code(stage: DvcStage) -> list[Path]:
+    paths = [Path(dep.fs_path) for dep in stage.deps if dep.def_path.startswith(("multiscale/", "stages/"))]
+    return sorted(file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py")))
+
+
+def _params(stage: DvcStage) -> dict[str, Any] | None:
+    params = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
+    results = [out for out in stage.outs if not out.is_metric]
+    if any(each.workspace_status() for each in [*stage.deps, *results] if each not in params):
+        return None
+    return {key: value for dep in params for key, value in (dep.hash_info.value or {}).items()}
 
 
 def locked() -> list[str]:

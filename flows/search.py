@@ -17,7 +17,7 @@ from typing import Any
 from flows import outcome, trial
 from flows.cluster import connect
 from flows.space import Axis, Plan, load
-from flows.trial import Records
+from flows.trial import Pipeline, Records
 from stages.common import cluster
 from stages.common.harness import progress
 from stages.common.paths import SCRATCH
@@ -29,8 +29,8 @@ OnTrial = Callable[[list[dict[str, Any]], int], None]  # (records so far, how ma
 def run(name: str, on_trial: OnTrial = lambda records, total: None) -> Path:
     """Runs what is left of a sweep and writes reports/sweeps/NAME and the winner's recipe. Gives the table's path."""
     plan = load(name)
-    trial.check_given()
-    scratch = Path(SCRATCH, "sweeps", f"{name}-{plan.digest}").absolute()
+    pipeline = Pipeline.read(plan)
+    scratch = Path(SCRATCH, "sweeps", f"{name}-{trial.key(plan, pipeline)}").absolute()
     records = Records(scratch / "records")
     total = len(plan.sweep.points) or plan.sweep.trials
     with progress(f"sweep {name}", total, "trial") as reach:
@@ -42,13 +42,15 @@ def run(name: str, on_trial: OnTrial = lambda records, total: None) -> Path:
 
         tell()
         if len(records.all()) < total:
-            _search(plan, scratch, records, total, tell)
+            _search(plan, pipeline, scratch, records, total, tell)
             total = len(records.all())  # fewer where a setting with few values was proposed twice
             tell()
     return outcome.write(plan, records.all())
 
 
-def _search(plan: Plan, scratch: Path, records: Records, total: int, tell: Callable[[], None]) -> None:
+def _search(
+    plan: Plan, pipeline: Pipeline, scratch: Path, records: Records, total: int, tell: Callable[[], None]
+) -> None:
     """Runs the trials that have no record yet."""
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # only the last report holds the objective
@@ -60,7 +62,7 @@ def _search(plan: Plan, scratch: Path, records: Records, total: int, tell: Calla
 
     asked = cluster.request(one)
     space, options = _grid(plan, records) if plan.sweep.points else _searched(plan, records, total)
-    trainable = partial(_trial, plan=plan, project=Path.cwd(), scratch=scratch)
+    trainable = partial(_trial, plan=plan, pipeline=pipeline, project=Path.cwd(), scratch=scratch)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": asked["CPU"], "gpu": asked["GPU"]}),
         param_space=space,
@@ -133,7 +135,7 @@ def _point(config: dict[str, Any], plan: Plan) -> dict[str, Any]:
     return {key: axes[key].values[v] if axes[key].kind == "choice" else v for key, v in config.items()}
 
 
-def _trial(config: dict[str, Any], plan: Plan, project: Path, scratch: Path) -> None:
+def _trial(config: dict[str, Any], plan: Plan, pipeline: Pipeline, project: Path, scratch: Path) -> None:
     """The trainable: runs a trial and keeps its record, whatever becomes of it."""
     from ray import tune
 
@@ -145,7 +147,7 @@ def _trial(config: dict[str, Any], plan: Plan, project: Path, scratch: Path) -> 
             tune.report({"images": before + row["images"], "loss": row["loss"]})
 
     try:
-        found = trial.run(plan.sweep.method, plan.trial(point), project, scratch, on_row)
+        found = trial.run(plan.sweep.method, plan.trial(point), project, scratch, pipeline, on_row)
         value = found["metrics"].get(plan.sweep.metric)
         if value is None or not math.isfinite(value):  # a set without classes has no label accuracy
             raise ArithmeticError(f"the {plan.sweep.metric} of the samples is {value}")

@@ -15,9 +15,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,10 +140,23 @@ class Plan:
         return SWEEPS / f"{self.name}.yaml"
 
     @property
-    def digest(self) -> str:
-        """Names what the trials' results depend on: a changed sweep or experiment starts anew."""
-        about = {**self.sweep.model_dump(exclude={"trials", "concurrency"}), "experiment": self.experiment | {"run": 0}}
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+    def settings(self) -> dict[str, Any]:
+        """Those that the trials' results depend on."""
+        return {**self.sweep.model_dump(exclude={"trials", "concurrency"}), "experiment": self.experiment | {"run": 0}}
+
+    @property
+    def stages(self) -> list[str]:
+        """The addresses of the stages whose code a trial runs."""
+        tree, method = self.trial({}), self.sweep.method
+        encoded = any(section["reads"] == "latents" for section in tree["decompose"].values())
+        return [
+            *(f"latents@{side}" for side in self.experiment["latents"]["sides"] if encoded),
+            *(f"decompose@{name}" for name in tree["decompose"]),
+            *(f"train@{name}" for name in tree["parts"]),
+            *(f"distill@{name}" for name in tree["students"]),
+            f"sample@{method}",
+            f"evaluate@{method}",
+        ]
 
     def changed(self, point: dict[str, Any]) -> dict[str, Any]:
         """The experiment with the values of a point, at full budget."""

@@ -11,31 +11,52 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
+from flows.space import Plan
 from multiscale.core.storage import read_json, write_json
-from multiscale.training.checkpoint import digest_files
 from stages import decompose, distill, evaluate, fitting, latents, sample, train
-from stages.common import paths, settings
-from stages.common.errors import BadInput
+from stages.common import keys, paths, settings
 
 GIVEN = (paths.IMAGES, paths.REFERENCE, paths.VAE, paths.CLASSIFIER)  # what every trial takes from the pipeline
 OnRow = Callable[[str, int, dict[str, float]], None]  # (part, images of the parts before it, history row)
 
 
-def check_given() -> None:
-    """Raises BadInput where the pipeline has not made yet what trials start from: each of them would fail."""
-    for path in GIVEN:
-        if not path.exists():
-            raise BadInput(f"{path}: missing; allowed: the output of an earlier stage (dvc repro makes it)")
+@dataclass(frozen=True)
+class Pipeline:
+    """What DVC knows of the stages that trials run: asked once, since each trial would take a second to import DVC."""
+
+    code: dict[str, list[Path]]  # the files of each stage's code
+    made: dict[str, dict[str, Any]]  # the settings of each stage whose result is that of today's code and inputs
+
+    @classmethod
+    def read(cls, plan: Plan) -> Pipeline:
+        """From the project in the working directory. Raises BadInput."""
+        from flows import graph
+
+        found = graph.recorded(plan.stages)
+        made = {address: stage.params for address, stage in found.items() if stage.params is not None}
+        return cls({address: stage.code for address, stage in found.items()}, made)
+
+    def code_of(self, stage: str) -> list[Path]:
+        """The files of a stage's code; of one that only a trial has, those of its group: they differ in settings."""
+        group = (files for address, files in self.code.items() if address.partition("@")[0] == stage.partition("@")[0])
+        return self.code.get(stage) or next(group)
 
 
-def run(method: str, tree: dict[str, Any], project: Path, scratch: Path, on_row: OnRow) -> dict[str, Any]:
+def key(plan: Plan, pipeline: Pipeline) -> str:
+    """Of all that the trials of a sweep depend on. Raises BadInput where the pipeline lacks what they start from."""
+    code = {file for stage in plan.stages for file in pipeline.code_of(stage)}
+    return keys.key(plan.settings, GIVEN, code)
+
+
+def run(
+    method: str, tree: dict[str, Any], project: Path, scratch: Path, pipeline: Pipeline, on_row: OnRow
+) -> dict[str, Any]:
     """Runs the experiment `tree` (a method, after its teacher) in a folder below `scratch`; gives metrics and history.
 
     Raises what a stage raises. A trial that was killed goes on from its checkpoints when it is run again.
@@ -48,11 +69,8 @@ def run(method: str, tree: dict[str, Any], project: Path, scratch: Path, on_row:
     (folder / settings.EXPERIMENT).write_text(text)  # JSON is YAML
     os.chdir(folder)
     params = settings.load("seed", "run", "data", "vae", "latents", "decompose", "parts", "students", "methods")
-    trained = Trained(project, scratch / "made")
-    for name, decomposition in params.decompose.items():
-        if decomposition.reads == "latents":
-            for side in set(decomposition.sides) & set(params.latents.sides):
-                trained.latents(side, params)
+    trained = Trained(project, scratch / "made", pipeline)
+    for name in params.decompose:
         trained.decomposition(name, params)
     before, history = 0, []
     for student in params.students.values():
@@ -87,57 +105,54 @@ def _link(path: Path, target: Path) -> None:
 class Trained:
     """What trials share: the project's own results where they fit, else what an earlier trial has made."""
 
-    def __init__(self, project: Path, made: Path):
-        self.project, self.made = project, made
-        lock = project / "dvc.lock"
-        self.stages = YAML(typ="safe").load(lock.read_text())["stages"] if lock.exists() else {}
+    def __init__(self, project: Path, made: Path, pipeline: Pipeline):
+        self.project, self.made, self.pipeline = project, made, pipeline
 
-    def latents(self, side: int, params) -> None:
+    def latents(self, side: int, params) -> Path:
         """data/latents/SIDE, encoded with the project's autoencoder."""
-        own = {"data": params.data.model_dump(), "latents": params.latents.model_dump()}
-        path = paths.LATENTS / str(side)
-        if (self.project / path).exists():
-            _link(path, self.project / path)
-        else:
-            inputs = [paths.IMAGES, *sorted(paths.VAE.iterdir())]
-            own["latents"].pop("sides")
-            self._once(path, {**own, "inputs": digest_files(inputs)}, lambda: latents.main(str(side)))
+        path, stage, section = paths.LATENTS / str(side), f"latents@{side}", params.latents
+        tracked = {"data.channels": params.data.channels}
+        tracked |= {"latents.batch": section.batch, "latents.precision": section.precision}
+        inputs = [paths.IMAGES, paths.VAE]
+        if not self._take(stage, tracked, inputs, path):
+            self._once(path, keys.key(tracked, inputs, self.pipeline.code_of(stage)), lambda: latents.main(str(side)))
+        return path
 
     def decomposition(self, name: str, params) -> None:
-        """data/decomposed/NAME."""
-        path, section = paths.DECOMPOSED / name, params.decompose[name].model_dump()
-        if self._is_projects(f"decompose@{name}", {f"decompose.{name}": section}, path):
-            _link(path, self.project / path)
-            return
-        inputs = [paths.IMAGES, *sorted(paths.LATENTS.glob("*/latents.safetensors"))]
-        self._once(path, {"section": section, "inputs": digest_files(inputs)}, lambda: decompose.main(name))
+        """data/decomposed/NAME, after the latents that it reads."""
+        path, stage, section = paths.DECOMPOSED / name, f"decompose@{name}", params.decompose[name]
+        inputs = [paths.IMAGES]
+        if section.reads == "latents":
+            inputs = [self.latents(side, params) for side in section.sides if side in params.latents.sides]
+        tracked = {f"decompose.{name}": section.model_dump()}
+        if not self._take(stage, tracked, inputs, path):
+            self._once(path, keys.key(tracked, inputs, self.pipeline.code_of(stage)), lambda: decompose.main(name))
 
     def part(self, name: str, params, on_row: Callable[[dict[str, float]], None]) -> None:
         """models/METHOD/NAME, reused wherever everything that decides its weights is equal."""
         student = name in params.students
-        module, stage, kind = (distill, "distill", "students") if student else (train, "train", "parts")
-        section = getattr(params, kind)[name]
+        module, verb, kind = (distill, "distill", "students") if student else (train, "train", "parts")
+        section, stage = getattr(params, kind)[name], f"{verb}@{name}"
         path, inputs = paths.MODELS / section.method / name, [paths.DECOMPOSED / section.reads]
         tracked = {"seed": params.seed, f"{kind}.{name}": section.model_dump()}
         if student:
-            tracked["data.channels"] = params.data.channels
+            tracked |= {"data.channels": params.data.channels, "latents.precision": params.latents.precision}
             inputs += (paths.MODELS / section.teacher).iterdir()
-        unchanged = all(path.readlink().is_relative_to(self.project / path.parent) for path in inputs)
-        if unchanged and self._is_projects(f"{stage}@{name}", tracked, path):
+        if not self._take(stage, tracked, inputs, path):
+            job = module.job(name, params, self.pipeline.code_of(stage))
+            self._once(path, job.key, lambda: fitting.work(job, lambda seen: None, [on_row]))
+
+    def _take(self, stage: str, tracked: dict[str, Any], inputs: Sequence[Path], path: Path) -> bool:
+        """Links to the pipeline's result of a stage if it has these settings, and the trial the pipeline's inputs."""
+        same = self.pipeline.made.get(stage) == tracked
+        fits = same and all(each.readlink() == self.project / each for each in inputs)
+        if fits:
             _link(path, self.project / path)
-            return
-        job = module.job(name, params)
-        self._once(path, {"key": job.key}, lambda: fitting.work(job, lambda seen: None, [on_row]))
+        return fits
 
-    def _is_projects(self, stage: str, tracked: dict[str, Any], path: Path) -> bool:
-        """Whether the pipeline ran a stage with these settings, and left its result."""
-        found = self.stages.get(stage, {}).get("params", {}).get(settings.EXPERIMENT.as_posix())
-        return found == tracked and (self.project / path).exists()
-
-    def _once(self, path: Path, key: dict[str, Any], make: Callable[[], None]) -> None:
+    def _once(self, path: Path, key: str, make: Callable[[], None]) -> None:
         """Makes `path`, or waits for the trial that is making it; a link is left in its place."""
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        place = self.made / f"{path.name}-{digest}"
+        place = self.made / f"{path.name}-{key}"
         place.parent.mkdir(parents=True, exist_ok=True)
         with _alone(place.with_suffix(".lock")):
             if not place.exists():

@@ -81,6 +81,11 @@ def load(folder: Path, channels: int) -> Codec:
     return Codec(vae.eval().requires_grad_(False), channels)
 
 
+def load_or_pixels(folder: Path, channels: int) -> Codec:
+    """The codec of an autoencoder's folder, or the one of pixels where there is no such folder."""
+    return load(folder, channels) if Path(folder).is_dir() else Codec(None, channels)
+
+
 class Reconstruction(nn.Module):
     """The autoencoder as it is trained: one call, which is what data-parallel training can wrap."""
 

@@ -5,6 +5,7 @@ The student is saved as a plain network, an adapter worked in, with the sides an
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -30,8 +31,8 @@ def save(folder: Path, part: Part, config: dict, pyramid: Path) -> None:
     codec.carry(pyramid, folder)
 
 
-def job(student: str, params) -> fitting.Job:
-    """The distillation of one student as the experiment describes it, its teacher checked."""
+def job(student: str, params, code: Iterable[Path] | None = None) -> fitting.Job:
+    """The distillation of one student as the experiment describes it, its teacher checked; see `fitting.job`."""
     if student not in params.students:
         raise settings.refuse("distill", "STUDENT", student, f"one of {', '.join(params.students)}")
     section = params.students[student]
@@ -42,25 +43,28 @@ def job(student: str, params) -> fitting.Job:
     if section.dmd.weight and (failure := teacher.unable(found[0], pyramid, section)):
         side, distance = failure
         allowed = f"0.0: the teacher {section.teacher} cannot generate at {side} px, where its latents are "
-        allowed += f"{distance:.2f} of the data's variance away (at most {teacher.LARGEST})"
+        allowed += f"{distance:.2f} away from the data's (at most {teacher.LARGEST}; 1 is the mean image every time)"
         raise settings.refuse(settings.EXPERIMENT, f"students.{student}.dmd.weight", section.dmd.weight, allowed)
     folder = pyramid
     if section.synthetic:
-        folder = teacher.images(found[0], pyramid, section.synthetic, params.data.channels)
+        folder = teacher.images(
+            found[0], pyramid, section.synthetic, params.data.channels, params.latents.precision, code
+        )
     return fitting.job(
         student,
         partial(build, student, section.model_dump(), folder, found[0]),
         section,
         section.training,
         params.seed,
-        [*sorted(folder.iterdir()), *sorted(found[0].iterdir())],
+        [folder, found[0]],
         MODELS / section.method / student,
         partial(save, pyramid=pyramid),
+        code,
     )
 
 
 def main(student: str) -> None:
-    params = settings.load("seed", "run", "data", "students")
+    params = settings.load("seed", "run", "data", "latents", "students")
     set_threads()
     fitting.train(job(student, params), params.run)
 

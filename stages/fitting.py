@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,13 +15,12 @@ from safetensors.torch import save_file
 
 from multiscale.core.device import default_device, describe, peak_memory_bytes, resolve_precision, set_threads
 from multiscale.core.storage import atomic_folder, write_json
-from multiscale.training.checkpoint import Checkpoints, digest_files
+from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Result, Training, fit
 from multiscale.training.part import Part
-from stages.common import cluster
+from stages.common import cluster, keys
 from stages.common.harness import progress
 from stages.common.paths import SCRATCH, TIMINGS
-from stages.common.settings import BadInput
 from stages.schema import Run
 
 Save = Callable[[Path, Part, dict], None]  # (folder, part holding the averaged weights, its config)
@@ -58,9 +55,20 @@ def job(
     inputs: list[Path],
     out: Path,
     save: Save = save_weights,
+    code: Iterable[Path] | None = None,
 ) -> Job:
-    """The training of what `build` makes, into `out`; `section` and the contents of `inputs` go into its key."""
-    key = _key(section, training, seed, inputs)
+    """The training of what `build` makes, into `out`.
+
+    Its key holds the settings, the contents of `inputs` and the files of `code`, by default what this process has
+    loaded.
+    """
+    settings = {
+        "section": section.model_dump(exclude={"training"}),
+        "training": training.model_dump(exclude={"checkpoint_seconds"}),
+        "precision": resolve_precision(training.precision, default_device()),
+        "seed": seed,
+    }
+    key = keys.key(settings, inputs, keys.loaded() if code is None else code)
     return Job(name, build, Training(**training.model_dump()), seed, key, Path(out).absolute(), save)
 
 
@@ -123,25 +131,3 @@ def _write(job: Job, part: Part, config: dict, result: Result, workers: int) -> 
             "device": describe(device),
         },
     )
-
-
-def _key(section: BaseModel, training: BaseModel, seed: int, inputs: list[Path]) -> str:
-    """Everything that decides the weights: settings, seed, contents of inputs, code and torch's version."""
-    for path in inputs:
-        if not path.exists():
-            raise BadInput(f"{path}: the file is missing; allowed: the output of an earlier stage (dvc repro makes it)")
-    code = sorted(
-        Path(module.__file__)
-        for name, module in sys.modules.items()
-        if name.partition(".")[0] == "multiscale" and getattr(module, "__file__", None)
-    )
-    resolved = {
-        "section": section.model_dump(exclude={"training"}),
-        "training": training.model_dump(exclude={"checkpoint_seconds"}),
-        "precision": resolve_precision(training.precision, default_device()),
-        "seed": seed,
-        "inputs": digest_files(inputs),
-        "code": hashlib.sha256(digest_files(code).encode()).hexdigest(),
-        "torch": torch.__version__,
-    }
-    return json.dumps(resolved, sort_keys=True)

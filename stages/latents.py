@@ -26,25 +26,30 @@ from stages.statistics import Moments
 
 
 class Encoder:
-    """The autoencoder's encoder at one side."""
+    """The encoder of an autoencoder."""
 
-    def __init__(self, side: int, channels: int, precision: str):
-        self.side, self.device = side, default_device()
+    def __init__(self, codec: autoencoder.Codec, precision: str):
+        self.device = default_device()
         self.precision = resolve_precision(precision, self.device)
-        self.codec = autoencoder.load(VAE, channels).to(self.device, memory_format=torch.channels_last)
+        self.codec = codec.to(self.device, memory_format=torch.channels_last)
 
-    def about(self) -> tuple[tuple[int, int, int], str]:
-        """The shape (c, h, h) of the latents of one image, and the precision that they are computed in."""
-        grid = self.side // self.codec.factor
+    def about(self, side: int) -> tuple[tuple[int, int, int], str]:
+        """The shape (c, h, h) of the latents of one image at a side, and the precision that they are computed in."""
+        grid = side // self.codec.factor
         return (self.codec.latent_channels, grid, grid), self.precision
 
     @torch.inference_mode()
-    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 images (n, C, H, W) -> mean and standard deviation of their latents (n, c, h, h)."""
-        images = area_to(to_signed(pixels), self.side).to(self.device, memory_format=torch.channels_last)
+    def encode(self, pixels: Tensor, side: int) -> tuple[Tensor, Tensor]:
+        """uint8 images (n, C, H, W) -> mean and standard deviation of their latents (n, c, h, h) at a side."""
+        images = area_to(to_signed(pixels), side).to(self.device, memory_format=torch.channels_last)
         with autocast(self.precision, self.device):
             mean, std = self.codec.encode(images)
         return mean.cpu(), std.cpu()
+
+
+def encoder(channels: int, precision: str) -> Encoder:
+    """The encoder of the autoencoder that the stage `vae` leaves."""
+    return Encoder(autoencoder.load(VAE, channels), precision)
 
 
 def main(side: str) -> None:
@@ -52,12 +57,12 @@ def main(side: str) -> None:
     if side not in map(str, params.latents.sides):
         raise settings.refuse("latents", "SIDE", side, f"one of {', '.join(map(str, params.latents.sides))}")
     set_threads()
-    make = partial(Encoder, int(side), params.data.channels, params.latents.precision)
+    make = partial(encoder, params.data.channels, params.latents.precision)
     title, batch, moments = f"latents {side} px", params.latents.batch, Moments()
     with pool(title, params.run, make) as workers:
         table = pixel_table("train")
         count = len(table)
-        ((shape, precision),) = workers.map("about", [()])
+        ((shape, precision),) = workers.map("about", [(int(side),)])
         latents = (np.float16, (count, *shape))
         with atomic_folder(LATENTS / side) as folder, progress(title, count) as reach:
             writer = TensorWriter(
@@ -67,7 +72,8 @@ def main(side: str) -> None:
             )
             writer.write("label", 0, torch.from_numpy(np.array(table.arrays["label"])))
             done = 0
-            batches = ((table[slice(start, start + batch)]["pixels"],) for start in range(0, count, batch))
+            blocks = (slice(start, start + batch) for start in range(0, count, batch))
+            batches = ((table[rows]["pixels"], int(side)) for rows in blocks)
             for mean, std in workers.map("encode", batches):
                 moments.add(mean)
                 writer.write("mean", done, mean.half())

@@ -51,8 +51,7 @@ class Artist:
         section = params.methods[name]
         folders = [MODELS / name / part for part in section.parts]
         self.name, self.section = name, params.sample
-        beside, channels = folders[0] / codec.BESIDE, params.data.channels
-        decoder = autoencoder.load(beside, channels) if beside.is_dir() else autoencoder.Codec(None, channels)
+        decoder = autoencoder.load_or_pixels(folders[0] / codec.BESIDE, params.data.channels)
         self.sampler = method(section.kind).load_sampler(folders, section.model_dump(), decoder, self.section.precision)
 
     def make(self, seeds: list[int], labels: Tensor) -> Tensor:

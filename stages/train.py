@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -25,22 +26,23 @@ def save(folder: Path, part: Part, config: dict, decomposition: Path) -> None:
     codec.carry(decomposition, folder)
 
 
-def job(part: str, params) -> fitting.Job:
-    """The training of one part as the experiment describes it."""
+def job(part: str, params, code: Iterable[Path] | None = None) -> fitting.Job:
+    """The training of one part as the experiment describes it; see `fitting.job` for `code`."""
     if part not in params.parts:
         raise settings.refuse("train", "PART", part, f"one of {', '.join(params.parts)}")
     section = params.parts[part]
     folder = DECOMPOSED / section.reads
-    method(section.kind)  # its code is part of the key of the checkpoints
+    method(section.kind)  # loaded now: its code is part of the key
     return fitting.job(
         part,
         partial(build, part, section.model_dump(), folder, classes()),
         section,
         section.training,
         params.seed,
-        sorted(path for path in folder.rglob("*") if path.is_file()),
+        [folder],
         MODELS / section.method / part,
         partial(save, decomposition=folder),
+        code,
     )
 
 

@@ -165,7 +165,7 @@ def test_wmgm_has_its_published_values(name):
     )
     assert (details["loss"]["discriminator_every"], details["loss"]["levels"]) == (4, "pass")
     assert details["training"]["lr"] * details["discriminator"]["lr_factor"] == pytest.approx(1e-5)
-    assert details["training"]["ema_images"] == 1  # no average
+    assert details["training"]["ema_images"] == 0  # no average
     assert {row: method["solver"]["method"] for row, method in made["methods"].items()} == {
         "wmgm": "euler-maruyama",
         "sgm": "euler-maruyama",

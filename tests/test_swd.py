@@ -19,7 +19,7 @@ from multiscale.networks.dit import DiT
 from multiscale.processes import distillation
 from multiscale.sampling import count_calls
 from multiscale.training.checkpoint import Checkpoints
-from multiscale.training.loop import Run, fit
+from multiscale.training.loop import Run, Training, fit
 from stages import distill, fitting
 from stages.schema.swd import Student
 
@@ -80,6 +80,18 @@ def student(pyramid, teacher):
         return swd.build_student("swd", section(**changes), pyramid, teacher)
 
     return build
+
+
+@pytest.mark.parametrize(
+    "name, sides, sigmas",
+    [
+        ("SD3.5-M", [256, 384, 512, 640, 768, 1024], [1.0, 0.945, 0.896, 0.79, 0.737, 0.602]),
+        ("SD3.5-L", [512, 640, 768, 1024], [1.0, 0.896, 0.737, 0.602]),
+        ("FLUX", [256, 512, 768, 1024], [1.0, 0.945, 0.79, 0.602]),
+    ],
+)
+def test_a_published_schedule_can_be_asked_for_by_name_in_pixels(name, sides, sigmas):
+    assert section(schedule={"preset": name})["schedule"] == {"sides": sides, "sigmas": sigmas}
 
 
 def draws(step: int, batch: int = 8) -> Draws:
@@ -160,13 +172,10 @@ class Spy(nn.Module):
         super().__init__()
         self.net, self.asked = net, []
 
-    def forward(self, x, t, labels):
-        self.asked.append(("velocity", x, t, labels))
-        return self.net(x, t, labels)
-
-    def features(self, x, t, labels, block):
-        self.asked.append(("features", x, t, labels, block, torch.is_grad_enabled()))
-        return self.net.features(x, t, labels, block)
+    def forward(self, x, t, labels, block=None, stop=False):
+        asked = ("features", x, t, labels, block, torch.is_grad_enabled()) if stop else ("velocity", x, t, labels)
+        self.asked.append(asked)
+        return self.net(x, t, labels, block, stop)
 
 
 @pytest.mark.parametrize("noised", [True, False])
@@ -226,6 +235,29 @@ def test_the_fake_score_learns_what_the_generator_makes_and_the_head_tells_it_fr
     assert part.players["fake"].head[2].weight.grad.any()
 
 
+def test_the_published_optimiser_is_a_section_of_settings_and_does_what_they_say(student):
+    """AdamW by hand, gradient norms on both sides of the limit."""
+    published = {"warmup_images": 0, "decay": "constant", "beta2": 0.999, "weight_decay": 0.01, "clip": 10.0}
+    published |= {"images": 1000, "batch": 8, "lr": 0.01, "ema_images": 0, "precision": "fp32"}  # a visible rate
+    part, _ = student(mmd={"weight": 40.0})
+    run = Run(part, Training(**section(training=published)["training"]), 0)
+    net, first, second, norms = part.players["generator"], 0.0, 0.0, []
+    wanted = weights(net).double()
+    for step in range(4):
+        batch = run.fetch(step)
+        loss, _ = part.loss("generator", part.players, batch, draws(step))
+        gradient = nn.utils.parameters_to_vector(torch.autograd.grad(loss, net.parameters())).double()
+        norms.append(gradient.norm().item())
+        gradient *= min(1.0, 10 / norms[-1])
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient.square()
+        slope = first / (1 - 0.9 ** (step + 1)) / ((second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+        wanted = wanted * (1 - 0.01 * 0.01) - 0.01 * slope
+        run.step(batch)
+        torch.testing.assert_close(weights(net).double(), wanted, rtol=0, atol=5e-6)
+        assert torch.equal(weights(run.ema.average), weights(net))
+    assert min(norms) < 10 < max(norms)
+
+
 def test_features_of_the_fake_score_are_the_teachers_until_it_is_trained(student):
     step = 2  # after two updates of the fake score, which have not been made
     terms = [
@@ -234,6 +266,14 @@ def test_features_of_the_fake_score_are_the_teachers_until_it_is_trained(student
         for part in [student(**ALL | {"mmd": {"features": name}})[0]]
     ]
     assert torch.equal(terms[0]["mmd"], terms[1]["mmd"])
+
+
+def test_the_gaussian_kernel_has_the_settings_of_the_section(student, monkeypatch):
+    part, _ = student(mmd={"kernel": "rbf", "average": "batch", "width": 7.0})
+    asked = []
+    monkeypatch.setattr(distillation.losses, "mmd_rbf", lambda fake, real, *rest: asked.append(rest) or fake.mean())
+    part.loss("generator", part.players, rows(part), draws(0))
+    assert asked == [("batch", 7.0)]
 
 
 @pytest.mark.parametrize("rank", [None, 4])
@@ -270,7 +310,7 @@ def test_an_untrained_student_is_its_teacher_and_beneath_its_adapter_it_stays_so
     with torch.no_grad():
         torch.testing.assert_close(part.teacher(x, t, LABELS[:3]), wanted, rtol=0, atol=1e-6)
         torch.testing.assert_close(
-            part.teacher.features(x, t, LABELS[:3], 1), rebuilt(teacher).features(x, t, LABELS[:3], 1)
+            part.teacher(x, t, LABELS[:3], 1, stop=True), rebuilt(teacher)(x, t, LABELS[:3], 1, stop=True)
         )
         assert (part.players["generator"](x, t, LABELS[:3]) - wanted).abs().max() > 1e-4
     assert isinstance(part.teacher, Beneath) == bool(rank)
@@ -443,4 +483,7 @@ def test_the_tokens_after_a_block_are_those_that_the_network_goes_on_from():
     for index in range(2):
         again, tokens = net(x, t, LABELS[:3], index)
         assert torch.equal(again, output) and torch.equal(tokens, seen[index]) and tokens.shape == (3, 9, 32)
-        assert torch.equal(net.features(x, t, LABELS[:3], index), tokens)
+        later = [block.register_forward_hook(lambda *_: pytest.fail("it ran on")) for block in net.blocks[index + 1 :]]
+        assert torch.equal(net(x, t, LABELS[:3], index, stop=True), tokens)
+        for hook in later:
+            hook.remove()

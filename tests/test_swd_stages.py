@@ -13,8 +13,9 @@ from torch import Tensor
 
 from multiscale.core.resize import area_to
 from multiscale.methods import swd
-from stages import teacher
-from stages.common.paths import DECOMPOSED, LATENTS, MODELS, VAE
+from stages import distill, teacher
+from stages.common import settings
+from stages.common.paths import DECOMPOSED, LATENTS, MODELS
 from stages.schema.swd import Student, Synthetic
 
 SIDES = (16, 24, 32)
@@ -37,7 +38,10 @@ def latents(shift: dict[int, float] | None = None, count: int = 400) -> dict[str
 
 @pytest.fixture
 def ready(project):
-    """A project with a pyramid of white noise and a teacher of it: the velocity of a new network is zero."""
+    """A project with a pyramid of white noise and a teacher of it: the velocity of a new network is zero.
+
+    The pyramid has no autoencoder beside it: its latents are pixels.
+    """
     put(PYRAMID, latents(), grids={side: side for side in SIDES})
     TEACHER.mkdir(parents=True)
     config = {"role": "teacher", "channels": 1, "side": 32, "classes": 10}
@@ -45,8 +49,6 @@ def ready(project):
     torch.manual_seed(0)
     save_file(swd.build_network(config).state_dict(), TEACHER / "model.safetensors")
     (TEACHER / "config.json").write_text(json.dumps(config))
-    VAE.mkdir(parents=True)  # no autoencoder: latents are pixels
-    (VAE / "none.json").write_text("{}")
     return project
 
 
@@ -57,8 +59,19 @@ def student(**changes) -> Student:
 
 
 def test_a_teacher_that_makes_the_datas_law_is_able_at_every_side(ready):
-    assert all(teacher.distance(TEACHER, PYRAMID, side, 1.0) < teacher.LARGEST for side in SIDES)
+    assert abs(teacher.distance(TEACHER, PYRAMID, 16)) < teacher.LARGEST / 10
     assert teacher.unable(TEACHER, PYRAMID, student()) is None
+
+
+def test_a_teacher_is_judged_unguided_in_batches_and_by_images_of_their_own(ready, monkeypatch):
+    asked, solved = [], swd.solved
+    monkeypatch.setattr(
+        swd, "solved", lambda net, null, shape, *rest: asked.append(rest) or solved(net, null, shape, *rest)
+    )
+    teacher.distance(TEACHER, PYRAMID, 16)
+    assert max(len(seeds) for seeds, *_ in asked) == 50 and all(solver["cfg"] == 1 for _, _, solver, _ in asked)
+    assert [seed for seeds, *_ in asked for seed in seeds] == list(range(400))
+    assert torch.cat([labels for _, labels, *_ in asked]).tolist() == [k % 10 for k in range(400)]
 
 
 @pytest.mark.parametrize("side", [16, 24])
@@ -80,9 +93,9 @@ def test_dmd_from_a_teacher_that_cannot_generate_is_refused_with_the_reason_and_
     assert ready.files() == before
 
 
-def test_images_of_the_teacher_are_made_at_the_full_side_and_downsampled_in_pixels(ready):
+def test_images_of_the_teacher_are_made_at_the_full_side_and_downsampled_in_pixels(ready, monkeypatch):
     section = Synthetic.model_validate({"images": 60, "solver": SOLVER})  # no whole number of batches
-    folder = teacher.images(TEACHER, PYRAMID, section, 1)
+    folder = teacher.images(TEACHER, PYRAMID, section, 1, "auto")
     made = load_file(folder / "targets.safetensors")
     assert {key: tuple(x.shape) for key, x in made.items()} == {
         "label": (60,),
@@ -91,13 +104,63 @@ def test_images_of_the_teacher_are_made_at_the_full_side_and_downsampled_in_pixe
     assert made["label"].tolist() == [k % 10 for k in range(60)] and made["z32"].std() > 0.1
     full = made["z32"] * 0.5 + 0.1
     for side in (16, 24):
-        torch.testing.assert_close(made[f"z{side}"] * 0.5 + 0.1, area_to(full, side))
+        torch.testing.assert_close(made[f"z{side}"] * 0.5 + 0.1, area_to(full, side), rtol=0, atol=1e-3)
     assert (made["z32"][50:] - made["z32"][:10]).abs().max() > 0.1
     written = os.stat(folder / "targets.safetensors").st_mtime_ns
-    assert teacher.images(TEACHER, PYRAMID, section, 1) == folder
+    assert teacher.images(TEACHER, PYRAMID, section, 1, "auto") == folder
     assert os.stat(folder / "targets.safetensors").st_mtime_ns == written, "the next student takes the same images"
-    other = Synthetic.model_validate({"images": 60, "solver": SOLVER | {"steps": 3}})
-    assert teacher.images(TEACHER, PYRAMID, other, 1) != folder
+    sections = [Synthetic.model_validate({"images": 3, "solver": SOLVER | {"steps": k}}) for k in (1, 2)]
+    places = [teacher.images(TEACHER, PYRAMID, each, 1, "auto") for each in sections]
+    code = Path("loss.py")
+    for line in ("return x.square()", "return x.abs()"):
+        code.write_text(line)
+        monkeypatch.setattr(teacher.keys, "loaded", lambda: [code])
+        places.append(teacher.images(TEACHER, PYRAMID, sections[0], 1, "auto"))
+    assert len({folder, *places}) == 5, "other settings, another line of code"
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_images_of_the_teacher_are_encoded_as_the_stage_encodes_the_data(native, ready, monkeypatch):
+    """With an autoencoder, in the precision that suits the machine; the sampler casts the weights that it uses."""
+    from multiscale import autoencoder
+    from multiscale.core import device
+    from stages import latents
+
+    monkeypatch.setattr(device, "bf16_is_native", lambda device: native)
+    torch.manual_seed(0)
+    autoencoder.build(1, 1, (8, 8), 1, 4).save_pretrained(PYRAMID / "autoencoder")
+    about = json.loads((TEACHER / "config.json").read_text())
+    (TEACHER / "config.json").write_text(json.dumps(about | {"side": 16}))
+    grids = {side: side // 2 for side in SIDES}
+    put(PYRAMID, {}, grids=grids)
+    shown, generate = [], teacher.sampling.generate
+    monkeypatch.setattr(teacher.sampling, "generate", lambda *given: (shown.append(x) or x for x in generate(*given)))
+    section = Synthetic.model_validate({"images": 4, "solver": SOLVER})
+    made = load_file(teacher.images(TEACHER, PYRAMID, section, 1, "auto") / "targets.safetensors")
+    (pixels,) = shown
+    encoder, plain = (autoencoder.load(PYRAMID / "autoencoder", 1) for _ in range(2))
+    encoder, plain = latents.Encoder(encoder, "auto"), plain.vae
+    for side in SIDES:
+        found = made[f"z{side}"] * 0.5 + 0.1
+        as_stored = encoder.encode(pixels, side)[0].half().float()
+        torch.testing.assert_close(found, as_stored, rtol=1e-6, atol=1e-6)
+        with torch.no_grad():
+            exact = plain.encode(area_to(pixels.float() / 127.5 - 1, side)).latent_dist.mean
+        error = (found - exact).abs().max() / exact.abs().max()
+        assert error < 1e-3 if not native else 1e-3 < error < 3e-2
+
+
+def test_a_student_and_the_images_it_learns_from_are_kept_under_the_code_that_is_asked_for(ready, monkeypatch):
+    ready.change({"students.swd.synthetic": {"images": 3, "solver": SOLVER}})
+    asked = []
+    monkeypatch.setattr(teacher, "images", lambda *given: asked.append(given[-1]) or PYRAMID)
+    code = Path("loss.py")
+    found = []
+    for line in ("return x.square()", "return x.abs()"):
+        code.write_text(line)
+        params = settings.load("seed", "run", "data", "latents", "students")
+        found.append(distill.job("swd", params, [code]).key)
+    assert found[0] != found[1] and asked == [[code]] * 2
 
 
 def test_a_student_is_distilled_from_images_of_its_teacher_with_all_losses_and_adapters(ready):

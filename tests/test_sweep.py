@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -16,10 +15,12 @@ import pytest
 from conftest import ROOT, Project, as_yaml
 from PIL import Image
 
-from flows import outcome, search, space
+from flows import outcome, search, space, trial
 from flows.space import load
+from flows.trial import Pipeline
+from multiscale.core.storage import write_json
 from stages import recipe
-from stages.common import settings
+from stages.common import paths, settings
 from stages.common.settings import BadInput
 
 LR = "parts.dit.training.lr"
@@ -38,6 +39,8 @@ SEARCH = {
 def swept(trained, working_copy):
     """Writes params/sweeps/NAME.yaml into a copy of the trained project, which is the working directory."""
     folder = working_copy(trained)
+    Path(".dvc").mkdir()
+    Path(".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
 
     def swept(name: str, sweep: dict) -> Project:
         Path("params/sweeps", f"{name}.yaml").write_text(as_yaml(sweep))
@@ -151,9 +154,7 @@ def test_a_student_is_swept_with_its_own_settings_after_its_teacher(swept):
         and plan.images == tree["students"]["swd"]["training"]["images"]
     )
 
-    from flows import trial
-
-    found = trial.run("swd", tree, root, root / ".scratch/sweeps/few", lambda *row: None)
+    found = trial.run("swd", tree, root, root / ".scratch/sweeps/few", Pipeline.read(plan), lambda *row: None)
     assert {row["part"] for row in found["history"]} == {"swd"} and found["metrics"]["network_calls"] == 4
     swept("teacher", SEARCH | {"method": "swd", "space": {"parts.swd-teacher.training.lr": {"log": [1e-4, 1e-2]}}})
     with pytest.raises(BadInput, match="keys below methods.swd, students.swd, decompose.pyramid, and latents.sides"):
@@ -228,34 +229,130 @@ def test_a_sweep_in_the_dashboard_stops_trials_early_and_shows_its_table_and_pic
     assert artifacts["sweep-early-plots"].data.count("data:image/png") == 2
 
 
-def test_settings_of_the_sampler_train_nothing_and_take_the_models_of_the_experiment(swept, monkeypatch):
+@pytest.fixture
+def recorded():
+    """Has DVC record what the stages have left, as if it had run them."""
+    from dvc.repo import Repo
+
+    def record(*addresses: str) -> None:
+        with Repo() as repo:
+            for address in addresses:
+                repo.commit(address, force=True)
+
+    return record
+
+
+MSF = ("latents@24", "latents@32", "decompose@residual", "train@msf-0", "train@msf-1")
+
+
+def edited(file: str) -> None:
+    """One more line of code."""
+    with open(file, "a") as opened:
+        opened.write("EDITED = True\n")
+
+
+def test_settings_of_the_sampler_train_nothing_and_take_the_models_of_the_experiment(swept, recorded, monkeypatch):
     steps = "methods.msf.scales.1.steps"
-    project = swept("steps", SEARCH | {"method": "msf", "space": {steps: {"grid": [1, 2]}}})
-    experiment = project.read()
-    stages = {
-        f"train@{part}": {"seed": experiment["seed"], f"parts.{part}": experiment["parts"][part]}
-        for part in ("msf-0", "msf-1")
-    }
-    stages["decompose@residual"] = {"decompose.residual": experiment["decompose"]["residual"]}
-    lock = {name: {"params": {"params/experiment.yaml": tracked}} for name, tracked in stages.items()}
-    Path("dvc.lock").write_text(json.dumps({"stages": lock}))
+    swept("steps", SEARCH | {"method": "msf", "space": {steps: {"grid": [1, 2]}}})
+    recorded(*MSF)
     models = {path: path.stat().st_mtime_ns for path in Path("models").rglob("*")}
-
-    from flows import trial
-
     plan, root = load("steps"), Path.cwd()
-    monkeypatch.setattr("stages.fitting.work", None)  # nothing trains
+    pipeline = Pipeline.read(plan)
+    for name in ("stages.fitting.work", "stages.latents.main", "stages.decompose.main"):
+        monkeypatch.setattr(name, None)  # nothing is made anew
     found = [
-        trial.run("msf", plan.trial(point), root, root / ".scratch/sweeps/steps", lambda *row: None)
+        trial.run("msf", plan.trial(point), root, root / ".scratch/sweeps/steps", pipeline, lambda *row: None)
         for point in plan.sweep.points
     ]
     assert [result["metrics"]["network_calls"] for result in found] == [4 * 2 + 1, 4 * 2 + 2]
     assert {path: path.stat().st_mtime_ns for path in Path("models").rglob("*")} == models
+    other = plan.trial(plan.sweep.points[0])
+    other["parts"]["msf-1"]["training"]["lr"] /= 2
+    with pytest.raises(TypeError, match="not callable"):  # it would train
+        trial.run("msf", other, root, root / ".scratch/sweeps/steps", pipeline, lambda *row: None)
 
 
-def test_a_decomposition_is_swept_with_the_latents_that_it_needs(swept):
-    from flows import trial
+def test_a_result_of_the_pipeline_fits_while_its_code_its_inputs_and_itself_are_as_recorded(swept, recorded):
+    swept("msf", SEARCH | {"method": "msf", "space": {"methods.msf.scales.1.steps": {"grid": [1]}}})
+    recorded(*MSF)
+    plan = load("msf")
 
+    def fitting() -> set[str]:
+        return set(Pipeline.read(plan).made)
+
+    assert fitting() == set(MSF)
+    edited("multiscale/methods/ssd.py")
+    edited("flows/search.py")
+    assert fitting() == set(MSF), "code of another method, code that orders"
+    model = Path("models/msf/msf-1/model.safetensors")
+    before = model.read_bytes()
+    model.write_bytes(before + b" ")
+    assert fitting() == set(MSF) - {"train@msf-1"}, "another result"
+    model.write_bytes(before)
+    edited("multiscale/processes/flow.py")
+    assert fitting() == {"latents@24", "latents@32", "decompose@residual"}, "another loss"
+    Path("data/latents/24/statistics.json").write_text("{}")
+    assert fitting() == {"latents@32"}, "other inputs"
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Trials that end with their trainings: nothing is sampled."""
+
+    def measured(method: str) -> None:
+        write_json(paths.METRICS / f"{method}.json", {"protocol": {}})
+        write_json(paths.TIMINGS / f"sample-{method}.json", {})
+
+    monkeypatch.setattr("stages.sample.main", measured)
+    monkeypatch.setattr("stages.evaluate.main", measured)
+
+
+def made_in(scratch: Path) -> dict[str, int]:
+    """How many of each thing that trials share lie there."""
+    names = [path.name.rpartition("-")[0] for path in (scratch / "made").iterdir() if path.is_dir()]
+    return {name: names.count(name) for name in sorted(set(names))}
+
+
+def test_where_a_trial_encodes_anew_it_takes_nothing_that_came_of_the_old_latents(swept, recorded, unmeasured):
+    swept("msf", SEARCH | {"method": "msf", "space": {"methods.msf.scales.1.steps": {"grid": [1]}}})
+    recorded(*MSF)
+    edited("multiscale/autoencoder.py")  # code of the latents alone
+    plan, root = load("msf"), Path.cwd()
+    pipeline = Pipeline.read(plan)
+    assert set(pipeline.made) == set(MSF) - {"latents@24", "latents@32"}
+    trial.run("msf", plan.trial({}), root, root / ".scratch/sweeps/msf", pipeline, lambda *row: None)
+    assert made_in(root / ".scratch/sweeps/msf") == dict.fromkeys(["24", "32", "msf-0", "msf-1", "residual"], 1)
+
+
+def test_a_trial_of_other_code_finds_nothing_of_before(swept, unmeasured):
+    """Of the records of a sweep, and of what its trials share."""
+    swept("mine", SEARCH)
+    plan, root = load("mine"), Path.cwd()
+    pipeline, tree = Pipeline.read(plan), plan.trial({LR: 0.01})
+    first = trial.key(plan, pipeline)
+    for file in ("multiscale/methods/ssd.py", "flows/search.py", "stages/common/cluster.py", "stages/schema/msf.py"):
+        edited(file)
+    assert trial.key(plan, pipeline) == first, "code of another method, code that orders, code that spreads"
+    keys = [first]
+    for file in ("multiscale/processes/flow.py", "stages/evaluate.py", "data/reference/reference.json"):
+        edited(file)
+        keys.append(trial.key(plan, pipeline))
+    assert len(set(keys)) == 4
+
+    def made() -> dict[str, int]:
+        trial.run("dit", tree, root, root / ".scratch/sweeps/mine", pipeline, lambda *row: None)
+        return made_in(root / ".scratch/sweeps/mine")
+
+    assert made() == made() == {"32": 1, "full": 1, "dit": 1}
+    edited("multiscale/processes/flow.py")
+    assert made() == {"32": 1, "full": 1, "dit": 2}
+    edited("stages/decompose.py")
+    assert made() == {"32": 1, "full": 2, "dit": 2}, "equal data train equal networks"
+    edited("multiscale/autoencoder.py")
+    assert made() == {"32": 2, "full": 2, "dit": 2}
+
+
+def test_a_decomposition_is_swept_with_the_latents_that_it_needs(swept, monkeypatch):
     sides = "decompose.residual.sides"
     sweep = {
         "method": "msf",
@@ -264,13 +361,15 @@ def test_a_decomposition_is_swept_with_the_latents_that_it_needs(swept):
     }
     swept("ratio", SEARCH | sweep)
     plan, root = load("ratio"), Path.cwd()
-    scratch = root / ".scratch/sweeps/ratio"
-    first = trial.run("msf", plan.trial({sides: [16, 32]}), root, scratch, lambda *row: None)
-    again = trial.run("msf", plan.trial({sides: [16, 32]}), root, scratch, lambda *row: pytest.fail("it trained again"))
+    scratch, pipeline = root / ".scratch/sweeps/ratio", Pipeline.read(plan)
+    assert "latents@16" not in pipeline.code and Path("stages/latents.py").absolute() in pipeline.code_of("latents@16")
+    first = trial.run("msf", plan.trial({sides: [16, 32]}), root, scratch, pipeline, lambda *row: None)
+    monkeypatch.setattr("stages.fitting.work", None)  # nothing trains again
+    again = trial.run("msf", plan.trial({sides: [16, 32]}), root, scratch, pipeline, lambda *row: None)
     assert first["metrics"]["kid"] == again["metrics"]["kid"]
     assert [row["part"] for row in first["history"]] == ["msf-0", "msf-1"]
     made = {path.name.rpartition("-")[0] for path in (scratch / "made").iterdir() if path.is_dir()}
-    assert made == {"16", "residual", "msf-0", "msf-1"}
+    assert made == {"16", "32", "residual", "msf-0", "msf-1"}
 
 
 def test_the_space_is_told_in_the_words_of_the_file():

@@ -9,8 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from multiscale.core.storage import Table
-from multiscale.methods import msf
+from multiscale.methods import msf, swd
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import EMA, Run, Training, fit, learning_rate
 from multiscale.training.part import Part
@@ -116,7 +120,35 @@ def vae_part() -> tuple[Part, dict]:
     return autoencoder.AutoencoderPart("vae", Table({"pixels": pixels}), net, [8, 16], 1e-3), {}
 
 
-BUILD = {"msf": scale_part, "vae": vae_part, "duel": lambda: (Duel(), {})}
+def student_part(rank: int | None, features: str) -> tuple[Part, dict]:
+    """A student of SwD with all three losses, and a teacher that is a network of its own or lies beneath adapters."""
+    from stages.schema.swd import Student
+
+    schedule = {"sides": [4, 8], "sigmas": [1.0, 0.7]}
+    section = {"method": "s", "kind": "swd", "reads": "p", "teacher": "t", "block": 0, "schedule": schedule}
+    section |= {"dmd": {"weight": 1.0}, "gan": {"weight": 0.1}, "fake": {"updates": 1}, "mmd": {"features": features}}
+    section |= {"lora_rank": rank, "training": {"images": 1}}
+    config = {"role": "teacher", "channels": 2, "classes": 3, "latent_shift": [0.0] * 2, "latent_scale": [1.0] * 2}
+    config |= {"network": {"depth": 2, "width": 32, "heads": 2, "patch": 2}}
+    net, random = swd.build_network(config), torch.Generator().manual_seed(0)
+    for parameter in net.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=random)
+    data = {f"z{side}": torch.randn(40, 2, side, side, generator=random) for side in (4, 8)}
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(data | {"label": torch.arange(40) % 3}, Path(folder, "targets.safetensors"))
+        about = {"shift": [0.0] * 2, "scale": [1.0] * 2, "grids": {"4": 4, "8": 8}}
+        Path(folder, "statistics.json").write_text(json.dumps(about))
+        save_file(net.state_dict(), Path(folder, "model.safetensors"))
+        Path(folder, "config.json").write_text(json.dumps(config))
+        return swd.build_student("student", Student.model_validate(section).model_dump(), Path(folder), Path(folder))
+
+
+STUDENTS = {
+    f"{kind} by the {features}'s features": partial(student_part, rank, features)
+    for kind, rank in (("copies", None), ("adapters", 2))
+    for features in ("teacher", "fake")
+}
+BUILD = {"msf": scale_part, "vae": vae_part, "duel": lambda: (Duel(), {}), **STUDENTS}
 SPREAD = [(kind, parallel, None) for kind in BUILD for parallel in ("ddp", "fsdp")]
 SPREAD += [(kind, parallel, 40) for kind in ("msf", "duel") for parallel in ("ddp", "fsdp")]  # interrupted between rows
 
@@ -352,32 +384,69 @@ def test_the_result_is_the_average_of_the_weights_along_the_run(tmp_path):
     assert not torch.equal(found.weights["weight"], net.weight)
 
 
+def test_the_average_counts_the_images_of_the_main_player_and_moves_with_it_alone(tmp_path):
+    """The generator moves at every second step; after 320 images of its own the half-life is the whole one."""
+    training = replace(SHORT, images=960, ema_images=16, lr=0.02, decay="constant", checkpoint_seconds=1000)
+    duel, fit_duel = start_of(Duel, training, tmp_path)
+    net = duel.players["generator"]
+    average, moved = net.weight.detach().clone(), 0
+
+    def follow(seen: int) -> None:
+        nonlocal moved
+        if seen and seen % 16 == 0:
+            moved += 8
+            average.lerp_(net.weight.detach(), 1 - 0.5 ** (8 / min(16, moved / 20)))
+
+    found = fit_duel(on_step=follow)
+    assert moved == 480
+    torch.testing.assert_close(found.weights["weight"], average, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("part", [Line, Duel])
+def test_without_an_average_the_result_is_the_network_itself(part, tmp_path):
+    made, fit_part = start_of(part, replace(SHORT, ema_images=0), tmp_path)
+    found = fit_part()
+    torch.testing.assert_close(found.weights, made.players[made.main].state_dict(), rtol=0, atol=0)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_in_an_error_that_names_the_part(tmp_path):
     _, fit_line = start_of(lambda: Line(scale=math.nan), SHORT, tmp_path)
     with pytest.raises(FloatingPointError, match="line.*nan.*24"):
         fit_line()
 
 
-def test_how_often_checkpoints_are_written_is_no_part_of_their_key_but_all_that_decides_the_weights_is(tmp_path):
+def test_how_often_checkpoints_are_written_is_no_part_of_their_key_but_all_that_decides_the_weights_is(
+    tmp_path, monkeypatch
+):
     from stages import fitting, schema
+    from stages.common import keys
 
-    file = tmp_path / "input"
+    file, loss = tmp_path / "input", tmp_path / "loss.py"
     file.write_text("contents")
+    loss.write_text("return x.square()")
+    monkeypatch.setattr(keys, "loaded", lambda: [loss])
     training = {"images": 100}
     section = {"method": "m", "kind": "msf", "reads": "full", "index": 0, "training": training}
     section["network"] = {"depth": 1, "width": 8, "heads": 1, "patch": 1}
 
     def key(seed: int = 0, section: dict = section, **change) -> str:
         part = schema.FlowPart(**section | {"training": training | change})
-        return fitting._key(part, part.training, seed, [file])
+        return fitting.job("m", scale_part, part, part.training, seed, [file], tmp_path).key
 
     first = key()
     assert key() == first
     others = [key(lr=0.1), key(images=101), key(seed=1), key(section=section | {"label_dropout": 0.2})]
     file.write_text("other contents")
     others.append(key())
-    assert len({first, *others}) == 6
     file.write_text("contents")
+    loss.write_text("return x.abs()")
+    others.append(key())
+    loss.write_text("return x.square()")
+    monkeypatch.setattr(fitting, "resolve_precision", lambda *given: "another")
+    others.append(key())
+    monkeypatch.undo()
+    assert len({first, *others}) == 8
+    monkeypatch.setattr(keys, "loaded", lambda: [loss])
     assert key(checkpoint_seconds=1.0) == first
 
 
@@ -398,19 +467,22 @@ def data_parallel(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def train_alone(kind: str, folder: Path, parallel: str = "ddp", stop: int | None = None) -> tuple[list, dict]:
+def train_alone(kind: str, folder: Path, parallel: str = "ddp", stop: int | None = None) -> tuple[list, dict, dict]:
+    """History and weights, and of each frozen network whether its weights are shared out."""
     torch.manual_seed(0)
     part, _ = BUILD[kind]()
-    training = replace(SHORT, precision="fp32", checkpoint_seconds=0 if stop else 1000)
+    images = 32 if kind in STUDENTS else SHORT.images
+    training = replace(SHORT, images=images, precision="fp32", checkpoint_seconds=0 if stop else 1000)
     found = fit(part, training, 0, Checkpoints(folder, kind, "key"), on_step=stop_at(stop), parallel=parallel)
-    return found.history, {key: value.tolist() for key, value in found.weights.items()}
+    shared = {name: all(isinstance(p, DTensor) for p in net.parameters()) for name, net in part.frozen.items()}
+    return found.history, {key: value.tolist() for key, value in found.weights.items()}, shared
 
 
 @pytest.fixture(scope="module")
 def of_two_workers(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     workers = mp.spawn(data_parallel, (str(folder),), nprocs=2, join=False)
-    for _ in range(60):
+    for _ in range(120):
         if workers.join(timeout=5):
             return folder
     for process in workers.processes:
@@ -418,7 +490,7 @@ def of_two_workers(tmp_path_factory) -> Path:
     return pytest.fail("the two workers wait for each other")
 
 
-def found_by(folder: Path, name: str) -> tuple[list, dict]:
+def found_by(folder: Path, name: str) -> tuple[list, dict, dict]:
     first, second = (json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in (0, 1))
     assert not isinstance(first, str), first
     assert first == second, "both workers end with the same history and weights"
@@ -429,12 +501,19 @@ def found_by(folder: Path, name: str) -> tuple[list, dict]:
 @pytest.mark.parametrize("kind", list(BUILD))
 def test_two_workers_train_as_one(kind, parallel, of_two_workers, tmp_path):
     first = found_by(of_two_workers, f"{kind}-{parallel}-None")
-    history, weights = train_alone(kind, tmp_path)
+    history, weights, _ = train_alone(kind, tmp_path)
     assert [row["images"] for row in first[0]] == [row["images"] for row in history]
     for ours, theirs in zip(first[0], history):
         assert ours == pytest.approx(theirs, rel=1e-4)
     for name, values in weights.items():
         torch.testing.assert_close(torch.tensor(first[1][name]), torch.tensor(values), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", STUDENTS)
+def test_a_teacher_of_its_own_is_spread_over_the_workers_as_its_student_is(kind, parallel, of_two_workers):
+    shared = found_by(of_two_workers, f"{kind}-{parallel}-None")[2]
+    assert shared == ({} if kind.startswith("adapters") else {"teacher": parallel == "fsdp"})
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -447,8 +526,8 @@ def test_two_workers_interrupted_between_two_rows_go_on_to_the_same_weights_and_
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_checkpoint_of_two_workers_holds_full_tensors_that_one_goes_on_from(parallel, of_two_workers, tmp_path):
     shutil.copytree(of_two_workers / f"msf-{parallel}-40", tmp_path / "left")
-    history, _ = train_alone("msf", tmp_path / "left")
-    expected, _ = found_by(of_two_workers, f"msf-{parallel}-None")
+    history, *_ = train_alone("msf", tmp_path / "left")
+    expected, *_ = found_by(of_two_workers, f"msf-{parallel}-None")
     assert [row["images"] for row in history] == [row["images"] for row in expected]
     for ours, theirs in zip(history, expected):
         assert ours == pytest.approx(theirs, rel=1e-4), "the sums of both workers went into the first row"

@@ -118,7 +118,7 @@ def build_student(name: str, section: dict, folder: Path, teacher_folder: Path) 
         teacher = Beneath(players["generator"])
     else:
         players["generator"] = copy.deepcopy(net)
-        teacher = net.eval().requires_grad_(False).to(default_device())
+        teacher = net.eval().requires_grad_(False)
     table = Table.open(folder / "targets.safetensors", "label", *sorted({f"z{side}" for side in sides}))
     bring = renormalised(statistics["shift"], statistics["scale"], about["latent_shift"], about["latent_scale"])
     return StudentPart(name, table, players, teacher, net.null_label, bring, section), config

@@ -29,10 +29,6 @@ class Beneath:
     def __init__(self, net: nn.Module):
         self.net = net
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, *given: Tensor | int | None, **options: bool) -> Tensor | tuple[Tensor, Tensor]:
         with self.net.disable_adapter():
-            return self.net(x, t, labels)
-
-    def features(self, x: Tensor, t: Tensor, labels: Tensor, block: int) -> Tensor:
-        with self.net.disable_adapter():
-            return self.net.features(x, t, labels, block)
+            return self.net(*given, **options)

@@ -148,19 +148,23 @@ class DiT(nn.Module):
         for layer in [block.modulation for block in self.blocks] + [self.final.modulation, self.final.linear]:
             nn.init.zeros_(layer.weight)
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor, block: int | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """The output; with `block`, the pair of it and the tokens (N, T, D) after that block, counted from zero."""
+    def forward(
+        self, x: Tensor, t: Tensor, labels: Tensor, block: int | None = None, stop: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The output; with `block`, the pair of it and the tokens (N, T, D) after that block, counted from zero.
+
+        With `stop`, those tokens alone: the later blocks are not run. There is no second way to them, because FSDP
+        gathers a network's weights where `forward` is called.
+        """
         grid, depth = x.shape[-1] // self.patch, len(self.blocks)
         x, condition = self._enter(x, t, labels)
         between = depth if block is None else block + 1
         tokens = x = self._run(x, condition, 0, between)
+        if stop:
+            return tokens
         x = self.final(self._run(x, condition, between, depth), condition)  # (N, T, outputs p^2)
         x = F.pixel_shuffle(x.transpose(1, 2).unflatten(2, (grid, grid)), self.patch)
         return x if block is None else (x, tokens)
-
-    def features(self, x: Tensor, t: Tensor, labels: Tensor, block: int) -> Tensor:
-        """The tokens (N, T, D) after a block; the later ones are not run."""
-        return self._run(*self._enter(x, t, labels), 0, block + 1)
 
     def _enter(self, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         grid = x.shape[-1] // self.patch

@@ -21,11 +21,11 @@ from multiscale.training.part import Data, Nets, Part
 
 
 class Teacher(Protocol):
-    """A frozen network: its velocity, and its tokens after a block."""
+    """A frozen network: its velocity; with `stop` its tokens after a block."""
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor: ...
-
-    def features(self, x: Tensor, t: Tensor, labels: Tensor, block: int) -> Tensor: ...
+    def __call__(
+        self, x: Tensor, t: Tensor, labels: Tensor, block: int | None = None, stop: bool = False
+    ) -> Tensor: ...
 
 
 class FakeScore(nn.Module):
@@ -35,8 +35,12 @@ class FakeScore(nn.Module):
         super().__init__()
         self.net, self.head, self.block = net, head, block
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The velocity, and the logits (N, 1) of 'real' where there is a head."""
+    def forward(
+        self, x: Tensor, t: Tensor, labels: Tensor, stop: bool = False
+    ) -> tuple[Tensor, Tensor | None] | Tensor:
+        """The velocity, and the logits (N, 1) of 'real' where there is a head; with `stop` the features alone."""
+        if stop:
+            return self.net(x, t, labels, self.block, stop=True)
         if self.head is None:
             return self.net(x, t, labels), None
         velocity, tokens = self.net(x, t, labels, self.block)
@@ -49,6 +53,16 @@ class StudentPart(Part):
     data: columns z{side} and label; `section` is the student's section of the params, `bring` takes a stored latent
     to the teacher's normalisation. With a fake score a cycle is `fake.updates` steps of it and one of the generator,
     each on a fresh batch, all with the same k; k itself goes round.
+
+    What differs from the paper and its code by default, and the setting that undoes it: students learn from the data's
+    own images, not from the teacher's (`synthetic`); the result is a moving average of the generator
+    (`training.ema_images: 0`); warm-up and cosine decay of the rate, beta2 0.99, no weight decay and gradients clipped
+    to 1, where the code has a constant rate, 0.999, 0.01 and 10 (`training`); MMD takes the teacher's features, as in
+    the paper, where the code takes the fake score's (`mmd.features`), and the code's penalty (`mmd.penalty`). What no
+    setting undoes: latents are means of the posterior, not samples; the low version of an image is downsampled at
+    once, not through the side of the step; a GAN without DMD works, its images noised as for DMD, where the code fails;
+    DMD's guided sum of velocities is taken in the precision of training (bf16 under autocast), a teacher's sampling
+    in fp32.
     """
 
     main = "generator"
@@ -65,6 +79,7 @@ class StudentPart(Part):
     ):
         super().__init__(name, data, players)
         self.teacher, self.null, self.bring = teacher, null, bring
+        self.frozen = {"teacher": teacher} if isinstance(teacher, nn.Module) else {}  # else it lies in the generator
         self.schedule = Schedule(tuple(section["schedule"]["sides"]), tuple(section["schedule"]["sigmas"]))
         self.mmd, self.dmd, self.gan, self.fake = (section[key] for key in ("mmd", "dmd", "gan", "fake"))
         self.block, self.upscaling = section["block"], section["upscaling"]
@@ -123,18 +138,20 @@ class StudentPart(Part):
 
     def _mmd(self, nets: Nets, made: Tensor, truth: Tensor, labels: Tensor, draws) -> Tensor:
         """Both members of a pair get the same noise, level and class."""
-        net = self.teacher if self.mmd["features"] == "teacher" else nets["fake"].net
         sigma, noise = self._renoising("mmd", MMD_RANGE, made, draws)
         if not self.mmd["noised"]:
             sigma = torch.zeros_like(sigma)
 
         def features(x: Tensor) -> Tensor:
-            return net.features(flow.interpolate(x, noise, sigma), sigma, labels, self.block)
+            noised = flow.interpolate(x, noise, sigma)
+            if self.mmd["features"] == "fake":
+                return nets["fake"](noised, sigma, labels, stop=True)
+            return self.teacher(noised, sigma, labels, self.block, stop=True)
 
         with torch.no_grad():
             real = features(truth)
         if self.mmd["kernel"] == "rbf":
-            return losses.mmd_rbf(features(made), real, self.mmd["average"])
+            return losses.mmd_rbf(features(made), real, self.mmd["average"], self.mmd["width"])
         return losses.mmd(features(made), real, self.mmd["penalty"], self.mmd["average"])
 
     def _fake_loss(

@@ -18,18 +18,18 @@ SHIFT = 3.0
 DMD_RANGE, MMD_RANGE, FAKE_RANGE = (12, STEPS), (18, STEPS), (0, STEPS)  # half-open; the GAN shares DMD's
 BOUNDARIES = {4: (0, 7, 14, 18), 6: (0, 4, 7, 12, 14, 18)}  # of few-step generators
 
-#                        1000 sigma                       sides of the latents
+#                        1000 t                           sides of the latents
 PUBLISHED = {
-    "SDXL":             ((1000, 800, 600, 400),           (64, 80, 96, 128)),  # variance-preserving
+    "SDXL":             ((1000, 800, 600, 400),           (64, 80, 96, 128)),
     "SD3.5-M":          ((1000, 945, 896, 790, 737, 602), (32, 48, 64, 80, 96, 128)),
-    "SD3.5-M, 4 steps": ((1000, 896, 737, 602),           (64, 80, 96, 128)),
-    "SD3.5-M, 2025":    ((1000, 945, 790, 602),           (32, 64, 96, 128)),
+    "SD3.5-M 4 steps":  ((1000, 896, 737, 602),           (64, 80, 96, 128)),
+    "SD3.5-M 2025":     ((1000, 945, 790, 602),           (32, 64, 96, 128)),
     "SD3.5-L":          ((1000, 896, 737, 602),           (64, 80, 96, 128)),
     "FLUX":             ((1000, 945, 790, 602),           (32, 64, 96, 128)),
-    "FLUX, released":   ((1000, 896, 736, 601),           (64, 80, 96, 128)),
+    "FLUX released":    ((1000, 896, 736, 601),           (64, 80, 96, 128)),
 }  # fmt: skip
-# Wan2.1-1.3B (video): frames x height x width at 1000, 896, 737, 602.
-PUBLISHED_VIDEO = ((6, 20, 34), (11, 30, 52), (16, 40, 70), (21, 60, 104))
+VARIANCE_PRESERVING = ("SDXL",)  # its times are steps of another process: over 1000 they are no sigma of a flow
+FACTOR = 8  # pixels a cell of these models' latents
 
 
 def shifted(u: Tensor, shift: float = SHIFT) -> Tensor:

@@ -33,8 +33,8 @@ def digest_files(paths: Iterable[Path]) -> str:
 class Checkpoints:
     """The checkpoints of one training run, in a folder of their own that only a run with the same key opens.
 
-    The key is the text of everything that decides the result (settings, hashes of inputs and code): a changed setting
-    never resumes from a stranger's weights.
+    The key stands for everything that decides the result (settings, inputs and code): a changed setting never resumes
+    from a stranger's weights.
     """
 
     def __init__(self, scratch: Path, name: str, key: str):

@@ -38,7 +38,7 @@ class Training:
     weight_decay: float
     beta2: float
     clip: float  # largest gradient norm; 0 does not clip
-    ema_images: int  # half-life of the moving average of the weights
+    ema_images: int  # half-life of the moving average, in images of the main player's own updates; 0: no average
     precision: str  # 'auto', 'fp32', 'bf16'
     compile: bool  # torch.compile each network
     log_images: int  # one history row each so many images
@@ -55,7 +55,10 @@ class Result:
 
 
 class EMA:
-    """A moving average of a network's weights with a half-life in images, short while the run is young (EDM2)."""
+    """A moving average of a network's weights with a half-life in images, short while the run is young (EDM2).
+
+    A half-life of 0 leaves the network's own weights.
+    """
 
     def __init__(self, net: nn.Module, half_life: int):
         self.net, self.half_life = net, half_life
@@ -94,6 +97,8 @@ class Run:
         self.ema = EMA(part.players[part.main], training.ema_images)  # copied before the network is spread out
         self.workers.place(self.ema.average, self.layout[part.main])
         self.players = {name: self.workers.place(net, self.layout[name]) for name, net in part.players.items()}
+        for net in part.frozen.values():
+            self.workers.place(net, self.workers.layout(net))
         self.nets = {name: self._wrap(net) for name, net in self.players.items()}
         # What is frozen from the start (the base of an adapter) stays so: `_move` turns gradients on for these alone.
         self.trained = {name: [p for p in net.parameters() if p.requires_grad] for name, net in self.players.items()}
@@ -108,6 +113,7 @@ class Run:
             for name in self.players
         }
         self.seen, self.seconds = 0, 0.0
+        self.moved = 0  # images of the main player's own updates: without those that its opponents learn from
         self.history: list[dict[str, float]] = []
         self.sums: dict[str, Tensor] = {}
 
@@ -130,10 +136,13 @@ class Run:
             for k, x in batch.items()
         }
         draws = Draws(self.seed, self.part.name, index, self.training.batch, self.rows, self.device)
-        for name in self.part.turns(index):
+        turns = self.part.turns(index)
+        for name in turns:
             self._move(name, batch, draws)
         self.seen += self.training.batch
-        self.ema.update(self.training.batch, self.seen)
+        if self.part.main in turns:
+            self.moved += self.training.batch
+            self.ema.update(self.training.batch, self.moved)
 
     def _move(self, name: str, batch: dict[str, Tensor], draws: Draws) -> None:
         for other, parameters in self.trained.items():
@@ -181,7 +190,7 @@ class Run:
             tensors |= {f"net.{name}.{k}": v for k, v in net.state_dict().items()}
             tensors |= flatten_optimizer(f"optimizer.{name}", self.optimizers[name])
         tensors |= {f"sum.{key}": values for key, values in self.workers.gather(self.sums).items()}
-        about = {"seen": self.seen, "seconds": self.seconds, "history": self.history}
+        about = {"seen": self.seen, "moved": self.moved, "seconds": self.seconds, "history": self.history}
         return {key: whole(value) for key, value in tensors.items()}, about
 
     def restore(self, tensors: dict[str, Tensor], state: dict) -> None:
@@ -191,7 +200,8 @@ class Run:
             load_whole(net, _under(f"net.{name}.", tensors))
             restore_optimizer(f"optimizer.{name}", self.optimizers[name], tensors)
         self.sums = self.workers.scatter(_under("sum.", tensors))
-        self.seen, self.seconds, self.history = state["seen"], state["seconds"], state["history"]
+        self.seen, self.moved = state["seen"], state["moved"]
+        self.seconds, self.history = state["seconds"], state["history"]
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -26,10 +26,12 @@ class Part:
     `players` are the networks that have an optimiser; most parts have one. `main` names the player whose moving
     average is the result. A part with opponents (a discriminator, a fake score) lists them as further players and
     says in `turns` who moves at a step. Where a step runs only some of a network's layers, `partial` says so.
+    `frozen` are networks that the loss asks and nobody trains: the loop places them as it does the players.
     """
 
     main = "net"
     partial = False  # whether a step may leave some parameters out
+    frozen: Mapping[str, nn.Module] = {}
     rates: Mapping[str, float] = {}  # a player's learning rate as a factor of the schedule's, 1 where there is none
 
     def __init__(self, name: str, data: Data, players: dict[str, nn.Module]):

@@ -13,3 +13,8 @@ def refuse(file: object, key: str, value: object, allowed: str) -> BadInput:
     return BadInput(
         f"{file}: {key}: {shown if len(shown) <= 120 else shown[:117] + '...'} is not allowed; allowed: {allowed}"
     )
+
+
+def missing(path: object) -> BadInput:
+    """The line for what an earlier stage should have left."""
+    return BadInput(f"{path}: missing; allowed: the output of an earlier stage (dvc repro makes it)")

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from stages.common.settings import BadInput
+from stages.common.errors import BadInput, missing
 
 
 def command(stage: Callable[..., None], doc: str, arguments: dict[str, str] | None = None) -> None:
@@ -42,8 +42,8 @@ def guarded(action: Callable[..., None], **arguments: object) -> None:
     except BadInput as error:
         _end(f"error: {error}", 2)
     except FileNotFoundError as error:
-        missing = error.filename or str(error).splitlines()[0]  # polars and pyarrow have the name in the text alone
-        _end(f"error: {missing}: the file is missing; allowed: the output of an earlier stage (dvc repro makes it)", 2)
+        name = error.filename or str(error).splitlines()[0]  # polars and pyarrow have the name in the text alone
+        _end(f"error: {missing(name)}", 2)
     except FloatingPointError as error:
         _end(f"error: {error}", 1)
     except KeyboardInterrupt:

@@ -50,7 +50,7 @@ class Training(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     beta2: Annotated[float, Field(gt=0, lt=1)] = 0.99
     clip: Annotated[float, Field(ge=0)] = 1.0
-    ema_images: Positive = 4000
+    ema_images: Count = 4000  # of the main player's own updates; 0: no average
     precision: Precision = "auto"
     compile: bool = False
     log_images: Positive = 2000

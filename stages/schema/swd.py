@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from multiscale.scales.schedule import Schedule
-from stages.schema.base import Bad, Count, Name, Positive, Section, Share, Training, allowed_of
+from multiscale.scales.schedule import FACTOR, PUBLISHED, VARIANCE_PRESERVING, Schedule, published
+from stages.schema.base import Bad, Count, Name, Positive, Section, Share, Training, allowed_of, preset
 from stages.schema.msf import DiTNetwork, Solver
 
 if TYPE_CHECKING:
     from stages.schema import Experiment
 
 Weight = Annotated[float, Field(ge=0)]
+PRESETS = {  # the published schedules of rectified flows, in pixels
+    name: (tuple(FACTOR * side for side in published(name).sides), published(name).sigmas)
+    for name in PUBLISHED
+    if name not in VARIANCE_PRESERVING
+}
 
 
 class Pyramid(Section):
@@ -43,10 +48,18 @@ class TeacherPart(Section):
 
 
 class Steps(Section):
-    """The student's steps: side in pixels and noise level of each."""
+    """The student's steps: side in pixels and noise level of each; `preset: NAME` in a recipe stands for both."""
 
     sides: Annotated[list[Positive], Field(min_length=1)]
     sigmas: Annotated[list[float], Field(min_length=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("preset") in VARIANCE_PRESERVING:
+            reason = "its times belong to a variance-preserving process and are no noise levels of a rectified flow"
+            raise Bad("preset", value["preset"], f"one of {', '.join(PRESETS)} ({reason})")
+        return preset(value, PRESETS, ("sides", "sigmas"))
 
     @model_validator(mode="after")
     def _check(self) -> Steps:
@@ -63,6 +76,7 @@ class MMD(Section):
 
     weight: Weight = 1.0
     kernel: Literal["linear", "rbf"] = "linear"
+    width: Annotated[float, Field(gt=0)] = 100.0  # of the rbf kernel
     penalty: Literal["huber", "mse"] = "huber"  # of the linear kernel: as released, or the paper's
     average: Literal["image", "batch"] = "image"
     features: Literal["teacher", "fake"] = "teacher"  # as in the paper, or as released
