@@ -108,6 +108,8 @@ def outcomes(tree: Path, *nodes: str) -> dict[str, str]:
 
 def _pytest(tree: Path, arguments: list[str]) -> None:
     """pytest on a tree, in a process of its own that has imported nothing of the project."""
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # what other packages bring takes half a second to import
+    sys.dont_write_bytecode = True  # compiled code is told apart by seconds and size, and a mutant may change neither
     import pytest
 
     os.chdir(tree)
@@ -204,8 +206,7 @@ def run(mutants: list[Mutant], root: Path, jobs: int) -> int:
 
 
 def main() -> None:
-    # No compiled code: it is told apart by seconds and size, and a mutant may change neither.
-    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    os.environ["OMP_NUM_THREADS"] = "1"
     parser = argparse.ArgumentParser(prog="python tests/mutate.py", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--only", metavar="GLOB", help="mutants whose file, name or test matches")
     parser.add_argument("--jobs", type=int, default=2, help="how many tests run at once, each on one thread (2)")

@@ -17,7 +17,7 @@ from multiscale.core.streams import noise_of_seeds
 from multiscale.methods import ssd
 from stages.schema.ssd import AncestralSolver, SSDPart
 
-STATES = 40
+STATES, GAMMA = 40, 2.0  # states shrink early, while there is much signal: every change of side matters
 Chain = SimpleNamespace  # of the paper's quantities at each state: a, sigma, side
 
 
@@ -28,7 +28,7 @@ def sampler_of(folder, monkeypatch, side: int, levels: int, steps: int, predict:
     """
     network = {"width": 4, "multipliers": [1] * levels, "blocks": 1, "attention": [], "heads": 1, "groups": 1}
     section = {"method": "ssd", "kind": "ssd", "reads": "full", "network": network, "training": {"images": 8}}
-    section |= {"process": {"steps": STATES, "levels": levels}}
+    section |= {"process": {"steps": STATES, "levels": levels, "gamma": GAMMA}}
     pixels = torch.zeros(4, 1, side, side, dtype=torch.uint8)
     save_file({"pixels": pixels, "label": torch.zeros(4, dtype=torch.long)}, folder / "targets.safetensors")
     part, config = ssd.build_part("part", SSDPart.model_validate(section).model_dump(), folder, 3)
@@ -49,7 +49,7 @@ def chain(side: int, levels: int) -> Chain:
     """a_t, sigma_t and r(t) of the paper (sections 3 and 4 of its method), written out; t = -1 is the clean image."""
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, STATES) * 1000 / STATES)
     tau = np.arange(STATES) / (STATES - 1)
-    level = np.minimum(np.floor((1 - np.sqrt(1 - tau)) * levels), levels - 1).astype(int)
+    level = np.minimum(np.floor((1 - (1 - tau) ** GAMMA) * levels), levels - 1).astype(int)
     return Chain(
         a={-1: 1.0} | dict(enumerate(np.sqrt(alpha_bar))),
         sigma={-1: 0.0} | dict(enumerate(np.sqrt(1 - alpha_bar))),

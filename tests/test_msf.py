@@ -194,7 +194,9 @@ def test_prior_noise_is_added_to_the_prior_alone():
         losses[noise], _ = part.loss("net", {"net": net}, batch_of(targets), draws_of(200))
         given[noise] = net.given
     assert torch.equal(losses[0.0], losses[0.5])  # the state and the target are the same
-    assert (given[0.5] - given[0.0]).std().item() == pytest.approx(0.5, rel=0.03)
+    added, of_state = given[0.5] - given[0.0], draws_of(200).normal("noise", CHANNELS, 8, 8)
+    assert added.std().item() == pytest.approx(0.5, rel=0.03)
+    assert (added * of_state).mean().abs() < 0.02, "it tells nothing of the noise in the state"
 
 
 @pytest.mark.parametrize("cfg", [1.0, 1.5])

@@ -19,12 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from multiscale.core.storage import Table
+from multiscale.core.streams import noise_of_seeds
+from multiscale.methods import swd
 from stages import decompose, schema
 from stages.common import settings
 from stages.common.paths import LATENTS, METRICS, REFERENCE, SAMPLES, VAE
 from stages.schema.msf import Residual
 from stages.schema.ssd import Pixels
-from stages.schema.swd import Pyramid
+from stages.schema.swd import Pyramid, Synthetic
 from stages.schema.wmgm import Wavelet
 
 COUNT = 20
@@ -201,6 +203,38 @@ def test_bands_are_those_of_pywavelets_on_images_from_0_to_1(name, pixels):
         assert about["coarse"][level]["std"] == pytest.approx(low.std((0, 2, 3)).tolist(), rel=1e-4)
     near(found["ll"], low)
     assert found["label"].tolist() == [k % 3 for k in range(COUNT)]
+
+
+# ---- The teacher's images
+
+
+def test_images_of_a_teacher_are_decoded_to_8_bits_averaged_in_pixels_and_normalised(tmp_path, monkeypatch):
+    """A new network's velocity is zero, so that the teacher makes the noise of its seeds."""
+    from stages import teacher
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(teacher, "BATCH", 4)
+    about = {"shift": [0.1, -0.3], "scale": [0.5, 0.25]}
+    config = {"role": "teacher", "channels": 2, "side": 8, "classes": 3, "latent_shift": [0.2, 0.0]}
+    config |= {"latent_scale": [0.3, 0.4], "network": {"depth": 1, "width": 16, "heads": 2, "patch": 2}}
+    for folder in ("pyramid", "teacher", VAE):  # without an autoencoder latents are pixels
+        Path(folder).mkdir(parents=True)
+    Path("pyramid/statistics.json").write_text(json.dumps(about | {"grids": {"4": 4, "8": 8}}))
+    Path("teacher/config.json").write_text(json.dumps(config))
+    save_file(swd.build_network(config).state_dict(), "teacher/model.safetensors")
+    solver = {"steps": 2, "method": "euler", "cfg": 2.0}
+    section = Synthetic.model_validate({"images": 6, "solver": solver})
+    found = load_file(teacher.images(Path("teacher"), Path("pyramid"), section, 2) / "targets.safetensors")
+
+    noise = noise_of_seeds([10**9 + k for k in range(6)], "teacher", (2, 8, 8)).double().numpy()
+    image = noise * np.array([0.3, 0.4]).reshape(2, 1, 1) + np.array([0.2, 0.0]).reshape(2, 1, 1)
+    signed = np.round((image.clip(-1, 1) + 1) / 2 * 255) / 127.5 - 1
+    shift, scale = (np.array(about[key]).reshape(2, 1, 1) for key in ("shift", "scale"))
+    for side in (4, 8):
+        wanted = (averaged(signed, side) - shift) / scale
+        off = np.abs(found[f"z{side}"].double().numpy() - wanted)
+        assert np.quantile(off, 0.99) < 1e-4 and off.max() < 1.01 / 127.5 / 0.25  # a half may be rounded either way
+    assert found["label"].tolist() == [0, 1, 2, 0, 1, 2]
 
 
 # ---- Reference and metrics

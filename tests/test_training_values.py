@@ -1,4 +1,4 @@
-"""The numbers of the training loop: an optimiser's step by its formula, and whose average the result is."""
+"""The numbers of training: an optimiser's step by its formula, whose average the result is, the judge's loss."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import torch
 from conftest import TRAINING
 from torch import Tensor, nn
 
+from multiscale.classifier import ClassifierPart
 from multiscale.core.storage import Table
+from multiscale.core.streams import Draws
 from multiscale.training.checkpoint import Checkpoints
-from multiscale.training.loop import Run, fit
+from multiscale.training.loop import EMA, Run, fit
 from multiscale.training.part import Part
 
 
@@ -61,3 +63,46 @@ def test_a_step_is_adamws_with_the_settings_of_the_training():
         net.requires_grad_(True)
         x = x * (1 - 0.05 * 0.2) - 0.05 * (first / (1 - 0.9**step)) / ((second / (1 - 0.7**step)).sqrt() + 1e-8)
         torch.testing.assert_close(weights(net).double(), x, rtol=1e-4, atol=1e-5)
+
+
+def test_the_average_has_the_buffers_of_the_network_as_they_are():
+    net = nn.BatchNorm1d(3)
+    ema = EMA(net, 100)
+    net(torch.randn(8, 3) + 5)
+    ema.update(8, 8000)
+    assert torch.equal(ema.average.running_mean, net.running_mean) and net.running_mean.abs().min() > 0.1
+
+
+def test_the_judge_learns_from_images_shifted_by_up_to_an_eighth_with_smoothed_labels():
+    """Cross-entropy against 0.95 of the label and 0.05 spread over all classes; borders are repeated."""
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(5, -1, -1, -1)
+    labels, shown = torch.tensor([0, 1, 2, 0, 1]), []
+
+    def judge(images: Tensor) -> Tensor:
+        shown.append(images)
+        return torch.stack([images[:, 0, 0, 0], images[:, 0, 5, 5], -images[:, 0, 2, 9]], 1)
+
+    part = ClassifierPart("classifier", Table({"pixels": pixels.numpy()}), nn.Linear(1, 1))
+    signed, shifts = pixels / 127.5 - 1, set()
+    for step in range(40):
+        draws = Draws(0, "classifier", step, 5, slice(0, 5), torch.device("cpu"))
+        loss, found = part.loss("net", {"net": judge}, {"pixels": pixels, "label": labels}, draws)
+        matches = [
+            (top, left)
+            for top in range(-2, 3)
+            for left in range(-2, 3)
+            if torch.equal(shown[-1], signed[..., moved(top), :][..., moved(left)])
+        ]
+        assert len(matches) == 1
+        shifts.add(matches[0])
+        logits = judge(shown[-1])
+        log_p = logits - logits.exp().sum(1, keepdim=True).log()
+        wanted = -(0.95 * log_p[torch.arange(5), labels] + 0.05 * log_p.mean(1)).mean()
+        torch.testing.assert_close(loss, wanted)
+        assert found["accuracy"] == (logits.argmax(1) == labels).float().mean()
+    assert {top for top, _ in shifts} == {left for _, left in shifts} == set(range(-2, 3))
+
+
+def moved(by: int) -> Tensor:
+    """The places that a row or column shows once it is shifted, the border repeated."""
+    return (torch.arange(16) + by).clamp(0, 15)
