@@ -1,16 +1,25 @@
-"""Distances between two sets of images from their features, by torch-fidelity's own functions."""
+"""Distances between two sets of images from their features: KID with its standard error; FD, IS, precision, recall.
+
+The last four are torch-fidelity's own functions. KID is too large for them at many images: they hold all pairs at once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
 from torch import Tensor
 
 from multiscale.core.compat import make_torchvision_importable
+from multiscale.core.device import default_device
+from multiscale.core.streams import generator
 
 make_torchvision_importable()
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric  # noqa: E402
 from torch_fidelity.metric_isc import isc_features_to_metric  # noqa: E402
-from torch_fidelity.metric_kid import kid_features_to_metric  # noqa: E402
 from torch_fidelity.metric_prc import prc_features_to_metric  # noqa: E402
+
+BLOCK = 4096  # images: of all pairs, the kernels of so many times so many are in memory at once
 
 
 def relative_distance(generated: Tensor, real: Tensor) -> float:
@@ -20,32 +29,74 @@ def relative_distance(generated: Tensor, real: Tensor) -> float:
     return float(distance / theirs["sigma"].trace())
 
 
+def kid(generated: Tensor, real: Tensor) -> tuple[float, float]:
+    """The Kernel Inception Distance of features (N, d), (M, d) over all pairs, and its standard error; N of 4 or more.
+
+    The unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (arXiv 1801.01401, eq. 4). The error
+    is that over the generated images; the real ones are held fixed, as they are the same for every method. Then KID is
+    a U-statistic, the mean of g(x_i, x_j) = k(x_i, x_j) - E k(x_i, Y) - E k(x_j, Y) over pairs, and a constant. Its
+    variance is E U^2 - (E g)^2, and the mean of g_ij g_kl over distinct i, j, k, l estimates (E g)^2 without bias.
+    """
+    n, m = len(generated), len(real)
+    to_real, rows = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+    for i, _, kernel in _kernels(generated, real):
+        to_real[i] += kernel.sum(1) / m
+    squares = 0.0
+    for i, j, kernel in _kernels(generated, generated):
+        g = kernel - to_real[i, None] - to_real[None, j]
+        if i == j:
+            g.fill_diagonal_(0)
+        rows[i] += g.sum(1)
+        squares += g.square().sum().item()
+    within_real = sum((kernel.sum() - (i == j) * kernel.trace()).item() for i, j, kernel in _kernels(real, real))
+    pairs = n * (n - 1)
+    mean = rows.sum().item() / pairs
+    rows -= (n - 1) * mean
+    squares -= pairs * mean**2
+    variance = (4 * rows.square().sum().item() - 2 * squares) / (pairs * (n - 2) * (n - 3))
+    return mean + within_real / (m * (m - 1)), max(variance, 0.0) ** 0.5
+
+
+def _kernels(first: Tensor, second: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The kernel of all pairs block by block, in double precision: KID is a small difference of large means."""
+    device = default_device()
+    for i in range(0, len(first), BLOCK):
+        x = first[i : i + BLOCK].to(device, torch.float64)
+        for j in range(0, len(second), BLOCK):
+            y = second[j : j + BLOCK].to(device, torch.float64)
+            yield slice(i, i + BLOCK), slice(j, j + BLOCK), ((x @ y.T / x.shape[1] + 1) ** 3).cpu()
+
+
 def distances(
-    generated: Tensor,
-    real: Tensor,
-    logits: Tensor,
-    *,
-    kid_subsets: int,
-    kid_subset_size: int,
-    is_splits: int,
-    prc_neighborhood: int,
+    generated: Tensor, real: Tensor, logits: Tensor, *, is_splits: int, prc_neighborhood: int
 ) -> dict[str, float]:
-    """KID with its spread over subsets, FD, IS, precision and recall.
+    """KID with its standard error, FD, IS, precision and recall.
 
     generated (N, d) and real (M, d) are features of one layer, logits (N, classes) those of the generated images.
+    Precision and recall depend on how many images each set has, so a fixed random subset of the larger is taken.
     """
-    kid = kid_features_to_metric(
-        generated, real, kid_subsets=kid_subsets, kid_subset_size=kid_subset_size, verbose=False
-    )
+    value, error = kid(generated, real)
     fd = fid_statistics_to_metric(fid_features_to_statistics(generated), fid_features_to_statistics(real), False)
     score = isc_features_to_metric(logits, splits=is_splits)
-    prc = prc_features_to_metric(generated, real, prc_neighborhood=prc_neighborhood, verbose=False)
+    fewer = min(len(generated), len(real))
+    prc = prc_features_to_metric(
+        subset(generated, fewer),
+        subset(real, fewer),
+        prc_neighborhood=prc_neighborhood,
+        save_cpu_ram=True,
+        verbose=False,
+    )
     return {
-        "kid": kid["kernel_inception_distance_mean"],
-        "kid_std": kid["kernel_inception_distance_std"],
+        "kid": value,
+        "kid_se": error,
         "fd": fd["frechet_inception_distance"],
         "inception_score": score["inception_score_mean"],
         "inception_score_std": score["inception_score_std"],
         "precision": prc["precision"],
         "recall": prc["recall"],
     }
+
+
+def subset(rows: Tensor, count: int) -> Tensor:
+    """`count` of the rows, at random: every so many-th would leave out classes where these alternate."""
+    return rows[torch.randperm(len(rows), generator=generator(0, "subset"))[:count]]

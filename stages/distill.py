@@ -51,7 +51,7 @@ def job(student: str, params) -> fitting.Job:
         partial(build, student, section.model_dump(), folder, found[0]),
         section,
         section.training,
-        params.seed,
+        params.seed if section.seed is None else section.seed,
         [*sorted(folder.iterdir()), *sorted(found[0].iterdir())],
         MODELS / section.method / student,
         save,

@@ -114,7 +114,8 @@ def main(method_name: str) -> None:
             writer.write("pixels", done, images)
             done += len(images)
             reach(done)
-        draw(folder, method_name, section, writer, labels, kinds)
+        grid = f"{method_name}: seeds from {section.first_seed} on"
+        draw(folder / "grid.png", grid, section, torch.from_numpy(writer.arrays["pixels"]), labels, kinds)
         (strip,) = workers.map("strip", [(seeds[:4], labels[:4])])
         strip.save(folder / "strip.png")
         writer.close()
@@ -122,17 +123,19 @@ def main(method_name: str) -> None:
     write_json(TIMINGS / f"sample-{method_name}.json", timing)
 
 
-def draw(folder: Path, name: str, section: Sample, writer: TensorWriter, labels: Tensor, kinds: int) -> None:
-    """Writes grid.png."""
+def draw(path: Path, title: str, section: Sample, pixels: Tensor, labels: Tensor, kinds: int) -> None:
+    """Writes a grid of images: where they have classes, column c shows class c, also where there are more of them."""
     columns = min(section.grid_columns, kinds) if kinds > 1 else section.grid_columns
-    # Column c shows class c also where there are more classes than columns.
-    order = torch.arange(len(labels))[labels < columns] if kinds > 1 else torch.arange(len(labels))
-    shown = order[: columns * section.grid_rows]
-    headings = [f"class {c}" if columns <= 6 else str(c) for c in range(columns)] if kinds > 1 else []
-    pixels = torch.from_numpy(writer.arrays["pixels"][shown.numpy()])
-    first = section.first_seed
-    title = f"{name}: seeds {first} to {first + int(shown[-1])}" + (", a class a column" if kinds > 1 else "")
-    pictures.grid(pixels, columns, headings, title).save(folder / "grid.png")
+    rows = section.grid_rows
+    shown = torch.arange(len(labels))[: columns * rows]
+    headings = []
+    if kinds > 1:
+        of_class = [(labels == c).nonzero()[:, 0] for c in range(columns)]
+        rows = min(rows, min(map(len, of_class)) or 1)  # those that every class fills
+        shown = torch.stack([found[row] for row in range(rows) for found in of_class if row < len(found)])
+        headings = [f"class {c}" if columns <= 6 else str(c) for c in range(columns)]
+        title += ", a class a column"
+    pictures.grid(pixels[shown], columns, headings, title).save(path)
 
 
 def cost(sampler: sampling.Sampler, section: Sample, labels: Tensor) -> dict:

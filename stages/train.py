@@ -30,7 +30,7 @@ def job(part: str, params) -> fitting.Job:
         partial(build, part, section.model_dump(), folder, classes()),
         section,
         section.training,
-        params.seed,
+        params.seed if section.seed is None else section.seed,
         sorted(folder.iterdir()),
         MODELS / section.method / part,
     )

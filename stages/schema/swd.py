@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from multiscale.scales.schedule import Schedule
-from stages.schema.base import Bad, Count, Name, Positive, Section, Share, Training, allowed_of
+from stages.schema.base import Bad, Count, Name, Positive, Sampled, Section, Share, Trained, Training, allowed_of
 from stages.schema.msf import DiTNetwork, Solver
 
 if TYPE_CHECKING:
@@ -30,10 +30,9 @@ class Pyramid(Section):
         return self
 
 
-class TeacherPart(Section):
+class TeacherPart(Trained):
     """A rectified-flow DiT trained at a random side of a pyramid each batch."""
 
-    method: Name
     kind: Literal["swd"]
     reads: Name
     network: DiTNetwork
@@ -97,10 +96,9 @@ class Synthetic(Section):
     solver: Solver
 
 
-class Student(Section):
+class Student(Trained):
     """A few-step generator distilled from a teacher, whose network it shares."""
 
-    method: Name
     kind: Literal["swd"]
     reads: Name
     teacher: Name  # a method of one part: a teacher of kind swd, or a DiT of kind msf
@@ -125,7 +123,7 @@ class Student(Section):
         return self
 
 
-class SwDMethod(Section):
+class SwDMethod(Sampled):
     """The sampler of a teacher or of a student, whose steps come with its weights."""
 
     kind: Literal["swd"]
