@@ -31,6 +31,7 @@ class Judge:
             seen,
             self.real,
             logits,
+            labels,
             is_splits=min(section.is_splits, count),
             prc_neighborhood=min(section.prc_neighborhood, count - 1),
         )

@@ -38,17 +38,18 @@ def measure(name: str, params) -> dict:
     with pool(title, params.run, partial(Extractor, section.extractor, section.weights)) as workers:
         found, logits = extract(title, workers, fetch, len(table), section.batch)
     real, about = load_file(REFERENCE / "features.safetensors"), read_json(REFERENCE / "reference.json")
-    values = metrics.distances(
-        found, real["real"], logits, is_splits=section.is_splits, prc_neighborhood=section.prc_neighborhood
-    )
+    rows = table[slice(None)]
     first = metadata_of(images).get("first_seed")  # none: images of the test split itself
+    dealt = None if first is None else rows["label"]
+    values = metrics.distances(
+        found, real["real"], logits, dealt, is_splits=section.is_splits, prc_neighborhood=section.prc_neighborhood
+    )
     tested = "test" in real and first is not None
-    values["kid_test"], values["kid_test_se"] = metrics.kid(found, real["test"]) if tested else (None, None)
+    values["kid_test"], values["kid_test_se"] = metrics.kid(found, real["test"], dealt) if tested else (None, None)
     if second := section.second_extractor:
         with pool(title, params.run, partial(Extractor, second, section.weights)) as workers:
             seen, _ = extract(f"{title}, {second}", workers, fetch, len(table), section.batch)
-        values["kid_second"], values["kid_second_se"] = metrics.kid(seen, real["second"])
-    rows = table[slice(None)]
+        values["kid_second"], values["kid_second_se"] = metrics.kid(seen, real["second"], dealt)
     values["memorised"], values["copies"] = copies(name, rows["pixels"])
     judge = load(CLASSIFIER)
     values["label_accuracy"] = accuracy(judge, rows["pixels"], rows["label"]) if judge else None

@@ -23,7 +23,8 @@ def normal(count: int, width: int, seed: int) -> torch.Tensor:
 
 
 def distances(generated: torch.Tensor, real: torch.Tensor, logits: torch.Tensor | None = None) -> dict[str, float]:
-    return metrics.distances(generated, real, normal(len(generated), 10, 9) if logits is None else logits, **OPTIONS)
+    logits = normal(len(generated), 10, 9) if logits is None else logits
+    return metrics.distances(generated, real, logits, None, **OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,20 @@ def test_the_interval_of_kid_is_its_standard_deviation_over_draws(shift):
     value, error = draws.T
     assert error.mean() == pytest.approx(value.std().item(), rel=0.15)
     assert error.square().mean().sqrt() == pytest.approx(value.std().item(), rel=0.1), "the variance has no bias"
+
+
+def test_what_classes_differ_by_is_no_error_of_images_whose_classes_are_dealt_out():
+    """Four classes far apart, ten images of each in every draw."""
+    labels, centres = torch.arange(40) % 4, 2 * normal(4, 16, 7)
+    real = normal(60, 16, 0) + centres[torch.arange(60) % 4]
+    draws = [normal(40, 16, seed) * 1.2 + 0.5 + centres[labels] for seed in range(1, 301)]
+    value, error = torch.tensor([metrics.kid(images, real, labels) for images in draws]).T
+    assert error.mean() == pytest.approx(value.std().item(), rel=0.15)
+
+
+def test_classes_of_one_image_tell_nothing_of_what_they_differ_by():
+    generated, real = normal(8, 4, 1), normal(9, 4, 2)
+    assert metrics.kid(generated, real, torch.arange(8)) == metrics.kid(generated, real)
 
 
 def test_the_frechet_distance_is_that_of_a_symmetric_eigen_decomposition():
