@@ -15,7 +15,7 @@ from torch import Tensor
 from multiscale.core.device import default_device
 from multiscale.core.resize import area_to
 
-SIDE = 16  # pixels that images are averaged to: what is finer tells copies from others worse (docs/evaluation.md)
+SIDE = 16  # pixels that images are averaged to: what is finer tells altered copies worse (docs/evaluation.md)
 SHARE = 0.01  # of held-out images that lie below the limit
 CHANCE = 1e-3  # that a method which copies nothing is flagged
 BLOCK = 4096

@@ -45,7 +45,7 @@ AVERAGED += (*NEEDS_EQUAL_N, "inception_score_std", "seconds_per_image", "second
 APART = 2  # standard errors of their difference, from which two rows are told apart
 FLOORS = {
     "real": "The floor real: held-out images",
-    "autoencoder": "The floor autoencoder: their reconstructions, which no method on latents can be expected to beat",
+    "autoencoder": "The floor autoencoder: their reconstructions, what the autoencoder alone costs methods on latents",
 }
 
 

@@ -88,6 +88,14 @@ def test_the_interval_of_kid_is_its_standard_deviation_over_draws(shift):
     assert error.square().mean().sqrt() == pytest.approx(value.std().item(), rel=0.1), "the variance has no bias"
 
 
+def test_the_interval_of_images_of_the_real_ones_law_is_their_standard_deviation_over_draws():
+    """Single images tell next to nothing then, and pairs all; without these the mean interval is 0.67 of it."""
+    scale = torch.tensor([3.0] + [1.0] * 15)
+    real = normal(60, 16, 0) * scale + 2
+    value, error = torch.tensor([metrics.kid(normal(40, 16, seed) * scale + 2, real) for seed in range(1, 401)]).T
+    assert error.mean() == pytest.approx(value.std().item(), rel=0.15)
+
+
 def test_what_classes_differ_by_is_no_error_of_images_whose_classes_are_dealt_out():
     """Four classes far apart, ten images of each in every draw."""
     labels, centres = torch.arange(40) % 4, 2 * normal(4, 16, 7)
