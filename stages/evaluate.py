@@ -83,7 +83,7 @@ def copies(name: str, pixels: Tensor) -> tuple[float | None, bool]:
     ratios = memorisation.ratios(distances)
     order = ratios.argsort(stable=True)[:SHOWN]
     pairs = torch.cat([pixels[order], some("train", rows[order].tolist())])
-    heads = [f"{first:.1f} / {second:.1f}" for first, second in distances[order].tolist()]
+    heads = [f"{first:.0f} / {second:.0f}" for first, second in distances[order].tolist()]
     title = f"{name}: the likeliest copies, and their nearest training images"
     picture = pictures.grid(pairs, len(order), heads, title)
     with atomic_file(NEIGHBOURS / f"{name}.png") as temporary:

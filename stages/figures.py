@@ -71,7 +71,8 @@ def quality_time(groups: list[Group], path: Path) -> None:
             title = "Quality against time" + (f", N = {group.protocol['n']}" if len(groups) > 1 else "")
             axes.set(xlabel="seconds per image", ylabel=f"KID-{group.protocol['metric']}", title=title)
             axes.set_xlim(0, right)
-            axes.set_ylim(bottom=min(0, *(row["kid"] - row["kid_se"] for row in [*rows, *group.floors])))
+            least = min(0, *(row["kid"] - row["kid_se"] for row in [*rows, *group.floors]))
+            axes.set_ylim(bottom=least - 0.03 * axes.get_ylim()[1])  # a floor is near zero, and no axis
         save(figure, path)
 
 

@@ -182,29 +182,21 @@ def cell(name: str, row: dict) -> str:
 
 
 def notes(group: Group) -> list[str]:
-    """What has to be said beside a table, sentence by sentence: the protocol, the intervals, what tells rows apart."""
-    about, honest = group.protocol, [row for row in group.methods if not row["copies"]]
-    metric, second, copying = (
-        about["metric"],
-        about["second_metric"],
-        [r["method"] for r in group.methods if r["copies"]],
-    )
-    lines = [
-        f"Extractor {about['extractor']} ({about['resize']}); N = {about['n']}, seeds {about['seeds']}; reference "
-        f"{about['reference']}: {about['n_reference']} training images; {about['estimator']}.",
+    """What has to be said beside a table, note by note: what tells rows apart, what they mean, the protocol."""
+    about = group.protocol
+    lines = _verdicts(group) + [f"{FLOORS[row['method']]}{_left_out(row, group)}." for row in group.floors]
+    lines += ["Floors have no place."] if group.floors else []
+    lines.append(
         "An interval is one standard error over the images of one training, the reference held fixed: how far a row "
-        "moves with other seeds, not with another training.",
-        f"Precision and recall ({about['prc_neighborhood']} neighbours) compare equal counts: the larger set is cut at "
-        "random.",
-    ]
+        "moves with other seeds, not with another training."
+    )
     if any(row["trainings"] > 1 for row in group.methods):
         lines.append("Several trainings of a method are one row: means, and the standard deviation of KID among them.")
     if about["n_test"]:
-        lines += [
-            f"Test split {about['test']}: {about['n_test']} images.",
+        lines.append(
             "Memorised is the share of images nearer to one training image, in units of the distance to the second "
-            "nearest, than 99 % of held-out images are: 1 % is expected where nothing is copied.",
-        ]
+            "nearest, than 99 % of held-out images are: 1 % is expected where nothing is copied."
+        )
     else:
         lines.append("There is no test split: neither KID against it nor copies of training images were measured.")
     if about["features"] > about["n"]:
@@ -212,17 +204,33 @@ def notes(group: Group) -> list[str]:
             f"* FD has {about['features']} features and N = {about['n']} images: the covariances are singular, and FD "
             "is too large by an amount that depends on N."
         )
-    lines += [f"{FLOORS[row['method']]}{_left_out(row, group)}." for row in group.floors]
-    lines += ["Floors have no place."] if group.floors else []
-    if copying:
-        lines.append(f"Copies of training images: {', '.join(copying)}; they come after those that do not copy.")
-    lines += [_first("kid", metric, honest)] if len(honest) > 1 else []
-    if second:
+    lines.append(
+        f"Precision and recall ({about['prc_neighborhood']} neighbours) compare equal counts: the larger set is cut at "
+        "random."
+    )
+    test = f"; test split {about['test']}: {about['n_test']} images" if about["n_test"] else ""
+    lines.append(
+        f"Extractor {about['extractor']} ({about['resize']}); N = {about['n']}, seeds {about['seeds']}; reference "
+        f"{about['reference']}: {about['n_reference']} training images{test}; {about['estimator']}."
+    )
+    if about["second_extractor"]:
         lines.append(f"Second extractor {about['second_extractor']} ({about['second_resize']}).")
-        lines += [_first("kid_second", second, honest)] if len(honest) > 1 else []
-    if second and len(group.methods) > 1:
-        tau = kendalltau(*([row[key] for row in group.methods] for key in ("kid", "kid_second"))).statistic
-        lines.append(f"Kendall's tau of the rankings by KID-{metric} and KID-{second}: {tau:.2f}.")
+    return lines
+
+
+def _verdicts(group: Group) -> list[str]:
+    """Who is first by each extractor, whether the two rank alike, and who copies."""
+    honest, copying = ([row for row in group.methods if row["copies"] is copies] for copies in (False, True))
+    metrics = {"kid": group.protocol["metric"], "kid_second": group.protocol["second_metric"]}
+    metrics = {key: metric for key, metric in metrics.items() if metric}
+    lines = [_first(key, metric, honest) for key, metric in metrics.items() if len(honest) > 1]
+    if len(metrics) > 1 and len(group.methods) > 1:
+        tau = kendalltau(*([row[key] for row in group.methods] for key in metrics)).statistic
+        names = " and ".join(f"KID-{metric}" for metric in metrics.values())
+        lines.append(f"Kendall's tau of the rankings by {names}: {tau:.2f}.")
+    if copying:
+        names = ", ".join(row["method"] for row in copying)
+        lines.append(f"Copies of training images: {names}; they come after those that do not copy.")
     return lines
 
 
@@ -237,9 +245,10 @@ def _first(key: str, metric: str, rows: list[dict]) -> str:
     error = hypot(*(_error(key, row) for row in (first, second)))
     difference = second[key] - first[key]
     verdict = "told apart" if difference > APART * error else "not told apart"
+    alone = ", over images alone" if first["trainings"] == second["trainings"] == 1 else ""
     return (
         f"First by KID-{metric}: {first['method']}, {difference:.4f} before {second['method']}, {verdict} at {APART} "
-        f"standard errors of the difference ({APART * error:.4f})."
+        f"standard errors of the difference ({APART * error:.4f}{alone})."
     )
 
 

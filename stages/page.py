@@ -78,7 +78,7 @@ def render(
     for board in boards:
         parts.append(f"<h2>Leaderboard by KID-{escape(board.metric)}</h2>")
         parts.append(table(board.headings, board.rows, board.floors))
-        parts.append(f'<p class="quiet">{escape(" ".join(board.notes))}</p>')
+        parts.append(f'<ul class="quiet">{"".join(f"<li>{escape(note)}</li>" for note in board.notes)}</ul>')
     parts.append(f"<h2>Quality, time and training</h2>{side_by_side(plots)}")
     for name, kinds in shown.items():
         parts.append(f"<h2>{escape(name)}</h2>")

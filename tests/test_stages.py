@@ -393,11 +393,21 @@ def test_rows_of_one_protocol_are_one_table_the_best_first(measured):
 
 
 @pytest.mark.parametrize("field", PROTOCOL)
-def test_rows_of_different_protocols_are_never_in_one_table(measured, field):
-    tables = [[row[0] for row in table[1:]] for table in made(measured(**{field: OTHER[field]})).tables]
-    floors = list(FLOORS)
-    others = floors if field in ("n", "seeds") else []  # which are of the images, not of the measure
-    assert sorted(tables) == [["dit", *floors], ["msf", *others]]
+def test_rows_of_different_protocols_are_never_in_one_group(field):
+    row = {"kind": "method", "kid": 0.5, "copies": False}
+    dit = row | {"method": "dit", "protocol": PROTOCOL}
+    msf = row | {"method": "msf", "protocol": PROTOCOL | {field: OTHER[field]}}
+    real = {"method": "real", "kind": "floor", "protocol": PROTOCOL | {"seeds": None, "n": 30}}
+    found = {group.methods[0]["method"]: group for group in leaderboard.groups([dit, msf, real])}
+    assert all(len(group.methods) == 1 for group in found.values()) and len(found) == 2
+    shared = field in ("n", "seeds")  # which are of the images, not of the measure
+    assert (found["dit"].floors, found["msf"].floors) == ([real], [real] if shared else [])
+    assert found["msf"].protocol[field] == OTHER[field]
+
+
+def test_rows_of_different_protocols_are_never_in_one_table(measured):
+    tables = [[row[0] for row in table[1:]] for table in made(measured(reference=OTHER["reference"])).tables]
+    assert sorted(tables) == [["dit", *FLOORS], ["msf"]]
     found = tables_of(Path("reports/leaderboard.md").read_text())
     assert sorted([name.strip("*") for name in table] for table in found) == sorted(tables)
 
@@ -550,9 +560,10 @@ def columns(table: list[list[str]], start: str) -> dict[str, str]:
 
 
 def told() -> str:
-    """The paragraph below the one table, which is the same on the page."""
+    """The paragraph below the one table, whose notes are a list on the page."""
     (_, text) = Path("reports/leaderboard.md").read_text().split("\n\n")
-    assert html.escape(text.strip()) in Path("reports/report.html").read_text()
+    notes = re.findall("<li>(.*?)</li>", Path("reports/report.html").read_text())
+    assert html.unescape(" ".join(notes)) == text.strip()
     return text
 
 
@@ -627,7 +638,7 @@ def test_several_trainings_are_one_row_with_their_mean_and_spread(measured):
     assert columns(table, "label accuracy")["msf"] == "87.5%" and columns(table, "s/image")["msf"] == "0.75"
     assert "standard deviation of KID among them" in told()
     # The error of a mean of three trainings is 0.125 / sqrt(3); of one training its error over images is known alone.
-    assert f"({2 * (0.125**2 / 3 + 0.01**2) ** 0.5:.4f})" in told()
+    assert f"told apart at 2 standard errors of the difference ({2 * (0.125**2 / 3 + 0.01**2) ** 0.5:.4f})." in told()
     pictures = {path.name for path in Path("reports/galleries").iterdir()}
     assert "msf-grid.png" in pictures and "msf-seed-1-grid.png" not in pictures
     assert "msf-0-seed-1" in Path("reports/training.csv").read_text()
@@ -650,7 +661,9 @@ def test_trainings_that_were_measured_unlike_are_not_averaged(measured):
 def test_the_first_places_are_told_apart_by_both_intervals(measured, kid, error, apart, bound):
     made(measured({"kid": kid, "kid_se": error}))
     verdict = "told apart" if apart else "not told apart"
-    wanted = f"{0.25 - kid:.4f} before dit, {verdict} at 2 standard errors of the difference ({bound})."
+    wanted = (
+        f"{0.25 - kid:.4f} before dit, {verdict} at 2 standard errors of the difference ({bound}, over images alone)."
+    )
     assert f"First by KID-EffLite0: msf, {wanted}" in told()
 
 
