@@ -63,14 +63,13 @@ def quality_time(groups: list[Group], path: Path) -> None:
                 side = _label_side(row, rows)
                 alignment = "left" if side == 1 else "right"
                 axes.annotate(row["method"], place, xytext=(8 * side, 8), textcoords="offset points", ha=alignment)
-            right = 1.25 * max(row["seconds_per_image"] for row in rows)
             for row in group.floors:
                 axes.axhline(row["kid"], color="0.45", linestyle="--", linewidth=1.2)
-                place = (right, row["kid"])
-                axes.annotate(row["method"], place, xytext=(0, 3), textcoords="offset points", ha="right", color="0.45")
+                beside = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
+                axes.annotate(row["method"], (1, row["kid"]), xytext=(5, 0), color="0.45", **beside)
             title = "Quality against time" + (f", N = {group.protocol['n']}" if len(groups) > 1 else "")
             axes.set(xlabel="seconds per image", ylabel=f"KID-{group.protocol['metric']}", title=title)
-            axes.set_xlim(0, right)
+            axes.set_xlim(0, 1.25 * max(row["seconds_per_image"] for row in rows))
             least = min(0, *(row["kid"] - row["kid_se"] for row in [*rows, *group.floors]))
             axes.set_ylim(bottom=least - 0.03 * axes.get_ylim()[1])  # a floor is near zero, and no axis
         save(figure, path)
