@@ -120,7 +120,6 @@ def whole() -> dict:
             for section in (experiment["vae"], experiment["classifier"], *networks):
                 section["training"]["images"] //= QUARTER
             experiment["sample"]["images"] //= QUARTER
-            experiment["evaluate"]["kid_subset_size"] //= QUARTER
             path.write_text(json.dumps(experiment))  # JSON is YAML
             os.environ["PYTHONPATH"] = folder
             started = time.perf_counter()

@@ -20,8 +20,8 @@ class Judge:
 
     def __init__(self, section: Evaluate):
         self.section = section
-        self.workers = Pool(partial(Extractor, section))
-        self.real = load_file(REFERENCE / "features.safetensors")["distance"]
+        self.workers = Pool(partial(Extractor, section.extractor, section.weights))
+        self.real = load_file(REFERENCE / "features.safetensors")["real"]
         self.classifier = load(CLASSIFIER)
 
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, float]:
@@ -31,10 +31,9 @@ class Judge:
             seen,
             self.real,
             logits,
-            kid_subsets=section.kid_subsets,
-            kid_subset_size=min(section.kid_subset_size, count),
+            labels,
             is_splits=min(section.is_splits, count),
             prc_neighborhood=min(section.prc_neighborhood, count - 1),
         )
         right = accuracy(self.classifier, images, labels) if self.classifier else None
-        return {key: values[key] for key in ("kid", "kid_std", "fd", "recall")} | {"label_accuracy": right}
+        return {key: values[key] for key in ("kid", "kid_se", "fd", "recall")} | {"label_accuracy": right}

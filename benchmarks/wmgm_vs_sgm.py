@@ -115,8 +115,8 @@ def draw(curves: dict, steps: Sequence[int], metric: str, count: int, path: Path
         for (solver, both), panels in zip(curves.items(), rows):
             for axes, key, label in zip(panels, ("steps", "seconds_per_image"), ("steps", "seconds per image")):
                 for name, points in both.items():
-                    x, kid, spread = ([p[k] for p in points] for k in (key, "kid", "kid_std"))
-                    axes.errorbar(x, kid, spread, fmt="o-", capsize=3, label=name)
+                    x, kid, error = ([p[k] for p in points] for k in (key, "kid", "kid_se"))
+                    axes.errorbar(x, kid, error, fmt="o-", capsize=3, label=name)
                 axes.set(xlabel=label, xscale="log", title=solver)
             figures.doublings(panels[0], steps)
             panels[0].set_ylabel(f"KID-{metric}, N = {count}")
@@ -151,7 +151,6 @@ def main(count: int | None = None, *steps: int) -> None:
             "first_seed": params.sample.first_seed,
             "extractor": params.evaluate.extractor,
             "reference": read_json(REFERENCE / "reference.json"),
-            "kid": f"{params.evaluate.kid_subsets} subsets of {min(params.evaluate.kid_subset_size, len(labels))}",
             "curves": curves,
             "comparison": found,
             "sizes": sizes,

@@ -21,7 +21,7 @@ from prefect.artifacts import (
 from prefect.client.schemas.actions import ArtifactUpdate
 
 from flows.graph import Stage
-from stages.common.paths import REPORTS, SAMPLES
+from stages.common.paths import NEIGHBOURS, REPORTS, SAMPLES
 
 PERIOD = 3.0  # seconds between updates: SQLite serves one writer at a time
 BAR = re.compile(r"(\d+)%\|.*<([\d:]+)")  # tqdm: percent, bar, time used < time left
@@ -70,7 +70,10 @@ def show_results(done: set[str], changed: bool) -> None:
     """
     methods = sorted(address.removeprefix("sample@") for address in done if address.startswith("sample@"))
     if changed:
-        show_pictures("samples", [SAMPLES / name / f"{kind}.png" for name in methods for kind in ("grid", "strip")])
+        kinds = [
+            (SAMPLES / name / "grid.png", SAMPLES / name / "strip.png", NEIGHBOURS / f"{name}.png") for name in methods
+        ]
+        show_pictures("samples", [path for paths in kinds for path in paths])
     if "report" not in done:
         return
     for number, (table, protocol) in enumerate(_tables(REPORTS / "leaderboard.md"), 1):

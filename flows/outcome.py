@@ -18,7 +18,7 @@ from stages.common.paths import REPORTS
 from stages.common.settings import RECIPES, BadInput
 from stages.schema import Experiment
 
-SHOWN = ("kid", "kid_std", "fd", "label_accuracy", "seconds_per_image")
+SHOWN = ("kid", "kid_se", "fd", "memorised", "label_accuracy", "seconds_per_image")
 HISTORY = pl.List(pl.Struct({"part": pl.String, "images": pl.Int64, "loss": pl.Float64}))
 
 
@@ -41,11 +41,12 @@ def write(plan: Plan, records: list[dict[str, Any]]) -> Path:
 
 
 def ranked(plan: Plan, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records, the best first; then those that were stopped or failed."""
+    """The records, the best first, copies of training images after all others; then those stopped or failed."""
     sign = 1 if plan.sweep.mode == "min" else -1
     done = [record for record in records if record["state"] == "done"]
     rest = sorted((record for record in records if record["state"] != "done"), key=lambda record: record["state"])
-    return sorted(done, key=lambda record: sign * record["metrics"][plan.sweep.metric]) + rest[::-1]
+    place = lambda metrics: (metrics["copies"], sign * metrics[plan.sweep.metric])  # noqa: E731
+    return sorted(done, key=lambda record: place(record["metrics"])) + rest[::-1]
 
 
 def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:

@@ -80,7 +80,7 @@ class Sweep(Section):
     metric: Literal[tuple(METRICS)]
     trials: Positive = 16
     budget: Annotated[float, Field(gt=0, le=1)] = 1.0
-    images: Annotated[int, Field(ge=2)] = 200
+    images: Annotated[int, Field(ge=4)] = 200
     concurrency: Positive = 1  # trials at once; each asks for run.cpus and run.gpus
     stop_early: bool = False  # ASHA: trials whose training loss is behind end early
     seed: Annotated[int, Field(ge=0)] = 0
@@ -180,7 +180,7 @@ class Plan:
             for key in ("images", "warmup_images", "log_images"):
                 training[key] = max(min(training[key], training["batch"]), round(training[key] * sweep.budget))
         tree["sample"] |= {"images": sweep.images, "repeats": 1}
-        tree["evaluate"]["kid_subset_size"] = min(tree["evaluate"]["kid_subset_size"], sweep.images)
+        tree["evaluate"]["second_extractor"] = None  # trials are ranked by one
         tree["run"]["workers"] = 0  # a trial is one process
         return tree
 

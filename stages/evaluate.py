@@ -1,67 +1,105 @@
 """Measures one method's images against the reference, in reports/metrics/METHOD.json, the protocol written beside.
 
-KID with its interval is the headline: at a few thousand images FD is biased by their number, KID is not. All of KID,
-FD, precision and recall use one extractor and layer; the label accuracy is the judge's.
+KID with its standard error is the headline: at a few thousand images FD is biased by their number, KID is not. KID is
+taken against training images and against the test split, and by a second extractor. The label accuracy is the judge's.
+How many images are copies of training images is judged by the test split (multiscale/memorisation.py); the likeliest
+copies are drawn in reports/neighbours/METHOD.png.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
+import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
-from multiscale import features, metrics
+from multiscale import features, memorisation, metrics, pictures
 from multiscale.classifier import accuracy, load
 from multiscale.core.device import set_threads
-from multiscale.core.storage import Table, metadata_of, read_json, write_json
+from multiscale.core.storage import Table, atomic_file, metadata_of, read_json, write_json
 from stages.common import settings
 from stages.common.cluster import pool
 from stages.common.harness import command
-from stages.common.paths import CLASSIFIER, METRICS, REFERENCE, SAMPLES
+from stages.common.images import some
+from stages.common.paths import CLASSIFIER, METRICS, NEIGHBOURS, REFERENCE, SAMPLES
 from stages.reference import Extractor, extract
 from stages.schema import Evaluate
+
+SHOWN = 12  # pairs in the picture
+
+
+def measure(name: str, params) -> dict:
+    """Measures samples/NAME as the section `evaluate` says; gives what it writes."""
+    section: Evaluate = params.evaluate
+    images = SAMPLES / name / "images.safetensors"
+    table, title = Table.open(images), f"evaluate {name}"
+    fetch = lambda rows: table[rows]["pixels"]  # noqa: E731
+    with pool(title, params.run, partial(Extractor, section.extractor, section.weights)) as workers:
+        found, logits = extract(title, workers, fetch, len(table), section.batch)
+    real, about = load_file(REFERENCE / "features.safetensors"), read_json(REFERENCE / "reference.json")
+    rows = table[slice(None)]
+    first = metadata_of(images).get("first_seed")  # none: images of the test split itself
+    dealt = None if first is None else rows["label"]
+    values = metrics.distances(
+        found, real["real"], logits, dealt, is_splits=section.is_splits, prc_neighborhood=section.prc_neighborhood
+    )
+    tested = "test" in real and first is not None
+    values["kid_test"], values["kid_test_se"] = metrics.kid(found, real["test"], dealt) if tested else (None, None)
+    if second := section.second_extractor:
+        with pool(title, params.run, partial(Extractor, second, section.weights)) as workers:
+            seen, _ = extract(f"{title}, {second}", workers, fetch, len(table), section.batch)
+        values["kid_second"], values["kid_second_se"] = metrics.kid(seen, real["second"], dealt)
+    values["memorised"], values["copies"] = copies(name, rows["pixels"])
+    judge = load(CLASSIFIER)
+    values["label_accuracy"] = accuracy(judge, rows["pixels"], rows["label"]) if judge else None
+    protocol = {
+        "extractor": section.extractor,
+        "metric": features.LABELS[section.extractor],
+        "resize": features.RESIZES[section.extractor],
+        "features": found.shape[1],
+        "second_extractor": second,
+        "second_metric": features.LABELS[second] if second else None,
+        "second_resize": features.RESIZES[second] if second else None,
+        "n": len(table),
+        "seeds": None if first is None else f"{first}..{int(first) + len(table) - 1}",
+        "n_reference": about["n"],
+        "reference": about["reference"],
+        "n_test": about["n_test"],
+        "test": about["test"],
+        "estimator": "KID over all pairs",
+        "is_splits": section.is_splits,
+        "prc_neighborhood": section.prc_neighborhood,
+    }
+    write_json(METRICS / f"{name}.json", {**values, "protocol": protocol})
+    print(f"{name}: KID-{protocol['metric']} {values['kid']:.5f} +- {values['kid_se']:.5f}, N = {len(table)}")
+    return values
+
+
+def copies(name: str, pixels: Tensor) -> tuple[float | None, bool]:
+    """The memorised share of a method's images and whether they are copies; draws the likeliest of them."""
+    known = load_file(REFERENCE / "copies.safetensors")
+    distances, rows = memorisation.nearest(memorisation.small(pixels), known["training"])
+    ratios = memorisation.ratios(distances)
+    order = ratios.argsort(stable=True)[:SHOWN]
+    pairs = torch.cat([pixels[order], some("train", rows[order].tolist())])
+    heads = [f"{first:.0f} / {second:.0f}" for first, second in distances[order].tolist()]
+    title = f"{name}: the likeliest copies, and their nearest training images"
+    picture = pictures.grid(pairs, len(order), heads, title)
+    with atomic_file(NEIGHBOURS / f"{name}.png") as temporary:
+        picture.save(temporary, "PNG")
+    if "held_out_ratios" not in known:
+        return None, False
+    return memorisation.verdict(ratios, known["held_out_ratios"])
 
 
 def main(method: str) -> None:
     params = settings.load("run", "evaluate")
-    section: Evaluate = params.evaluate
-    images = SAMPLES / method / "images.safetensors"
-    if not images.exists():
+    if not (SAMPLES / method / "images.safetensors").exists():
         made = ", ".join(sorted(path.name for path in SAMPLES.glob("[!.]*"))) or "none yet"
         raise settings.refuse("evaluate", "METHOD", method, f"a method that has been sampled ({made})")
     set_threads()
-    table, title = Table.open(images), f"evaluate {method}"
-    with pool(title, params.run, partial(Extractor, section)) as workers:
-        found, logits = extract(title, workers, lambda rows: table[rows]["pixels"], len(table), section.batch)
-    real = load_file(REFERENCE / "features.safetensors")["distance"]
-    about = read_json(REFERENCE / "reference.json")
-    judge = load(CLASSIFIER)
-    rows = table[slice(None)]
-    values = metrics.distances(
-        found,
-        real,
-        logits,
-        kid_subsets=section.kid_subsets,
-        kid_subset_size=section.kid_subset_size,
-        is_splits=section.is_splits,
-        prc_neighborhood=section.prc_neighborhood,
-    )
-    values["label_accuracy"] = accuracy(judge, rows["pixels"], rows["label"]) if judge else None
-    first = int(metadata_of(images)["first_seed"])
-    protocol = {
-        "extractor": section.extractor,
-        "name": features.LABELS[section.extractor],
-        "resize": "bicubic antialiased to 128"
-        if section.extractor == features.EFFICIENTNET
-        else "TensorFlow bilinear to 299",
-        "n": len(table),
-        "seeds": f"{first}..{first + len(table) - 1}",
-        "n_reference": about["n"],
-        "reference": about["reference"],
-        "kid": f"{section.kid_subsets} subsets of {section.kid_subset_size}",
-    }
-    write_json(METRICS / f"{method}.json", {**values, "protocol": protocol})
-    print(f"{method}: KID-{protocol['name']} {values['kid']:.5f} +- {values['kid_std']:.5f}, N = {len(table)}")
+    measure(method, params)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import polars as pl
+
+if TYPE_CHECKING:
+    from stages.leaderboard import Group
 
 matplotlib.use("Agg")
 from cycler import cycler  # noqa: E402
@@ -44,21 +48,30 @@ def training(curves: pl.DataFrame, path: Path) -> None:
         save(figure, path)
 
 
-def quality_time(groups: list[list[dict]], path: Path) -> None:
-    """KID with its interval against seconds per image, one panel a protocol: down and to the left is better."""
+def quality_time(groups: list[Group], path: Path) -> None:
+    """KID with its interval against seconds per image, one panel a protocol: down and to the left is better.
+
+    Floors, which cost nothing, are lines.
+    """
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, len(groups), figsize=(7 * len(groups), 4), squeeze=False)
-        for axes, rows in zip(panels[0], groups):
+        for axes, group in zip(panels[0], groups):
+            rows = group.methods
             for row in rows:
                 place = (row["seconds_per_image"], row["kid"])
-                axes.errorbar(*place, row["kid_std"], fmt="o", capsize=4, markersize=8)
+                axes.errorbar(*place, row["kid_se"], fmt="o", capsize=4, markersize=8)
                 side = _label_side(row, rows)
                 alignment = "left" if side == 1 else "right"
                 axes.annotate(row["method"], place, xytext=(8 * side, 8), textcoords="offset points", ha=alignment)
-            title = "Quality against time" + (f", N = {rows[0]['n']}" if len(groups) > 1 else "")
-            axes.set(xlabel="seconds per image", ylabel=f"KID-{rows[0]['metric']}", title=title)
+            for row in group.floors:
+                axes.axhline(row["kid"], color="0.45", linestyle="--", linewidth=1.2)
+                beside = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
+                axes.annotate(row["method"], (1, row["kid"]), xytext=(5, 0), color="0.45", **beside)
+            title = "Quality against time" + (f", N = {group.protocol['n']}" if len(groups) > 1 else "")
+            axes.set(xlabel="seconds per image", ylabel=f"KID-{group.protocol['metric']}", title=title)
             axes.set_xlim(0, 1.25 * max(row["seconds_per_image"] for row in rows))
-            axes.set_ylim(bottom=min(0, *(row["kid"] - row["kid_std"] for row in rows)))
+            least = min(0, *(row["kid"] - row["kid_se"] for row in [*rows, *group.floors]))
+            axes.set_ylim(bottom=least - 0.03 * axes.get_ylim()[1])  # a floor is near zero, and no axis
         save(figure, path)
 
 

@@ -14,9 +14,21 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; } .quiet { color: #666; font-size: .85rem; }
+tr.floor td { background: #f3f3f3; color: #555; font-style: italic; } tr.floor.top td { border-top: 3px double #999; }
 .plots { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 1rem; }
 .plots img { max-width: 34rem; width: 100%; }
 """
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """The rows of one protocol: methods, the best first, floors below them, and what has to be said beside them."""
+
+    metric: str
+    headings: list[str]
+    rows: list[list[str]]
+    floors: list[list[str]]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -36,10 +48,12 @@ def picture(path: Path, alt: str) -> str:
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
 
 
-def table(headings: list[str], rows: list[list[str]]) -> str:
-    """An HTML table of text cells."""
+def table(headings: list[str], rows: list[list[str]], floors: list[list[str]] = ()) -> str:
+    """An HTML table of text cells; floors are set apart at its foot."""
     head = "".join(f"<th>{escape(text)}</th>" for text in headings)
-    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
+    kinds = [""] * len(rows) + [' class="floor top"', *[' class="floor"'] * len(floors)][: len(floors)]
+    cells = ["".join(f"<td>{escape(text)}</td>" for text in row) for row in [*rows, *floors]]
+    body = "".join(f"<tr{kind}>{row}</tr>" for kind, row in zip(kinds, cells))
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
@@ -50,24 +64,25 @@ def side_by_side(plots: list[Path]) -> str:
 
 def render(
     recipe: str,
-    groups: list[tuple[dict, list[str], list[list[str]]]],
+    boards: list[Leaderboard],
     plots: list[Path],
-    methods: list[str],
+    shown: dict[str, list[str]],
     galleries: Path,
     sections: list[Section],
 ) -> str:
-    """The page: a table for each protocol, the plots, each method's grid and strip, and further sections."""
+    """The page: a table for each protocol, the plots, the pictures of each method and floor, and further sections.
+
+    shown: name -> kinds of its pictures, each in galleries/NAME-KIND.png.
+    """
     parts = [f"<h1>Multiscale: {escape(recipe)}</h1>"]
-    for protocol, headings, rows in groups:
-        parts.append(f"<h2>Leaderboard by KID-{escape(protocol['metric'])}</h2>{table(headings, rows)}")
-        about = ", ".join(f"{name} {value}" for name, value in protocol.items())
-        parts.append(
-            f'<p class="quiet">Best KID first; the interval is one standard deviation over subsets. {escape(about)}</p>'
-        )
+    for board in boards:
+        parts.append(f"<h2>Leaderboard by KID-{escape(board.metric)}</h2>")
+        parts.append(table(board.headings, board.rows, board.floors))
+        parts.append(f'<ul class="quiet">{"".join(f"<li>{escape(note)}</li>" for note in board.notes)}</ul>')
     parts.append(f"<h2>Quality, time and training</h2>{side_by_side(plots)}")
-    for name in methods:
+    for name, kinds in shown.items():
         parts.append(f"<h2>{escape(name)}</h2>")
-        for kind in ("strip", "grid"):
+        for kind in kinds:
             parts.append(f"<p>{picture(galleries / f'{name}-{kind}.png', f'{name}: {kind}')}</p>")
     for section in sections:
         lines = "".join(f"<p>{escape(line)}</p>" for line in section.lines)

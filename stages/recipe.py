@@ -18,7 +18,7 @@ from ruamel.yaml.comments import CommentedSeq
 
 from multiscale.core.storage import atomic_file
 from stages.common.harness import guarded
-from stages.common.paths import CLASSIFIER, DECOMPOSED, LATENTS, METRICS, MODELS, SAMPLES, TIMINGS, VAE
+from stages.common.paths import CLASSIFIER, DECOMPOSED, LATENTS, METRICS, MODELS, NEIGHBOURS, SAMPLES, TIMINGS, VAE
 from stages.common.settings import EXPERIMENT, RECIPES, BadInput, read_yaml, refuse, validate
 from stages.schema import Experiment
 
@@ -63,8 +63,34 @@ def available() -> list[str]:
 
 
 def experiment_of(name: str) -> Experiment:
-    """The validated experiment that a recipe stands for."""
-    return validate(resolve(name) | {"recipe": name}, RECIPES / f"{name}.yaml")
+    """The validated experiment that a recipe stands for, with all the trainings that its `seeds` asks for."""
+    path, tree = RECIPES / f"{name}.yaml", resolve(name) | {"recipe": name}
+    seeds = tree.pop("seeds", 1)
+    if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
+        raise refuse(path, "seeds", seeds, "how often everything is trained, a whole number of 1 or more")
+    once = validate(tree, path)
+    return once if seeds == 1 else validate(_repeated(once.model_dump(), seeds, path), path)
+
+
+def _repeated(tree: dict, seeds: int, path: Path) -> dict:
+    """An experiment with further trainings of each method, whose names and seeds count up: NAME-seed-1, ..."""
+    sections = ("parts", "students", "methods")
+    repeated = tree | {kind: dict(tree[kind]) for kind in sections}
+    for k in range(1, seeds):
+        new = "{}-seed-" + str(k)
+        for kind in sections:
+            for name, section in tree[kind].items():
+                if new.format(name) in tree[kind]:
+                    raise refuse(path, f"{kind}.{new.format(name)}", new.format(name), "another name: `seeds` makes it")
+                if kind == "methods":
+                    changes = {"parts": [new.format(part) for part in section["parts"]], "repeat_of": name}
+                else:
+                    own = tree["seed"] if section["seed"] is None else section["seed"]
+                    changes = {"method": new.format(section["method"]), "seed": own + k}
+                if kind == "students":
+                    changes["teacher"] = new.format(section["teacher"])
+                repeated[kind][new.format(name)] = section | changes
+    return repeated
 
 
 def render(experiment: Experiment) -> str:
@@ -103,7 +129,7 @@ def _is_saved() -> bool:
 def remove_leftovers(experiment: Experiment) -> None:
     """Deletes outputs that the experiment no longer names: stages depend on whole folders. DVC's cache keeps them."""
     keep = outputs(experiment)
-    for folder in (LATENTS, DECOMPOSED, *MODELS.glob("*"), SAMPLES, METRICS, TIMINGS):
+    for folder in (LATENTS, DECOMPOSED, *MODELS.glob("*"), SAMPLES, METRICS, NEIGHBOURS, TIMINGS):
         for path in folder.glob("*"):
             if path not in keep and folder not in (VAE, CLASSIFIER) and not path.name.startswith("."):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -111,13 +137,15 @@ def remove_leftovers(experiment: Experiment) -> None:
 
 def outputs(experiment: Experiment) -> set[Path]:
     """What the stages of an experiment leave in folders that other stages depend on."""
+    shown = (*experiment.methods, *experiment.evaluate.floors)
     timed = ("vae", "classifier", *experiment.trained, *(f"sample-{name}" for name in experiment.methods))
     return {
         *(LATENTS / str(side) for side in experiment.latents.sides),
         *(DECOMPOSED / name for name in experiment.decompose),
         *(MODELS / part.method / name for name, part in experiment.trained.items()),
-        *(SAMPLES / name for name in experiment.methods),
-        *(METRICS / f"{name}.json" for name in experiment.methods),
+        *(SAMPLES / name for name in shown),
+        *(METRICS / f"{name}.json" for name in shown),
+        *(NEIGHBOURS / f"{name}.png" for name in shown),
         *(TIMINGS / f"{name}.json" for name in timed),
     }
 

@@ -1,9 +1,12 @@
-"""Extracts the features of the real training images once, into data/reference: what methods are measured against."""
+"""Extracts what every method is measured against, once, into data/reference.
+
+The features of training images and of the test split by the protocol's extractor, those of the training images by the
+second extractor, and small copies of all training images, with which copies of them are found.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,26 +16,24 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from multiscale import features
+from multiscale import features, memorisation
 from multiscale.core.device import default_device, set_threads
-from multiscale.core.storage import atomic_folder
+from multiscale.core.storage import Table, atomic_folder, write_json
 from stages.common import settings
 from stages.common.cluster import Pool, pool
 from stages.common.harness import command, progress
-from stages.common.images import pixel_table
+from stages.common.images import count, evenly, pixel_table
 from stages.common.paths import REFERENCE
 from stages.schema import Evaluate
 
 
-def extractor(section: Evaluate) -> tuple[nn.Module, str, str]:
-    """The extractor of the protocol with its two layers. Raises BadInput where its weights are not to be had."""
-    weights = Path(section.weights) if section.weights else None
+def extractor(name: str, given: str | None) -> tuple[nn.Module, str, str]:
+    """An extractor with its two layers; `given` are Inception's weights. Raises BadInput where these are not there."""
+    weights = Path(given) if given else None
     key = "evaluate.weights"
     if weights:
         if not weights.exists():
-            raise settings.refuse(
-                settings.EXPERIMENT, key, section.weights, "an existing weights file of the extractor"
-            )
+            raise settings.refuse(settings.EXPERIMENT, key, given, "an existing weights file of the extractor")
         try:
             torch.load(weights, map_location="cpu", weights_only=True)  # the library itself would unpickle anything
         except Exception as error:
@@ -41,21 +42,21 @@ def extractor(section: Evaluate) -> tuple[nn.Module, str, str]:
                 f"{settings.EXPERIMENT}: {key}: {weights} holds no plain weights: {first}"
             ) from None
     try:
-        return features.create(section.extractor, weights, default_device())
+        return features.create(name, weights, default_device())
     except (URLError, OSError) as error:
         folder = Path(torch.hub.get_dir(), "checkpoints")
         raise settings.BadInput(
-            f"{settings.EXPERIMENT}: evaluate.extractor: the weights of {section.extractor} cannot be downloaded "
+            f"{settings.EXPERIMENT}: evaluate.extractor: the weights of {name} cannot be downloaded "
             f"({error}); put weights-inception-2015-12-05-6726825d.pth of torch-fidelity's releases into {folder}, "
             f"or name the file in {key}"
         ) from None
 
 
 class Extractor:
-    """The extractor on one worker."""
+    """One extractor on one worker."""
 
-    def __init__(self, section: Evaluate):
-        self.net, self.distance_layer, self.class_layer = extractor(section)
+    def __init__(self, name: str, weights: str | None):
+        self.net, self.distance_layer, self.class_layer = extractor(name, weights)
 
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The two layers' features of uint8 images (n, C, H, W): those of distances, those of the Inception Score."""
@@ -77,24 +78,55 @@ def extract(
     return distance, logits
 
 
+def small(table: Table) -> Tensor:
+    """Small copies of all images of a table, read block by block."""
+    starts = range(0, len(table), memorisation.BLOCK)
+    return torch.cat([memorisation.small(table[slice(i, i + memorisation.BLOCK)]["pixels"]) for i in starts])
+
+
+def digest(values: Tensor) -> str:
+    """Names what was measured against, in every row."""
+    return hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
+
+
 def main() -> None:
     params = settings.load("run", "evaluate")
     section: Evaluate = params.evaluate
     set_threads()
-    with pool("reference", params.run, partial(Extractor, section)) as workers:
+    with pool("reference", params.run, partial(Extractor, section.extractor, section.weights)) as workers:
         table = pixel_table("train")
-        count = min(section.reference_images or len(table), len(table))
-        for key, most in (("kid_subset_size", count), ("prc_neighborhood", count - 1)):
-            if (given := getattr(section, key)) > most:
-                allowed = f"at most {most} (training images)"
-                raise settings.refuse(settings.EXPERIMENT, f"evaluate.{key}", given, allowed)
-        rows = torch.arange(count) * len(table) // count  # evenly over the set, which may be sorted by class
-        found, _ = extract("reference", workers, lambda batch: table[rows[batch]]["pixels"], count, section.batch)
-    digest = hashlib.sha256(found.numpy().tobytes()).hexdigest()[:16]
+        chosen = min(section.reference_images or len(table), len(table))
+        if section.prc_neighborhood > chosen - 1:
+            allowed = f"at most {chosen - 1} (training images)"
+            key = "evaluate.prc_neighborhood"
+            raise settings.refuse(settings.EXPERIMENT, key, section.prc_neighborhood, allowed)
+        rows = evenly(len(table), chosen)  # over the set, which may be sorted by class
+        real = lambda batch: table[rows[batch]]["pixels"]  # noqa: E731
+        tensors = {"real": extract("reference", workers, real, chosen, section.batch)[0]}
+        if count("test") > 1:
+            test = pixel_table("test")
+            held_out = lambda batch: test[batch]["pixels"]  # noqa: E731
+            tensors["test"] = extract("reference, test split", workers, held_out, len(test), section.batch)[0]
+    if name := section.second_extractor:
+        with pool(f"reference, {name}", params.run, partial(Extractor, name, section.weights)) as workers:
+            tensors["second"] = extract(f"reference, {name}", workers, real, chosen, section.batch)[0]
+    copies = {"training": small(table)}
+    if "test" in tensors:
+        distances, _ = memorisation.nearest(small(test), copies["training"])
+        copies["held_out_ratios"] = memorisation.ratios(distances)
+    about = {
+        "extractor": section.extractor,
+        "second_extractor": section.second_extractor,
+        "n": chosen,
+        "split": "train",
+        "reference": digest(tensors["real"]),
+        "n_test": len(tensors.get("test", ())),
+        "test": digest(tensors["test"]) if "test" in tensors else None,
+    }
     with atomic_folder(REFERENCE) as folder:
-        save_file({"distance": found}, folder / "features.safetensors")
-        about = {"extractor": section.extractor, "n": count, "split": "train", "reference": digest}
-        (folder / "reference.json").write_text(json.dumps(about, indent=2) + "\n")
+        save_file(tensors, folder / "features.safetensors")
+        save_file(copies, folder / "copies.safetensors")
+        write_json(folder / "reference.json", about)
 
 
 if __name__ == "__main__":

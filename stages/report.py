@@ -1,131 +1,25 @@
 """Gathers every method's metrics and costs: the leaderboard, training curves, plots and one page to look at.
 
 Writes reports/leaderboard.{json,parquet,md}, reports/training.csv, reports/quality-time.csv, the PNG plots and
-reports/report.html, which holds its pictures and opens anywhere. Rows measured by different protocols are never put
-into one table.
+reports/report.html, which holds its pictures and opens anywhere.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-from itertools import groupby
 from pathlib import Path
 
 import polars as pl
 
 from multiscale.core.storage import atomic_file, atomic_folder, read_json, write_json
-from stages import figures, page, wavelets
+from stages import figures, leaderboard, page, wavelets
 from stages.common import settings
 from stages.common.harness import command
-from stages.common.paths import METRICS, MODELS, REPORTS, SAMPLES, TIMINGS
+from stages.common.paths import MODELS, NEIGHBOURS, REPORTS, SAMPLES, TIMINGS
 
 GALLERIES = REPORTS / "galleries"
-COLUMNS = {
-    "method": "method",
-    "kid": "KID",
-    "kid_std": "+-",
-    "fd": "FD",
-    "inception_score": "IS",
-    "precision": "precision",
-    "recall": "recall",
-    "label_accuracy": "label accuracy",
-    "seconds_per_image": "s/image",
-    "seconds_per_image_batch_1": "s/image, batch 1",
-    "network_calls": "calls",
-    "flops_per_image": "GFLOP/image",
-    "parameters": "parameters",
-    "train_images": "training images",
-    "train_seconds": "training s",
-    "peak_memory_bytes": "peak memory",
-}
-
-
-def row_of(name: str, params) -> dict:
-    """One line of the leaderboard: quality, cost and the protocol that both were measured by."""
-    metrics, cost = read_json(METRICS / f"{name}.json"), read_json(TIMINGS / f"sample-{name}.json")
-    trained = params.parts | params.students
-    parts = {part: about for part, about in trained.items() if about.method == name}
-    timings = [read_json(TIMINGS / f"{part}.json") for part in parts]
-    protocol = metrics.pop("protocol")
-    return {
-        "method": name,
-        "recipe": params.recipe,
-        **metrics,
-        "seconds_per_image": cost["seconds_per_image"],
-        "seconds_per_image_batch_1": cost["seconds_per_image_batch_1"],
-        "batch": cost["batch"],
-        "network_calls": cost["network_calls"],
-        "flops_per_image": cost["flops_per_image"],
-        "parameters": cost["parameters"],
-        "train_images": sum(about.training.images for about in parts.values()),
-        "train_seconds": round(sum(timing["train_seconds"] for timing in timings), 2),
-        "peak_memory_bytes": cost["peak_memory_bytes"],
-        "train_peak_memory_bytes": max(timing["peak_memory_bytes"] for timing in timings),
-        "n": protocol["n"],
-        "extractor": protocol["extractor"],
-        "metric": protocol["name"],
-        "seeds": protocol["seeds"],
-        "resize": protocol["resize"],
-        "n_reference": protocol["n_reference"],
-        "reference": protocol["reference"],
-        "kid_protocol": protocol["kid"],
-        "device": cost["device"],
-    }
-
-
-PROTOCOL = ("extractor", "metric", "resize", "n", "seeds", "n_reference", "reference", "kid_protocol")
-
-
-def by_protocol(rows: list[dict]) -> list[tuple[dict, list[dict]]]:
-    """Rows in groups that may be compared, best KID first."""
-
-    def key(row: dict) -> str:
-        return json.dumps([row[name] for name in PROTOCOL])
-
-    groups = [list(group) for _, group in groupby(sorted(rows, key=key), key)]
-    return [({name: g[0][name] for name in PROTOCOL}, sorted(g, key=lambda r: r["kid"])) for g in groups]
-
-
-def cell(name: str, value: object) -> str:
-    """A value as people read it."""
-    if value is None:
-        return "-"
-    if name == "flops_per_image":
-        return f"{value / 1e9:.3g}"
-    if name == "parameters":
-        return f"{value / 1e6:.2f} M"
-    if name == "peak_memory_bytes":
-        return f"{value / 2**20:.0f} MiB"
-    if name == "label_accuracy":
-        return f"{value:.1%}"
-    if name.startswith("seconds_per_image"):
-        return f"{value:.3g}"
-    if isinstance(value, float):
-        digits = 0 if value.is_integer() or name == "train_seconds" else 4 if value < 10 else 1
-        return f"{value:.{digits}f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def headings(metric: str) -> list[str]:
-    """The table's headings; distances carry their extractor's name, so that none is mistaken for FID."""
-    return [f"{text}-{metric}" if name in ("kid", "fd") else text for name, text in COLUMNS.items()]
-
-
-def markdown(rows: list[dict]) -> str:
-    """The leaderboard as Markdown, one table a protocol."""
-    parts = []
-    for protocol, group in by_protocol(rows):
-        lines = ["| " + " | ".join(headings(protocol["metric"])) + " |", "|" + "---|" * len(COLUMNS)]
-        lines += ["| " + " | ".join(cell(name, row[name]) for name in COLUMNS) + " |" for row in group]
-        about = [
-            f"Extractor {protocol['extractor']} ({protocol['resize']})",
-            f"N = {protocol['n']}, seeds {protocol['seeds']}",
-            f"reference {protocol['reference']}: {protocol['n_reference']} training images",
-            f"KID over {protocol['kid_protocol']}.",
-        ]
-        parts.append("\n".join([*lines, "", "; ".join(about)]))
-    return "\n\n".join(parts) + "\n"
+PICTURES = {"method": ("strip", "grid", "neighbours"), "floor": ("grid", "neighbours")}  # of each kind of row
+COSTS = ("method", "seconds_per_image", "kid", "kid_se", "label_accuracy")
 
 
 def curves(parts: dict) -> pl.DataFrame:
@@ -140,38 +34,48 @@ def write(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
+def judges_accuracy(rows: list[dict]) -> float | None:
+    """How often the judge is right on real held-out images: no method needs to be better."""
+    real = next((row for row in rows if row["method"] == "real"), None)
+    return real["label_accuracy"] if real else read_json(TIMINGS / "classifier.json")["held_out_accuracy"]
+
+
 def main() -> None:
-    params = settings.load("recipe", "decompose", "parts", "students", "methods")
-    rows = [row_of(name, params) for name in params.methods]
-    ordered = [row for _, group in by_protocol(rows) for row in group]
+    params = settings.load("recipe", "vae", "decompose", "parts", "students", "methods", "evaluate")
+    rows = leaderboard.rows_of(params)
+    groups, judge = leaderboard.groups(rows), judges_accuracy(rows)
+    ordered = [row for group in groups for row in group.methods] + [row for row in rows if row["kind"] == "floor"]
     training = curves(params.parts | params.students)
     write_json(REPORTS / "leaderboard.json", {row["method"]: row for row in ordered})
     with atomic_file(REPORTS / "leaderboard.parquet") as temporary:
         pl.DataFrame(ordered).write_parquet(temporary)
-    table = markdown(rows)
+    table = leaderboard.markdown(groups, judge)
     write(REPORTS / "leaderboard.md", table)
     write(REPORTS / "training.csv", training.write_csv())
-    costs = ("method", "seconds_per_image", "kid", "kid_std", "label_accuracy")
-    quality = pl.DataFrame(ordered).select(*costs, *PROTOCOL)
-    write(REPORTS / "quality-time.csv", quality.write_csv())
-    figures.training(training, REPORTS / "training.png")
-    figures.quality_time([group for _, group in by_protocol(rows)], REPORTS / "quality-time.png")
-    with atomic_folder(GALLERIES) as folder:
-        for name in params.methods:
-            for picture in ("grid", "strip"):
-                shutil.copyfile(SAMPLES / name / f"{picture}.png", folder / f"{name}-{picture}.png")
-        sections = wavelets.sections(params.decompose, params.parts, folder)
-    groups = [
-        (protocol, headings(protocol["metric"]), [[cell(name, row[name]) for name in COLUMNS] for row in group])
-        for protocol, group in by_protocol(rows)
+    quality = [{key: row[key] for key in COSTS} | row["protocol"] for group in groups for row in group.methods]
+    write(REPORTS / "quality-time.csv", pl.DataFrame(quality).write_csv())
+    repeated = [
+        name for name, part in (params.parts | params.students).items() if params.methods[part.method].repeat_of
     ]
+    figures.training(training.filter(~pl.col("part").is_in(repeated)), REPORTS / "training.png")
+    figures.quality_time(groups, REPORTS / "quality-time.png")
+    shown = {row["method"]: PICTURES[row["kind"]] for row in rows}
+    with atomic_folder(GALLERIES) as folder:
+        for name, kinds in shown.items():
+            for kind in kinds:
+                made = NEIGHBOURS / f"{name}.png" if kind == "neighbours" else SAMPLES / name / f"{kind}.png"
+                shutil.copyfile(made, folder / f"{name}-{kind}.png")
+        sections = wavelets.sections(params.decompose, params.parts, folder)
     plots = [REPORTS / "quality-time.png", REPORTS / "training.png"]
-    html = page.render(params.recipe, groups, plots, list(params.methods), GALLERIES, sections)
-    write(REPORTS / "report.html", html)
+    boards = [
+        page.Leaderboard(group.protocol["metric"], *leaderboard.table(group, judge), leaderboard.notes(group))
+        for group in groups
+    ]
+    write(REPORTS / "report.html", page.render(params.recipe, boards, plots, shown, GALLERIES, sections))
     print(table)
     for line in wavelets.warnings(sections):
         print(line)
-    for name in params.methods:
+    for name in (name for name, kinds in shown.items() if "strip" in kinds):
         print(f"{name}: {SAMPLES / name / 'grid.png'}, {SAMPLES / name / 'strip.png'}")
     print(f"report: {REPORTS / 'report.html'}")
 

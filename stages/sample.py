@@ -117,7 +117,8 @@ def main(method_name: str) -> None:
             writer.write("pixels", done, images)
             done += len(images)
             reach(done)
-        draw(folder, method_name, section, writer, labels, kinds)
+        grid = f"{method_name}: seeds from {section.first_seed} on"
+        draw(folder / "grid.png", grid, section, torch.from_numpy(writer.arrays["pixels"]), labels, kinds)
         (strip,) = workers.map("strip", [(seeds[:4], labels[:4])])
         strip.save(folder / "strip.png")
         writer.close()
@@ -125,21 +126,20 @@ def main(method_name: str) -> None:
     write_json(TIMINGS / f"sample-{method_name}.json", timing)
 
 
-def draw(folder: Path, name: str, section: Sample, writer: TensorWriter, labels: Tensor, kinds: int) -> None:
-    """Writes grid.png: a class a column, the first of those that occur; places that a class cannot fill stay empty."""
+def draw(path: Path, title: str, section: Sample, pixels: Tensor, labels: Tensor, kinds: int) -> None:
+    """Writes a grid: a class a column, the first of those that occur; places that a class cannot fill stay empty."""
     found = labels.unique()[: section.grid_columns].tolist() if kinds > 1 else []
     columns = len(found) or section.grid_columns
     headings = [f"class {c}" if columns <= 6 else str(c) for c in found]
     if kinds > 1:
         of_class = [torch.nonzero(labels == c).flatten()[: section.grid_rows] for c in found]
         shown = torch.nn.utils.rnn.pad_sequence(of_class, padding_value=-1).flatten()
+        title += ", a class a column"
     else:
         shown = torch.arange(len(labels))[: columns * section.grid_rows]
-    pixels = torch.from_numpy(writer.arrays["pixels"][shown.numpy()])
-    pixels[shown < 0] = pictures.PAPER[0]
-    first = section.first_seed
-    title = f"{name}: seeds {first} to {first + int(shown.max())}" + (", a class a column" if kinds > 1 else "")
-    pictures.grid(pixels, columns, headings, title).save(folder / "grid.png")
+    chosen = pixels[shown]
+    chosen[shown < 0] = pictures.PAPER[0]
+    pictures.grid(chosen, columns, headings, title).save(path)
 
 
 def cost(sampler: sampling.Sampler, section: Sample, labels: Tensor) -> dict:

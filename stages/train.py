@@ -38,7 +38,7 @@ def job(part: str, params, code: Iterable[Path] | None = None) -> fitting.Job:
         partial(build, part, section.model_dump(), folder, classes()),
         section,
         section.training,
-        params.seed,
+        params.seed if section.seed is None else section.seed,
         [folder],
         MODELS / section.method / part,
         partial(save, decomposition=folder),

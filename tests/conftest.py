@@ -215,7 +215,7 @@ def trained(sources, tmp_path_factory) -> Path:
         trainings = ["vae", "classifier", "parts.dit", "parts.msf-0", "parts.msf-1"]
         small = {f"{name}.training.{key}": 16 for name in trainings for key in ("images", "log_images", "batch")}
         smaller = {"sample.images": 20, "sample.batch": 8, "evaluate.batch": 8, "latents.batch": 16}
-        made.change(small | smaller | {"evaluate.reference_images": 40, "evaluate.kid_subset_size": 10})
+        made.change(small | smaller | {"evaluate.reference_images": 40})
         write_images(folder / "data" / "images.parquet", 80)
         stages = "vae, latents 24, latents 32, decompose full, decompose residual, classifier, reference, train dit, "
         for stage in (stages + "train msf-0, train msf-1, sample msf, evaluate msf").split(", "):
@@ -237,7 +237,7 @@ def write_images(path: Path, count: int) -> None:
         encoded = io.BytesIO()
         disc = np.hypot(x - 16, y - 12 - index % 8) < 3 + index % 10
         Image.fromarray((disc * 255).astype(np.uint8)).save(encoded, "PNG")
-        split = "validation" if index % 10 == 9 else "train"
+        split = "validation" if index % 10 == 9 else "test" if index % 7 == 3 else "train"
         rows.append((f"{index}", split, index % 10, 32, 32, encoded.getvalue()))
     path.parent.mkdir(exist_ok=True)
     pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+FLOORS = ("real", "autoencoder")
 METHODS = ("dit", "msf", "ssd-2l", "wmgm", "swd-teacher", "swd")
 
 
@@ -86,15 +87,18 @@ def test_the_second_scales_learning_rate_reruns_its_cone_alone(clone):
 
 def test_the_leaderboard_has_what_the_comparison_needs(clone):
     rows = clone.json("reports/leaderboard.json")
-    assert set(rows) == set(METHODS)
-    wanted = "method recipe kid kid_std fd label_accuracy seconds_per_image network_calls flops_per_image parameters"
-    wanted += " train_seconds peak_memory_bytes n extractor"
-    for row in rows.values():
-        assert set(wanted.split()) <= set(row)
+    assert set(rows) == {*METHODS, *FLOORS}
+    wanted = "method recipe kid kid_se fd label_accuracy seconds_per_image network_calls flops_per_image parameters"
+    wanted += " train_seconds peak_memory_bytes protocol kid_test kid_second memorised"
+    for name in METHODS:
+        assert set(wanted.split()) <= set(rows[name])
+        assert rows[name]["works_on"] == ("pixels" if name in ("ssd-2l", "wmgm") else "latents")
+    assert rows["real"]["kid"] < min(rows[name]["kid"] for name in METHODS), "nothing is as good as real images"
+    assert 0 <= rows["real"]["memorised"] <= 0.1 and not rows["real"]["copies"]
     assert rows["dit"]["network_calls"] == 8  # 4 guided steps
     assert rows["msf"]["network_calls"] == 4 * 2 + 2  # and 2 without guidance on the second scale
     assert rows["swd"]["network_calls"] == 4  # one a step, no guidance
-    assert rows["msf"]["flops_per_image"] > 0 and rows["msf"]["n"] == 40
+    assert rows["msf"]["flops_per_image"] > 0 and rows["msf"]["protocol"]["n"] == 40
 
 
 def test_dvc_shows_metrics_and_plots(clone):
@@ -115,7 +119,8 @@ def test_pictures_and_page_are_real(clone):
                 assert picture.width > 300 and len(picture.convert("L").getcolors(256)) > 10
     page = (clone.folder / "reports" / "report.html").read_text()
     text = re.sub(r"base64,[^\"]+", "", page)  # any three letters occur in a picture
-    assert page.count("data:image/png;base64,") == 4 + 2 * len(METHODS) and "KID-EffLite0" in text and "FID" not in text
+    pictures = 4 + 3 * len(METHODS) + 2 * len(FLOORS)
+    assert page.count("data:image/png;base64,") == pictures and "KID-EffLite0" in text and "FID" not in text
     assert "Bands of wavelet" in text and "Diversity of the adversarial details" in text
 
 

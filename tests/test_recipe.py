@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import polars as pl
 import pytest
 from conftest import ROOT
 
-from stages import recipe
+from stages import recipe, train
 from stages.common import settings
+from stages.common.images import SCHEMA
 from stages.common.settings import BadInput
 from stages.schema import Experiment
 
@@ -143,6 +145,58 @@ def test_a_chain_of_recipes_is_merged_from_its_root_on(recipes):
     assert recipe.resolve("c") == {"x": 1, "y": 2, "z": 3}
 
 
+def test_seeds_trains_each_method_anew_with_students_after_their_own_teacher(project, tiny):
+    write("thrice", "extends: tiny\nseeds: 3\nseed: 5\nparts: {dit: {seed: 70}}\n")
+    found = recipe.experiment_of("thrice").model_dump()
+    for section in ("parts", "students", "methods"):
+        names = [f"{name}{copy}" for copy in ("", "-seed-1", "-seed-2") for name in tiny[section]]
+        assert sorted(found[section]) == sorted(names)
+    for name in ("dit", "msf-0", "swd-teacher", "swd"):
+        section = "students" if name == "swd" else "parts"
+        first = found[section][name]
+        for k in (1, 2):
+            own = {"method": f"{first['method']}-seed-{k}", "seed": (70 if name == "dit" else 5) + k}
+            own |= {"teacher": f"swd-teacher-seed-{k}"} if name == "swd" else {}
+            assert found[section][f"{name}-seed-{k}"] == first | own
+    assert found["methods"]["msf"] == tiny["methods"]["msf"]
+    copy = {"parts": ["msf-0-seed-2", "msf-1-seed-2"], "repeat_of": "msf"}
+    assert found["methods"]["msf-seed-2"] == tiny["methods"]["msf"] | copy
+
+
+def test_one_seed_is_the_recipe_as_it_stands_and_recipes_pass_theirs_on(project, tiny):
+    write("once", "extends: tiny\nseeds: 1\n")
+    write("twice", "extends: once\nseeds: 2\n")
+    write("heir", "extends: twice\nseed: 0\n")
+    assert recipe.experiment_of("once").model_dump() == tiny | {"recipe": "once"}
+    assert recipe.experiment_of("heir").methods.keys() == recipe.experiment_of("twice").methods.keys() > {"dit-seed-1"}
+
+
+def test_a_part_is_trained_from_its_own_seed_or_from_the_experiments(project):
+    write("twice", "extends: tiny\nseeds: 2\nseed: 5\n")
+    recipe.switch("twice", force=True)
+    Path("data/decomposed/full").mkdir(parents=True)
+    row = {"id": ["a"], "split": ["train"], "label": [0], "width": [8], "height": [8], "image": [b""]}
+    pl.DataFrame(row, schema=SCHEMA).write_parquet("data/images.parquet")
+    params = settings.load("seed", "run", "parts")
+    assert [train.job(part, params).seed for part in ("dit", "dit-seed-1")] == [5, 6]
+    assert "seeds" not in project.read()
+
+
+@pytest.mark.parametrize("seeds", ["0", "-1", "1.5", "true", "two", "[1, 2]", "null"])
+def test_a_number_of_seeds_that_is_none_is_refused_in_one_line(project, seeds):
+    write("a", f"extends: tiny\nseeds: {seeds}\n")
+    before = project.files()
+    refused(project.stage("recipe", "a", "--force"), "params/recipes/a.yaml: seeds: ", "allowed: ", "whole number")
+    assert project.files() == before
+
+
+def test_a_name_that_seeds_needs_is_refused_in_one_line(project):
+    part = "{method: dit-seed-1, kind: msf, reads: full, index: 0, network: {preset: DiT-S/2}, training: {images: 16}}"
+    method = "{kind: msf, parts: [dit-seed-1], scales: [{steps: 4}]}"
+    write("a", f"extends: tiny\nseeds: 2\nparts: {{dit-seed-1: {part}}}\nmethods: {{dit-seed-1: {method}}}\n")
+    refused(project.stage("recipe", "a", "--force"), "parts.dit-seed-1: 'dit-seed-1'", "another name")
+
+
 def test_a_merge_leaves_its_base_as_it_was(recipes):
     write("base", "a: {x: 1}\n")
     write("one", "extends: base\na: {x: 2, y: 3}\n")
@@ -244,9 +298,12 @@ def test_a_missing_experiment_is_written(project):
 
 LEFT = ["data/latents/48/x", "data/decomposed/old/x", "models/ssd/unet/x", "models/msf/msf-2/x", "samples/ssd/x"]
 LEFT += ["reports/metrics/ssd.json", "reports/timing/msf-2.json", "reports/timing/sample-ssd.json"]
+LEFT += ["reports/neighbours/ssd.png", "reports/neighbours/ssd-seed-1.png"]
 KEPT = ["data/latents/24/x", "data/decomposed/full/x", "models/msf/msf-1/x", "models/dit/dit/x", "samples/msf/x"]
 KEPT += ["reports/metrics/dit.json", "reports/timing/msf-0.json", "reports/timing/sample-dit.json"]
+KEPT += ["samples/real/x", "samples/autoencoder/x", "reports/metrics/real.json", "reports/neighbours/real.png"]
 KEPT += ["models/vae/config.json", "models/classifier/config.json", "reports/timing/vae.json"]
+KEPT += ["reports/neighbours/dit.png"]
 KEPT += ["reports/timing/classifier.json", "reports/leaderboard.json", "reports/galleries/ssd-grid.png"]
 KEPT += ["data/images.parquet", "data/reference/x", "data/raw/digits/x", ".scratch/x", "samples/.gitignore"]
 
@@ -278,6 +335,7 @@ def test_the_outputs_that_a_recipe_keeps_are_those_that_dvc_declares(project):
     with Repo() as repo:
         declared = {Path(out.def_path) for stage in repo.index.stages for out in stage.outs}
     whole = (recipe.LATENTS, recipe.DECOMPOSED, recipe.MODELS, recipe.SAMPLES, recipe.METRICS, recipe.TIMINGS)
+    whole += (recipe.NEIGHBOURS,)
     of_folders = {path for path in declared if any(folder in path.parents for folder in whole)}
     singles = {recipe.VAE, recipe.CLASSIFIER}
     assert recipe.outputs(recipe.experiment_of("tiny")) == of_folders - singles

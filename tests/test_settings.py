@@ -18,6 +18,8 @@ MIXED = ("methods.msf.parts", "['msf-0', 'msf-1']", "parts that read one decompo
 DETAILS = "parts.wmgm-details"
 ORDER = ("methods.wmgm.parts", "'wmgm-details'", "first")
 FACTOR = (f"{DETAILS}.discriminator.lr_factor", "0", "greater than 0")
+SECOND = ("evaluate.second_extractor", "'efficientnet-lite0'", "another than extractor")
+NO_VAE = {"vae.kind": "none", "vae.training": None}
 SWD = "students.swd"
 STEPS = f"{SWD}.schedule"
 STUDENT = {"method": "swd", "kind": "swd", "reads": "pyramid", "teacher": "dit", "block": 0}
@@ -44,7 +46,7 @@ PART = {
 INVALID = [
     ("unknown key at the top", {"sed": 1}, "sed", "'sed'", "recipe, seed, run"),
     ("unknown key in a section", {"data.sise": 32}, "data.sise", "'sise'", "name, source, path"),
-    ("unknown key in a part", {f"{DIT}.lr": 0.1}, f"{DIT}.lr", "'lr'", "method, kind, reads"),
+    ("unknown key in a part", {f"{DIT}.lr": 0.1}, f"{DIT}.lr", "'lr'", "method, seed, kind, reads"),
     ("unknown key in a network", {f"{DIT}.network.deep": 3}, f"{DIT}.network.deep", "'deep'", "depth, width, heads"),
     ("unknown key in a training", {"vae.training.epochs": 3}, "vae.training.epochs", "'epochs'", "images, batch, lr"),
     (
@@ -276,10 +278,18 @@ INVALID = [
     ("an unknown decomposition kind", {"decompose.full.kind": "fft"}, "decompose.full.kind", "'fft'", "'residual'"),
     ("an unknown extractor", {"evaluate.extractor": "vgg"}, "evaluate.extractor", "'vgg'", "'efficientnet-lite0'"),
     ("an unknown source", {"data.source": "ftp"}, "data.source", "'ftp'", "'digits', 'files', 'url' or 'hub'"),
-    ("more in a subset than images", {"evaluate.kid_subset_size": 41}, "evaluate.kid_subset_size", "41", "40"),
+    ("two extractors that are one", {"evaluate.second_extractor": "efficientnet-lite0"}, *SECOND),
+    ("an unknown floor", {"evaluate.floors": ["fake"]}, "evaluate.floors.0", "'fake'", "'real' or 'autoencoder'"),
+    ("a floor twice", {"evaluate.floors": ["real", "real"]}, "evaluate.floors", "['real', 'real']", "each floor once"),
+    ("an autoencoder's floor without one", NO_VAE, "evaluate.floors", "['real', 'autoencoder']", "vae.kind is none"),
+    ("a method with a floor's name", {"methods.real": METHOD}, "methods.real", "'real'", "another name: samples"),
+    ("a repeat of no method", {"methods.msf.repeat_of": "nope"}, "methods.msf.repeat_of", "'nope'", "one of dit, "),
+    ("a repeat of itself", {"methods.msf.repeat_of": "msf"}, "methods.msf.repeat_of", "'msf'", "one of dit, "),
+    ("a negative seed of a part", {f"{DIT}.seed": -1}, f"{DIT}.seed", "-1", "greater than or equal to 0"),
+    ("too few images for an interval", {"sample.images": 3}, "sample.images", "3", "greater than or equal to 4"),
     ("more neighbours than images", {"evaluate.prc_neighborhood": 40}, "evaluate.prc_neighborhood", "40", "at most 39"),
     ("more splits than images", {"evaluate.is_splits": 41}, "evaluate.is_splits", "41", "at most 40"),
-    ("fewer real images than a subset", {"evaluate.reference_images": 19}, "evaluate.kid_subset_size", "20", "19"),
+    ("more neighbours than real images", {"evaluate.reference_images": 3}, "evaluate.prc_neighborhood", "3", "most 2"),
     ("a url of another kind", {**URL, "data.url": "ftp://x/y.zip"}, "data.url", "'ftp://x/y.zip'", "http or file"),
     ("a checksum of digits", {"data.sha256": SHA}, "data.sha256", "'000000", "null with source: digits"),
     ("a hub set without name", {"data.source": "hub", "data.revision": "v1"}, "data.url", "None", "source: hub"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import importlib
 import json
 import re
@@ -25,7 +26,7 @@ from ruamel.yaml import YAML
 from multiscale.core.storage import Table
 from multiscale.processes import adversarial
 from multiscale.scales import bands
-from stages import page, report
+from stages import leaderboard, page, recipe
 from stages.common import settings
 from stages.common.images import SCHEMA
 
@@ -40,6 +41,7 @@ def commands() -> dict[str, list[str]]:
 
 COMMANDS = commands()
 GIVEN = {"latents": "32", "decompose": "full", "train": "dit", "distill": "swd", "sample": "dit", "evaluate": "dit"}
+GIVEN["floor"] = "real"
 TAKING = sorted(name for name, arguments in COMMANDS.items() if arguments)
 
 
@@ -116,6 +118,7 @@ FIRST = {
     "classifier": "data/images.parquet",
     "reference": "data/images.parquet",
     "evaluate": "a method that has been sampled",
+    "floor": "data/images.parquet",
     "report": "reports/metrics/dit.json",
 }
 
@@ -210,33 +213,54 @@ def test_switching_on_a_full_disk_keeps_the_experiment(project, small_disk):
 
 # --- the report
 
-FIELDS = "method recipe kid kid_std fd label_accuracy seconds_per_image network_calls flops_per_image parameters"
-FIELDS += " train_seconds peak_memory_bytes n extractor"
+FIELDS = "method recipe kid kid_se fd label_accuracy seconds_per_image network_calls flops_per_image parameters"
+FIELDS += " train_seconds peak_memory_bytes protocol memorised copies works_on trainings kid_test kid_second"
 PROTOCOL = {
     "extractor": "efficientnet-lite0",
-    "name": "EffLite0",
+    "metric": "EffLite0",
     "resize": "bicubic antialiased to 128",
+    "features": 1280,
+    "second_extractor": "efficientnet-lite2",
+    "second_metric": "EffLite2",
+    "second_resize": "bicubic antialiased to 128",
     "n": 40,
     "seeds": "0..39",
     "n_reference": 60,
     "reference": "0123456789abcdef",
-    "kid": "5 subsets of 20",
+    "n_test": 50,
+    "test": "123456789abcdef0",
+    "estimator": "KID over all pairs",
+    "is_splits": 10,
+    "prc_neighborhood": 3,
 }
 OTHER = {  # each of these makes another protocol
     "extractor": "inception-v3-compat",
-    "name": "Inception",
+    "metric": "Inception",
     "resize": "TensorFlow bilinear to 299",
+    "features": 2048,
+    "second_extractor": "efficientnet-lite0",
+    "second_metric": "EffLite0",
+    "second_resize": "bicubic antialiased to 260",
     "n": 41,
     "seeds": "7..46",
     "n_reference": 61,
     "reference": "fedcba9876543210",
-    "kid": "5 subsets of 21",
+    "n_test": 51,
+    "test": "0fedcba987654321",
+    "estimator": "KID over 5 subsets of 21",
+    "is_splits": 5,
+    "prc_neighborhood": 5,
 }
 METRICS = {
-    "dit": {"kid": 0.25, "kid_std": 0.01, "fd": 120.0, "label_accuracy": 0.5},
-    "msf": {"kid": 0.125, "kid_std": 0.02, "fd": 110.0, "label_accuracy": 0.75},
+    "dit": {"kid": 0.25, "kid_se": 0.01, "fd": 120.0, "label_accuracy": 0.5, "memorised": 0.01, "kid_second": 0.5},
+    "msf": {"kid": 0.125, "kid_se": 0.02, "fd": 110.0, "label_accuracy": 0.75, "memorised": 0.0, "kid_second": 0.25},
 }
-REST = {"inception_score": 2.0, "inception_score_std": 0.1, "precision": 0.5, "recall": 0.25}
+FLOORS = {
+    "real": {"kid": 0.0078125, "kid_se": 0.001, "fd": 20.0, "label_accuracy": 0.9375, "memorised": 0.02},
+    "autoencoder": {"kid": 0.0625, "kid_se": 0.002, "fd": 60.0, "label_accuracy": 0.875, "memorised": 0.0},
+}
+REST = {"inception_score": 2.0, "inception_score_std": 0.1, "precision": 0.5, "recall": 0.25, "copies": False}
+REST |= {"kid_test": 0.3, "kid_test_se": 0.03, "kid_second_se": 0.05}
 COST = {
     "seconds_per_image": 0.5,
     "seconds_per_image_batch_1": 1.5,
@@ -255,9 +279,17 @@ def put_json(path: str, value: dict) -> None:
     Path(path).write_text(json.dumps(value))
 
 
+def put_measured(name: str, metrics: dict, protocol: dict) -> None:
+    """What the measuring of a method or a floor leaves, and the grid of its images."""
+    put_json(f"reports/metrics/{name}.json", {**metrics, "protocol": protocol})
+    for path in (f"samples/{name}/grid.png", f"reports/neighbours/{name}.png"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (9, 7), len(path)).save(path)
+
+
 @pytest.fixture
 def measured(project) -> Callable:
-    """Puts what the stages before the report leave; `changes` are made to the second method's metrics and protocol."""
+    """Puts what the stages before the report leave; the second method's metrics and protocol may be others."""
 
     given = project.read()
     others = [f"methods.{name}" for name in given["methods"] if name not in METRICS]
@@ -270,13 +302,12 @@ def measured(project) -> Callable:
         for method, own in METRICS.items():
             mine = method == "msf"
             found = {**REST, **own, **(metrics or {} if mine else {})}
-            put_json(
-                f"reports/metrics/{method}.json", {**found, "protocol": {**PROTOCOL, **(protocol if mine else {})}}
-            )
+            put_measured(method, found, {**PROTOCOL, **(protocol if mine else {})})
             put_json(f"reports/timing/sample-{method}.json", COST)
-            Path("samples", method).mkdir(parents=True, exist_ok=True)
-            for shade, picture in enumerate(("grid", "strip")):
-                Image.new("L", (9, 7), 50 * shade + len(method)).save(f"samples/{method}/{picture}.png")
+            Image.new("L", (9, 7), 50 + len(method)).save(f"samples/{method}/strip.png")
+        for floor, own in FLOORS.items():
+            put_measured(floor, {**REST, **own, "kid_second": 0.01, "kid_test": None}, {**PROTOCOL, "seeds": None})
+        put_json("reports/timing/classifier.json", {"held_out_accuracy": 0.96875})
         for part, seconds in SECONDS.items():
             put_json(f"reports/timing/{part}.json", {"train_seconds": seconds, "peak_memory_bytes": 5 * 2**20})
             folder = Path("models", part.partition("-")[0], part)
@@ -340,44 +371,59 @@ def test_bands_of_no_training_image_are_refused_and_nothing_is_written(project):
 def test_the_leaderboard_holds_what_was_measured(measured):
     made(measured())
     rows = json.loads(Path("reports/leaderboard.json").read_text())
-    assert set(rows) == {"dit", "msf"}
-    for method, row in rows.items():
+    assert list(rows) == ["msf", "dit", "real", "autoencoder"], "the best first, then the floors"
+    for method in METRICS:
+        row = rows[method]
         assert set(FIELDS.split()) <= set(row) and (row["method"], row["recipe"]) == (method, "tiny")
         assert row.items() >= {**METRICS[method], **REST, **COST}.items()
-        assert row.items() >= {"n": 40, "extractor": "efficientnet-lite0", "seeds": "0..39"}.items()
+        assert (row["kind"], row["protocol"], row["trainings"]) == ("method", PROTOCOL, 1)
+    for floor, own in FLOORS.items():
+        assert rows[floor].items() >= own.items() and rows[floor]["kind"] == "floor"
     assert rows["dit"]["train_seconds"] == 30.0 and rows["msf"]["train_seconds"] == 30.75
     assert rows["dit"]["train_images"] == 256 and rows["msf"]["train_images"] == 512
     frame = pl.read_parquet("reports/leaderboard.parquet")
-    assert {row["method"]: row for row in frame.to_dicts()} == rows
+    assert frame["method"].to_list() == list(rows)
+    assert {row["method"]: row["kid"] for row in frame.to_dicts()} == {name: row["kid"] for name, row in rows.items()}
 
 
 def test_rows_of_one_protocol_are_one_table_the_best_first(measured):
     tables = made(measured()).tables
-    assert len(tables) == 1 and [row[0] for row in tables[0]] == ["method", "msf", "dit"]
-    assert tables_of(Path("reports/leaderboard.md").read_text()) == [["msf", "dit"]]
+    assert len(tables) == 1 and [row[0] for row in tables[0]] == ["method", "msf", "dit", "real", "autoencoder"]
+    assert tables_of(Path("reports/leaderboard.md").read_text()) == [["msf", "dit", "*real*", "*autoencoder*"]]
 
 
 @pytest.mark.parametrize("field", PROTOCOL)
-def test_rows_of_different_protocols_are_never_in_one_table(measured, field):
-    tables = made(measured(**{field: OTHER[field]})).tables
-    assert sorted(row[0] for table in tables for row in table[1:]) == ["dit", "msf"]
-    assert [len(table) for table in tables] == [2, 2]
-    assert sorted(tables_of(Path("reports/leaderboard.md").read_text())) == [["dit"], ["msf"]]
+def test_rows_of_different_protocols_are_never_in_one_group(field):
+    row = {"kind": "method", "kid": 0.5, "copies": False}
+    dit = row | {"method": "dit", "protocol": PROTOCOL}
+    msf = row | {"method": "msf", "protocol": PROTOCOL | {field: OTHER[field]}}
+    real = {"method": "real", "kind": "floor", "protocol": PROTOCOL | {"seeds": None, "n": 30}}
+    found = {group.methods[0]["method"]: group for group in leaderboard.groups([dit, msf, real])}
+    assert all(len(group.methods) == 1 for group in found.values()) and len(found) == 2
+    shared = field in ("n", "seeds")  # which are of the images, not of the measure
+    assert (found["dit"].floors, found["msf"].floors) == ([real], [real] if shared else [])
+    assert found["msf"].protocol[field] == OTHER[field]
+
+
+def test_rows_of_different_protocols_are_never_in_one_table(measured):
+    tables = [[row[0] for row in table[1:]] for table in made(measured(reference=OTHER["reference"])).tables]
+    assert sorted(tables) == [["dit", *FLOORS], ["msf"]]
+    found = tables_of(Path("reports/leaderboard.md").read_text())
+    assert sorted([name.strip("*") for name in table] for table in found) == sorted(tables)
 
 
 def test_a_distance_bears_the_name_of_its_extractor_and_is_not_called_fid(measured):
-    tables = made(measured(name="Inception")).tables
-    assert sorted(next(name for name in table[0] if name.startswith("KID")) for table in tables) == [
-        "KID-EffLite0",
-        "KID-Inception",
-    ]
+    tables = made(measured(metric="Inception")).tables
+    for name in ("KID", "FD", "IS", "precision", "recall"):
+        heads = sorted(next(head for head in table[0] if head.startswith(name)).strip("*") for table in tables)
+        assert heads == [f"{name}-EffLite0", f"{name}-Inception"]
     assert "FID" not in Path("reports/report.html").read_text() + Path("reports/leaderboard.md").read_text()
 
 
 def test_each_table_says_its_protocol_beside(measured):
     made(measured(n=41, seeds="0..40"))
     for text in (Path("reports/leaderboard.md").read_text(), Path("reports/report.html").read_text()):
-        for fragment in ("efficientnet-lite0", "0..39", "0..40", "5 subsets of 20", "0123456789abcdef"):
+        for fragment in ("efficientnet-lite0", "0..39", "0..40", "all pairs", "0123456789abcdef", "bicubic"):
             assert fragment in text
 
 
@@ -387,7 +433,9 @@ def test_the_page_holds_its_pictures_and_points_nowhere(measured):
     assert {"link", "script", "iframe"}.isdisjoint(found.tags) and "http" not in text and "href" not in text
     inside = {picture["alt"]: base64.b64decode(picture["src"].partition(";base64,")[2]) for picture in found.pictures}
     assert all(picture["src"].startswith("data:image/png;base64,") for picture in found.pictures)
-    files = {f"{method}: {kind}": f"samples/{method}/{kind}.png" for method in METRICS for kind in ("grid", "strip")}
+    files = {f"{method}: strip": f"samples/{method}/strip.png" for method in METRICS}
+    files |= {f"{name}: grid": f"samples/{name}/grid.png" for name in (*METRICS, *FLOORS)}
+    files |= {f"{name}: neighbours": f"reports/neighbours/{name}.png" for name in (*METRICS, *FLOORS)}
     files |= {name: f"reports/{name}.png" for name in ("quality-time", "training")}
     assert inside == {alt: Path(path).read_bytes() for alt, path in files.items()}
 
@@ -396,16 +444,16 @@ NASTY = """<script>alert("x")</script><b>&amp;'"""
 
 
 def test_a_name_on_the_page_is_text_and_never_markup(tmp_path):
-    for name in ("plot", f"{NASTY}-grid".replace("/", ""), f"{NASTY}-strip".replace("/", "")):
-        Image.new("L", (2, 2)).save(tmp_path / f"{name}.png")
     flat = NASTY.replace("/", "")
-    groups = [({"metric": NASTY, "extractor": NASTY}, [NASTY], [[NASTY]])]
+    for name in ("plot", f"{flat}-grid"):
+        Image.new("L", (2, 2)).save(tmp_path / f"{name}.png")
+    board = page.Leaderboard(NASTY, [NASTY], [[NASTY]], [[NASTY]], [NASTY])
     section = page.Section(NASTY, [NASTY], [NASTY], [[NASTY]], ["plot.png"])
-    text = page.render(NASTY, groups, [tmp_path / "plot.png"], [flat], tmp_path, [section])
+    text = page.render(NASTY, [board], [tmp_path / "plot.png"], {flat: ["grid"]}, tmp_path, [section])
     found = Page(text)
     assert {"script", "b"}.isdisjoint(found.tags)
-    assert found.tables == [[[NASTY], [NASTY]]] * 2
-    assert [picture["alt"] for picture in found.pictures] == ["plot", f"{flat}: strip", f"{flat}: grid", "plot"]
+    assert found.tables == [[[NASTY], [NASTY], [NASTY]], [[NASTY], [NASTY]]]
+    assert [picture["alt"] for picture in found.pictures] == ["plot", f"{flat}: grid", "plot"]
 
 
 def test_the_name_of_a_recipe_is_escaped(measured):
@@ -428,7 +476,8 @@ def test_the_galleries_hold_the_pictures_of_each_method_and_no_other(measured):
     Path("reports/galleries/ssd-grid.png").write_bytes(b"left over")
     made(project)
     names = {path.name for path in Path("reports/galleries").iterdir()}
-    assert names == {f"{method}-{kind}.png" for method in METRICS for kind in ("grid", "strip")}
+    wanted = {f"{name}-{kind}.png" for name in (*METRICS, *FLOORS) for kind in ("grid", "neighbours")}
+    assert names == wanted | {f"{name}-strip.png" for name in METRICS}
 
 
 def test_the_report_shows_the_bands_their_theory_and_a_collapsed_generator(measured):
@@ -453,8 +502,7 @@ def test_the_report_shows_the_bands_their_theory_and_a_collapsed_generator(measu
 
 def test_a_set_without_classes_has_no_label_accuracy(measured):
     tables = made(measured({"label_accuracy": None})).tables
-    column = tables[0][0].index("label accuracy")
-    assert {row[0]: row[column] for row in tables[0][1:]} == {"msf": "-", "dit": "50.0%"}
+    assert list(columns(tables[0], "label accuracy").values())[:2] == ["-", "50.0%"]
 
 
 def test_the_report_of_the_same_numbers_is_the_same_to_the_last_bit(measured):
@@ -466,7 +514,14 @@ def test_the_report_of_the_same_numbers_is_the_same_to_the_last_bit(measured):
 
 
 @pytest.mark.parametrize(
-    "path", ["samples/msf/grid.png", "reports/timing/msf-1.json", "models/msf/msf-0/history.jsonl"]
+    "path",
+    [
+        "samples/msf/grid.png",
+        "reports/timing/msf-1.json",
+        "models/msf/msf-0/history.jsonl",
+        "reports/metrics/real.json",
+        "reports/neighbours/msf.png",
+    ],
 )
 def test_a_report_without_one_of_its_inputs_is_one_line_that_names_it(measured, path):
     project = measured()
@@ -478,7 +533,7 @@ def test_a_report_without_one_of_its_inputs_is_one_line_that_names_it(measured, 
 @pytest.mark.parametrize(
     "name, value, shown",
     [
-        ("kid", 0.12345, "0.1235"),
+        ("recall", 0.12345, "0.1235"),
         ("fd", 123.456, "123.5"),
         ("label_accuracy", 0.123, "12.3%"),
         ("flops_per_image", 2.5e9, "2.5"),
@@ -488,7 +543,151 @@ def test_a_report_without_one_of_its_inputs_is_one_line_that_names_it(measured, 
         ("seconds_per_image", 0.012345, "0.0123"),
         ("kid", None, "-"),
         ("method", "msf", "msf"),
+        ("memorised", 0.0125, "1.2%"),
     ],
 )
 def test_a_value_is_written_as_people_read_it(name, value, shown):
-    assert report.cell(name, value) == shown
+    assert leaderboard.cell(name, {name: value}) == shown
+
+
+# --- what the leaderboard says
+
+
+def columns(table: list[list[str]], start: str) -> dict[str, str]:
+    """Row -> cell of the first column whose heading begins so."""
+    column = next(k for k, head in enumerate(table[0]) if head.startswith(start))
+    return {row[0]: row[column] for row in table[1:]}
+
+
+def told() -> str:
+    """The paragraph below the one table, whose notes are a list on the page."""
+    (_, text) = Path("reports/leaderboard.md").read_text().split("\n\n")
+    notes = re.findall("<li>(.*?)</li>", Path("reports/report.html").read_text())
+    assert html.unescape(" ".join(notes)) == text.strip()
+    return text
+
+
+def test_a_method_that_copies_comes_last_whatever_its_kid(measured):
+    (table,) = made(measured({"kid": 0.001, "copies": True, "memorised": 0.5})).tables
+    assert [row[0] for row in table[1:3]] == ["dit", "msf (copies)"]
+    assert columns(table, "memorised")["msf (copies)"] == "50.0%"
+    assert "Copies of training images: msf;" in told() and "First by" not in told()
+    assert list(json.loads(Path("reports/leaderboard.json").read_text()))[:2] == ["dit", "msf"]
+
+
+def test_floors_are_set_apart_and_have_no_costs(measured):
+    (table,) = made(measured()).tables
+    assert '<tr class="floor top"><td>real</td>' in Path("reports/report.html").read_text()
+    assert columns(table, "KID-EffLite0")["real"] == "0.0078 +- 0.0010"
+    assert columns(table, "s/image")["real"] == columns(table, "KID-EffLite0, test split")["real"] == "-"
+    assert columns(table, "FD-EffLite0")["autoencoder"] == "60"
+    assert columns(table, "label accuracy (the judge on real images: 93.8%)")["real"] == "93.8%"
+
+
+def test_a_floor_of_another_number_of_images_leaves_out_what_depends_on_it(measured):
+    project = measured()
+    put_measured("real", {**REST, **FLOORS["real"]}, {**PROTOCOL, "seeds": None, "n": 30})
+    (table,) = made(project).tables
+    for head in ("FD-", "IS-", "precision-", "recall-"):
+        assert (columns(table, head)["real"], columns(table, head)["autoencoder"] != "-") == ("-", True)
+    assert columns(table, "KID-EffLite0")["real"] == "0.0078 +- 0.0010"
+    assert "real: held-out images (N = 30: what depends on N is left out)" in told()
+
+
+def test_without_floors_the_judges_own_accuracy_is_that_of_its_training(measured):
+    project = measured()
+    project.change({"evaluate.floors": []})
+    (table,) = made(project).tables
+    assert set(columns(table, "label accuracy (the judge on real images: 96.9%)")) == {"msf", "dit"}
+    assert "Floors have no place" not in told()
+
+
+def test_a_method_works_on_latents_if_it_reads_them_and_there_is_an_autoencoder(measured):
+    project = measured()
+    project.change({"decompose.images": {"kind": "pixels", "reads": "images.parquet"}, "methods.dit.kind": "ssd"})
+    solver = {"steps": 20, "eta": 1.0, "cfg": 1.0, "last_step": "clean"}
+    project.change({"methods.dit.solver": solver, "methods.dit.scales": ...})
+    part = recipe.experiment_of("embedded").parts["ddpm"].model_dump()
+    project.change({"parts.dit": part | {"method": "dit", "reads": "images"}})
+    (table,) = made(project).tables
+    found = {"msf": "latents", "dit": "pixels", "real": "pixels", "autoencoder": "latents"}
+    assert columns(table, "works on") == found
+    project.change({"vae.kind": "none", "vae.training": None, "evaluate.floors": ["real"]})
+    (table,) = made(project).tables
+    assert set(columns(table, "works on").values()) == {"pixels"}
+
+
+def test_several_trainings_are_one_row_with_their_mean_and_spread(measured):
+    project = measured()
+    given, changes = project.read(), {}
+    for k, kid in ((1, 0.25), (2, 0.375)):  # beside 0.125: mean 0.25, standard deviation 0.125
+        names = {f"msf-{j}": f"msf-{j}-seed-{k}" for j in (0, 1)}
+        changes |= {f"parts.{new}": given["parts"][old] | {"method": f"msf-seed-{k}"} for old, new in names.items()}
+        changes[f"methods.msf-seed-{k}"] = given["methods"]["msf"] | {"parts": list(names.values()), "repeat_of": "msf"}
+        put_measured(f"msf-seed-{k}", {**REST, **METRICS["msf"], "kid": kid, "label_accuracy": 0.75 + k / 8}, PROTOCOL)
+        put_json(f"reports/timing/sample-msf-seed-{k}.json", COST | {"seconds_per_image": 0.5 + k / 4})
+        for old, new in names.items():
+            put_json(f"reports/timing/{new}.json", {"train_seconds": SECONDS[old], "peak_memory_bytes": 2**20})
+            Path("models", f"msf-seed-{k}", new).mkdir(parents=True)
+            shutil.copy(f"models/msf/{old}/history.jsonl", f"models/msf-seed-{k}/{new}/history.jsonl")
+    project.change(changes)
+    (table,) = made(project).tables
+    assert [row[0] for row in table[1:]] == ["dit", "msf", "real", "autoencoder"]
+    assert columns(table, "KID-EffLite0")["msf"] == "0.2500 +- 0.0200"
+    assert columns(table, "trainings") == {"dit": "1", "msf": "3 (sd 0.1250)", "real": "-", "autoencoder": "-"}
+    assert columns(table, "label accuracy")["msf"] == "87.5%" and columns(table, "s/image")["msf"] == "0.75"
+    assert "standard deviation of KID among them" in told()
+    # The error of a mean of three trainings is 0.125 / sqrt(3); of one training its error over images is known alone.
+    assert f"told apart at 2 standard errors of the difference ({2 * (0.125**2 / 3 + 0.01**2) ** 0.5:.4f})." in told()
+    pictures = {path.name for path in Path("reports/galleries").iterdir()}
+    assert "msf-grid.png" in pictures and "msf-seed-1-grid.png" not in pictures
+    assert "msf-0-seed-1" in Path("reports/training.csv").read_text()
+
+
+def test_trainings_that_were_measured_unlike_are_not_averaged(measured):
+    project = measured(n=41)
+    project.change({"methods.msf.repeat_of": "dit"})
+    assert sorted(table[1][0] for table in made(project).tables) == ["dit", "msf"]
+
+
+@pytest.mark.parametrize(
+    "kid, error, apart, bound",
+    [
+        (0.24, 0.01, False, "0.0283"),
+        (0.2, 0.01, True, "0.0283"),
+        (0.2, 0.03, False, "0.0632"),
+    ],
+)
+def test_the_first_places_are_told_apart_by_both_intervals(measured, kid, error, apart, bound):
+    made(measured({"kid": kid, "kid_se": error}))
+    verdict = "told apart" if apart else "not told apart"
+    wanted = (
+        f"{0.25 - kid:.4f} before dit, {verdict} at 2 standard errors of the difference ({bound}, over images alone)."
+    )
+    assert f"First by KID-EffLite0: msf, {wanted}" in told()
+
+
+@pytest.mark.parametrize("second, tau", [(0.25, "1.00"), (0.75, "-1.00")])
+def test_the_rankings_of_two_extractors_are_compared(measured, second, tau):
+    made(measured({"kid_second": second}))
+    assert f"Kendall's tau of the rankings by KID-EffLite0 and KID-EffLite2: {tau}." in told()
+    first, rest = ("msf", "dit") if second < 0.5 else ("dit", "msf")
+    assert f"First by KID-EffLite2: {first}, 0.2500 before {rest}" in told()
+
+
+def test_without_a_second_extractor_there_is_no_second_kid(measured):
+    project, without = measured(), dict.fromkeys(("second_extractor", "second_metric", "second_resize"))
+    for name, own in (METRICS | FLOORS).items():
+        put_measured(name, {k: v for k, v in {**REST, **own}.items() if "second" not in k}, PROTOCOL | without)
+    (table,) = made(project).tables
+    assert [head for head in table[0] if head.startswith("KID-")] == ["KID-EffLite0", "KID-EffLite0, test split"]
+    assert "Kendall" not in told()
+
+
+@pytest.mark.parametrize("features, mark", [(41, "*"), (40, "")])
+def test_fd_is_marked_where_it_has_more_features_than_images(measured, features, mark):
+    project = measured()
+    for name, own in (METRICS | FLOORS).items():
+        put_measured(name, {**REST, "kid_second": 1.0, **own}, PROTOCOL | {"features": features})
+    (table,) = made(project).tables
+    assert f"FD-EffLite0{mark}" in table[0] and ("covariances are singular" in told()) == bool(mark)

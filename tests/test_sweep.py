@@ -142,6 +142,15 @@ def test_a_trial_is_the_one_method_at_the_budget(swept):
     assert tree["parts"]["dit"]["training"]["images"] == 16, "at least one batch"
     assert tree["parts"]["dit"]["training"]["lr"] == 0.25
     assert load("half").changed({LR: 0.25})["parts"]["dit"]["training"]["images"] == 16
+    assert tree["evaluate"]["second_extractor"] is None, "one extractor ranks"
+
+
+def test_a_trial_that_copies_comes_after_those_that_do_not_and_before_those_that_failed(swept):
+    swept("mine", SEARCH)
+    found = [("copier", 0.1, True), ("good", 0.2, False), ("bad", 0.3, False)]
+    records = [{"state": "done", "name": name, "metrics": {"kid": kid, "copies": c}} for name, kid, c in found]
+    ranked = outcome.ranked(load("mine"), [{"state": "failed", "name": "failed"}, *records])
+    assert [record["name"] for record in ranked] == ["good", "bad", "copier", "failed"]
 
 
 def test_a_student_is_swept_with_its_own_settings_after_its_teacher(swept):

@@ -21,7 +21,7 @@ def small(project) -> Project:
     """The recipe, its networks and budgets cut to seconds."""
     recipe.switch(RECIPE, force=True)
     given = project.read()
-    changes = {"sample.images": 20, "sample.batch": 20, "sample.repeats": 1, "evaluate.kid_subset_size": 20}
+    changes = {"sample.images": 20, "sample.batch": 20, "sample.repeats": 1}
     for name, part in given["parts"].items():
         short = {"images": 16, "warmup_images": 0, "log_images": 16}
         changes |= {f"parts.{name}.training.{key}": value for key, value in short.items()}

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from stages.schema import msf, ssd, swd, wmgm
-from stages.schema.base import RESERVED, Bad, Count, Name, Section, Training
+from stages.schema.base import FLOORS, RESERVED, Bad, Count, Name, Section, Training
 from stages.schema.data import VAE, Classifier, Data, Evaluate, Latents, Run, Sample
 from stages.schema.msf import FlowPart, MSFMethod, Residual
 from stages.schema.ssd import Pixels, SSDMethod, SSDPart
@@ -88,12 +88,13 @@ class Experiment(Section):
                 raise Bad("run.workers", self.run.workers, f"a divisor of every batch (one is {training.batch})")
         smallest = min(self.sample.images, self.evaluate.reference_images or self.sample.images)
         for key, most in (
-            ("kid_subset_size", smallest),
             ("prc_neighborhood", smallest - 1),  # an image is no neighbour of itself
             ("is_splits", self.sample.images),
         ):
             if getattr(self.evaluate, key) > most:
                 raise Bad(f"evaluate.{key}", getattr(self.evaluate, key), f"at most {most}, by the number of images")
+        if "autoencoder" in self.evaluate.floors and self.vae.kind == "none":
+            raise Bad("evaluate.floors", self.evaluate.floors, "real alone or none, since vae.kind is none")
         return self
 
     @property
@@ -127,9 +128,14 @@ class Experiment(Section):
     def _check_method(self, key: str, name: str, method: Method) -> None:
         if name in RESERVED:
             raise Bad(key, name, "another name: models has a folder of this one already")
+        if name in FLOORS:
+            raise Bad(key, name, "another name: samples has a folder of this one already")
         belonging = [part for part, section in self.trained.items() if section.method == name]
         if sorted(method.parts) != sorted(belonging):
             raise Bad(
                 f"{key}.parts", method.parts, f"the parts whose method is {name}: {', '.join(belonging) or 'none'}"
             )
+        rows = [other for other, section in self.methods.items() if other != name and section.repeat_of is None]
+        if method.repeat_of is not None and method.repeat_of not in rows:
+            raise Bad(f"{key}.repeat_of", method.repeat_of, f"one of {', '.join(rows) or 'none'}, or null")
         MODULES[method.kind].check_method(self, key, method, [self.trained[part] for part in method.parts])

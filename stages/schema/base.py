@@ -14,6 +14,7 @@ Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Precision = Literal["auto", "fp32", "bf16"]
 RESERVED = ("vae", "classifier")  # stages that leave files beside those of the parts and methods
+FLOORS = ("real", "autoencoder")  # what stands beside the methods in samples and in the leaderboard
 
 
 class Bad(ValueError):
@@ -37,6 +38,19 @@ class Section(BaseModel):
             if key not in cls.model_fields:
                 raise Bad(key, key, f"the keys {', '.join(cls.model_fields)}")
         return value
+
+
+class Trained(Section):
+    """What every part and student says of itself."""
+
+    method: Name  # the row of the leaderboard that it belongs to
+    seed: Count | None = None  # of this training; null: the experiment's
+
+
+class Sampled(Section):
+    """What every method says of itself."""
+
+    repeat_of: Name | None = None  # the method whose row this further training of it belongs to; null: its own
 
 
 class Training(Section):

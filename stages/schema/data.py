@@ -127,7 +127,7 @@ class Classifier(Section):
 class Sample(Section):
     """How many images each method makes, and how its speed is measured."""
 
-    images: Annotated[int, Field(ge=2)]
+    images: Annotated[int, Field(ge=4)]  # a standard error needs as many
     batch: Positive = 100
     first_seed: Count = 0
     labels: Literal["uniform", "data"] = "uniform"  # the classes in turn, or drawn as the training images have them
@@ -137,14 +137,25 @@ class Sample(Section):
     grid_rows: Positive = 6
 
 
+Extractor = Literal["efficientnet-lite0", "efficientnet-lite2", "inception-v3-compat"]
+
+
 class Evaluate(Section):
     """The protocol of the metrics; it stands in every row."""
 
-    extractor: Literal["efficientnet-lite0", "inception-v3-compat"]
+    extractor: Extractor
+    second_extractor: Extractor | None = "efficientnet-lite2"  # gives KID, too: do both rank alike? null: none
     weights: str | None = None  # file of inception-v3-compat's weights
     reference_images: Positive | None = None  # of the training split; null takes all
+    floors: list[Literal["real", "autoencoder"]] = ["real", "autoencoder"]  # made of the test split; [] without one
     batch: Positive = 64
-    kid_subsets: Positive = 50
-    kid_subset_size: Annotated[int, Field(ge=2)]
     is_splits: Positive = 10
     prc_neighborhood: Positive = 3
+
+    @model_validator(mode="after")
+    def _check(self) -> Evaluate:
+        if self.second_extractor == self.extractor:
+            raise Bad("second_extractor", self.second_extractor, "another than extractor, or null")
+        if len(set(self.floors)) < len(self.floors):
+            raise Bad("floors", self.floors, "each floor once")
+        return self

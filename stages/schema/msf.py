@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from multiscale.networks.dit import PRESETS
-from stages.schema.base import Bad, Count, Name, Positive, Section, Share, Training, preset
+from stages.schema.base import Bad, Count, Name, Positive, Sampled, Section, Share, Trained, Training, preset
 
 if TYPE_CHECKING:
     from stages.schema import Experiment
@@ -47,10 +47,9 @@ class DiTNetwork(Section):
         return self
 
 
-class FlowPart(Section):
+class FlowPart(Trained):
     """One rectified-flow DiT of MSF: `index` is its scale in what it reads. One scale is the DiT control."""
 
-    method: Name  # the row of the leaderboard that it belongs to
     kind: Literal["msf"]  # the module in multiscale/methods
     reads: Name  # a name in `decompose`
     index: Count
@@ -69,7 +68,7 @@ class Solver(Section):
     cfg: Annotated[float, Field(ge=0)] = 1.0  # guidance weight; 1 is none
 
 
-class MSFMethod(Section):
+class MSFMethod(Sampled):
     """The sampler of MSF: one solver a scale. One scale is the DiT control."""
 
     kind: Literal["msf"]

@@ -9,7 +9,19 @@ from pydantic import Field, model_validator
 
 from multiscale.methods import ssd
 from multiscale.networks.unet import PRESETS, FlexiUNet
-from stages.schema.base import LARGEST, Bad, Name, Positive, Section, Share, Training, allowed_of, preset
+from stages.schema.base import (
+    LARGEST,
+    Bad,
+    Name,
+    Positive,
+    Sampled,
+    Section,
+    Share,
+    Trained,
+    Training,
+    allowed_of,
+    preset,
+)
 
 if TYPE_CHECKING:
     from stages.schema import Experiment
@@ -57,10 +69,9 @@ class ScaleSpaceProcess(Section):
         return self.levels > 1 and self.operator != "identity"
 
 
-class SSDPart(Section):
+class SSDPart(Trained):
     """The one network of SSD, or with one level of the DDPM control."""
 
-    method: Name
     kind: Literal["ssd"]
     reads: Name
     process: ScaleSpaceProcess
@@ -87,7 +98,7 @@ class AncestralSolver(Section):
     last_step: Literal["clean", "as-released"] = "clean"
 
 
-class SSDMethod(Section):
+class SSDMethod(Sampled):
     """The sampler of SSD, or of the DDPM control."""
 
     kind: Literal["ssd"]

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from multiscale.scales.schedule import FACTOR, PUBLISHED, VARIANCE_PRESERVING, Schedule, published
-from stages.schema.base import Bad, Count, Name, Positive, Section, Share, Training, allowed_of, preset
+from stages.schema.base import (
+    Bad,
+    Count,
+    Name,
+    Positive,
+    Sampled,
+    Section,
+    Share,
+    Trained,
+    Training,
+    allowed_of,
+    preset,
+)
 from stages.schema.msf import DiTNetwork, Solver
 
 if TYPE_CHECKING:
@@ -35,10 +47,9 @@ class Pyramid(Section):
         return self
 
 
-class TeacherPart(Section):
+class TeacherPart(Trained):
     """A rectified-flow DiT trained at a random side of a pyramid each batch."""
 
-    method: Name
     kind: Literal["swd"]
     reads: Name
     network: DiTNetwork
@@ -111,10 +122,9 @@ class Synthetic(Section):
     solver: Solver
 
 
-class Student(Section):
+class Student(Trained):
     """A few-step generator distilled from a teacher, whose network it shares."""
 
-    method: Name
     kind: Literal["swd"]
     reads: Name
     teacher: Name  # a method of one part: a teacher of kind swd, or a DiT of kind msf
@@ -139,7 +149,7 @@ class Student(Section):
         return self
 
 
-class SwDMethod(Section):
+class SwDMethod(Sampled):
     """The sampler of a teacher or of a student, whose steps come with its weights."""
 
     kind: Literal["swd"]

@@ -10,7 +10,7 @@ from multiscale.networks.attention_unet import DISCRIMINATORS, GENERATORS
 from multiscale.processes.adversarial import LOSSES
 from multiscale.scales import bands
 from multiscale.scales.whitening import FULL
-from stages.schema.base import Bad, Name, Positive, Section, Share, Text, Training, allowed_of, preset
+from stages.schema.base import Bad, Name, Positive, Sampled, Section, Share, Text, Trained, Training, allowed_of, preset
 from stages.schema.ssd import UNetNetwork, check_unet
 
 if TYPE_CHECKING:
@@ -74,10 +74,9 @@ class DetailLoss(Section):
         return preset(value, LOSSES, tuple(cls.model_fields))
 
 
-class WMGMPart(Section):
+class WMGMPart(Trained):
     """A network of WMGM: the score model of the coarse band, or of the pixels (SGM, the control); or the details."""
 
-    method: Name
     kind: Literal["wmgm"]
     reads: Name
     role: Literal["low", "detail"]
@@ -118,7 +117,7 @@ class ScoreSolver(Section):
     cfg: Annotated[float, Field(ge=0)] = 1.0
 
 
-class WMGMMethod(Section):
+class WMGMMethod(Sampled):
     """The sampler of WMGM: the coarse band, then the details; without details SGM, the control."""
 
     kind: Literal["wmgm"]
