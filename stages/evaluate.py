@@ -39,8 +39,9 @@ def measure(name: str, params) -> dict:
         found, logits = extract(title, workers, fetch, len(table), section.batch)
     real, about = load_file(REFERENCE / "features.safetensors"), read_json(REFERENCE / "reference.json")
     rows = table[slice(None)]
-    first = metadata_of(images).get("first_seed")  # none: images of the test split itself
-    dealt = None if first is None else rows["label"]
+    made = metadata_of(images)
+    first = made.get("first_seed")  # none: images of the test split itself
+    dealt = rows["label"] if made.get("labels") == "uniform" else None
     values = metrics.distances(
         found, real["real"], logits, dealt, is_splits=section.is_splits, prc_neighborhood=section.prc_neighborhood
     )
@@ -62,6 +63,7 @@ def measure(name: str, params) -> dict:
         "second_metric": features.LABELS[second] if second else None,
         "second_resize": features.RESIZES[second] if second else None,
         "n": len(table),
+        "labels": made.get("labels"),
         "seeds": None if first is None else f"{first}..{int(first) + len(table) - 1}",
         "n_reference": about["n"],
         "reference": about["reference"],

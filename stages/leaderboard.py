@@ -38,7 +38,7 @@ COLUMNS = {
     "train_seconds": "training s",
     "peak_memory_bytes": "peak memory",
 }
-OF_SAMPLES = ("n", "seeds")  # what the protocol says of the images and not of the measure
+OF_SAMPLES = ("n", "seeds", "labels")  # what the protocol says of the images and not of the measure
 NEEDS_EQUAL_N = ("fd", "inception_score", "precision", "recall")
 AVERAGED = ("kid", "kid_se", "kid_test", "kid_test_se", "kid_second", "kid_second_se", "memorised", "label_accuracy")
 AVERAGED += (*NEEDS_EQUAL_N, "inception_score_std", "seconds_per_image", "seconds_per_image_batch_1", "train_seconds")
@@ -210,8 +210,8 @@ def notes(group: Group) -> list[str]:
     )
     test = f"; test split {about['test']}: {about['n_test']} images" if about["n_test"] else ""
     lines.append(
-        f"Extractor {about['extractor']} ({about['resize']}); N = {about['n']}, seeds {about['seeds']}; reference "
-        f"{about['reference']}: {about['n_reference']} training images{test}; {about['estimator']}."
+        f"Extractor {about['extractor']} ({about['resize']}); N = {about['n']}, seeds {about['seeds']}, classes "
+        f"{about['labels']}; reference {about['reference']}: {about['n_reference']} training images{test}; {about['estimator']}."
     )
     if about["second_extractor"]:
         lines.append(f"Second extractor {about['second_extractor']} ({about['second_resize']}).")

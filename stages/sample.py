@@ -110,7 +110,8 @@ def main(method_name: str) -> None:
             "pixels": (np.uint8, (section.images, channels, size, size)),
             "label": (np.int64, (section.images,)),
         }
-        writer = TensorWriter(folder / "images.safetensors", shapes, {"first_seed": str(section.first_seed)})
+        about = {"first_seed": str(section.first_seed), "labels": section.labels}
+        writer = TensorWriter(folder / "images.safetensors", shapes, about)
         writer.write("label", 0, labels)
         done = 0
         for images in workers.map("make", ((seeds[rows], labels[rows]) for rows in batches)):

@@ -55,14 +55,19 @@ def pixels_of(split: str, count: int) -> torch.Tensor:
     return table[evenly(len(table), count)]["pixels"]
 
 
+def features_of(images: torch.Tensor) -> torch.Tensor:
+    net, layer, _ = features.create("efficientnet-lite0", None, torch.device("cpu"))
+    return torch.cat([features.extract(net, batch)[layer] for batch in images.split(20)])
+
+
 @pytest.fixture
 def measure(digits) -> Callable[[torch.Tensor], dict]:
     """What the stage says of images that pass for a method's."""
 
-    def measure(pixels: torch.Tensor) -> dict:
+    def measure(pixels: torch.Tensor, labels: str = "uniform") -> dict:
         Path("samples/dit").mkdir(parents=True)
         tensors = {"pixels": pixels.contiguous(), "label": torch.arange(len(pixels)) % 10}
-        save_file(tensors, "samples/dit/images.safetensors", {"first_seed": "7"})
+        save_file(tensors, "samples/dit/images.safetensors", {"first_seed": "7", "labels": labels})
         done = digits.stage("evaluate", "dit")
         assert done.returncode == 0, done.stderr
         return json.loads(Path("reports/metrics/dit.json").read_text())
@@ -75,9 +80,7 @@ def test_held_out_digits_are_no_copies(measure):
     found = measure(images)
     assert found["memorised"] <= 0.05 and not found["copies"]
     assert found["protocol"]["seeds"] == "7..66" and found["label_accuracy"] is None
-    net, layer, _ = features.create("efficientnet-lite0", None, torch.device("cpu"))
-    seen = torch.cat([features.extract(net, batch)[layer] for batch in images.split(20)])
-    kept = load_file("data/reference/features.safetensors")
+    seen, kept = features_of(images), load_file("data/reference/features.safetensors")
     for name, key in (("kid", "real"), ("kid_test", "test")):
         wanted = metrics.kid(seen, kept[key], torch.arange(60) % 10)
         assert (found[name], found[f"{name}_se"]) == pytest.approx(wanted, rel=1e-3)
@@ -96,8 +99,12 @@ def test_training_digits_are_copies(measure):
 
 
 def test_a_method_that_copies_half_the_time_is_flagged_with_half(measure):
-    found = measure(torch.cat([pixels_of("train", 30), pixels_of("validation", 30)]))
+    images = torch.cat([pixels_of("train", 30), pixels_of("validation", 30)])
+    found = measure(images, labels="data")
     assert 0.5 <= found["memorised"] <= 0.55 and found["copies"]
+    real = load_file("data/reference/features.safetensors")["real"]
+    wanted = metrics.kid(features_of(images), real)  # classes that were drawn are as random as the images
+    assert (found["kid"], found["kid_se"]) == pytest.approx(wanted, rel=1e-3)
 
 
 def test_the_floor_real_is_the_test_split_and_its_grid_has_a_class_a_column(digits):

@@ -315,7 +315,7 @@ def test_metrics_of_a_method_are_those_of_their_formulas(given, monkeypatch):
     folder = SAMPLES / "dit"
     folder.mkdir(parents=True)
     images = {"pixels": torch.from_numpy(made), "label": torch.from_numpy(labels)}
-    save_file(images, folder / "images.safetensors", {"first_seed": "0"})
+    save_file(images, folder / "images.safetensors", {"first_seed": "0", "labels": "uniform"})
     reference.main()
     evaluate.main("dit")
 
