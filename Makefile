@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# One stage runs at a time, on all cores; telemetry stays off.
+# Telemetry stays off.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export RAY_USAGE_STATS_ENABLED := 0
@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 repro: $(STAMP) ## Run the whole pipeline on params/experiment.yaml (unchanged stages are skipped), then show the leaderboard
-	$(BIN)/dvc repro
+	$(BIN)/python -m flows.reproduce
 	@echo
 	@cat reports/leaderboard.md
 	@ls samples/*/grid.png samples/*/strip.png

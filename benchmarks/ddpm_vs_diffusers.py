@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.common import in_turn, ratio, save
 from multiscale.core.compat import make_torchvision_importable
-from multiscale.core.device import default_device, set_threads
+from multiscale.core.device import default_device
 from multiscale.methods import ssd
 from multiscale.networks.unet import FlexiUNet
 
@@ -107,5 +107,4 @@ def measure(*size) -> dict:
 
 
 if __name__ == "__main__":
-    set_threads()
     save("ddpm_vs_diffusers", {"repeats": REPEATS, "rows": [measure(*size) for size in SIZES]})

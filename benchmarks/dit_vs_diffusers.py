@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.common import in_turn, ratio, save
 from multiscale.core.compat import make_torchvision_importable
-from multiscale.core.device import autocast, default_device, set_threads
+from multiscale.core.device import autocast, default_device
 from multiscale.networks.dit import DiT
 
 make_torchvision_importable()
@@ -76,6 +76,5 @@ def measure(depth: int, width: int, heads: int, patch: int, side: int, batch: in
 
 
 if __name__ == "__main__":
-    set_threads()
     rows = [measure(*size, precision) for size in SIZES for precision in ("fp32", "bf16")]
     save("dit_vs_diffusers", {"repeats": REPEATS, "rows": rows})

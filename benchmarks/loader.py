@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import in_turn, save
-from multiscale.core.device import autocast, default_device, resolve_precision, set_threads
+from multiscale.core.device import autocast, default_device, resolve_precision
 from multiscale.core.storage import Table, TensorWriter
 from multiscale.core.streams import Draws, Order
 from multiscale.networks.dit import DiT
@@ -57,7 +57,6 @@ def consumption() -> tuple[str, float]:
 
 
 def main(gigabytes: float) -> None:
-    set_threads()
     count = int(gigabytes * 2**30 / (np.prod(SHAPE) * 2))
     with tempfile.TemporaryDirectory(dir=".") as folder:
         path = Path(folder, "latents.safetensors")

@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import in_turn, ratio, save
 from multiscale import autoencoder
-from multiscale.core.device import set_threads
 from multiscale.methods import method
 from multiscale.networks.dit import PRESETS, DiT
 from stages.common import settings
@@ -45,7 +44,6 @@ def flops(preset: str, side: int, inputs: int) -> int:
 
 
 def main() -> None:
-    set_threads()
     params = settings.load("data", "sample", "methods")
     msf, dit = params.methods["msf"].model_dump(), params.methods["dit"].model_dump()
     longer = sum(scale["steps"] for scale in msf["scales"])

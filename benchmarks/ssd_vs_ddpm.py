@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from benchmarks.common import in_turn, ratio, save
-from multiscale.core.device import autocast, cast_weights, default_device, resolve_precision, set_threads
+from multiscale.core.device import autocast, cast_weights, default_device, resolve_precision
 from multiscale.methods import ssd
 from multiscale.networks.unet import PRESETS
 from multiscale.processes.diffusion import CLEAN, ScaleSpace, respaced
@@ -185,7 +185,6 @@ def states(side: int, before: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    set_threads()
     sides = [int(side) for side in sys.argv[1:]] or [64]
     for side in sides:
         if side == 64:

@@ -25,7 +25,6 @@ from safetensors.torch import save_file
 from benchmarks.common import in_turn, ratio, save
 from multiscale import autoencoder
 from multiscale.autoencoder import Codec
-from multiscale.core.device import set_threads
 from multiscale.methods import swd
 from multiscale.networks.dit import PRESETS
 from multiscale.scales.schedule import Schedule, few_steps
@@ -141,7 +140,6 @@ def compared(seconds: dict[str, list[float]], steps: dict[str, Schedule], units:
 
 
 def main(name: str) -> None:
-    set_threads()
     size = SIZES[name]
     steps, batch = schedules(size.four, size.six), size.batch
     with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.common import save
 from benchmarks.judge import Judge
 from multiscale import autoencoder
-from multiscale.core.device import autocast, set_threads
+from multiscale.core.device import autocast
 from multiscale.core.pixels import to_pixels
 from multiscale.core.storage import Table, read_json
 from multiscale.core.streams import noise_of_seeds
@@ -41,7 +41,6 @@ def finished(sampler: swd.TeacherSampler, x: Tensor, labels: Tensor, sigma: floa
 
 
 def main(images: int) -> None:
-    set_threads()
     params = settings.load("data", "parts", "methods", "evaluate")
     pyramid = DECOMPOSED / params.parts[TEACHER].reads
     folder = MODELS / TEACHER / TEACHER

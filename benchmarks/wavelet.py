@@ -15,7 +15,6 @@ import pywt
 import torch
 
 from benchmarks.common import in_turn, ratio, save
-from multiscale.core.device import set_threads
 from multiscale.scales.wavelet import Wavelet
 
 SHAPE = (16, 3, 256, 256)
@@ -39,7 +38,6 @@ def measure(name: str, repeats: int) -> dict:
 
 
 def main(repeats: int) -> None:
-    set_threads()
     rows = {name: measure(name, repeats) for name in ("haar", "db4")}
     save(
         "wavelet", {"repeats": repeats, "shape": SHAPE, "pywavelets": importlib.metadata.version("pywavelets"), **rows}

@@ -21,7 +21,6 @@ from matplotlib import pyplot as plt
 from benchmarks.common import RESULTS, save
 from benchmarks.judge import Judge
 from multiscale import features, sampling
-from multiscale.core.device import set_threads
 from multiscale.core.storage import read_json
 from multiscale.methods import wmgm
 from stages import figures
@@ -125,7 +124,6 @@ def draw(curves: dict, steps: Sequence[int], metric: str, count: int, path: Path
 
 
 def main(count: int | None = None, *steps: int) -> None:
-    set_threads()
     params = settings.load("recipe", "data", "parts", "sample", "methods", "evaluate")
     labels = labels_of(count or params.sample.images, classes())
     judge = Judge(params.evaluate)

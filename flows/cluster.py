@@ -40,6 +40,11 @@ def shared(run: Run) -> Iterator[None]:
         ray.shutdown()
 
 
-def slots(run: Run, asked: int) -> int:
-    """How many stages may run at once: a single one where they would share a GPU without asking Ray for it."""
-    return asked if run.workers or default_device().type == "cpu" else 1
+def slots(run: Run, asked: int | None) -> int:
+    """How many stages may run at once: by default as many as the cores have threads for.
+
+    A single one where they would share a GPU without asking Ray for it.
+    """
+    if not run.workers and default_device().type != "cpu":
+        return 1
+    return asked or max(1, len(os.sched_getaffinity(0)) // run.threads)

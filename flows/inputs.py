@@ -33,13 +33,13 @@ def recipes() -> list[str]:
 
 @contextmanager
 def prepared(
-    targets: list[str], recipe: str | None, overrides: list[str], experiment: str | None, slots: int
+    targets: list[str], recipe: str | None, overrides: list[str], experiment: str | None, slots: int | None
 ) -> Iterator[list[graph.Stage]]:
     """Writes the recipe and the overrides into the experiment's file and plans the stages; alone in this folder.
 
     Raises BadInput, and then the file is as it was before.
     """
-    if slots < 1:
+    if slots is not None and slots < 1:
         raise refuse("reproduce", "slots", slots, "1 or more stages at once")
     if recipe and recipe not in recipes():
         raise refuse(RECIPES, "recipe", recipe, f"one of {', '.join(recipes())}")

@@ -28,7 +28,6 @@ from flows.run import Run
 from stages.common.errors import BadInput
 from stages.common.paths import EXPERIMENT
 
-SLOTS = 2
 Recipe = Literal[tuple(inputs.recipes()) or ("",)]  # what the dashboard's form offers
 # Set by the command line, which refuses bad input in one line before a server is asked.
 _prepared: ContextVar[AbstractContextManager[list[graph.Stage]] | None] = ContextVar("prepared", default=None)
@@ -40,7 +39,7 @@ def reproduce(
     recipe: Recipe | None = None,
     overrides: list[str] = [],  # noqa: B006
     experiment: str | None = None,
-    slots: Annotated[int, Field(ge=1)] = SLOTS,
+    slots: Annotated[int, Field(ge=1)] | None = None,
 ) -> State:
     """Brings the pipeline up to date, as `dvc repro` would, several stages at once.
 
@@ -49,7 +48,7 @@ def reproduce(
         recipe: A recipe to switch to first. Unsaved edits of params/experiment.yaml are never overwritten.
         overrides: Settings to change, each KEY=VALUE, as for `dvc exp run -S` (parts.msf-1.training.lr=0.0007).
         experiment: A name to save the result under as a DVC experiment (`dvc exp show`).
-        slots: Stages that run at once; they share the cores.
+        slots: Stages that run at once; by default as many as there are cores for.
     """
     try:
         with _prepared.get() or inputs.prepared(targets, recipe, overrides, experiment, slots) as stages:
@@ -58,10 +57,10 @@ def reproduce(
         return Failed(message=f"error: {error}")
 
 
-def _run(stages: list[graph.Stage], slots: int, experiment: str | None) -> State:
+def _run(stages: list[graph.Stage], slots: int | None, experiment: str | None) -> State:
     stale = [stage.address for stage in stages if not stage.current]
     order = graph.locked() if stale else []
-    with _placed(slots) if stale else nullcontext(slots) as at_once:
+    with _placed(slots) if stale else nullcontext(1) as at_once:
         run = Run(stages, at_once)
         try:
             run.execute()
@@ -79,17 +78,17 @@ def _run(stages: list[graph.Stage], slots: int, experiment: str | None) -> State
 
 
 @contextmanager
-def _placed(slots: int) -> Iterator[int]:
+def _placed(slots: int | None) -> Iterator[int]:
     """One Ray cluster for all stages, where they use workers; yields how many stages may run at once."""
     if not EXPERIMENT.exists():
-        yield slots
+        yield slots or 2
         return
     from flows import cluster  # knows every method, and so torch, which takes seconds
     from stages.common import settings
 
     run = settings.load("run").run
     at_once = cluster.slots(run, slots)
-    if at_once < slots:
+    if slots and at_once < slots:
         get_run_logger().warning("one stage at a time: without run.workers, stages do not ask for their share of a GPU")
     with cluster.shared(run):
         yield at_once
@@ -116,7 +115,7 @@ def main() -> int:
     parser.add_argument("--recipe", help="a recipe to switch to first (python -m stages.recipe lists them)")
     parser.add_argument("-S", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="a setting")
     parser.add_argument("--name", dest="experiment", help="save the result as a DVC experiment of this name")
-    parser.add_argument("--slots", type=int, default=SLOTS, help=f"stages at once, which share the cores ({SLOTS})")
+    parser.add_argument("--slots", type=int, help="stages at once; by default as many as there are cores for")
     given = vars(parser.parse_args())
     try:
         with connection.server(), inputs.prepared(**given) as stages:

@@ -31,7 +31,7 @@ class Run:
         self.running: dict[PrefectFuture, str] = {}
         self.futures: dict[str, PrefectFuture] = {}
         self.states: dict[str, State] = {}
-        self.slots, self.environment = slots, environment(slots)
+        self.slots, self.environment = slots, environment()
         self.stop = threading.Event()
         self.ended: queue.SimpleQueue[PrefectFuture] = queue.SimpleQueue()
         self.board = Board(stages)
@@ -96,11 +96,9 @@ class Run:
         return sorted(set(stage.needs) - self.done)
 
 
-def environment(slots: int) -> dict[str, str]:
-    """The environment of a stage: the cores, or as many as OMP_NUM_THREADS says, shared by the stages at once."""
-    cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+def environment() -> dict[str, str]:
+    """The environment of a stage."""
     return os.environ | {
-        "OMP_NUM_THREADS": str(max(1, cores // slots)),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",  # output as it comes
     }

@@ -81,7 +81,7 @@ class Sweep(Section):
     trials: Positive = 16
     budget: Annotated[float, Field(gt=0, le=1)] = 1.0
     images: Annotated[int, Field(ge=4)] = 200
-    concurrency: Positive = 1  # trials at once; each asks for run.cpus and run.gpus
+    concurrency: Positive = 1  # trials at once; each asks for run.threads and run.gpus
     stop_early: bool = False  # ASHA: trials whose training loss is behind end early
     seed: Annotated[int, Field(ge=0)] = 0
     settings: dict[str, Any] = {}  # changed in every trial

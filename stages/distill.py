@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from multiscale.core.device import set_threads
 from multiscale.methods import method
 from multiscale.networks.adapter import merged
 from multiscale.training.part import Part
@@ -65,7 +64,6 @@ def job(student: str, params, code: Iterable[Path] | None = None) -> fitting.Job
 
 def main(student: str) -> None:
     params = settings.load("seed", "run", "data", "latents", "students")
-    set_threads()
     fitting.train(job(student, params), params.run)
 
 

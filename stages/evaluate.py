@@ -16,7 +16,6 @@ from torch import Tensor
 
 from multiscale import features, memorisation, metrics, pictures
 from multiscale.classifier import accuracy, load
-from multiscale.core.device import set_threads
 from multiscale.core.storage import Table, atomic_file, metadata_of, read_json, write_json
 from stages.common import settings
 from stages.common.cluster import pool
@@ -100,7 +99,6 @@ def main(method: str) -> None:
     if not (SAMPLES / method / "images.safetensors").exists():
         made = ", ".join(sorted(path.name for path in SAMPLES.glob("[!.]*"))) or "none yet"
         raise settings.refuse("evaluate", "METHOD", method, f"a method that has been sampled ({made})")
-    set_threads()
     measure(method, params)
 
 

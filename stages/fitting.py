@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel
 from safetensors.torch import save_file
 
-from multiscale.core.device import default_device, describe, peak_memory_bytes, resolve_precision, set_threads
+from multiscale.core.device import default_device, describe, peak_memory_bytes, resolve_precision
 from multiscale.core.storage import atomic_folder, write_json
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Result, Training, fit
@@ -76,7 +76,7 @@ def train(job: Job, run: Run) -> None:
     """Leaves weights, config and history in `job.out`, the timing in reports/timing."""
     title, images = f"train {job.name}", job.training.images
     if run.workers:
-        cluster.train(title, run, images, _worker, {"job": job, "parallel": run.parallel})
+        cluster.train(title, run, images, _worker, {"job": job, "parallel": run.parallel, "threads": run.threads})
     else:
         with progress(title, images) as reach:
             work(job, on_step=reach)
@@ -85,6 +85,7 @@ def train(job: Job, run: Run) -> None:
 def _worker(config: dict) -> None:
     """The training function of each Ray worker."""
     os.chdir(config["job"].root)
+    torch.set_num_threads(config["threads"])
     work(config["job"], on_step=cluster.reporter(config["meter"]), parallel=config["parallel"])
 
 
@@ -95,7 +96,6 @@ def work(
     parallel: str = "ddp",
 ) -> None:
     """Trains in this process, alone or as one of the workers of a process group; the first writes the result."""
-    set_threads()
     torch.manual_seed(job.seed)  # initial weights; every later draw is addressed, not drawn in turn
     part, config = job.build()
     bare = copy.deepcopy(part.players[part.main])  # training may spread the other over the workers

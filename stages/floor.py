@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from multiscale import autoencoder
-from multiscale.core.device import autocast, default_device, resolve_precision, set_threads
+from multiscale.core.device import autocast, default_device, resolve_precision
 from multiscale.core.pixels import to_pixels, to_signed, to_unit
 from multiscale.core.storage import TensorWriter, atomic_folder
 from stages import evaluate, sample
@@ -43,7 +43,6 @@ def main(floor: str) -> None:
     if count("test") < fewest:
         allowed = f"[]: {IMAGES} has fewer than {fewest} images of split 'test'"
         raise settings.refuse(settings.EXPERIMENT, "evaluate.floors", params.evaluate.floors, allowed)
-    set_threads()
     table = pixel_table("test")
     rows = table[evenly(len(table), min(len(table), params.sample.images))]
     pixels, labels = rows["pixels"], rows["label"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from multiscale import autoencoder
-from multiscale.core.device import autocast, default_device, resolve_precision, set_threads
+from multiscale.core.device import autocast, default_device, resolve_precision
 from multiscale.core.pixels import to_signed
 from multiscale.core.resize import area_to
 from multiscale.core.storage import TensorWriter, atomic_folder, write_json
@@ -56,7 +56,6 @@ def main(side: str) -> None:
     params = settings.load("run", "data", "latents")
     if side not in map(str, params.latents.sides):
         raise settings.refuse("latents", "SIDE", side, f"one of {', '.join(map(str, params.latents.sides))}")
-    set_threads()
     make = partial(encoder, params.data.channels, params.latents.precision)
     title, batch, moments = f"latents {side} px", params.latents.batch, Moments()
     with pool(title, params.run, make) as workers:

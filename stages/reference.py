@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from multiscale import features, memorisation
-from multiscale.core.device import default_device, set_threads
+from multiscale.core.device import default_device
 from multiscale.core.storage import Table, atomic_folder, write_json
 from stages.common import settings
 from stages.common.cluster import Pool, pool
@@ -92,7 +92,6 @@ def digest(values: Tensor) -> str:
 def main() -> None:
     params = settings.load("run", "evaluate")
     section: Evaluate = params.evaluate
-    set_threads()
     with pool("reference", params.run, partial(Extractor, section.extractor, section.weights)) as workers:
         table = pixel_table("train")
         chosen = min(section.reference_images or len(table), len(table))

@@ -16,7 +16,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from multiscale import autoencoder, pictures, sampling
-from multiscale.core.device import default_device, describe, peak_memory_bytes, set_threads
+from multiscale.core.device import default_device, describe, peak_memory_bytes
 from multiscale.core.pixels import to_pixels
 from multiscale.core.storage import TensorWriter, atomic_folder, write_json
 from multiscale.core.streams import classes_of_seeds
@@ -93,7 +93,6 @@ def main(method_name: str) -> None:
     if method_name not in params.methods:
         raise settings.refuse("sample", "METHOD", method_name, f"one of {', '.join(params.methods)}")
     check(method_name, params)
-    set_threads()
     section: Sample = params.sample
     kinds, title = classes(), f"sample {method_name}"
     seeds = list(range(section.first_seed, section.first_seed + section.images))

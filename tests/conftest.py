@@ -208,9 +208,8 @@ def trained(sources, tmp_path_factory) -> Path:
     """A project in which every stage that DiT and MSF need has run, on few images and for a step or two."""
     folder = tmp_path_factory.mktemp("trained") / "project"
     shutil.copytree(sources, folder)
-    made, before, threads = Project(folder), Path.cwd(), os.environ.get("OMP_NUM_THREADS")
+    made, before = Project(folder), Path.cwd()
     os.chdir(folder)
-    os.environ["OMP_NUM_THREADS"] = "1"  # as many as a worker has: other threads round sums otherwise
     try:
         trainings = ["vae", "classifier", "parts.dit", "parts.msf-0", "parts.msf-1"]
         small = {f"{name}.training.{key}": 16 for name in trainings for key in ("images", "log_images", "batch")}
@@ -223,9 +222,6 @@ def trained(sources, tmp_path_factory) -> Path:
             assert done.returncode == 0, f"{stage}\n{done.stderr}"
     finally:
         os.chdir(before)
-        del os.environ["OMP_NUM_THREADS"]
-        if threads:
-            os.environ["OMP_NUM_THREADS"] = threads
     return folder
 
 

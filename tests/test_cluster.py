@@ -112,6 +112,12 @@ def test_stages_that_ask_for_nothing_never_share_a_gpu(monkeypatch, device, work
     assert slots(Run(workers=workers), 4) == at_once
 
 
+@pytest.mark.parametrize("cores, threads, at_once", [(8, 1, 8), (8, 3, 2), (2, 4, 1)])
+def test_by_default_as_many_stages_run_as_there_are_cores_for(monkeypatch, cores, threads, at_once):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    assert slots(Run(threads=threads), None) == at_once
+
+
 def test_a_flow_on_a_gpu_without_workers_runs_one_stage_at_a_time(spread, server, monkeypatch):
     stages = {name: {"cmd": f"mkdir busy && sleep 2 && rmdir busy && echo > {name}", "outs": [name]} for name in "ab"}
     Path("dvc.yaml").write_text(json.dumps({"stages": stages}))
@@ -209,7 +215,7 @@ def test_a_pool_keeps_the_order_replaces_a_killed_worker_and_hands_on_what_is_re
 def test_a_stage_waits_for_its_turn_and_says_so(nodes, spread, capfd):
     import ray
 
-    run = Run(workers=1, cpus=2)
+    run = Run(workers=1, threads=2)
     with cluster.pool("first", run, Numbers) as first:
         assert list(first.map("double", [(1,)])) == [2]
         free = int(ray.available_resources().get("CPU", 0)) // 2

@@ -178,13 +178,6 @@ def test_a_run_can_be_saved_as_an_experiment(server, pipeline):
     assert again.is_failed() and again.message.startswith("error: experiment: name: 'one' is not allowed; allowed: ")
 
 
-@pytest.mark.parametrize("slots, set_to, threads", [(2, "8", "4"), (3, "8", "2"), (16, "8", "1"), (1, "", None)])
-def test_the_cores_are_shared_by_the_stages_at_once(monkeypatch, slots, set_to, threads):
-    monkeypatch.setenv("OMP_NUM_THREADS", set_to)
-    cores = str(len(os.sched_getaffinity(0)))
-    assert run.environment(slots)["OMP_NUM_THREADS"] == (threads or cores)
-
-
 def processes(marker: str) -> list[int]:
     """The processes that have this in their command line."""
     found = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 
@@ -47,16 +46,6 @@ def cast_weights(net: nn.Module, precision: str) -> nn.Module:
             if isinstance(module, nn.Linear | nn.Conv2d):
                 module.to(torch.bfloat16)
     return net
-
-
-def set_threads() -> int:
-    """Gives torch the cores this process may use, or as many as `OMP_NUM_THREADS` says.
-
-    Whoever starts several processes at once divides the cores there: oversubscribed, they train 6-10 times slower.
-    """
-    threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-    torch.set_num_threads(threads)
-    return threads
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-from multiscale.core.device import set_threads
 from stages.common.harness import progress
 from stages.common.paths import SCRATCH
 from stages.common.settings import EXPERIMENT, BadInput, refuse
@@ -54,7 +53,7 @@ def connect(run: Run) -> None:
                     "env_vars": {
                         # Workers import this checkout, not an installed copy, and use the cores that they asked for.
                         "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
-                        "OMP_NUM_THREADS": str(run.cpus),
+                        "OMP_NUM_THREADS": str(run.threads),
                     }
                 },
             )
@@ -85,7 +84,7 @@ def _unreachable(address: str | None, error: Exception) -> BadInput:
 
 def _refuse_the_impossible(run: Run, offered: dict[str, float]) -> None:
     """Ray would wait for ever, without a word."""
-    for key, kind in (("cpus", "CPU"), ("gpus", "GPU")):
+    for key, kind in (("threads", "CPU"), ("gpus", "GPU")):
         asked, there = request(run)[kind], offered.get(kind, 0)
         if asked * run.workers > there:
             each = f"{asked:g} {kind} each, of the {there:g} that the cluster has"
@@ -97,7 +96,7 @@ def request(run: Run) -> dict[str, float]:
     import ray
 
     gpus = min(1.0, ray.cluster_resources().get("GPU", 0)) if run.gpus is None else run.gpus
-    return {"CPU": run.cpus, "GPU": gpus}
+    return {"CPU": run.threads, "GPU": gpus}
 
 
 def _say_that_it_waits(title: str, run: Run) -> None:
@@ -138,9 +137,9 @@ class Pool:
 class _Remote:
     """The object of a pool on one worker, in the folder of the stage."""
 
-    def __init__(self, folder: Path, make: Callable[[], Any]):
+    def __init__(self, folder: Path, threads: int, make: Callable[[], Any]):
         os.chdir(folder)
-        set_threads()
+        torch.set_num_threads(threads)
         self.make, self.object = make, None
 
     def call(self, method: str, item: tuple) -> Any:
@@ -172,7 +171,7 @@ def pool(title: str, run: Run, make: Callable[[], Any]) -> Iterator[Pool]:
             max_restarts=LIVES,
             max_task_retries=LIVES,
         )
-        yield Pool(make, [remote.remote(Path.cwd(), make) for _ in range(run.workers)])
+        yield Pool(make, [remote.remote(Path.cwd(), run.threads, make) for _ in range(run.workers)])
     finally:
         remove_placement_group(group)
 

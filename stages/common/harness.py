@@ -32,7 +32,17 @@ def command(stage: Callable[..., None], doc: str, arguments: dict[str, str] | No
         parser.add_argument(name, help=text)
     given = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    guarded(stage, **vars(given))
+    guarded(_on_its_threads, stage=stage, given=vars(given))
+
+
+def _on_its_threads(stage: Callable[..., None], given: dict[str, str]) -> None:
+    """Calls a stage with as many threads as the experiment says: the same bits whatever else runs on the machine."""
+    import torch  # flows take `guarded` from here, and start without it
+
+    from stages.common import settings
+
+    torch.set_num_threads(settings.load("run").run.threads)
+    stage(**given)
 
 
 def guarded(action: Callable[..., None], **arguments: object) -> None:

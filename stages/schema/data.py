@@ -11,10 +11,14 @@ from stages.schema.base import Bad, Count, Name, Positive, Precision, Section, S
 
 
 class Run(Section):
-    """How the stages run. Not tracked by DVC: it decides speed, not results."""
+    """How the stages run. Not tracked by DVC: it decides speed, not results.
+
+    Other threads take sums in another order, so that weights can differ in their last bits. Several threads beside any
+    other work are slow (one waits for another that is not scheduled); several stages at once use the cores better.
+    """
 
     workers: Count = 0  # Ray workers of a stage that trains, encodes, samples or extracts features; 0: the stage itself
-    cpus: Positive = 1  # cores, and so threads, of a worker
+    threads: Positive = 1  # of a stage, or of each of its workers, which asks for as many cores
     gpus: Annotated[float, Field(ge=0)] | None = None  # of a worker; below 1 a share; null: 1 where the cluster has any
     parallel: Literal["ddp", "fsdp"] = "ddp"  # fsdp: each worker holds a share of a network that fits no device
 
