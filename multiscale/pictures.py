@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -34,6 +35,23 @@ def grid(pixels: Tensor, columns: int, headings: list[str], title: str) -> Image
         row, column = divmod(index, columns)
         sheet.paste(to_image(image, zoom), (GAP + column * step, top + row * step))
     return sheet
+
+
+def of_classes(pixels: Tensor, labels: Tensor | None, rows: int, columns: int, title: str) -> Image.Image:
+    """A grid of uint8 images (N, C, H, W): the first of each class below another, a class a column.
+
+    The classes are the first that occur; places that a class cannot fill stay empty. Without labels images lie row by
+    row.
+    """
+    if labels is None:
+        return grid(pixels[: columns * rows], columns, [], title)
+    found = labels.unique()[:columns].tolist()
+    of_class = [torch.nonzero(labels == c).flatten()[:rows] for c in found]
+    shown = torch.nn.utils.rnn.pad_sequence(of_class, padding_value=-1).flatten()
+    chosen = pixels[shown]
+    chosen[shown < 0] = PAPER[0]
+    headings = [f"class {c}" if len(found) <= 6 else str(c) for c in found]
+    return grid(chosen, len(found), headings, f"{title}, a class a column")
 
 
 def strip(frames: list[tuple[str, Tensor]], title: str) -> Image.Image:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multiscale import autoencoder
+from multiscale import autoencoder, pictures
 from multiscale.core.device import autocast, default_device, resolve_precision
 from multiscale.core.pixels import to_pixels, to_signed, to_unit
 from multiscale.core.storage import TensorWriter, atomic_folder
-from stages import evaluate, sample
+from stages import evaluate
 from stages.common import settings
 from stages.common.harness import command
 from stages.common.images import classes, count, evenly, pixel_table
@@ -55,7 +55,9 @@ def main(floor: str) -> None:
         writer.write("label", 0, labels)
         writer.close()
         title = {"real": "held-out images", "autoencoder": "reconstructions of held-out images"}[floor]
-        sample.draw(folder / "grid.png", f"{floor}: {title}", params.sample, pixels, labels, classes())
+        of_classes = labels if classes() > 1 else None
+        sheet, title = (params.sample.grid_rows, params.sample.grid_columns), f"{floor}: {title}"
+        pictures.of_classes(pixels, of_classes, *sheet, title).save(folder / "grid.png")
     evaluate.measure(floor, params)
 
 

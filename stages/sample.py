@@ -118,28 +118,13 @@ def main(method_name: str) -> None:
             done += len(images)
             reach(done)
         grid = f"{method_name}: seeds from {section.first_seed} on"
-        draw(folder / "grid.png", grid, section, torch.from_numpy(writer.arrays["pixels"]), labels, kinds)
+        sheet = (labels if kinds > 1 else None, section.grid_rows, section.grid_columns, grid)
+        pictures.of_classes(torch.from_numpy(writer.arrays["pixels"]), *sheet).save(folder / "grid.png")
         (strip,) = workers.map("strip", [(seeds[:4], labels[:4])])
         strip.save(folder / "strip.png")
         writer.close()
         (timing,) = workers.map("cost", [(labels,)])
     write_json(TIMINGS / f"sample-{method_name}.json", timing)
-
-
-def draw(path: Path, title: str, section: Sample, pixels: Tensor, labels: Tensor, kinds: int) -> None:
-    """Writes a grid: a class a column, the first of those that occur; places that a class cannot fill stay empty."""
-    found = labels.unique()[: section.grid_columns].tolist() if kinds > 1 else []
-    columns = len(found) or section.grid_columns
-    headings = [f"class {c}" if columns <= 6 else str(c) for c in found]
-    if kinds > 1:
-        of_class = [torch.nonzero(labels == c).flatten()[: section.grid_rows] for c in found]
-        shown = torch.nn.utils.rnn.pad_sequence(of_class, padding_value=-1).flatten()
-        title += ", a class a column"
-    else:
-        shown = torch.arange(len(labels))[: columns * section.grid_rows]
-    chosen = pixels[shown]
-    chosen[shown < 0] = pictures.PAPER[0]
-    pictures.grid(chosen, columns, headings, title).save(path)
 
 
 def cost(sampler: sampling.Sampler, section: Sample, labels: Tensor) -> dict:

@@ -154,7 +154,7 @@ def test_training_survives_a_killed_worker_and_a_killed_node_to_the_same_bytes(n
         _, said = child.communicate()
         assert child.returncode == 0 and "lost" not in said, said
     results = [
-        {path.name: path.read_bytes() for path in (folder / "models/msf/msf-1").iterdir()}
+        {path.name: path.read_bytes() for path in (folder / "models/msf/msf-1").rglob("*") if path.is_file()}
         for folder in (spread.folder, quiet)
     ]
     assert results[0] == results[1]

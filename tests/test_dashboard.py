@@ -135,7 +135,7 @@ def test_the_form_is_typed_and_refuses_what_cannot_be(board):
     deployment = board.deployment("on-demand")
     form = deployment.parameter_openapi_schema["properties"]
     assert set(form) == {"targets", "recipe", "overrides", "experiment", "slots"}
-    assert form["slots"]["minimum"] == 1 and all(field["description"] for field in form.values())
+    assert form["slots"]["anyOf"][0]["minimum"] == 1 and all(field["description"] for field in form.values())
     with pytest.raises(PrefectHTTPStatusError, match="409|422"):
         board.client().create_flow_run_from_deployment(deployment.id, parameters={"slots": 0})
 

@@ -224,6 +224,7 @@ PROTOCOL = {
     "second_metric": "EffLite2",
     "second_resize": "bicubic antialiased to 128",
     "n": 40,
+    "labels": "uniform",
     "seeds": "0..39",
     "n_reference": 60,
     "reference": "0123456789abcdef",
@@ -242,6 +243,7 @@ OTHER = {  # each of these makes another protocol
     "second_metric": "EffLite0",
     "second_resize": "bicubic antialiased to 260",
     "n": 41,
+    "labels": "data",
     "seeds": "7..46",
     "n_reference": 61,
     "reference": "fedcba9876543210",
@@ -397,10 +399,10 @@ def test_rows_of_different_protocols_are_never_in_one_group(field):
     row = {"kind": "method", "kid": 0.5, "copies": False}
     dit = row | {"method": "dit", "protocol": PROTOCOL}
     msf = row | {"method": "msf", "protocol": PROTOCOL | {field: OTHER[field]}}
-    real = {"method": "real", "kind": "floor", "protocol": PROTOCOL | {"seeds": None, "n": 30}}
+    real = {"method": "real", "kind": "floor", "protocol": PROTOCOL | {"seeds": None, "n": 30, "labels": None}}
     found = {group.methods[0]["method"]: group for group in leaderboard.groups([dit, msf, real])}
     assert all(len(group.methods) == 1 for group in found.values()) and len(found) == 2
-    shared = field in ("n", "seeds")  # which are of the images, not of the measure
+    shared = field in ("n", "seeds", "labels")  # which are of the images, not of the measure
     assert (found["dit"].floors, found["msf"].floors) == ([real], [real] if shared else [])
     assert found["msf"].protocol[field] == OTHER[field]
 
@@ -605,7 +607,7 @@ def test_without_floors_the_judges_own_accuracy_is_that_of_its_training(measured
 def test_a_method_works_on_latents_if_it_reads_them_and_there_is_an_autoencoder(measured):
     project = measured()
     project.change({"decompose.images": {"kind": "pixels", "reads": "images.parquet"}, "methods.dit.kind": "ssd"})
-    solver = {"steps": 20, "eta": 1.0, "cfg": 1.0, "last_step": "clean"}
+    solver = recipe.experiment_of("embedded").methods["ddpm"].solver.model_dump()
     project.change({"methods.dit.solver": solver, "methods.dit.scales": ...})
     part = recipe.experiment_of("embedded").parts["ddpm"].model_dump()
     project.change({"parts.dit": part | {"method": "dit", "reads": "images"}})

@@ -338,7 +338,7 @@ def train(folder, build, save=distill.save):
     part.players[part.main].load_state_dict(result.weights)
     out = folder / "out"
     out.mkdir(parents=True)
-    save(out, part, config)
+    save(out, part, config, folder)  # latents that are pixels: no autoencoder travels beside them
     return out
 
 
