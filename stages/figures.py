@@ -60,9 +60,8 @@ def quality_time(groups: list[Group], path: Path) -> None:
             for row in rows:
                 place = (row["seconds_per_image"], row["kid"])
                 axes.errorbar(*place, row["kid_se"], fmt="o", capsize=4, markersize=8)
-                side = _label_side(row, rows)
-                alignment = "left" if side == 1 else "right"
-                axes.annotate(row["method"], place, xytext=(8 * side, 8), textcoords="offset points", ha=alignment)
+                height = -16 if _is_covered(row, rows) else 8
+                axes.annotate(row["method"], place, xytext=(8, height), textcoords="offset points")
             for row in group.floors:
                 axes.axhline(row["kid"], color="0.45", linestyle="--", linewidth=1.2)
                 beside = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
@@ -75,12 +74,11 @@ def quality_time(groups: list[Group], path: Path) -> None:
         save(figure, path)
 
 
-def _label_side(row: dict, rows: list[dict]) -> int:
-    """1 for the right of a point, -1 for the left where another point stands in the label's place."""
+def _is_covered(row: dict, rows: list[dict]) -> bool:
+    """Whether another point stands where a label above and to the right of this one would."""
     width, height = (max(each[key] for each in rows) for key in ("seconds_per_image", "kid"))
     apart = [(other["seconds_per_image"] - row["seconds_per_image"], other["kid"] - row["kid"]) for other in rows]
-    hidden = any(0 < right < 0.15 * width and -0.02 * height < up < 0.1 * height for right, up in apart)
-    return -1 if hidden else 1
+    return any(0 < right < 0.15 * width and -0.02 * height < up < 0.1 * height for right, up in apart)
 
 
 def spectrum(

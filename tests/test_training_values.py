@@ -101,6 +101,7 @@ def test_the_judge_learns_from_images_shifted_by_up_to_an_eighth_with_smoothed_l
         torch.testing.assert_close(loss, wanted)
         assert found["accuracy"] == (logits.argmax(1) == labels).float().mean()
     assert {top for top, _ in shifts} == {left for _, left in shifts} == set(range(-2, 3))
+    assert len(shifts) > 10, "they are shifted apart"
 
 
 def moved(by: int) -> Tensor:
