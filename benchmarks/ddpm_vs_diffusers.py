@@ -15,7 +15,8 @@ import torch
 from benchmarks.common import in_turn, ratio, save
 from multiscale.core.compat import make_torchvision_importable
 from multiscale.core.device import default_device
-from multiscale.methods import ssd
+from multiscale.methods.ssd import parts as ssd_parts
+from multiscale.methods.ssd import sampler as ssd_sampler
 from multiscale.networks.unet import FlexiUNet
 
 make_torchvision_importable()
@@ -58,8 +59,8 @@ def ours(side, channels, width, multipliers, blocks, attention, heads, groups) -
         "process": {"steps": 1000, "levels": 1, "sizes": "halved", "schedule": "equal", "gamma": 1.0}
         | {"operator": "bilinear"},
     }
-    process = ssd.build_process(config)
-    return ssd.build_network(config, process), config, process
+    process = ssd_parts.build_process(config)
+    return ssd_parts.build_network(config, process), config, process
 
 
 def measure(*size) -> dict:
@@ -70,7 +71,7 @@ def measure(*size) -> dict:
     parameters = {"ours": sum(p.numel() for p in net.parameters()), "diffusers": other.num_parameters()}
     # as many network calls as theirs
     solver = {"steps": STEPS, "eta": 1.0, "variance": "small", "cfg": 1.0, "last_step": "as-released"}
-    sampler = ssd.ScaleSpaceSampler(net, config, process, solver, "fp32")
+    sampler = ssd_sampler.ScaleSpaceSampler(net, config, process, solver, "fp32")
     pipeline = DDPMPipeline(other.eval(), DDPMScheduler(1000, prediction_type="sample"))
     pipeline.set_progress_bar_config(disable=True)
     seeds, labels = list(range(batch)), torch.zeros(batch, dtype=torch.long)

@@ -7,9 +7,9 @@ from functools import partial
 from safetensors.torch import load_file
 from torch import Tensor
 
-from multiscale import metrics
-from multiscale.classifier import accuracy, load
-from stages.common.cluster import Pool
+from multiscale.evaluation import metrics
+from multiscale.evaluation.classifier import accuracy, load
+from stages.cluster import Pool
 from stages.common.paths import CLASSIFIER, REFERENCE
 from stages.reference import Extractor, extract
 from stages.schema import Evaluate

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from benchmarks.common import in_turn, save
+from multiscale import flow
 from multiscale.core.device import autocast, default_device, resolve_precision
 from multiscale.core.storage import Table, TensorWriter
 from multiscale.core.streams import Draws, Order
 from multiscale.networks.dit import DiT
-from multiscale.processes import flow
 from stages.common import settings
 
 SHAPE = (4, 32, 32)  # an ImageNet-256 latent

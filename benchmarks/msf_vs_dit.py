@@ -16,8 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import in_turn, ratio, save
-from multiscale import autoencoder
-from multiscale.methods import method
+from multiscale import methods
+from multiscale.networks import autoencoder
 from multiscale.networks.dit import PRESETS, DiT
 from stages.common import settings
 from stages.common.paths import MODELS, VAE
@@ -29,7 +29,7 @@ REPEATS = 9
 def sampler(name: str, section: dict, params):
     codec = autoencoder.load(VAE, params.data.channels)
     folders = [MODELS / name / part for part in section["parts"]]
-    return method(section["kind"]).load_sampler(folders, section, codec, params.sample.precision)
+    return methods.sampler(section["kind"]).load_sampler(folders, section, codec, params.sample.precision)
 
 
 def flops(preset: str, side: int, inputs: int) -> int:

@@ -11,6 +11,7 @@ guidance, no clipping: what is lost here, no training can bring back.
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ from torch import Tensor
 from benchmarks.common import save
 from multiscale.core.pixels import to_signed
 from multiscale.core.storage import Table
-from multiscale.processes.diffusion import CLEAN, ScaleSpace, respaced, scale_space
+from multiscale.methods.ssd.process import CLEAN, ScaleSpace, respaced, scale_space
+from multiscale.methods.ssd.resizing import Transition
 from stages.common.paths import DECOMPOSED
 
 MODES = 20
@@ -40,18 +42,25 @@ def chain(process: ScaleSpace, steps: int, eta: float, mean: Tensor, covariance:
     made = torch.eye(len(made_mean), dtype=torch.float64) * process.sigma(at) ** 2
     for s, t in zip(states[-2::-1], states[:0:-1]):
         move = process.transition(s, t, eta)
-        low, high = (_matrix(lambda x, side=process.side(k): process.shrink(x, side), process.sides[0]) for k in (t, s))
+        before, after = process.side(t), process.side(s)
+        low, high = (_matrix(partial(process.shrink, side=side), process.sides[0]) for side in (before, after))
         signal, noise = process.signal(t), process.sigma(t) ** 2
         # E[R_s x_0 | x_t] = R_s m + gain (x_t - a R_t m)
         seen = signal**2 * low @ covariance @ low.T + noise * torch.eye(len(low), dtype=torch.float64)
         gain = torch.linalg.solve(seen, signal * low @ covariance @ high.T).T
-        of_state = _matrix(lambda x, move=move, side=process.side(s): move.mean(x, x.new_zeros(len(x), 1, side, side)), process.side(t))
-        of_clean = _matrix(lambda x, move=move, side=process.side(t): move.mean(x.new_zeros(len(x), 1, side, side), x), process.side(s))
-        root = _matrix(move.root, process.side(s)) if move.needs_noise else torch.zeros_like(of_clean)
+        of_state = _matrix(partial(_mean, move, clean_side=after), before)
+        of_clean = _matrix(partial(_mean, move, state_side=before), after)
+        root = _matrix(move.root, after) if move.needs_noise else torch.zeros_like(of_clean)
         step = of_state + of_clean @ gain
         made_mean = step @ made_mean + of_clean @ (high @ mean - gain @ (signal * low @ mean))
         made = step @ made @ step.T + root @ root.T
     return made_mean, made
+
+
+def _mean(move: Transition, x: Tensor, state_side: int | None = None, clean_side: int | None = None) -> Tensor:
+    """The mean of the next state, linear in state and clean image; the one whose side is given is zero."""
+    zero = x.new_zeros(len(x), 1, *[state_side or clean_side] * 2)
+    return move.mean(zero, x) if state_side else move.mean(x, zero)
 
 
 def _matrix(linear, side: int) -> Tensor:

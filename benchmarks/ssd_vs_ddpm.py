@@ -22,9 +22,10 @@ from torch import nn
 
 from benchmarks.common import in_turn, ratio, save
 from multiscale.core.device import autocast, cast_weights, default_device, resolve_precision
-from multiscale.methods import ssd
+from multiscale.methods.ssd import parts as ssd_parts
+from multiscale.methods.ssd import sampler as ssd_sampler
+from multiscale.methods.ssd.process import CLEAN, ScaleSpace, respaced
 from multiscale.networks.unet import PRESETS
-from multiscale.processes.diffusion import CLEAN, ScaleSpace, respaced
 
 LEVELS = {64: (1, 2, 4), 128: (1, 3, 5), 256: (1, 3, 4, 6)}
 PUBLISHED = {"sampling at 64, 4L": 1.58, "sampling at 64, 2L": 1.18}
@@ -48,12 +49,12 @@ def config_of(side: int, levels: int) -> dict:
     }
 
 
-def sampler(side: int, levels: int) -> ssd.ScaleSpaceSampler:
+def sampler(side: int, levels: int) -> ssd_sampler.ScaleSpaceSampler:
     config = config_of(side, levels)
-    process = ssd.build_process(config)
+    process = ssd_parts.build_process(config)
     steps = next(n for n in range(CALLS, 0, -1) if len(respaced(process, n)) == CALLS)
     solver = {"steps": steps, "eta": 1.0, "variance": "small", "cfg": 1.0, "last_step": "clean"}
-    return ssd.ScaleSpaceSampler(ssd.build_network(config, process), config, process, solver, "auto")
+    return ssd_sampler.ScaleSpaceSampler(ssd_parts.build_network(config, process), config, process, solver, "auto")
 
 
 class Clock:
@@ -138,7 +139,7 @@ def total(side: int, seconds: dict[tuple, list[float]]) -> dict[str, float]:
     """Seconds of 1000 steps per image, by the levels of the network."""
     sums: dict[str, float] = Counter()
     for (levels, *pair), each in seconds.items():
-        steps = pairs(ssd.build_process(config_of(side, levels)))[tuple(pair)]
+        steps = pairs(ssd_parts.build_process(config_of(side, levels)))[tuple(pair)]
         sums[f"{levels}L"] += steps * statistics.median(each) / BATCH[side]
     return dict(sums)
 
@@ -146,8 +147,8 @@ def total(side: int, seconds: dict[tuple, list[float]]) -> dict[str, float]:
 def forwards(side: int, levels: int) -> Iterator[tuple[tuple, Callable[[], None]]]:
     """A forward of each pair of sides, at the precision of sampling."""
     config = config_of(side, levels)
-    process, precision = ssd.build_process(config), resolve_precision("auto", default_device())
-    net = cast_weights(ssd.build_network(config, process).eval(), precision)
+    process, precision = ssd_parts.build_process(config), resolve_precision("auto", default_device())
+    net = cast_weights(ssd_parts.build_network(config, process).eval(), precision)
     net = net.to(default_device(), memory_format=torch.channels_last)
     for before, after in pairs(process):
         call = partial(net, *states(side, before), None, after)
@@ -163,8 +164,8 @@ def inferred(call: Callable, precision: str) -> None:
 def training_steps(side: int, levels: int) -> Iterator[tuple[tuple, Callable[[], None]]]:
     """A training step of each pair of sides."""
     config = config_of(side, levels)
-    process, precision = ssd.build_process(config), resolve_precision("auto", default_device())
-    net = ssd.build_network(config, process).to(default_device(), memory_format=torch.channels_last)
+    process, precision = ssd_parts.build_process(config), resolve_precision("auto", default_device())
+    net = ssd_parts.build_network(config, process).to(default_device(), memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)
 
     def step(x: torch.Tensor, t: torch.Tensor, after: int) -> None:

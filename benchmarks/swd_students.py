@@ -23,14 +23,15 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
 from benchmarks.common import in_turn, ratio, save
-from multiscale import autoencoder
-from multiscale.autoencoder import Codec
-from multiscale.methods import swd
+from multiscale.methods.swd import parts as swd_parts
+from multiscale.methods.swd import sampler as swd_sampler
+from multiscale.methods.swd.schedule import Schedule, few_steps
+from multiscale.methods.swd.settings import Student
+from multiscale.networks import autoencoder
+from multiscale.networks.autoencoder import Codec
 from multiscale.networks.dit import PRESETS
-from multiscale.scales.schedule import Schedule, few_steps
 from multiscale.training.loop import Run, Training
 from stages.common.paths import VAE
-from stages.schema.swd import Student
 
 CLASSES = 10
 SIGMAS = {2: (1.0, 0.7371), 4: few_steps(4, [1] * 4).sigmas, 6: few_steps(6, [1] * 6).sigmas}
@@ -85,7 +86,7 @@ def teacher_folder(root: Path, network: dict, full: int) -> Path:
     config |= {"latent_shift": [0.0] * 4, "latent_scale": [1.0] * 4}
     folder = root / "teacher"
     folder.mkdir()
-    save_file(swd.build_network(config).state_dict(), folder / "model.safetensors")
+    save_file(swd_parts.build_network(config).state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -102,14 +103,16 @@ def pyramid_folder(root: Path, sides: set[int], rows: int) -> Path:
     return folder
 
 
-def samplers(teacher: Path, steps: dict[str, Schedule], codec: Codec, guided: int) -> dict[str, swd.LatentSampler]:
-    net, about = swd.load_teacher(teacher)
-    made: dict[str, swd.LatentSampler] = {}
+def samplers(
+    teacher: Path, steps: dict[str, Schedule], codec: Codec, guided: int
+) -> dict[str, swd_sampler.LatentSampler]:
+    net, about = swd_parts.load_teacher(teacher)
+    made: dict[str, swd_sampler.LatentSampler] = {}
     for name, schedule in steps.items():
         config = {**about, "upscaling": "B", "schedule": {"sides": schedule.sides, "sigmas": schedule.sigmas}}
-        made[name] = swd.StudentSampler(net, config, codec, "auto")
+        made[name] = swd_sampler.StudentSampler(net, config, codec, "auto")
     solver = {"method": "euler", "steps": guided, "cfg": 1.5}
-    made[f"teacher, {guided} guided steps"] = swd.TeacherSampler(net, about, codec, solver, "auto")
+    made[f"teacher, {guided} guided steps"] = swd_sampler.TeacherSampler(net, about, codec, solver, "auto")
     return made
 
 
@@ -119,7 +122,7 @@ def cycle(teacher: Path, pyramid: Path, schedule: Schedule, losses: dict, batch:
     training = Training(10**9, batch, 1e-4, 0, "constant", 0.0, 0.99, 10.0, 1000, "auto", False, 10**9, 1e9)
     section = {"method": "s", "kind": "swd", "reads": "p", "teacher": "t", "block": 0, "schedule": steps}
     about = Student.model_validate(section | {"training": {"images": 1}} | losses).model_dump()
-    part, _ = swd.build_student("s", about, pyramid, teacher)
+    part, _ = swd_parts.build_student("s", about, pyramid, teacher)
     run = Run(part, training, 0)
 
     def once() -> None:

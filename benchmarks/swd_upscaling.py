@@ -15,14 +15,15 @@ from torch import Tensor
 
 from benchmarks.common import save
 from benchmarks.judge import Judge
-from multiscale import autoencoder
+from multiscale import flow
 from multiscale.core.device import autocast
 from multiscale.core.pixels import to_pixels
 from multiscale.core.storage import Table, read_json
 from multiscale.core.streams import noise_of_seeds
-from multiscale.methods import swd
-from multiscale.processes import flow
-from multiscale.scales.upscaling import STRATEGIES, noisy
+from multiscale.methods.swd import parts as swd_parts
+from multiscale.methods.swd import sampler as swd_sampler
+from multiscale.methods.swd.upscaling import STRATEGIES, noisy
+from multiscale.networks import autoencoder
 from stages.common import settings
 from stages.common.paths import DECOMPOSED, MODELS, VAE
 
@@ -31,7 +32,7 @@ LEVELS = (0.4, 0.6, 0.8)
 BATCH = 50
 
 
-def finished(sampler: swd.TeacherSampler, x: Tensor, labels: Tensor, sigma: float) -> Tensor:
+def finished(sampler: swd_sampler.TeacherSampler, x: Tensor, labels: Tensor, sigma: float) -> Tensor:
     """Images (N, C, H, H) that the teacher makes of a state at noise sigma: time runs from sigma instead of from 1."""
     net, solver = sampler.net, sampler.solver
     velocity = flow.guided(lambda x, t, c: net(x, t, c).float(), labels, net.null_label, solver["cfg"])
@@ -46,7 +47,7 @@ def main(images: int) -> None:
     folder = MODELS / TEACHER / TEACHER
     solver = params.methods[TEACHER].solver.model_dump()
     codec = autoencoder.load(VAE, params.data.channels)
-    sampler = swd.TeacherSampler(*swd.load_teacher(folder), codec, solver, "auto")
+    sampler = swd_sampler.TeacherSampler(*swd_parts.load_teacher(folder), codec, solver, "auto")
     judge = Judge(params.evaluate)
     sides = [int(side) for side in read_json(pyramid / "statistics.json")["grids"]]
     table = Table.open(pyramid / "targets.safetensors")

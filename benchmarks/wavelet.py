@@ -15,7 +15,7 @@ import pywt
 import torch
 
 from benchmarks.common import in_turn, ratio, save
-from multiscale.scales.wavelet import Wavelet
+from multiscale.methods.wmgm.wavelet import Wavelet
 
 SHAPE = (16, 3, 256, 256)
 MODE = "periodization"

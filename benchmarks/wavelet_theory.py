@@ -8,8 +8,8 @@ Pixels against whitened wavelet bands, in closed form: no network, no sampling n
 from __future__ import annotations
 
 from benchmarks.common import save
-from multiscale import theory
 from multiscale.core.storage import read_json
+from multiscale.methods.wmgm import theory
 from stages.common.paths import DECOMPOSED
 from stages.wavelets import ERRORS, SIDES
 

@@ -20,9 +20,11 @@ from matplotlib import pyplot as plt
 
 from benchmarks.common import RESULTS, save
 from benchmarks.judge import Judge
-from multiscale import features, sampling
+from multiscale import sampling
 from multiscale.core.storage import read_json
-from multiscale.methods import wmgm
+from multiscale.evaluation import features
+from multiscale.methods.wmgm import parts as wmgm_parts
+from multiscale.methods.wmgm import sampler as wmgm_sampler
 from stages import figures
 from stages.common import settings
 from stages.common.images import classes
@@ -39,7 +41,7 @@ def point(name: str, solver: str, steps: int, params, labels: torch.Tensor, judg
     section = params.methods[name].model_dump()
     section["solver"] |= {"method": solver, "steps": steps}
     folders = [MODELS / name / part for part in section["parts"]]
-    sampler = wmgm.load_sampler(folders, section, None, params.sample.precision)
+    sampler = wmgm_sampler.load_sampler(folders, section, None, params.sample.precision)
     batch, seeds = params.sample.batch, list(range(params.sample.first_seed, params.sample.first_seed + len(labels)))
     sampler(seeds[:batch], labels[:batch])  # warm
     started = time.perf_counter()
@@ -54,7 +56,7 @@ def size(name: str, params) -> dict:
     parts, count = {}, classes()
     for part in params.methods[name].parts:
         section = params.parts[part].model_dump()
-        built, _ = wmgm.build_part(part, section, DECOMPOSED / section["reads"], count)
+        built, _ = wmgm_parts.build_part(part, section, DECOMPOSED / section["reads"], count)
         numbers = {player: sum(p.numel() for p in net.parameters()) for player, net in built.players.items()}
         timing = read_json(TIMINGS / f"{part}.json")
         parts[part] = {

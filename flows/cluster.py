@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from multiscale.core.device import default_device
-from stages.common import cluster
+from stages import cluster
 from stages.schema import Run
 
 

@@ -18,7 +18,7 @@ from flows import outcome, trial
 from flows.cluster import connect
 from flows.space import Axis, Plan, load
 from flows.trial import Pipeline, Records
-from stages.common import cluster
+from stages import cluster
 from stages.common.harness import progress
 from stages.common.paths import SCRATCH
 from stages.schema import Run

@@ -23,10 +23,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from multiscale.settings import Bad, Name, Positive, Section
 from stages.common import settings
 from stages.common.settings import EXPERIMENT, BadInput, refuse
 from stages.schema import Experiment
-from stages.schema.base import Bad, Name, Positive, Section
 
 SWEEPS = Path("params/sweeps")
 METRICS = {  # and which way is better

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from multiscale.classifier import Classifier, ClassifierPart, accuracy, load
 from multiscale.core.storage import atomic_folder, read_json, write_json
+from multiscale.evaluation.classifier import Classifier, ClassifierPart, accuracy, load
 from stages import fitting, schema
 from stages.common import settings
 from stages.common.harness import command

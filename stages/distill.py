@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from multiscale.methods import method
-from multiscale.networks.adapter import merged
+from multiscale import methods
+from multiscale.methods.swd.adapter import merged
 from multiscale.training.part import Part
 from stages import fitting, teacher
 from stages.common import codec, settings
@@ -20,7 +20,7 @@ from stages.common.paths import DECOMPOSED, MODELS
 
 def build(name: str, section: dict, folder: Path, teacher_folder: Path) -> tuple:
     """The student, made by its method's module."""
-    return method(section["kind"]).build_student(name, section, folder, teacher_folder)
+    return methods.parts(section["kind"]).build_student(name, section, folder, teacher_folder)
 
 
 def save(folder: Path, part: Part, config: dict, pyramid: Path) -> None:

@@ -2,8 +2,8 @@
 
 KID with its standard error is the headline: at a few thousand images FD is biased by their number, KID is not. KID is
 taken against training images and against the test split, and by a second extractor. The label accuracy is the judge's.
-How many images are copies of training images is judged by the test split (multiscale/memorisation.py); the likeliest
-copies are drawn in reports/neighbours/METHOD.png.
+How many images are copies of training images is judged by the test split (multiscale/evaluation/memorisation.py); the
+likeliest copies are drawn in reports/neighbours/METHOD.png.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from multiscale import features, memorisation, metrics, pictures
-from multiscale.classifier import accuracy, load
+from multiscale import pictures
 from multiscale.core.storage import Table, atomic_file, metadata_of, read_json, write_json
+from multiscale.evaluation import features, memorisation, metrics
+from multiscale.evaluation.classifier import accuracy, load
+from stages.cluster import pool
 from stages.common import settings
-from stages.common.cluster import pool
 from stages.common.harness import command
 from stages.common.images import some
 from stages.common.paths import CLASSIFIER, METRICS, NEIGHBOURS, REFERENCE, SAMPLES

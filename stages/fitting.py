@@ -18,7 +18,8 @@ from multiscale.core.storage import atomic_folder, write_json
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Result, Training, fit
 from multiscale.training.part import Part
-from stages.common import cluster, keys
+from stages import cluster
+from stages.common import keys
 from stages.common.harness import progress
 from stages.common.paths import SCRATCH, TIMINGS
 from stages.schema import Run

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multiscale import autoencoder, pictures
+from multiscale import pictures
 from multiscale.core.device import autocast, default_device, resolve_precision
 from multiscale.core.pixels import to_pixels, to_signed, to_unit
 from multiscale.core.storage import TensorWriter, atomic_folder
+from multiscale.networks import autoencoder
 from stages import evaluate
 from stages.common import settings
 from stages.common.harness import command

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multiscale import autoencoder
 from multiscale.core.device import autocast, default_device, resolve_precision
+from multiscale.core.moments import Moments
 from multiscale.core.pixels import to_signed
 from multiscale.core.resize import area_to
 from multiscale.core.storage import TensorWriter, atomic_folder, write_json
+from multiscale.networks import autoencoder
+from stages.cluster import pool
 from stages.common import codec, settings
-from stages.common.cluster import pool
 from stages.common.harness import command, progress
 from stages.common.images import pixel_table
 from stages.common.paths import LATENTS, VAE
-from stages.statistics import Moments
 
 
 class Encoder:

@@ -211,7 +211,8 @@ def notes(group: Group) -> list[str]:
     test = f"; test split {about['test']}: {about['n_test']} images" if about["n_test"] else ""
     lines.append(
         f"Extractor {about['extractor']} ({about['resize']}); N = {about['n']}, seeds {about['seeds']}, classes "
-        f"{about['labels']}; reference {about['reference']}: {about['n_reference']} training images{test}; {about['estimator']}."
+        f"{about['labels']}; reference {about['reference']}: {about['n_reference']} training images"
+        f"{test}; {about['estimator']}."
     )
     if about["second_extractor"]:
         lines.append(f"Second extractor {about['second_extractor']} ({about['second_resize']}).")

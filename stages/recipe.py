@@ -24,7 +24,7 @@ from stages.schema import Experiment
 
 HEADER = """\
 # The experiment: what DVC tracks, what `dvc exp run -S` overrides, what you edit.
-# Written by `python -m stages.recipe {name}`; the comments to each key are in stages/schema/.
+# Written by `python -m stages.recipe {name}`; each key is explained in stages/schema/ or in its method's settings.py.
 """
 
 

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from multiscale import features, memorisation
 from multiscale.core.device import default_device
 from multiscale.core.storage import Table, atomic_folder, write_json
+from multiscale.evaluation import features, memorisation
+from stages.cluster import Pool, pool
 from stages.common import settings
-from stages.common.cluster import Pool, pool
 from stages.common.harness import command, progress
 from stages.common.images import count, evenly, pixel_table
 from stages.common.paths import REFERENCE

@@ -8,21 +8,20 @@ images through the sampler's steps) and, in reports/timing, the cost of an image
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from multiscale import autoencoder, pictures, sampling
+from multiscale import methods, pictures, sampling
 from multiscale.core.device import default_device, describe, peak_memory_bytes
 from multiscale.core.pixels import to_pixels
 from multiscale.core.storage import TensorWriter, atomic_folder, write_json
 from multiscale.core.streams import classes_of_seeds
-from multiscale.methods import method
+from multiscale.networks import autoencoder
+from stages.cluster import pool
 from stages.common import codec, settings
-from stages.common.cluster import pool
 from stages.common.harness import command, progress
 from stages.common.images import class_counts, classes
 from stages.common.paths import MODELS, SAMPLES, TIMINGS
@@ -52,7 +51,9 @@ class Artist:
         folders = [MODELS / name / part for part in section.parts]
         self.name, self.section = name, params.sample
         decoder = autoencoder.load_or_pixels(folders[0] / codec.BESIDE, params.data.channels)
-        self.sampler = method(section.kind).load_sampler(folders, section.model_dump(), decoder, self.section.precision)
+        self.sampler = methods.sampler(section.kind).load_sampler(
+            folders, section.model_dump(), decoder, self.section.precision
+        )
 
     def make(self, seeds: list[int], labels: Tensor) -> Tensor:
         """At most a batch of uint8 images (n, C, H, H)."""

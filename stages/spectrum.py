@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from multiscale.core.pixels import to_signed
+from multiscale.core.pixels import per_channel, to_signed
 from multiscale.core.storage import Table, read_json
-from multiscale.scales.residual import per_channel
-from multiscale.scales.schedule import BOUNDARIES, Schedule, few_steps
-from multiscale.scales.spectrum import cutoff, proposed, radial_power, smallest_safe
+from multiscale.methods.swd.schedule import BOUNDARIES, Schedule, few_steps
+from multiscale.methods.swd.spectrum import cutoff, proposed, radial_power, smallest_safe
 from stages import figures
 from stages.common import settings
 from stages.common.harness import command

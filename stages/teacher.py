@@ -13,17 +13,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from multiscale import metrics, sampling
+from multiscale import sampling
 from multiscale.core.device import default_device, resolve_precision
+from multiscale.core.pixels import per_channel
 from multiscale.core.resize import area_to
 from multiscale.core.storage import Table, TensorWriter, atomic_folder, read_json, write_json
-from multiscale.methods import swd
-from multiscale.scales.residual import per_channel
+from multiscale.evaluation import metrics
+from multiscale.methods.swd import parts as swd_parts
+from multiscale.methods.swd import sampler as swd_sampler
+from multiscale.methods.swd.settings import Student, Synthetic
 from stages.common import codec, keys
 from stages.common.harness import progress
 from stages.common.paths import SCRATCH
-from stages.schema import Student
-from stages.schema.swd import Synthetic
 
 IMAGES = 500  # that a teacher is checked by at each side
 STEPS = 12
@@ -41,10 +42,12 @@ def distance(folder: Path, pyramid: Path, side: int) -> float:
     The relative energy distance of latents averaged on a 4x4 grid: about 0 for equal laws, 1 for a teacher that makes
     the mean image every time.
     """
-    net, config = swd.load_teacher(folder)
+    net, config = swd_parts.load_teacher(folder)
     net = net.eval().requires_grad_(False).to(default_device())
     statistics = read_json(pyramid / "statistics.json")
-    bring = swd.renormalised(statistics["shift"], statistics["scale"], config["latent_shift"], config["latent_scale"])
+    bring = swd_parts.renormalised(
+        statistics["shift"], statistics["scale"], config["latent_shift"], config["latent_scale"]
+    )
     table = Table.open(pyramid / "targets.safetensors", f"z{side}", "label")
     count = min(IMAGES, len(table))
     rows = table[torch.arange(count) * (len(table) // count)]
@@ -55,7 +58,7 @@ def distance(folder: Path, pyramid: Path, side: int) -> float:
         for start in range(0, count, BATCH):
             chosen = labels[start : start + BATCH]
             seeds = list(range(start, start + len(chosen)))
-            made.append(swd.solved(net, net.null_label, shape, seeds, chosen, solver, lambda z: None).cpu())
+            made.append(swd_sampler.solved(net, net.null_label, shape, seeds, chosen, solver, lambda z: None).cpu())
     return metrics.relative_distance(*(area_to(z, GRID).flatten(1) for z in (torch.cat(made), real)))
 
 
@@ -81,7 +84,7 @@ def images(
     Decoded, downsampled by area in pixels to each side and encoded, as the stage `latents` does with the data, in the
     precision that it has. See `fitting.job` for `code`.
     """
-    from multiscale import autoencoder  # takes seconds to import, and only this needs it
+    from multiscale.networks import autoencoder
     from stages.latents import Encoder
 
     device = default_device()
@@ -98,8 +101,8 @@ def images(
         return out
     load = partial(autoencoder.load_or_pixels, beside, channels)
     encoder = Encoder(load(), precision)  # with weights of its own: the sampler casts those that it decodes with
-    net, config = swd.load_teacher(folder)
-    sampler = swd.TeacherSampler(net, config, load(), section.solver.model_dump(), "auto")
+    net, config = swd_parts.load_teacher(folder)
+    sampler = swd_sampler.TeacherSampler(net, config, load(), section.solver.model_dump(), "auto")
     statistics = read_json(pyramid / "statistics.json")
     shift, scale = per_channel(statistics["shift"]), per_channel(statistics["scale"])
     seeds = list(range(FIRST_SEED, FIRST_SEED + section.images))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from multiscale.methods import method
+from multiscale import methods
 from multiscale.training.part import Part
 from stages import fitting
 from stages.common import codec, settings
@@ -17,7 +17,7 @@ from stages.common.paths import DECOMPOSED, MODELS
 
 def build(name: str, part: dict, folder: Path, count: int) -> tuple:
     """The part, made by its method's module."""
-    return method(part["kind"]).build_part(name, part, folder, count)
+    return methods.parts(part["kind"]).build_part(name, part, folder, count)
 
 
 def save(folder: Path, part: Part, config: dict, decomposition: Path) -> None:
@@ -32,7 +32,7 @@ def job(part: str, params, code: Iterable[Path] | None = None) -> fitting.Job:
         raise settings.refuse("train", "PART", part, f"one of {', '.join(params.parts)}")
     section = params.parts[part]
     folder = DECOMPOSED / section.reads
-    method(section.kind)  # loaded now: its code is part of the key
+    methods.parts(section.kind)  # loaded now: its code is part of the key
     return fitting.job(
         part,
         partial(build, part, section.model_dump(), folder, classes()),

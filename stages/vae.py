@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from multiscale import autoencoder
-from multiscale.autoencoder import AutoencoderPart
 from multiscale.core.storage import atomic_folder, write_json
+from multiscale.networks import autoencoder
+from multiscale.networks.autoencoder import AutoencoderPart
 from multiscale.training.part import Part
 from stages import fitting
 from stages.common import settings

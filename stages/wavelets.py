@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from multiscale import theory
+from multiscale.adversarial import COLLAPSED
 from multiscale.core.storage import read_json
-from multiscale.processes.adversarial import COLLAPSED
-from multiscale.scales.bands import PIXELS
+from multiscale.methods.wmgm import theory
+from multiscale.methods.wmgm.bands import PIXELS
 from stages import figures
 from stages.common.paths import DECOMPOSED, MODELS
 from stages.page import Section
@@ -41,7 +41,7 @@ DIVERSITY = {
 
 def sections(decompose: dict, parts: dict, pictures: Path) -> list[Section]:
     """The report's sections on wavelets, their plots drawn into `pictures`; none for a recipe without them."""
-    wavelets = {name: section for name, section in decompose.items() if section.kind == "wavelet"}
+    wavelets = {name: section for name, section in decompose.items() if section.kind == "wmgm"}
     found = [_bands(name, section.filter, pictures) for name, section in wavelets.items()]
     examined = {name: MODELS / part.method / name / "examined.json" for name, part in parts.items()}
     read = {name: read_json(path)["diversity"] for name, path in examined.items() if path.exists()}

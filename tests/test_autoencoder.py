@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from multiscale import autoencoder
-from multiscale.autoencoder import AutoencoderPart, Codec
 from multiscale.core import device
 from multiscale.core.resize import area_to
 from multiscale.core.storage import Table
 from multiscale.core.streams import Draws
+from multiscale.networks import autoencoder
+from multiscale.networks.autoencoder import AutoencoderPart, Codec
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Training, fit
 

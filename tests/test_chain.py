@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from multiscale.core.streams import noise_of_seeds
-from multiscale.methods import ssd
-from stages.schema.ssd import AncestralSolver, SSDPart
+from multiscale.methods.ssd import parts as ssd_parts
+from multiscale.methods.ssd import sampler as ssd_sampler
+from multiscale.methods.ssd.settings import AncestralSolver, SSDPart
 
 STATES, GAMMA = 40, 2.0  # states shrink early, while there is much signal: every change of side matters
 Chain = SimpleNamespace  # of the paper's quantities at each state: a, sigma, side
@@ -31,11 +32,11 @@ def sampler_of(folder, monkeypatch, side: int, levels: int, steps: int, predict:
     section |= {"process": {"steps": STATES, "levels": levels, "gamma": GAMMA}}
     pixels = torch.zeros(4, 1, side, side, dtype=torch.uint8)
     save_file({"pixels": pixels, "label": torch.zeros(4, dtype=torch.long)}, folder / "targets.safetensors")
-    part, config = ssd.build_part("part", SSDPart.model_validate(section).model_dump(), folder, 3)
+    part, config = ssd_parts.build_part("part", SSDPart.model_validate(section).model_dump(), folder, 3)
     save_file(part.players["net"].state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
     settings = {"solver": AncestralSolver.model_validate({"steps": steps} | solver).model_dump()}
-    sampler, shown = ssd.load_sampler([folder], settings, None, "fp32"), []
+    sampler, shown = ssd_sampler.load_sampler([folder], settings, None, "fp32"), []
 
     def forward(x: Tensor, t: Tensor, labels: Tensor, out_side: int) -> Tensor:
         shown.append((x.shape[-1], int(t[0]), out_side))
@@ -140,7 +141,7 @@ def test_mean_and_covariance_of_the_whole_chain_are_those_of_the_closed_form(lev
         noise[first : first + count] = unit * torch.eye(count)
         return noise.view(size, *shape)
 
-    monkeypatch.setattr(ssd, "noise_of_seeds", basis)
+    monkeypatch.setattr(ssd_sampler, "noise_of_seeds", basis)
     images = 2 * sampler(list(range(size)), torch.zeros(size, dtype=torch.long)).double().flatten(1) - 1
     assert images.abs().max() < 1, "nothing was clipped"
     found = (images[1:] - images[0]) / unit

@@ -19,7 +19,7 @@ from conftest import ROOT, Project
 
 from flows.cluster import slots
 from flows.reproduce import reproduce
-from stages.common import cluster
+from stages import cluster
 from stages.common.paths import SAMPLES, VAE
 from stages.common.settings import BadInput
 from stages.schema import Run

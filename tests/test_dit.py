@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from multiscale import sampling
-from multiscale.methods import msf
+from multiscale.methods.msf import parts as msf_parts
+from multiscale.methods.msf import sampler as msf_sampler
 from multiscale.networks import dit
 from multiscale.networks.dit import PRESETS, Attention, DiT, position_code
 
@@ -137,8 +138,8 @@ def test_the_flops_of_an_image_are_those_of_a_hand_count(cfg):
         for k in range(2)
     ]
     solvers = [{"steps": n, "method": "euler", "cfg": weight} for n, weight in zip(steps, (cfg, 1.0))]
-    nets = [randomised(msf.build_network(config)) for config in configs]
-    sampler = msf.MSFSampler(nets, configs, solvers, Pixels(), "fp32")
+    nets = [randomised(msf_parts.build_network(config)) for config in configs]
+    sampler = msf_sampler.MSFSampler(nets, configs, solvers, Pixels(), "fp32")
     calls = steps[0] * (1 if cfg == 1 else 2), steps[1]
     expected = calls[0] * hand_count(4, 4, 6, **size) + calls[1] * hand_count(8, 4, 8, **size)
     assert sampling.flops_per_image(sampler, torch.tensor([1])) == expected

@@ -17,8 +17,9 @@ from conftest import Project
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from multiscale import autoencoder, features, metrics
 from multiscale.core.pixels import to_pixels, to_signed, to_unit
+from multiscale.evaluation import features, metrics
+from multiscale.networks import autoencoder
 from stages.common.images import evenly, pixel_table
 from stages.common.paths import IMAGES
 

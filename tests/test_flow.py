@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from multiscale import flow
 from multiscale.core.streams import Draws
-from multiscale.processes import flow
 
 
 def draws(batch: int = 8) -> Draws:

@@ -17,7 +17,7 @@ from dvc.utils.hydra import apply_overrides
 from prefect import get_client, settings
 from prefect.client.schemas.filters import FlowRunFilter
 
-from flows import inputs, run
+from flows import inputs
 from flows.reproduce import main, reproduce
 from stages.common.errors import BadInput
 

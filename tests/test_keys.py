@@ -42,7 +42,7 @@ def test_a_key_changes_with_the_settings_and_with_torch_and_not_with_order_or_ti
 
 def test_code_that_only_checks_settings_or_spreads_work_is_left_out(given, tmp_path):
     before = keys.key(**given)
-    for name in ("stages/schema/swd.py", "stages/common/cluster.py"):
+    for name in ("multiscale/methods/swd/settings.py", "stages/cluster.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
         given["code"].append(tmp_path / name)
@@ -57,9 +57,9 @@ def test_an_input_that_is_not_there_is_one_line(given):
 def test_the_code_that_is_loaded_is_that_of_the_science_and_of_the_stages(monkeypatch):
     main = ModuleType("__main__")
     main.__file__ = str(keys.ROOT / "stages" / "train.py")  # as `python -m stages.train` leaves it
-    for name, module in {"__main__": main, "stages.train": None, "multiscale.methods.ssd": None}.items():
+    for name, module in {"__main__": main, "stages.train": None, "multiscale.methods.ssd.parts": None}.items():
         monkeypatch.setitem(sys.modules, name, module)
     found = {file.relative_to(keys.ROOT).as_posix() for file in keys.loaded()}
     assert {"multiscale/training/checkpoint.py", "stages/common/keys.py", "stages/train.py"} <= found
-    assert "multiscale/methods/ssd.py" not in found, "no part needs another method's module"
+    assert "multiscale/methods/ssd/parts.py" not in found, "no part needs another method's module"
     assert {name.partition("/")[0] for name in found} == {"multiscale", "stages"}

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from multiscale import memorisation
+from multiscale.evaluation import memorisation
 
 
 def images(count: int, seed: int, spread: float = 1.0, side: int = 8) -> torch.Tensor:

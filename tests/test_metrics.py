@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from multiscale import classifier, features, metrics  # before torch-fidelity, whose import it mends
+from multiscale.evaluation import classifier, features, metrics
 
 from torch_fidelity.metric_kid import kid_features_to_metric  # isort: skip
 

@@ -10,11 +10,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from multiscale import sampling
+from multiscale.core.pixels import per_channel
 from multiscale.core.resize import area_to, bilinear_to
 from multiscale.core.storage import Table
 from multiscale.core.streams import Draws, noise_of_seeds
-from multiscale.methods import msf
-from multiscale.scales.residual import accumulate, decompose, prior
+from multiscale.methods.msf import parts as msf_parts
+from multiscale.methods.msf import sampler as msf_sampler
+from multiscale.methods.msf.residual import accumulate, decompose, prior
 
 SIDES = {1: [8], 2: [6, 8], 3: [4, 6, 8], 4: [4, 6, 8, 16]}
 CHANNELS, CLASSES = 2, 3
@@ -61,16 +63,16 @@ class Oracle(nn.Module):
 
 def random_network(config: dict) -> nn.Module:
     """A network with no zeros left from its initialisation."""
-    net = msf.build_network(config)
+    net = msf_parts.build_network(config)
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.15)
     return net
 
 
-def random_sampler(sides: list[int], solvers: list[dict], precision: str = "fp32") -> msf.MSFSampler:
+def random_sampler(sides: list[int], solvers: list[dict], precision: str = "fp32") -> msf_sampler.MSFSampler:
     torch.manual_seed(0)
     configs = [config_of(k, sides) for k in range(len(sides))]
-    return msf.MSFSampler([random_network(config) for config in configs], configs, solvers, Pixels(), precision)
+    return msf_sampler.MSFSampler([random_network(config) for config in configs], configs, solvers, Pixels(), precision)
 
 
 def draws_of(count: int) -> Draws:
@@ -85,7 +87,7 @@ def dyadic(*shape: int) -> Tensor:
 def part_of(index: int, targets: list[Tensor], net: nn.Module, dropout: float = 0.0, noise: float = 0.0):
     sides = [target.shape[-1] for target in targets]
     data = Table({"label": torch.arange(len(targets[0])).numpy()})
-    return msf.ScalePart("part", data, net, config_of(index, sides), dropout, "logit-normal", noise)
+    return msf_parts.ScalePart("part", data, net, config_of(index, sides), dropout, "logit-normal", noise)
 
 
 def batch_of(targets: list[Tensor]) -> dict[str, Tensor]:
@@ -139,13 +141,13 @@ def test_the_prior_is_what_algorithm_2_makes_of_the_scales_before(scales):
 @pytest.mark.parametrize("cfg", [1.0, 1.5])
 @pytest.mark.parametrize("scales", [1, 2, 3])
 def test_one_euler_step_along_a_perfect_velocity_returns_the_data_exactly(scales, cfg, monkeypatch):
-    monkeypatch.setattr(msf, "noise_of_seeds", lambda *address: (noise_of_seeds(*address) * 64).round() / 64)
+    monkeypatch.setattr(msf_sampler, "noise_of_seeds", lambda *address: (noise_of_seeds(*address) * 64).round() / 64)
     sides = SIDES[scales]
     data = [dyadic(3, CHANNELS, side, side) for side in sides]
     configs = [config_of(k, sides) for k in range(scales)]
-    targets = [y * msf.per_channel(c["std"]) + msf.per_channel(c["mean"]) for y, c in zip(data, configs)]
+    targets = [y * per_channel(c["std"]) + per_channel(c["mean"]) for y, c in zip(data, configs)]
     nets, codec = [Oracle(y) for y in data], Pixels()
-    sampler = msf.MSFSampler(nets, configs, [EULER | {"steps": 1, "cfg": cfg}] * scales, codec, "fp32")
+    sampler = msf_sampler.MSFSampler(nets, configs, [EULER | {"steps": 1, "cfg": cfg}] * scales, codec, "fp32")
     images = sampler([7, 8, 9], torch.tensor([0, 1, 2]))
 
     z = accumulate(targets, sides[-1])
@@ -166,7 +168,7 @@ def test_the_loss_of_a_scale_is_zero_for_the_velocity_of_its_normalised_target()
     targets = [torch.randn(4, CHANNELS, side, side) for side in SIDES[3]]
     for k in range(3):
         config = config_of(k, SIDES[3])
-        data = (targets[k] - msf.per_channel(config["mean"])) / msf.per_channel(config["std"])
+        data = (targets[k] - per_channel(config["mean"])) / per_channel(config["std"])
         net = Oracle(data)
         loss, _ = part_of(k, targets, net).loss("net", {"net": net}, batch_of(targets), draws_of(4))
         assert loss < 1e-8
@@ -217,7 +219,7 @@ def test_one_scale_is_the_plain_dit_bit_for_bit(cfg, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file(net.state_dict(), tmp_path / "model.safetensors")
     solver = EULER | {"cfg": cfg}
-    images = msf.load_sampler([tmp_path], {"scales": [solver]}, Pixels(), "fp32")(seeds, labels)
+    images = msf_sampler.load_sampler([tmp_path], {"scales": [solver]}, Pixels(), "fp32")(seeds, labels)
 
     x, times = noise_of_seeds(seeds, "scale-0", (CHANNELS, 8, 8)), torch.linspace(1, 0, 6)
     with torch.inference_mode():
@@ -253,7 +255,7 @@ def test_weights_cast_once_give_what_weights_cast_at_every_call_give(monkeypatch
     solvers, seeds, labels = [EULER | {"cfg": 1.5}, EULER], [0, 1], torch.tensor([0, 1])
     cast = random_sampler(SIDES[2], solvers, "bf16")
     assert any(p.dtype == torch.bfloat16 for net in cast.nets for p in net.parameters())
-    monkeypatch.setattr(msf, "cast_weights", lambda net, precision: net)
+    monkeypatch.setattr(msf_sampler, "cast_weights", lambda net, precision: net)
     autocast = random_sampler(SIDES[2], solvers, "bf16")
     assert torch.equal(cast(seeds, labels), autocast(seeds, labels))
     exact = random_sampler(SIDES[2], solvers, "fp32")(seeds, labels)

@@ -13,18 +13,20 @@ from conftest import TRAINING
 from safetensors.torch import save_file
 from torch import Tensor
 
-from multiscale.autoencoder import Codec
+from multiscale import methods
 from multiscale.core.resize import area_to
 from multiscale.core.storage import Table
-from multiscale.methods import method, swd
+from multiscale.flow import Solver
+from multiscale.methods.msf.settings import FlowPart, Residual
+from multiscale.methods.ssd.settings import AncestralSolver, Pixels, SSDPart
+from multiscale.methods.swd import parts as swd_parts
+from multiscale.methods.swd.settings import Pyramid, Student, TeacherPart
+from multiscale.methods.wmgm.settings import ScoreSolver, Wavelet, WMGMPart
+from multiscale.networks.autoencoder import Codec
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import fit
 from stages import decompose, distill, fitting
 from stages.common.paths import LATENTS
-from stages.schema.msf import FlowPart, Residual, Solver
-from stages.schema.ssd import AncestralSolver, Pixels, SSDPart
-from stages.schema.swd import Pyramid, Student, TeacherPart
-from stages.schema.wmgm import ScoreSolver, Wavelet, WMGMPart
 
 COPIES, CLASSES, BATCH = 32, 2, 16
 FAST = replace(TRAINING, batch=BATCH, log_images=10**6, checkpoint_seconds=1e6, decay="cosine", ema_images=400)
@@ -44,7 +46,7 @@ def picture(side: int) -> Tensor:
 def trained(folder: Path, section, data: Path, steps: int, lr: float = 1e-2) -> Path:
     """What the stage `train` leaves of a part."""
     torch.manual_seed(0)
-    part, config = method(section.kind).build_part(folder.name, section.model_dump(), data, CLASSES)
+    part, config = methods.parts(section.kind).build_part(folder.name, section.model_dump(), data, CLASSES)
     return finished(folder, part, config, steps, lr)
 
 
@@ -58,7 +60,7 @@ def finished(folder: Path, part, config: dict, steps: int, lr: float, save=fitti
 
 def error_of(kind: str, folders: list[Path], settings: dict, image: Tensor) -> float:
     """The mean error of a pixel in images of all seeds and classes; one grey for all would have 0.2."""
-    images = method(kind).load_sampler(folders, settings, Codec(None, 1), "fp32")(SEEDS, LABELS)
+    images = methods.sampler(kind).load_sampler(folders, settings, Codec(None, 1), "fp32")(SEEDS, LABELS)
     return (images - image / 255).abs().mean().item()
 
 
@@ -88,7 +90,7 @@ def pixels(monkeypatch) -> Tensor:
 
 
 def test_msf_gives_its_one_image_back(latents, tmp_path):
-    decompose.residual(tmp_path / "residual", Residual(kind="residual", sides=[4, 8]))
+    decompose.decompose(tmp_path / "residual", Residual(kind="msf", sides=[4, 8]))
     about = {"method": "msf", "kind": "msf", "reads": "residual", "network": DIT, "training": {"images": 8}}
     parts = [FlowPart.model_validate(about | {"index": index}) for index in range(2)]
     folders = [trained(tmp_path / f"msf-{part.index}", part, tmp_path / "residual", 150) for part in parts]
@@ -97,7 +99,7 @@ def test_msf_gives_its_one_image_back(latents, tmp_path):
 
 
 def test_swd_gives_its_one_image_back_from_a_generator_that_starts_with_noise(latents, tmp_path):
-    decompose.pyramid(tmp_path / "pyramid", Pyramid(kind="pyramid", sides=[4, 6, 8]))
+    decompose.decompose(tmp_path / "pyramid", Pyramid(kind="swd", sides=[4, 6, 8]))
     about = {"method": "teacher", "kind": "swd", "reads": "pyramid", "training": {"images": 8}}
     teacher = trained(
         tmp_path / "teacher", TeacherPart.model_validate(about | {"network": DIT}), tmp_path / "pyramid", 350
@@ -109,7 +111,7 @@ def test_swd_gives_its_one_image_back_from_a_generator_that_starts_with_noise(la
     about |= {"dmd": {"weight": 1.0}, "gan": {"weight": 5e-3}, "fake": {"updates": 1}}
     section = Student.model_validate(about).model_dump()
     torch.manual_seed(0)
-    part, config = swd.build_student("swd", section, tmp_path / "pyramid", teacher)
+    part, config = swd_parts.build_student("swd", section, tmp_path / "pyramid", teacher)
     last = part.players["generator"].final.linear
     torch.nn.init.zeros_(last.weight), torch.nn.init.zeros_(last.bias)  # a velocity of zero: it makes its input
     student = finished(tmp_path / "swd", part, config, 240, 3e-3, partial(distill.save, pyramid=tmp_path / "pyramid"))
@@ -117,7 +119,7 @@ def test_swd_gives_its_one_image_back_from_a_generator_that_starts_with_noise(la
 
 
 def test_ssd_of_two_levels_gives_its_one_image_back(pixels, tmp_path):
-    decompose.pixels(tmp_path / "pixels", Pixels(kind="pixels"))
+    decompose.decompose(tmp_path / "pixels", Pixels(kind="ssd"))
     about = {"method": "ssd", "kind": "ssd", "reads": "pixels", "training": {"images": 8}, "oversample": 4}
     about |= {"network": UNET | {"width": 8, "multipliers": [1, 2]}, "process": {"steps": 100, "levels": 2}}
     folder = trained(tmp_path / "ssd", SSDPart.model_validate(about), tmp_path / "pixels", 150)
@@ -125,7 +127,7 @@ def test_ssd_of_two_levels_gives_its_one_image_back(pixels, tmp_path):
 
 
 def test_wmgm_gives_its_one_image_back(pixels, tmp_path):
-    decompose.wavelet(tmp_path / "bands", Wavelet(kind="wavelet", levels=1))
+    decompose.decompose(tmp_path / "bands", Wavelet(kind="wmgm", levels=1))
     about = {"method": "wmgm", "kind": "wmgm", "reads": "bands", "training": {"images": 8}}
     low = WMGMPart.model_validate(about | {"role": "low", "network": UNET | {"width": 16}})
     judge = {"width": 8, "blocks": 1, "norm": "group", "dropout": 0.0}

@@ -149,3 +149,13 @@ def test_a_fresh_clone_gives_the_same_metrics_to_the_last_digit(clone, sources, 
     ):
         for path in filter(Path.is_file, (clone.folder / file).rglob("*")):
             assert path.read_bytes() == (other.folder / path.relative_to(clone.folder)).read_bytes(), path
+
+
+def test_a_method_is_added_by_a_folder_and_its_entries_in_a_recipe(clone):
+    shutil.copytree(ROOT / "tests/toy", clone.folder / "multiscale/methods/toy")
+    shutil.copy(ROOT / "tests/toy.yaml", clone.folder / "params/recipes/toy.yaml")
+    clone.run(sys.executable, "-m", "stages.recipe", "toy", "--force")
+    assert clone.ran("dvc", "repro") == {"train@toy", "sample@toy", "evaluate@toy", "report"}
+    metrics = clone.json("reports/metrics/toy.json")
+    assert metrics["label_accuracy"] > 0.5 and metrics["protocol"]["n"] == 40
+    assert "| toy |" in (clone.folder / "reports/leaderboard.md").read_text()

@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, TRAINING
 from torch import nn
 
-from multiscale.methods import ssd
+from multiscale.methods.ssd import parts as ssd_parts
 from multiscale.networks.unet import FlexiUNet
 from multiscale.training.loop import Run
 from multiscale.training.part import Part
@@ -45,8 +45,14 @@ SSD = {
     "ssd-imagenet64": (64,  (2, 4),    1_000_000, 128, 1e-4, [1, 2, 3, 4],       92.03),
 }  # fmt: skip
 CHAIN = {  # of every SSD
-    "process": {"steps": 1000, "sizes": "halved", "schedule": "convex-decay", "gamma": 0.5, "operator": "bilinear",
-                "noise_factor": 1.0},
+    "process": {
+        "steps": 1000,
+        "sizes": "halved",
+        "schedule": "convex-decay",
+        "gamma": 0.5,
+        "operator": "bilinear",
+        "noise_factor": 1.0,
+    },
     "conditional": False,
     "flip": True,  # [C]
     "oversample": 1,
@@ -130,7 +136,7 @@ def test_ssds_gradual_sizes_have_their_published_values():
         near(part, {**CHAIN, "process": process, "unet": "enlarged", "predicts": predicts, "snr_cap": cap}, row)
         near(part, {"network": network, "training": training}, row)
         near(made["methods"][row], {"parts": [row], "solver": {**SAMPLER, "variance": variance}}, row)
-        assert ssd.build_process({**part, "side": 32}).sides == sides
+        assert ssd_parts.build_process({**part, "side": 32}).sides == sides
 
 
 # --- WMGM, arXiv 2411.09356: the released code, whose score model is improved-diffusion's for 32x32
@@ -143,7 +149,7 @@ SCORE = {"images": 500_000 * 128, "batch": 128, "lr": 1e-4, "ema_images": HALF_L
 def test_wmgm_has_its_published_values(name):
     made = recipe.experiment_of(name).model_dump()
     near(made["data"], {"size": 128, "channels": 3})
-    near(made["decompose"]["wavelet"], {"kind": "wavelet", "filter": "haar", "levels": 2})  # 128 -> 64 -> 32
+    near(made["decompose"]["wavelet"], {"kind": "wmgm", "filter": "haar", "levels": 2})  # 128 -> 64 -> 32
     assert set(made["parts"]) == {"wmgm-low", "sgm", "wmgm-details"} and set(made["methods"]) == {"wmgm", "sgm"}
     low, sgm, details = (made["parts"][part] for part in ("wmgm-low", "sgm", "wmgm-details"))
     network = {"width": 128, "multipliers": [1, 2, 2, 2], "blocks": 3, "attention": [16, 8], "heads": 4}

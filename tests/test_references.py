@@ -9,16 +9,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from multiscale.autoencoder import Codec
+from multiscale import flow
 from multiscale.core.compat import make_torchvision_importable
 from multiscale.core.streams import noise_of_seeds
-from multiscale.methods import msf, swd
-from multiscale.networks.adapter import Beneath, adapted, merged
+from multiscale.methods.msf import parts as msf_parts
+from multiscale.methods.msf import sampler as msf_sampler
+from multiscale.methods.ssd.process import linear_alpha_bar
+from multiscale.methods.swd import parts as swd_parts
+from multiscale.methods.swd import sampler as swd_sampler
+from multiscale.methods.swd.adapter import Beneath, adapted, merged
+from multiscale.methods.wmgm import score
+from multiscale.methods.wmgm.score import VP
+from multiscale.networks.autoencoder import Codec
 from multiscale.networks.dit import DiT, TimestepEmbedder, position_code
 from multiscale.networks.unet import FlexiUNet
-from multiscale.processes import flow, score
-from multiscale.processes.diffusion import linear_alpha_bar
-from multiscale.processes.score import VP
 
 make_torchvision_importable()
 from diffusers import (  # noqa: E402
@@ -278,9 +282,9 @@ def test_msf_is_sampled_scale_by_scale_as_by_the_flow_matching_scheduler():
         | {"latent_shift": [0.1, -0.2], "latent_scale": [0.2, 0.1], "network": network}
         for k in range(3)
     ]
-    nets = [awake(msf.build_network(config), 0.3) for config in configs]
+    nets = [awake(msf_parts.build_network(config), 0.3) for config in configs]
     solvers = [{"steps": n, "method": "euler", "cfg": weight} for n, weight in zip(steps, weights)]
-    sampler = msf.MSFSampler(nets, configs, solvers, Codec(None, 2), "fp32")
+    sampler = msf_sampler.MSFSampler(nets, configs, solvers, Codec(None, 2), "fp32")
 
     def up(y: Tensor) -> Tensor:
         return nn.functional.interpolate(y, size=(8, 8), mode="bilinear")
@@ -333,8 +337,8 @@ def test_the_student_is_sampled_as_by_the_scale_wise_scheduler(monkeypatch):
     config = {"channels": 2, "classes": CLASSES, "network": {"depth": 2, "width": 16, "heads": 2, "patch": 2}}
     config |= {"schedule": {"sides": sides, "sigmas": sigmas}, "upscaling": "B"}
     config |= {"latent_shift": [0.1, -0.2], "latent_scale": [0.2, 0.1], "role": "student"}
-    net = awake(swd.build_network(config))
-    sampler = swd.StudentSampler(net, config, Codec(None, 2), "fp32")
+    net = awake(swd_parts.build_network(config))
+    sampler = swd_sampler.StudentSampler(net, config, Codec(None, 2), "fp32")
 
     noises = [noise_of_seeds(SEEDS, f"step-{k}", (2, side, side)) for k, side in enumerate(sides)]
     rest = iter([*noises[1:], torch.zeros(3, 2, 10, 10)])  # after the last step its sigma is zero

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from multiscale.core.streams import Draws, generator
-from multiscale.networks.score_net import ScoreNet
-from multiscale.processes import score
-from multiscale.processes.score import VP, Grid
-from multiscale.scales.whitening import Scale
-from multiscale.theory import Modes, euler_output
+from multiscale.methods.wmgm import score
+from multiscale.methods.wmgm.score import VP, Grid
+from multiscale.methods.wmgm.score_net import ScoreNet
+from multiscale.methods.wmgm.theory import Modes, euler_output
+from multiscale.methods.wmgm.whitening import Scale
 
 VARIANCES = torch.tensor([4.0, 1.0, 0.25, 0.05], dtype=torch.float64)
 MEAN = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64)

@@ -15,8 +15,9 @@ from torch import Tensor
 from multiscale.core.compat import make_torchvision_importable
 from multiscale.core.pixels import to_signed, to_unit
 from multiscale.core.streams import Draws, generator, noise_of_seeds
-from multiscale.methods import ssd
-from multiscale.processes.diffusion import CLEAN, linear_alpha_bar, scale_space
+from multiscale.methods.ssd import parts as ssd_parts
+from multiscale.methods.ssd import sampler as ssd_sampler
+from multiscale.methods.ssd.process import CLEAN, linear_alpha_bar, scale_space
 from multiscale.sampling import count_calls
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Training, fit
@@ -65,24 +66,24 @@ def part_of(section: dict) -> dict:
     return {**PART, **section, "process": {**PROCESS, **section.get("process", {})}}
 
 
-def build(folder, module=ssd, **section):
+def build(folder, **section):
     """A part and its config, the network's zero layers woken up."""
     torch.manual_seed(0)
-    part, config = module.build_part("part", part_of(section), folder, CLASSES)
+    part, config = ssd_parts.build_part("part", part_of(section), folder, CLASSES)
     for parameter in part.players["net"].parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
     return part, config
 
 
-def sampler_of(folder, solver=None, module=ssd, **section):
+def sampler_of(folder, solver=None, **section):
     """A sampler, through the files a stage would leave."""
-    part, config = build(folder, module, **section)
+    part, config = build(folder, **section)
     out = folder / "model"
     out.mkdir(exist_ok=True)
     save_file(part.players["net"].state_dict(), out / "model.safetensors")
     (out / "config.json").write_text(json.dumps(config))
-    return module.load_sampler([out], {"solver": {**SOLVER, **(solver or {})}}, None, "fp32")
+    return ssd_sampler.load_sampler([out], {"solver": {**SOLVER, **(solver or {})}}, None, "fp32")
 
 
 def draws(step: int, rows: slice = slice(0, 8)) -> Draws:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from multiscale.core.resize import area_to, bilinear_to
-from multiscale.processes.diffusion import linear_alpha_bar, scale_space
-from multiscale.scales.degradation import Separable, Transition, bilinear, box, identity
+from multiscale.methods.ssd.process import linear_alpha_bar, scale_space
+from multiscale.methods.ssd.resizing import Separable, Transition, bilinear, box, identity
 
 ALPHA_BAR = linear_alpha_bar(1000)
 STEPS = {  # operator, t: every kind of step a chain has

@@ -13,7 +13,7 @@ from scipy import integrate, stats
 
 from flows.space import SWEEPS, Sweep
 from multiscale.core.streams import Draws
-from multiscale.processes.diffusion import (
+from multiscale.methods.ssd.process import (
     CLEAN,
     ScaleSpace,
     TimeLaw,
@@ -25,7 +25,7 @@ from multiscale.processes.diffusion import (
     respaced,
     scale_space,
 )
-from multiscale.scales.degradation import OPERATORS, Separable, bilinear
+from multiscale.methods.ssd.resizing import OPERATORS, Separable, bilinear
 from stages.common.settings import read_yaml
 
 PUBLISHED = {  # levels: (states a level, transitions, SNR there)

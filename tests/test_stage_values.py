@@ -20,15 +20,15 @@ from torch import Tensor, nn
 
 from multiscale.core.storage import Table
 from multiscale.core.streams import noise_of_seeds
-from multiscale.methods import swd
+from multiscale.methods.msf.settings import Residual
+from multiscale.methods.ssd.settings import Pixels
+from multiscale.methods.swd import parts as swd_parts
+from multiscale.methods.swd.settings import Pyramid, Synthetic
+from multiscale.methods.wmgm.settings import Wavelet
 from stages import decompose, schema
 from stages.common import settings
 from stages.common.images import SCHEMA
 from stages.common.paths import LATENTS, METRICS, NEIGHBOURS, REFERENCE, SAMPLES, VAE
-from stages.schema.msf import Residual
-from stages.schema.ssd import Pixels
-from stages.schema.swd import Pyramid, Synthetic
-from stages.schema.wmgm import Wavelet
 
 COUNT = 20
 
@@ -79,7 +79,7 @@ def given(tmp_path, monkeypatch) -> Callable:
 
 
 def test_latents_are_mean_and_deviation_of_the_posterior_of_images_averaged_in_pixels(given):
-    from multiscale import autoencoder
+    from multiscale.networks import autoencoder
     from stages import latents
 
     torch.manual_seed(0)
@@ -135,7 +135,7 @@ SHIFT, SCALE = np.array([2.5, -1.0]).reshape(2, 1, 1), np.array([2.0, 2.5]).resh
 
 
 def test_residual_targets_are_those_of_algorithm_1_with_the_base_of_the_small_image(latents):
-    decompose.residual(Path("out"), Residual(kind="residual", sides=[16, 24, 32]))
+    decompose.decompose(Path("out"), Residual(kind="msf", sides=[16, 24, 32]))
     found = load_file("out/targets.safetensors")
     z = (latents[32] - SHIFT) / SCALE
     base = (latents[16] - SHIFT) / SCALE
@@ -157,12 +157,12 @@ def test_residual_targets_are_those_of_algorithm_1_with_the_base_of_the_small_im
 
 
 def test_one_scale_is_the_normalised_latent(latents):
-    decompose.residual(Path("out"), Residual(kind="residual", sides=[32]))
+    decompose.decompose(Path("out"), Residual(kind="msf", sides=[32]))
     near(load_file("out/targets.safetensors")["y0"], (latents[32] - SHIFT) / SCALE)
 
 
 def test_a_pyramid_holds_the_latents_of_each_side_in_the_full_sides_normalisation(latents):
-    decompose.pyramid(Path("out"), Pyramid(kind="pyramid", sides=[16, 24, 32]))
+    decompose.decompose(Path("out"), Pyramid(kind="swd", sides=[16, 24, 32]))
     found = load_file("out/targets.safetensors")
     for side, x in latents.items():
         near(found[f"z{side}"], (x - SHIFT) / SCALE)
@@ -184,7 +184,7 @@ def pixels(tmp_path, monkeypatch) -> np.ndarray:
 
 
 def test_pixels_are_kept_as_they_are(pixels):
-    decompose.pixels(Path("out"), Pixels(kind="pixels"))
+    decompose.decompose(Path("out"), Pixels(kind="ssd"))
     found = load_file("out/targets.safetensors")
     assert np.array_equal(found["pixels"].numpy(), pixels)
     assert found["label"].tolist() == [k % 3 for k in range(COUNT)]
@@ -192,7 +192,7 @@ def test_pixels_are_kept_as_they_are(pixels):
 
 @pytest.mark.parametrize("name", ["haar", "db2"])
 def test_bands_are_those_of_pywavelets_on_images_from_0_to_1(name, pixels):
-    decompose.wavelet(Path("out"), Wavelet(kind="wavelet", filter=name, levels=2))
+    decompose.decompose(Path("out"), Wavelet(kind="wmgm", filter=name, levels=2))
     found = load_file("out/targets.safetensors")
     low, about = pixels / 255, json.loads(Path("out/statistics.json").read_text())
     for level in (1, 2):
@@ -222,7 +222,7 @@ def test_images_of_a_teacher_are_decoded_to_8_bits_averaged_in_pixels_and_normal
         Path(folder).mkdir(parents=True)
     Path("pyramid/statistics.json").write_text(json.dumps(about | {"grids": {"4": 4, "8": 8}}))
     Path("teacher/config.json").write_text(json.dumps(config))
-    save_file(swd.build_network(config).state_dict(), "teacher/model.safetensors")
+    save_file(swd_parts.build_network(config).state_dict(), "teacher/model.safetensors")
     solver = {"steps": 2, "method": "euler", "cfg": 2.0}
     section = Synthetic.model_validate({"images": 6, "solver": solver})
     found = load_file(teacher.images(Path("teacher"), Path("pyramid"), section, 2, "fp32") / "targets.safetensors")

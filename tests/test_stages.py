@@ -23,9 +23,9 @@ from conftest import ROOT, Project
 from PIL import Image
 from ruamel.yaml import YAML
 
+from multiscale import adversarial
 from multiscale.core.storage import Table
-from multiscale.processes import adversarial
-from multiscale.scales import bands
+from multiscale.methods.wmgm import bands
 from stages import leaderboard, page, recipe
 from stages.common import settings
 from stages.common.images import SCHEMA
@@ -484,7 +484,7 @@ def test_the_galleries_hold_the_pictures_of_each_method_and_no_other(measured):
 
 def test_the_report_shows_the_bands_their_theory_and_a_collapsed_generator(measured):
     project = measured()
-    project.change({"decompose.wavelet": {"kind": "wavelet", "reads": "images.parquet", "filter": "haar", "levels": 1}})
+    project.change({"decompose.wavelet": {"kind": "wmgm", "reads": "images.parquet", "filter": "haar", "levels": 1}})
     images = torch.randint(0, 256, (8, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     table = Table({name: band.numpy() for name, band in bands.decompose_images(images, "haar", 1).items()})
     put_json("data/decomposed/wavelet/statistics.json", bands.statistics(table, "haar", 1))
@@ -606,7 +606,7 @@ def test_without_floors_the_judges_own_accuracy_is_that_of_its_training(measured
 
 def test_a_method_works_on_latents_if_it_reads_them_and_there_is_an_autoencoder(measured):
     project = measured()
-    project.change({"decompose.images": {"kind": "pixels", "reads": "images.parquet"}, "methods.dit.kind": "ssd"})
+    project.change({"decompose.images": {"kind": "ssd", "reads": "images.parquet"}, "methods.dit.kind": "ssd"})
     solver = recipe.experiment_of("embedded").methods["ddpm"].solver.model_dump()
     project.change({"methods.dit.solver": solver, "methods.dit.scales": ...})
     part = recipe.experiment_of("embedded").parts["ddpm"].model_dump()

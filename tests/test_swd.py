@@ -11,17 +11,19 @@ from conftest import TRAINING
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from multiscale.autoencoder import Codec
 from multiscale.core.streams import Draws
-from multiscale.methods import msf, swd
-from multiscale.networks.adapter import Beneath, adapted, merged
+from multiscale.methods.msf import parts as msf_parts
+from multiscale.methods.swd import parts as swd_parts
+from multiscale.methods.swd import sampler as swd_sampler
+from multiscale.methods.swd import student as distillation
+from multiscale.methods.swd.adapter import Beneath, adapted, merged
+from multiscale.methods.swd.settings import Student
+from multiscale.networks.autoencoder import Codec
 from multiscale.networks.dit import DiT
-from multiscale.processes import distillation
 from multiscale.sampling import count_calls
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Run, Training, fit
 from stages import distill, fitting
-from stages.schema.swd import Student
 
 CLASSES = 3
 NETWORK = {"depth": 2, "width": 32, "heads": 2, "patch": 2}
@@ -65,7 +67,7 @@ def teacher(pyramid, tmp_path_factory):
     """The folder of a teacher as its stage saves it."""
     folder = tmp_path_factory.mktemp("teacher")
     torch.manual_seed(0)
-    part, config = swd.build_part("teacher", TEACHER, pyramid, CLASSES)
+    part, config = swd_parts.build_part("teacher", TEACHER, pyramid, CLASSES)
     awake(part.players["net"])
     fitting.save_weights(folder, part, config)
     return folder
@@ -77,7 +79,7 @@ def student(pyramid, teacher):
 
     def build(**changes):
         torch.manual_seed(0)
-        return swd.build_student("swd", section(**changes), pyramid, teacher)
+        return swd_parts.build_student("swd", section(**changes), pyramid, teacher)
 
     return build
 
@@ -112,7 +114,7 @@ def weights(net: nn.Module) -> Tensor:
 
 
 def test_the_teacher_sees_every_side_and_drops_some_labels(pyramid, monkeypatch):
-    part, _ = swd.build_part("teacher", TEACHER, pyramid, CLASSES)
+    part, _ = swd_parts.build_part("teacher", TEACHER, pyramid, CLASSES)
     seen = []
     monkeypatch.setattr(part.players["net"], "forward", lambda x, t, c: seen.append((x.shape[-1], c)) or x)
     for step in range(30):
@@ -297,7 +299,7 @@ def test_a_move_leaves_the_other_network_as_it_was_and_free_to_move_again(rank, 
 
 
 def rebuilt(folder) -> DiT:
-    return swd.load_teacher(folder)[0].eval()
+    return swd_parts.load_teacher(folder)[0].eval()
 
 
 @pytest.mark.parametrize("rank", [None, 4])
@@ -342,8 +344,8 @@ def train(folder, build, save=distill.save):
     return out
 
 
-def sampler_of(folder, precision: str = "fp32", **settings) -> swd.LatentSampler:
-    return swd.load_sampler([folder], {"solver": None} | settings, Codec(None, 2), precision)
+def sampler_of(folder, precision: str = "fp32", **settings) -> swd_sampler.LatentSampler:
+    return swd_sampler.load_sampler([folder], {"solver": None} | settings, Codec(None, 2), precision)
 
 
 VARIANTS = {
@@ -386,7 +388,9 @@ def test_between_steps_the_clean_latent_is_enlarged_and_noised_anew(student, tmp
     """Bicubic, not the default of `interpolate`; never a noisy tensor."""
     sampler, made = sampler_of(train(tmp_path, student())), []
     seen = []
-    monkeypatch.setattr(swd, "noisy", lambda low, *rest: seen.append((low, rest[0])) or distillation.noisy(low, *rest))
+    monkeypatch.setattr(
+        swd_sampler, "noisy", lambda low, *rest: seen.append((low, rest[0])) or distillation.noisy(low, *rest)
+    )
     sampler.latents(SEEDS, LABELS, made.append)
     assert [side for _, side in seen] == SIDES[1:]
     assert all(torch.equal(low, z) for (low, _), z in zip(seen, made))
@@ -418,15 +422,15 @@ def test_the_teacher_is_sampled_at_the_full_side_with_guidance(teacher):
     assert count_calls(sampler, LABELS) == {"teacher": 2 * SOLVER["steps"]}
 
 
-def sampler_of_teacher(folder) -> swd.LatentSampler:
-    return swd.TeacherSampler(*swd.load_teacher(folder), Codec(None, 2), SOLVER, "fp32")
+def sampler_of_teacher(folder) -> swd_sampler.LatentSampler:
+    return swd_sampler.TeacherSampler(*swd_parts.load_teacher(folder), Codec(None, 2), SOLVER, "fp32")
 
 
 def one_scale(folder) -> None:
     """A DiT that MSF trained as its one scale, in its own normalisation."""
     config = {"index": 0, "sides": [8], "mean": [0.5, 0.5], "std": [2.0, 2.0], "classes": CLASSES}
     config |= {"latent_shift": [0.1, 0.2], "latent_scale": [2.0, 3.0], "network": NETWORK}
-    net = awake(msf.build_network(config))
+    net = awake(msf_parts.build_network(config))
     folder.mkdir()
     save_file(net.state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
@@ -434,7 +438,7 @@ def one_scale(folder) -> None:
 
 def test_a_dit_of_one_scale_teaches_in_its_own_normalisation(pyramid, tmp_path):
     one_scale(tmp_path / "dit")
-    part, config = swd.build_student("swd", section(), pyramid, tmp_path / "dit")
+    part, config = swd_parts.build_student("swd", section(), pyramid, tmp_path / "dit")
     z = rows(part)["z8"]
     torch.testing.assert_close(part.bring(z), (z - 0.5) / 2)
     image = z * torch.tensor([2.0, 3.0]).view(1, 2, 1, 1) + torch.tensor([0.1, 0.2]).view(1, 2, 1, 1)
@@ -447,7 +451,7 @@ def test_a_dit_of_one_scale_teaches_in_its_own_normalisation(pyramid, tmp_path):
 def test_a_model_of_another_class_is_no_teacher(student, pyramid, tmp_path):
     out = train(tmp_path, student())
     with pytest.raises(ValueError, match="no teacher; allowed: a DiT of one scale"):
-        swd.build_student("swd", section(), pyramid, out)
+        swd_parts.build_student("swd", section(), pyramid, out)
 
 
 @pytest.mark.parametrize("variant", ["mmd", "all", "adapters"])

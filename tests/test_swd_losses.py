@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from multiscale import flow
 from multiscale.core.resize import bicubic_to
-from multiscale.networks.token_head import TokenHead, widths
-from multiscale.processes import distribution, flow
-from multiscale.scales import schedule, spectrum
-from multiscale.scales.schedule import PUBLISHED, Schedule, few_steps, published, sigma_grid
-from multiscale.scales.upscaling import noisy
+from multiscale.methods.swd import losses as distribution
+from multiscale.methods.swd import schedule, spectrum
+from multiscale.methods.swd.schedule import PUBLISHED, Schedule, few_steps, published, sigma_grid
+from multiscale.methods.swd.token_head import TokenHead, widths
+from multiscale.methods.swd.upscaling import noisy
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from multiscale.core.resize import area_to
-from multiscale.methods import swd
+from multiscale.methods.swd import parts as swd_parts
+from multiscale.methods.swd import sampler as swd_sampler
+from multiscale.methods.swd.settings import Student, Synthetic
 from stages import distill, teacher
 from stages.common import settings
 from stages.common.paths import DECOMPOSED, LATENTS, MODELS
-from stages.schema.swd import Student, Synthetic
 
 SIDES = (16, 24, 32)
 PYRAMID, TEACHER = DECOMPOSED / "pyramid", MODELS / "swd-teacher" / "swd-teacher"
@@ -47,7 +48,7 @@ def ready(project):
     config = {"role": "teacher", "channels": 1, "side": 32, "classes": 10}
     config |= {"latent_shift": [0.1], "latent_scale": [0.5], "network": NETWORK}
     torch.manual_seed(0)
-    save_file(swd.build_network(config).state_dict(), TEACHER / "model.safetensors")
+    save_file(swd_parts.build_network(config).state_dict(), TEACHER / "model.safetensors")
     (TEACHER / "config.json").write_text(json.dumps(config))
     return project
 
@@ -64,9 +65,9 @@ def test_a_teacher_that_makes_the_datas_law_is_able_at_every_side(ready):
 
 
 def test_a_teacher_is_judged_unguided_in_batches_and_by_images_of_their_own(ready, monkeypatch):
-    asked, solved = [], swd.solved
+    asked, solved = [], swd_sampler.solved
     monkeypatch.setattr(
-        swd, "solved", lambda net, null, shape, *rest: asked.append(rest) or solved(net, null, shape, *rest)
+        swd_sampler, "solved", lambda net, null, shape, *rest: asked.append(rest) or solved(net, null, shape, *rest)
     )
     teacher.distance(TEACHER, PYRAMID, 16)
     assert max(len(seeds) for seeds, *_ in asked) == 50 and all(solver["cfg"] == 1 for _, _, solver, _ in asked)
@@ -122,8 +123,8 @@ def test_images_of_the_teacher_are_made_at_the_full_side_and_downsampled_in_pixe
 @pytest.mark.parametrize("native", [False, True])
 def test_images_of_the_teacher_are_encoded_as_the_stage_encodes_the_data(native, ready, monkeypatch):
     """With an autoencoder, in the precision that suits the machine; the sampler casts the weights that it uses."""
-    from multiscale import autoencoder
     from multiscale.core import device
+    from multiscale.networks import autoencoder
     from stages import latents
 
     monkeypatch.setattr(device, "bf16_is_native", lambda device: native)
@@ -172,7 +173,7 @@ def test_a_student_is_distilled_from_images_of_its_teacher_with_all_losses_and_a
     folder = MODELS / "swd" / "swd"
     config = json.loads((folder / "config.json").read_text())
     assert config["schedule"] == {"sides": [16, 24, 24, 32], "sigmas": [1.0, 0.8959, 0.7371, 0.6022]}
-    swd.build_network(config).load_state_dict(load_file(folder / "model.safetensors"))  # a plain network
+    swd_parts.build_network(config).load_state_dict(load_file(folder / "model.safetensors"))  # a plain network
     rows = [json.loads(row) for row in (folder / "history.jsonl").read_text().splitlines()]
     assert {"loss", "mmd", "dmd", "gan", "fake_loss", "fake_score", "fake_discriminator"} <= set(rows[-1])
     assert json.loads(Path("reports/timing/swd.json").read_text())["parameters"] == sum(

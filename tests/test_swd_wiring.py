@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from multiscale.core.streams import Draws
-from multiscale.methods import swd
-from multiscale.networks.token_head import TokenHead
+from multiscale.methods.swd import parts as swd_parts
+from multiscale.methods.swd.settings import Student
+from multiscale.methods.swd.token_head import TokenHead
 from stages import fitting
-from stages.schema.swd import Student
 
 CLASSES, COUNT, CFG = 3, 8, 4.5
 NETWORK = {"depth": 2, "width": 16, "heads": 2, "patch": 2}
@@ -49,7 +49,7 @@ def folders(tmp_path_factory):
     statistics = {"shift": [0.1, 0.2], "scale": [2.0, 3.0], "grids": {str(side): side for side in SIDES}}
     (pyramid / "statistics.json").write_text(json.dumps(statistics))
     section = {"network": NETWORK, "label_dropout": 0.1, "times": "logit-normal"}
-    part, config = swd.build_part("teacher", section, pyramid, CLASSES)
+    part, config = swd_parts.build_part("teacher", section, pyramid, CLASSES)
     fitting.save_weights(teacher, part, config)
     return pyramid, teacher
 
@@ -104,7 +104,7 @@ class Case:
         about = {"method": "swd", "kind": "swd", "reads": "pyramid", "teacher": "teacher", "block": 1}
         about |= {"schedule": {"sides": SIDES, "sigmas": SIGMAS}, "training": {"images": 96}}
         section = Student.model_validate(about | ALL | changes).model_dump()
-        self.part, _ = swd.build_student("swd", section, *folders)
+        self.part, _ = swd_parts.build_student("swd", section, *folders)
         self.generator, self.teacher = self.part.players["generator"], self.part.teacher
         fake = self.part.players["fake"]
         self.fake, self.head = fake.net, fake.head
@@ -324,7 +324,7 @@ def test_generator_fake_score_and_teacher_have_weights_of_their_own_and_begin_al
     torch.manual_seed(0)
     about = {"method": "swd", "kind": "swd", "reads": "pyramid", "teacher": "teacher", "block": 1}
     about |= {"schedule": {"sides": SIDES, "sigmas": SIGMAS}, "training": {"images": 96}}
-    part, _ = swd.build_student("swd", Student.model_validate(about | ALL).model_dump(), *folders)
+    part, _ = swd_parts.build_student("swd", Student.model_validate(about | ALL).model_dump(), *folders)
     nets = [part.players["generator"], part.players["fake"].net, part.teacher]
     places = [{p.data_ptr() for p in net.parameters()} for net in nets]
     assert not places[0] & places[1] and not places[0] & places[2] and not places[1] & places[2]
@@ -334,7 +334,7 @@ def test_generator_fake_score_and_teacher_have_weights_of_their_own_and_begin_al
 
 def test_a_share_of_the_teachers_classes_is_dropped(folders):
     section = {"network": NETWORK, "label_dropout": 0.2, "times": "uniform"}
-    part, _ = swd.build_part("teacher", section, folders[0], CLASSES)
+    part, _ = swd_parts.build_part("teacher", section, folders[0], CLASSES)
     size = 2000
     rows = {name: value[torch.arange(size) % COUNT] for name, value in part.data[torch.arange(COUNT)].items()}
     shown = Shown(part.players["net"])

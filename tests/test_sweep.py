@@ -290,7 +290,7 @@ def test_a_result_of_the_pipeline_fits_while_its_code_its_inputs_and_itself_are_
         return set(Pipeline.read(plan).made)
 
     assert fitting() == set(MSF)
-    edited("multiscale/methods/ssd.py")
+    edited("multiscale/methods/ssd/parts.py")
     edited("flows/search.py")
     assert fitting() == set(MSF), "code of another method, code that orders"
     model = Path("models/msf/msf-1/model.safetensors")
@@ -298,7 +298,7 @@ def test_a_result_of_the_pipeline_fits_while_its_code_its_inputs_and_itself_are_
     model.write_bytes(before + b" ")
     assert fitting() == set(MSF) - {"train@msf-1"}, "another result"
     model.write_bytes(before)
-    edited("multiscale/processes/flow.py")
+    edited("multiscale/flow.py")
     assert fitting() == {"latents@24", "latents@32", "decompose@residual"}, "another loss"
     Path("data/latents/24/statistics.json").write_text("{}")
     assert fitting() == {"latents@32"}, "other inputs"
@@ -325,7 +325,7 @@ def made_in(scratch: Path) -> dict[str, int]:
 def test_where_a_trial_encodes_anew_it_takes_nothing_that_came_of_the_old_latents(swept, recorded, unmeasured):
     swept("msf", SEARCH | {"method": "msf", "space": {"methods.msf.scales.1.steps": {"grid": [1]}}})
     recorded(*MSF)
-    edited("multiscale/autoencoder.py")  # code of the latents alone
+    edited("multiscale/networks/autoencoder.py")  # code of the latents alone
     plan, root = load("msf"), Path.cwd()
     pipeline = Pipeline.read(plan)
     assert set(pipeline.made) == set(MSF) - {"latents@24", "latents@32"}
@@ -339,11 +339,16 @@ def test_a_trial_of_other_code_finds_nothing_of_before(swept, unmeasured):
     plan, root = load("mine"), Path.cwd()
     pipeline, tree = Pipeline.read(plan), plan.trial({LR: 0.01})
     first = trial.key(plan, pipeline)
-    for file in ("multiscale/methods/ssd.py", "flows/search.py", "stages/common/cluster.py", "stages/schema/msf.py"):
+    for file in (
+        "multiscale/methods/ssd/parts.py",
+        "flows/search.py",
+        "stages/cluster.py",
+        "multiscale/methods/msf/settings.py",
+    ):
         edited(file)
     assert trial.key(plan, pipeline) == first, "code of another method, code that orders, code that spreads"
     keys = [first]
-    for file in ("multiscale/processes/flow.py", "stages/evaluate.py", "data/reference/reference.json"):
+    for file in ("multiscale/flow.py", "stages/evaluate.py", "data/reference/reference.json"):
         edited(file)
         keys.append(trial.key(plan, pipeline))
     assert len(set(keys)) == 4
@@ -353,11 +358,11 @@ def test_a_trial_of_other_code_finds_nothing_of_before(swept, unmeasured):
         return made_in(root / ".scratch/sweeps/mine")
 
     assert made() == made() == {"32": 1, "full": 1, "dit": 1}
-    edited("multiscale/processes/flow.py")
+    edited("multiscale/flow.py")
     assert made() == {"32": 1, "full": 1, "dit": 2}
     edited("stages/decompose.py")
     assert made() == {"32": 1, "full": 2, "dit": 2}, "equal data train equal networks"
-    edited("multiscale/autoencoder.py")
+    edited("multiscale/networks/autoencoder.py")
     assert made() == {"32": 2, "full": 2, "dit": 2}
 
 

@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from multiscale import theory
 from multiscale.core.storage import Table
-from multiscale.processes import score
-from multiscale.processes.score import VP
-from multiscale.scales.bands import decompose_images, statistics
-from multiscale.scales.wavelet import analysis_matrix
-from multiscale.theory import Modes
+from multiscale.methods.wmgm import score, theory
+from multiscale.methods.wmgm.bands import decompose_images, statistics
+from multiscale.methods.wmgm.score import VP
+from multiscale.methods.wmgm.theory import Modes
+from multiscale.methods.wmgm.wavelet import analysis_matrix
 
 SIDES = [8, 16, 32, 64, 128]
 

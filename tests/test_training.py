@@ -27,7 +27,9 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from multiscale.core.storage import Table
-from multiscale.methods import msf, swd
+from multiscale.methods.msf import parts as msf_parts
+from multiscale.methods.msf.settings import FlowPart
+from multiscale.methods.swd import parts as swd_parts
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import EMA, Run, Training, fit, learning_rate
 from multiscale.training.part import Part
@@ -108,12 +110,12 @@ def scale_part() -> tuple[Part, dict]:
     random = np.random.default_rng(0)
     arrays = {f"y{k}": random.standard_normal((40, 2, side, side)).astype(np.float32) for k, side in enumerate((4, 6))}
     data = Table(arrays | {"label": np.arange(40) % 3})
-    return msf.ScalePart("msf-1", data, msf.build_network(config), config, 0.1, "logit-normal", 0.1), config
+    return msf_parts.ScalePart("msf-1", data, msf_parts.build_network(config), config, 0.1, "logit-normal", 0.1), config
 
 
 def vae_part() -> tuple[Part, dict]:
     """An autoencoder at two sides."""
-    from multiscale import autoencoder
+    from multiscale.networks import autoencoder
 
     pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 16, 16)).astype(np.uint8)
     net = autoencoder.build(1, 2, (8, 16), 1, 4)
@@ -122,7 +124,7 @@ def vae_part() -> tuple[Part, dict]:
 
 def student_part(rank: int | None, features: str) -> tuple[Part, dict]:
     """A student of SwD with all three losses, and a teacher that is a network of its own or lies beneath adapters."""
-    from stages.schema.swd import Student
+    from multiscale.methods.swd.settings import Student
 
     schedule = {"sides": [4, 8], "sigmas": [1.0, 0.7]}
     section = {"method": "s", "kind": "swd", "reads": "p", "teacher": "t", "block": 0, "schedule": schedule}
@@ -130,7 +132,7 @@ def student_part(rank: int | None, features: str) -> tuple[Part, dict]:
     section |= {"lora_rank": rank, "training": {"images": 1}}
     config = {"role": "teacher", "channels": 2, "classes": 3, "latent_shift": [0.0] * 2, "latent_scale": [1.0] * 2}
     config |= {"network": {"depth": 2, "width": 32, "heads": 2, "patch": 2}}
-    net, random = swd.build_network(config), torch.Generator().manual_seed(0)
+    net, random = swd_parts.build_network(config), torch.Generator().manual_seed(0)
     for parameter in net.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=random)
     data = {f"z{side}": torch.randn(40, 2, side, side, generator=random) for side in (4, 8)}
@@ -140,7 +142,9 @@ def student_part(rank: int | None, features: str) -> tuple[Part, dict]:
         Path(folder, "statistics.json").write_text(json.dumps(about))
         save_file(net.state_dict(), Path(folder, "model.safetensors"))
         Path(folder, "config.json").write_text(json.dumps(config))
-        return swd.build_student("student", Student.model_validate(section).model_dump(), Path(folder), Path(folder))
+        return swd_parts.build_student(
+            "student", Student.model_validate(section).model_dump(), Path(folder), Path(folder)
+        )
 
 
 STUDENTS = {
@@ -418,7 +422,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_an_error_that_names_the_part(
 def test_how_often_checkpoints_are_written_is_no_part_of_their_key_but_all_that_decides_the_weights_is(
     tmp_path, monkeypatch
 ):
-    from stages import fitting, schema
+    from stages import fitting
     from stages.common import keys
 
     file, loss = tmp_path / "input", tmp_path / "loss.py"
@@ -430,7 +434,7 @@ def test_how_often_checkpoints_are_written_is_no_part_of_their_key_but_all_that_
     section["network"] = {"depth": 1, "width": 8, "heads": 1, "patch": 1}
 
     def key(seed: int = 0, section: dict = section, **change) -> str:
-        part = schema.FlowPart(**section | {"training": training | change})
+        part = FlowPart(**section | {"training": training | change})
         return fitting.job("m", scale_part, part, part.training, seed, [file], tmp_path).key
 
     first = key()

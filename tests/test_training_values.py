@@ -8,9 +8,9 @@ import torch
 from conftest import TRAINING
 from torch import Tensor, nn
 
-from multiscale.classifier import ClassifierPart
 from multiscale.core.storage import Table
 from multiscale.core.streams import Draws
+from multiscale.evaluation.classifier import ClassifierPart
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import EMA, Run, fit
 from multiscale.training.part import Part

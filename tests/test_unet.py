@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from multiscale.methods.ssd.process import scale_space
 from multiscale.networks import unet
 from multiscale.networks.unet import PRESETS, FlexiUNet
-from multiscale.processes.diffusion import scale_space
 
 FIELDS = ("side", "width", "multipliers", "blocks", "attention", "heads", "groups")
 SMALL = {"width": 8, "blocks": 2, "attention": (16, 8), "heads": 4, "groups": 4}

@@ -11,9 +11,17 @@ import torch
 from scipy import stats
 
 from multiscale.core.storage import Table
-from multiscale.scales.bands import coarse, decompose_images, detail, shapes, statistics, transform_of
-from multiscale.scales.wavelet import Wavelet, dwt, idwt
-from multiscale.scales.whitening import ROUNDING, BandStatistics, FullWhitening, Scale, fitted, gaussian_shape, unfitted
+from multiscale.methods.wmgm.bands import coarse, decompose_images, detail, shapes, statistics, transform_of
+from multiscale.methods.wmgm.wavelet import Wavelet, dwt, idwt
+from multiscale.methods.wmgm.whitening import (
+    ROUNDING,
+    BandStatistics,
+    FullWhitening,
+    Scale,
+    fitted,
+    gaussian_shape,
+    unfitted,
+)
 
 NAMES = ["haar", *(f"db{n}" for n in range(2, 9)), *(f"sym{n}" for n in range(2, 9))]
 TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -97,7 +105,7 @@ def test_haar_can_be_differentiated_twice_and_takes_any_batch():
 def test_the_batch_is_worked_on_in_blocks_without_a_trace(monkeypatch):
     x = random(5, 3, 16, 16)
     whole = dwt(x, "haar", 2)
-    monkeypatch.setattr("multiscale.scales.wavelet.BLOCK", 2 * 3 * 16 * 16)
+    monkeypatch.setattr("multiscale.methods.wmgm.wavelet.BLOCK", 2 * 3 * 16 * 16)
     low, details = dwt(x, "haar", 2)
     assert torch.equal(low, whole[0]) and all(torch.equal(a, b) for a, b in zip(details, whole[1]))
     assert torch.equal(idwt(low, details, "haar"), idwt(*whole, "haar"))
@@ -171,7 +179,7 @@ def test_wavelet_bands_have_the_published_shapes_and_ranges():
 @pytest.mark.parametrize("wavelet", ["haar", "pixels"])
 def test_statistics_seen_block_by_block_are_those_of_the_whole(wavelet, monkeypatch):
     images = pixels()
-    monkeypatch.setattr("multiscale.scales.bands.BLOCK", 2000)  # a few images at once
+    monkeypatch.setattr("multiscale.methods.wmgm.bands.BLOCK", 2000)  # a few images at once
     found = statistics(table(images, wavelet, 2), wavelet, 2)
     bands = decompose_images(images, wavelet, 2)
     assert (found["levels"], found["channels"], found["side"]) == (2, 3, 16)

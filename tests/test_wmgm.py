@@ -13,13 +13,14 @@ from safetensors.torch import save_file
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
+from multiscale import adversarial
 from multiscale.core.storage import Table
 from multiscale.core.streams import Draws, generator
-from multiscale.methods import wmgm
-from multiscale.networks.attention_unet import DISCRIMINATORS, GENERATORS, AttentionUNet, Discriminator
-from multiscale.processes import adversarial
+from multiscale.methods.wmgm import parts as wmgm_parts
+from multiscale.methods.wmgm import sampler as wmgm_sampler
+from multiscale.methods.wmgm.attention_unet import DISCRIMINATORS, GENERATORS, AttentionUNet, Discriminator
+from multiscale.methods.wmgm.bands import coarse, decompose_images, detail, statistics, transform_of
 from multiscale.sampling import count_calls
-from multiscale.scales.bands import coarse, decompose_images, detail, statistics, transform_of
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Run, fit
 
@@ -111,10 +112,10 @@ def pixels(tmp_path):
     return folder
 
 
-def build(folder, section, module=wmgm, name="part"):
+def build(folder, section, name="part"):
     """A part and its config, the network's zero layers woken up."""
     torch.manual_seed(0)
-    part, config = module.build_part(name, section, folder, CLASSES)
+    part, config = wmgm_parts.build_part(name, section, folder, CLASSES)
     for net in part.players.values():
         for parameter in net.parameters():
             if not parameter.any():
@@ -122,17 +123,17 @@ def build(folder, section, module=wmgm, name="part"):
     return part, config
 
 
-def sampler_of(out, sections: list[tuple], settings=SETTINGS, module=wmgm):
+def sampler_of(out, sections: list[tuple], settings=SETTINGS):
     """A sampler, through the files a stage would leave; sections: (folder, section) of each part."""
     folders = []
     for k, (folder, section) in enumerate(sections):
-        part, config = build(folder, section, module)
+        part, config = build(folder, section)
         model = out / f"model-{k}"
         model.mkdir(exist_ok=True)
         save_file(part.players[part.main].state_dict(), model / "model.safetensors")
         (model / "config.json").write_text(json.dumps(config))
         folders.append(model)
-    return module.load_sampler(folders, settings, None, "fp32")
+    return wmgm_sampler.load_sampler(folders, settings, None, "fp32")
 
 
 def draws(step: int = 0, batch: int = 8) -> Draws:

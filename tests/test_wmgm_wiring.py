@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from multiscale.core.streams import Draws, noise_of_seeds
-from multiscale.methods import wmgm
-from multiscale.networks.attention_unet import AttentionUNet, Discriminator
-from multiscale.processes import details
-from stages.schema.wmgm import ScoreSolver, WMGMPart
+from multiscale.methods.wmgm import details
+from multiscale.methods.wmgm import parts as wmgm_parts
+from multiscale.methods.wmgm import sampler as wmgm_sampler
+from multiscale.methods.wmgm.attention_unet import AttentionUNet, Discriminator
+from multiscale.methods.wmgm.settings import ScoreSolver, WMGMPart
 
 CLASSES, COUNT = 3, 24
 SEEDS, LABELS = [1, 2, 3, 4], torch.tensor([0, 1, 2, 0])
@@ -147,7 +148,7 @@ def low_part(folder):
     network = {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "heads": 2, "groups": 4}
     about = {"method": "sgm", "kind": "wmgm", "reads": "pixels", "role": "low", "network": network}
     section = WMGMPart.model_validate(about | {"training": {"images": 8}}).model_dump()
-    part, config = wmgm.build_part("low", section, folder, CLASSES)
+    part, config = wmgm_parts.build_part("low", section, folder, CLASSES)
     awake(part.players["net"].unet)
     return part, config
 
@@ -190,7 +191,7 @@ def test_the_coarse_band_is_sampled_by_the_reverse_sde_and_coloured_again(pixels
     (tmp_path / "config.json").write_text(json.dumps(config))
     steps, weight = 5, 1.5
     solver = ScoreSolver(method="euler-maruyama", steps=steps, cfg=weight).model_dump()
-    sampler = wmgm.load_sampler([tmp_path], {"solver": solver, "detail_solver": None}, None, "fp32")
+    sampler = wmgm_sampler.load_sampler([tmp_path], {"solver": solver, "detail_solver": None}, None, "fp32")
     images = sampler(SEEDS, LABELS)
     x = noise_of_seeds(SEEDS, "low", (2, 8, 8)).double()
     with torch.no_grad():

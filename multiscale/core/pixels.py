@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,3 +21,8 @@ def to_unit(images: Tensor) -> Tensor:
 def to_pixels(images: Tensor) -> Tensor:
     """Images in [0, 1] -> uint8 pixels on the CPU."""
     return (images * 255).round().to(torch.uint8).cpu()
+
+
+def per_channel(values: Sequence[float]) -> Tensor:
+    """A statistic of each channel, shaped to act on (N, C, h, h)."""
+    return torch.tensor(values).view(1, -1, 1, 1)

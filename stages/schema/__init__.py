@@ -1,51 +1,31 @@
 """What may stand in `params/experiment.yaml`: one frozen model a section, and the checks that span sections.
 
 The file spells out every value (the recipe command writes them all), so the defaults here serve recipes only and no
-result depends on this package. Each method's sections and checks are a module: `msf`, `ssd`, `swd`, `wmgm`.
+result depends on this package. The sections of a method, and their checks, are `settings` of its folder.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Union
 
 from pydantic import Field, model_validator
 
-from stages.schema import msf, ssd, swd, wmgm
-from stages.schema.base import FLOORS, RESERVED, Bad, Count, Name, Section, Training
+from multiscale import methods
+from multiscale.settings import FLOORS, RESERVED, Bad, Count, Name, Section, Training
 from stages.schema.data import VAE, Classifier, Data, Evaluate, Latents, Run, Sample
-from stages.schema.msf import FlowPart, MSFMethod, Residual
-from stages.schema.ssd import Pixels, SSDMethod, SSDPart
-from stages.schema.swd import Pyramid, Student, SwDMethod, TeacherPart
-from stages.schema.wmgm import Wavelet, WMGMMethod, WMGMPart
 
-__all__ = [
-    "VAE",
-    "Bad",
-    "Classifier",
-    "Data",
-    "Evaluate",
-    "Experiment",
-    "Pixels",
-    "Pyramid",
-    "Residual",
-    "Run",
-    "Sample",
-    "Student",
-    "Training",
-    "Wavelet",
-]
+__all__ = ["VAE", "Bad", "Classifier", "Data", "Evaluate", "Experiment", "Run", "Sample", "Training"]
 
-Decomposition = Annotated[Pixels | Pyramid | Residual | Wavelet, Field(discriminator="kind")]
-Part = Annotated[FlowPart | SSDPart | TeacherPart | WMGMPart, Field(discriminator="kind")]
-Method = Annotated[MSFMethod | SSDMethod | SwDMethod | WMGMMethod, Field(discriminator="kind")]
-MODULES = {"msf": msf, "ssd": ssd, "swd": swd, "wmgm": wmgm}
-DECOMPOSED_BY = {"residual": msf, "pixels": ssd, "pyramid": swd, "wavelet": wmgm}
-READS = {  # what each kind of part trains on
-    "msf": ("residual",),
-    "ssd": ("pixels",),
-    "swd": ("pyramid",),
-    "wmgm": ("wavelet", "pixels"),
-}
+METHODS = {name: methods.settings(name) for name in methods.names()}
+
+
+def _one_of(name: str) -> Any:
+    """A section of any method that has it; `kind` says which one's."""
+    models = tuple(getattr(module, name) for module in METHODS.values() if hasattr(module, name))
+    return Annotated[Union[models], Field(discriminator="kind")] if len(models) > 1 else models[0]  # noqa: UP007
+
+
+Decomposition, Part, Student, Method = map(_one_of, ("DECOMPOSITION", "PART", "STUDENT", "METHOD"))
 
 
 class Experiment(Section):
@@ -69,10 +49,10 @@ class Experiment(Section):
     def _check(self) -> Experiment:
         self._check_sides()
         for name, decomposition in self.decompose.items():
-            DECOMPOSED_BY[decomposition.kind].check_decomposition(self, f"decompose.{name}", decomposition)
+            METHODS[decomposition.kind].check_decomposition(self, f"decompose.{name}", decomposition)
         for name, part in self.parts.items():
             self._check_part(f"parts.{name}", name, part)
-            MODULES[part.kind].check_part(self, f"parts.{name}", part)
+            METHODS[part.kind].check_part(self, f"parts.{name}", part)
         for name, student in self.students.items():
             if name in self.parts:
                 raise Bad(f"students.{name}", name, "another name: a part has this one already")
@@ -80,7 +60,7 @@ class Experiment(Section):
         for name, method in self.methods.items():
             self._check_method(f"methods.{name}", name, method)
         for name, student in self.students.items():
-            MODULES[student.kind].check_student(self, f"students.{name}", student)
+            METHODS[student.kind].check_student(self, f"students.{name}", student)
         parts = (part.training for part in self.trained.values())
         trained = [self.classifier.training, self.vae.training, *parts]
         for training in trained:
@@ -117,7 +97,7 @@ class Experiment(Section):
     def _check_part(self, key: str, name: str, part: Part | Student) -> None:
         if name in RESERVED or name.startswith("sample-"):
             raise Bad(key, name, "another name: reports/timing has a file of this one already")
-        fitting = [other for other, section in self.decompose.items() if section.kind in READS[part.kind]]
+        fitting = [other for other, section in self.decompose.items() if section.kind in METHODS[part.kind].READS]
         if part.reads not in fitting:
             raise Bad(f"{key}.reads", part.reads, f"one of {', '.join(fitting) or 'none'}, of the kind that it needs")
         if part.method not in self.methods:
@@ -138,4 +118,4 @@ class Experiment(Section):
         rows = [other for other, section in self.methods.items() if other != name and section.repeat_of is None]
         if method.repeat_of is not None and method.repeat_of not in rows:
             raise Bad(f"{key}.repeat_of", method.repeat_of, f"one of {', '.join(rows) or 'none'}, or null")
-        MODULES[method.kind].check_method(self, key, method, [self.trained[part] for part in method.parts])
+        METHODS[method.kind].check_method(self, key, method, [self.trained[part] for part in method.parts])

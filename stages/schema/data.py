@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stages.schema.base import Bad, Count, Name, Positive, Precision, Section, Share, Text, Training
+from multiscale.settings import Bad, Count, Name, Positive, Precision, Section, Share, Text, Training
 
 
 class Run(Section):

@@ -1,0 +1,1 @@
+"""How samples are measured: features, metrics, copies of training images, a classifier."""

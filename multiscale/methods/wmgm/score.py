@@ -1,0 +1,207 @@
+"""Score-based models in continuous time: the variance-preserving SDE, its loss and its solvers, apart from any network.
+
+    dx = -1/2 beta(t) x dt + sqrt(beta(t)) dW,    x_t = alpha(t) y + sigma(t) eps,    alpha^2 + sigma^2 = 1
+
+Time runs from t = 0 (data) to t = 1 (noise); the network predicts eps; the score is -eps / sigma (arXiv 2011.13456).
+Euler's and Heun's method of N steps ask the network at t = 1, 1 - 1/N, ..., 1/N, DPM-Solver++ at times evenly spaced in
+log(alpha / sigma). All end with the posterior mean: the noise that is left is taken out, none is put in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multiscale.core.streams import Draws
+
+Noise = Callable[[int], Tensor]  # step k -> unit Gaussian noise shaped like the state
+Predict = Callable[[Tensor, Tensor], Tensor]  # (x (N,C,h,h), t (N,)) -> eps (N,C,h,h)
+Watch = Callable[[Tensor], None]
+Weight = Callable[[Tensor, Tensor], Tensor]  # (alpha, sigma) -> the weight of the noise's squared error
+EARLIEST = 1e-3  # the least training time: the score grows like 1 / sigma below
+
+
+@dataclass(frozen=True)
+class VPSchedule:
+    """beta(t) rises linearly; sigma(1) > 0.9999 with the published end points."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def beta(self, t: Tensor) -> Tensor:
+        """The rate of the noise."""
+        return self.beta_min + (self.beta_max - self.beta_min) * t
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        """-1/2 int_0^t beta."""
+        return -0.5 * (self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """The signal's factor."""
+        return self.log_alpha(t).exp()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """The noise's standard deviation."""
+        return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
+
+    def log_ratio(self, t: Tensor) -> Tensor:
+        """log(alpha / sigma), half the logarithm of the signal-to-noise ratio."""
+        return self.log_alpha(t) - self.sigma(t).log()
+
+    def time(self, log_ratio: Tensor) -> Tensor:
+        """Undoes `log_ratio`: a quadratic in t."""
+        slope = self.beta_max - self.beta_min
+        root = (self.beta_min**2 + 2 * slope * torch.nn.functional.softplus(-2 * log_ratio)).sqrt()
+        return (root - self.beta_min) / slope
+
+
+VP = VPSchedule()
+
+
+PLAIN: dict[str, Weight] = {  # the weights with which what is predicted has an error of weight 1 at every t
+    "noise": lambda alpha, sigma: torch.ones_like(alpha),
+    "velocity": lambda alpha, sigma: alpha**-2,
+    "x0": lambda alpha, sigma: (sigma / alpha) ** 2,
+}
+
+
+def weight_of(predicts: str, snr_cap: float | None) -> Weight:
+    """The loss's weight: the prediction's own plain error, or Min-SNR where there is a cap (arXiv 2303.09556).
+
+    With a cap the clean data's squared error counts min(SNR, cap) times, whatever is predicted: the noise's min(1,
+    cap / SNR) times. Plain, 'velocity' is EDM's weight with its preconditioning (arXiv 2206.00364, section 5).
+    """
+    if snr_cap is None:
+        return PLAIN[predicts]
+    return lambda alpha, sigma: (snr_cap * (sigma / alpha) ** 2).clamp_max(1)
+
+
+def loss(predict: Predict, data: Tensor, draws: Draws, weight: Weight, schedule: VPSchedule = VP) -> Tensor:
+    """Denoising score matching, E weight(t) || eps(x_t, t) - eps ||^2 with t uniform on [0.001, 1]."""
+    noise = draws.normal("noise", *data.shape[1:])
+    t = EARLIEST + (1 - EARLIEST) * draws.uniform("time")
+    alpha, sigma = (factor(t.double()).to(data).view(-1, 1, 1, 1) for factor in (schedule.alpha, schedule.sigma))
+    predicted = predict(alpha * data + sigma * noise, t)
+    return (weight(alpha, sigma) * (predicted.float() - noise).square()).mean()
+
+
+def times(steps: int) -> list[float]:
+    """The grid t_0 = 1 > ... > t_steps = 0, evenly spaced. Raises ValueError for no step at all."""
+    if steps < 1:
+        raise ValueError(f"{steps} sampling steps; allowed: at least 1")
+    return [1 - k / steps for k in range(steps)] + [0.0]
+
+
+def ratio_times(steps: int, schedule: VPSchedule = VP) -> list[float]:
+    """As `times`, but from 1 to 0.001 evenly spaced in log(alpha / sigma), then 0 (DPM-Solver, arXiv 2206.00927)."""
+    times(steps)  # refuses no step at all
+    ends = schedule.log_ratio(torch.tensor([1.0, EARLIEST], dtype=torch.float64)).tolist()
+    return [1.0, *schedule.time(torch.linspace(*ends, steps, dtype=torch.float64))[1:].tolist(), 0.0]
+
+
+class Grid:
+    """The numbers that the steps of a solver need, in float64: t, alpha, sigma and beta at each time of the grid.
+
+    `h` is the step of the evenly spaced one.
+    """
+
+    def __init__(self, steps: int, spaced: Callable[[int], list[float]] = times, schedule: VPSchedule = VP):
+        self.t = spaced(steps)
+        t = torch.tensor(self.t, dtype=torch.float64)
+        self.alpha, self.sigma, self.beta = (f(t).tolist() for f in (schedule.alpha, schedule.sigma, schedule.beta))
+        self.steps, self.h = steps, 1 / steps
+
+    def predict(self, eps: Predict, x: Tensor, k: int) -> Tensor:
+        """The network at time t_k."""
+        return eps(x, torch.full((len(x),), self.t[k], device=x.device, dtype=x.dtype))
+
+    def clean(self, x: Tensor, e: Tensor, k: int) -> Tensor:
+        """The posterior mean of the data at time t_k (Tweedie)."""
+        return (x - self.sigma[k] * e) / self.alpha[k]
+
+    def velocity(self, x: Tensor, e: Tensor, k: int) -> Tensor:
+        """dx/dt of the probability-flow ODE, -1/2 beta (x - eps / sigma)."""
+        return -0.5 * self.beta[k] * (x - e / self.sigma[k])
+
+
+def _ignore(x: Tensor) -> None:
+    pass
+
+
+def euler_maruyama(
+    eps: Predict, x: Tensor, steps: int, noise: Noise, watch: Watch = _ignore, denoise: bool = True
+) -> Tensor:
+    """The reverse SDE by Euler's method: x + h beta (x / 2 - eps / sigma) + sqrt(h beta) z.
+
+    `denoise` False makes the last step one like the others: the linear recursion of `multiscale.methods.wmgm.theory`.
+    """
+    grid = Grid(steps)
+    for k in range(steps):
+        e = grid.predict(eps, x, k)
+        if k == steps - 1 and denoise:
+            x = grid.clean(x, e, k)
+        else:
+            rate = grid.h * grid.beta[k]
+            x = x + rate * (x / 2 - e / grid.sigma[k]) + rate**0.5 * noise(k)
+        watch(x)
+    return x
+
+
+def ode_euler(eps: Predict, x: Tensor, steps: int, noise: Noise | None = None, watch: Watch = _ignore) -> Tensor:
+    """The probability-flow ODE by Euler's method."""
+    grid = Grid(steps)
+    for k in range(steps):
+        e = grid.predict(eps, x, k)
+        x = x - grid.h * grid.velocity(x, e, k) if k < steps - 1 else grid.clean(x, e, k)
+        watch(x)
+    return x
+
+
+def ode_heun(eps: Predict, x: Tensor, steps: int, noise: Noise | None = None, watch: Watch = _ignore) -> Tensor:
+    """The probability-flow ODE by the trapezoid rule: two evaluations a step but the last, second order."""
+    grid = Grid(steps)
+    for k in range(steps):
+        e = grid.predict(eps, x, k)
+        if k < steps - 1:
+            slope = grid.velocity(x, e, k)
+            ahead = x - grid.h * slope
+            x = x - grid.h * (slope + grid.velocity(ahead, grid.predict(eps, ahead, k + 1), k + 1)) / 2
+        else:
+            x = grid.clean(x, e, k)
+        watch(x)
+    return x
+
+
+def dpm_solver(eps: Predict, x: Tensor, steps: int, noise: Noise | None = None, watch: Watch = _ignore) -> Tensor:
+    """DPM-Solver++(2M) through diffusers (arXiv 2211.01095): second order in log(alpha / sigma), one evaluation a step.
+
+    The scheduler counts training steps; its table of sigma / alpha is replaced by that of our grid, which is all that
+    its coefficients are made of.
+    """
+    from multiscale.core.compat import make_torchvision_importable
+
+    make_torchvision_importable()
+    from diffusers.schedulers import DPMSolverMultistepScheduler  # takes seconds: only who samples with it pays
+
+    grid = Grid(steps, ratio_times)
+    scheduler = DPMSolverMultistepScheduler(solver_order=2, algorithm_type="dpmsolver++")
+    scheduler.set_timesteps(timesteps=list(range(steps, 0, -1)))
+    scheduler.set_begin_index(0)
+    ratios = [sigma / alpha for alpha, sigma in zip(grid.alpha, grid.sigma)]
+    scheduler.sigmas = torch.tensor(ratios, dtype=torch.float64)
+    for k in range(steps):
+        e = grid.predict(eps, x, k)
+        x = scheduler.step(e, scheduler.timesteps[k], x, return_dict=False)[0].to(x)
+        watch(x)
+    return x
+
+
+SOLVERS: dict[str, Callable[..., Tensor]] = {
+    "euler-maruyama": euler_maruyama,
+    "ode-euler": ode_euler,
+    "ode-heun": ode_heun,
+    "dpm-solver++": dpm_solver,
+}

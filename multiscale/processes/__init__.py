@@ -1,1 +1,0 @@
-"""From noise to data and back: rectified flow and diffusion, apart from any network."""
