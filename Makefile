@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
-.PHONY: help repro dashboard flow test mutants clean
+.PHONY: help repro dashboard flow lint test check mutants clean
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -34,6 +34,13 @@ flow: $(STAMP) ## Run what is stale, several stages at once, in the dashboard wh
 
 test: $(STAMP) ## Run all tests, two files at once
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+lint: $(STAMP) ## Lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+check: lint ## Lint, format, and the tests that start no server, cluster or pipeline
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 mutants: $(STAMP) ## Break the code in one place at a time and name what no test notices, in minutes (ONLY='*unet*')
 	$(BIN)/python tests/mutate.py $(if $(ONLY),--only '$(ONLY)')

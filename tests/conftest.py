@@ -28,6 +28,9 @@ from stages.common.images import SCHEMA
 ROOT = Path(__file__).parent.parent
 FILES = ("dvc.yaml", "constraints.txt", "pyproject.toml", ".gitignore", ".dvcignore")
 
+# Their tests start servers, clusters or whole pipelines, or train for many seconds; `make check` leaves them out.
+SLOW = "cluster dashboard flows mutate one_image pipeline postgres remote stages swd_stages sweep training wmgm".split()
+
 # A training of seconds, with a checkpoint after every step.
 TRAINING = Training(
     images=96,
@@ -51,8 +54,11 @@ LONGEST = ("test_pipeline.py", "test_cluster.py", "test_flows.py", "test_sweep.p
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Orders the files; the order of the tests within one stays."""
+    """Orders the files, the order of the tests within one stays; marks the slow ones."""
     items.sort(key=lambda item: (LONGEST + (item.path.name,)).index(item.path.name))
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 def until(value: Callable, seconds: float = 600):

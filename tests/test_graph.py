@@ -105,6 +105,45 @@ def test_no_stage_declares_code_that_it_does_not_import(stages):
             assert files & needed or name in COARSE, f"{address} would rerun for nothing after a change of {name}"
 
 
+PARTS = {"train", "distill", "sample"}
+FOLLOWS = {  # what an edit of a file re-runs: whole groups of stages, or single ones
+    "multiscale/flow.py": PARTS,
+    "multiscale/adversarial.py": {*PARTS, "report"},  # the report says when a generator has collapsed
+    "multiscale/networks/dit.py": PARTS,
+    "multiscale/networks/unet.py": PARTS,
+    "multiscale/decomposition.py": {"decompose"},
+    "multiscale/sampling.py": {"distill", "sample"},
+    "multiscale/pictures.py": {"sample", "evaluate", "floor"},
+    "multiscale/networks/autoencoder.py": {"vae", "latents", "floor", *PARTS},
+    "multiscale/training/loop.py": {"vae", "classifier", "train", "distill"},
+    "multiscale/evaluation/features.py": {"reference", "evaluate", "floor"},
+    "multiscale/evaluation/memorisation.py": {"reference", "evaluate", "floor"},
+    "multiscale/evaluation/classifier.py": {"classifier", "evaluate", "floor"},
+    "multiscale/evaluation/metrics.py": {"distill", "evaluate", "floor"},
+    "multiscale/methods/ssd/process.py": {
+        "decompose@pixels",
+        *(f"{verb}@{method}" for verb in ("train", "sample") for method in ("ddpm", "ssd-2l", "ssd-4l")),
+    },
+    "multiscale/methods/wmgm/theory.py": {
+        "decompose@wavelet",
+        *("train@wmgm-low", "train@wmgm-details", "train@sgm", "sample@wmgm", "sample@sgm"),
+        "report",
+    },
+    "stages/cluster.py": set(),
+    "stages/schema/__init__.py": set(),
+    "stages/teacher.py": {"distill"},
+    "stages/leaderboard.py": {"report"},
+}
+
+
+@pytest.mark.parametrize("file", FOLLOWS)
+def test_an_edit_of_a_file_reruns_what_depends_on_it(file, stages):
+    assert (ROOT / file).exists()
+    rerun = {address for address, stage in stages.items() if file in set().union(*dependencies(stage).values())}
+    whole = {address for address in stages if address.partition("@")[0] in FOLLOWS[file]}
+    assert rerun == whole | {address for address in FOLLOWS[file] if "@" in address}
+
+
 def test_a_stage_loads_only_the_sections_that_dvc_tracks_for_it(stages):
     for address, stage in stages.items():
         tree = ast.parse((ROOT / "stages" / f"{address.partition('@')[0]}.py").read_text())
