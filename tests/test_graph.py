@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 PURE_VALIDATION = re.compile(r"stages/schema/|multiscale/(.*/)?settings\.py$")
 SPREADS = "stages/cluster.py"  # Ray carries the same work to other processes: no result depends on it
 # Shared by some kinds of parts, but a group of stages has one list.
-COARSE = {"multiscale/adversarial.py", "multiscale/flow.py"}
+COARSE = {"multiscale/adversarial.py", "multiscale/flow.py", "multiscale/networks/unet.py"}
 
 
 def module_file(name: str) -> str | None:
@@ -114,7 +114,7 @@ FOLLOWS = {  # what an edit of a file re-runs: whole groups of stages, or single
     "multiscale/decomposition.py": {"decompose"},
     "multiscale/sampling.py": {"distill", "sample"},
     "multiscale/pictures.py": {"sample", "evaluate", "floor"},
-    "multiscale/networks/autoencoder.py": {"vae", "latents", "floor", *PARTS},
+    "multiscale/networks/autoencoder.py": {"vae", "latents", "floor", "distill", "sample"},
     "multiscale/training/loop.py": {"vae", "classifier", "train", "distill"},
     "multiscale/evaluation/features.py": {"reference", "evaluate", "floor"},
     "multiscale/evaluation/memorisation.py": {"reference", "evaluate", "floor"},

@@ -297,7 +297,7 @@ def measured(project) -> Callable:
     others = [f"methods.{name}" for name in given["methods"] if name not in METRICS]
     others += [f"parts.{name}" for name, part in given["parts"].items() if part["method"] not in METRICS]
     others += [f"students.{name}" for name in given["students"]]
-    others += [f"decompose.{name}" for name, section in given["decompose"].items() if section["kind"] == "wavelet"]
+    others += [f"decompose.{name}" for name, section in given["decompose"].items() if section["kind"] == "wmgm"]
     project.change(dict.fromkeys(others, ...))
 
     def measured(metrics: dict | None = None, **protocol: object) -> Project:
