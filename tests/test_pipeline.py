@@ -157,5 +157,5 @@ def test_a_method_is_added_by_a_folder_and_its_entries_in_a_recipe(clone):
     clone.run(sys.executable, "-m", "stages.recipe", "toy", "--force")
     assert clone.ran("dvc", "repro") == {"train@toy", "sample@toy", "evaluate@toy", "report"}
     metrics = clone.json("reports/metrics/toy.json")
-    assert metrics["label_accuracy"] > 0.5 and metrics["protocol"]["n"] == 40
+    assert metrics["protocol"]["n"] == 40 and 0 < metrics["kid"] < 10
     assert "| toy |" in (clone.folder / "reports/leaderboard.md").read_text()
