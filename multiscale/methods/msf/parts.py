@@ -7,7 +7,6 @@ input prior, concatenated along channels). With one scale this is the plain DiT 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,6 @@ from multiscale.core.streams import Draws
 from multiscale.methods.msf.residual import prior
 from multiscale.networks.dit import DiT
 from multiscale.training.part import Data, Nets, Part
-
-if TYPE_CHECKING:  # importing diffusers takes seconds that training a part has no use for
-    pass
 
 
 class ScalePart(Part):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +26,6 @@ from multiscale.core.streams import Draws
 from multiscale.methods.ssd.process import CLEAN, ScaleSpace, TimeLaw, min_snr_weights, scale_space
 from multiscale.networks.unet import FlexiUNet
 from multiscale.training.part import Data, Nets, Part
-
-if TYPE_CHECKING:  # importing diffusers takes seconds that a method in pixels has no use for
-    pass
 
 Predict = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]  # (x, t, labels, out_side) -> x_0 there, or the noise
 

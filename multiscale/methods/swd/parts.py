@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
@@ -23,9 +22,6 @@ from multiscale.methods.swd.student import FakeScore, StudentPart
 from multiscale.methods.swd.token_head import TokenHead
 from multiscale.networks.dit import DiT
 from multiscale.training.part import Data, Nets, Part
-
-if TYPE_CHECKING:  # importing diffusers takes seconds that training a part has no use for
-    pass
 
 
 class TeacherPart(Part):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +19,6 @@ from multiscale.methods.wmgm import details, score, whitening
 from multiscale.methods.wmgm.bands import LOW, PIXELS, detail
 from multiscale.methods.wmgm.score_net import ScoreNet
 from multiscale.training.part import Data, Nets, Part
-
-if TYPE_CHECKING:  # importing diffusers takes seconds that a method in pixels has no use for
-    pass
 
 BLOCK = 1024
 
