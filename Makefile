@@ -35,11 +35,12 @@ flow: $(STAMP) ## Run what is stale, several stages at once, in the dashboard wh
 test: $(STAMP) ## Run all tests, two files at once
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-lint: $(STAMP) ## Lint and format
+lint: $(STAMP) ## Lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
-check: lint ## Lint, format, and the tests that start no server, cluster or pipeline
+check: lint ## Lint, format, types, and the tests that start no server, cluster or pipeline
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 mutants: $(STAMP) ## Break the code in one place at a time and name what no test notices, in minutes (ONLY='*unet*')

@@ -1,4 +1,4 @@
-"""What the benchmarks share: two sides timed in turn in one run, and raw figures written beside the scripts."""
+"""What the benchmarks share: two versions timed in turn in one run, and raw figures written beside the scripts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from multiscale.core.device import default_device, describe
 RESULTS = Path(__file__).parent / "results"
 
 
-def in_turn(sides: dict[str, Callable[[], None]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of each repeat of each side, A B A B ..., so that a drifting machine hits both alike."""
-    for call in sides.values():
+def in_turn(versions: dict[str, Callable[[], None]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:
+    """Seconds of each repeat of each version, A B A B ..., so that a drifting machine hits both alike."""
+    for call in versions.values():
         for _ in range(warmup):
             call()
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    seconds: dict[str, list[float]] = {name: [] for name in versions}
     for _ in range(repeats):
-        for name, call in sides.items():
+        for name, call in versions.items():
             started = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - started)

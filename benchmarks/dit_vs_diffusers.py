@@ -1,4 +1,4 @@
-"""Our DiT against diffusers' DiTTransformer2DModel of the same width, depth, heads and tokens: forward, training step.
+"""Our DiT against diffusers' DiTTransformer2DModel of the same size: seconds of a forward pass and a training step.
 
 python -m benchmarks.dit_vs_diffusers
 """
@@ -10,37 +10,41 @@ import torch
 from benchmarks.common import in_turn, ratio, save
 from multiscale.core.compat import make_torchvision_importable
 from multiscale.core.device import autocast, default_device
-from multiscale.networks.dit import DiT
+from multiscale.networks.dit import DiTNetwork
 
 make_torchvision_importable()
 from diffusers.models import DiTTransformer2DModel  # noqa: E402
 
-#         depth width heads patch side batch   the embedded recipe, the same with 4x the tokens, DiT-S/2 at 256 px
-SIZES = [(6, 192, 3, 2, 8, 16), (6, 192, 3, 1, 8, 16), (12, 384, 6, 2, 32, 8)]
+SMALL = {"depth": 6, "width": 192, "heads": 3}
+SIZES = [  # network, resolution of the latents, batch
+    (DiTNetwork(**SMALL, patch=2), 8, 16),  # the embedded recipe
+    (DiTNetwork(**SMALL, patch=1), 8, 16),  # four times as many tokens
+    (DiTNetwork(preset="DiT-S/2"), 32, 8),  # of 256 px images
+]
 REPEATS = 15
 
 
-def theirs(depth: int, width: int, heads: int, patch: int, side: int) -> torch.nn.Module:
+def theirs(network: DiTNetwork, resolution: int) -> torch.nn.Module:
     return DiTTransformer2DModel(
-        num_attention_heads=heads,
-        attention_head_dim=width // heads,
+        num_attention_heads=network.heads,
+        attention_head_dim=network.width // network.heads,
         in_channels=4,
         out_channels=4,
-        num_layers=depth,
-        patch_size=patch,
-        sample_size=side,
+        num_layers=network.depth,
+        patch_size=network.patch,
+        sample_size=resolution,
         num_embeds_ada_norm=10,
     )
 
 
-def measure(depth: int, width: int, heads: int, patch: int, side: int, batch: int, precision: str) -> dict:
+def measure(network: DiTNetwork, resolution: int, batch: int, precision: str) -> dict:
     device = default_device()
     nets = {
-        "diffusers": theirs(depth, width, heads, patch, side).to(device),
-        "ours": DiT(4, 4, depth, width, heads, patch, 10).to(device),
+        "diffusers": theirs(network, resolution).to(device),
+        "ours": network.build(4, 4, classes=10).to(device),
     }
     optimizers = {name: torch.optim.AdamW(net.parameters(), fused=True) for name, net in nets.items()}
-    x, t = torch.randn(batch, 4, side, side, device=device), torch.rand(batch, device=device)
+    x, t = torch.randn(batch, 4, resolution, resolution, device=device), torch.rand(batch, device=device)
     labels = torch.randint(10, (batch,), device=device)
 
     def call(name: str) -> torch.Tensor:
@@ -60,9 +64,9 @@ def measure(depth: int, width: int, heads: int, patch: int, side: int, batch: in
         optimizers[name].zero_grad()
 
     found: dict = {
-        "depth": depth,
-        "width": width,
-        "tokens": (side // patch) ** 2,
+        "depth": network.depth,
+        "width": network.width,
+        "tokens": (resolution // network.patch) ** 2,
         "batch": batch,
         "precision": precision,
     }

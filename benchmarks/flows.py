@@ -117,8 +117,9 @@ def whole() -> dict:
             path = Path(folder, "params/experiment.yaml")
             experiment = read_yaml(path)
             networks = [*experiment["parts"].values(), *experiment["students"].values()]
-            for section in (experiment["vae"], experiment["classifier"], *networks):
-                section["training"]["images"] //= QUARTER
+            for section in (experiment, experiment["vae"], experiment["classifier"], *networks):
+                if "images" in section.get("training", {}):  # else what the section `training` of all says
+                    section["training"]["images"] //= QUARTER
             experiment["sample"]["images"] //= QUARTER
             path.write_text(json.dumps(experiment))  # JSON is YAML
             os.environ["PYTHONPATH"] = folder

@@ -21,7 +21,7 @@ from multiscale import flow
 from multiscale.core.device import autocast, default_device, resolve_precision
 from multiscale.core.storage import Table, TensorWriter
 from multiscale.core.streams import Draws, Order
-from multiscale.networks.dit import DiT
+from multiscale.networks.dit import DiTNetwork
 from stages.common import settings
 
 SHAPE = (4, 32, 32)  # an ImageNet-256 latent
@@ -37,10 +37,11 @@ def anonymous_bytes() -> int:
 
 def consumption() -> tuple[str, float]:
     """The part with the fewest parameters, and the images a second that its training step takes in."""
-    parts = settings.load("parts").parts
-    name, part = min(parts.items(), key=lambda item: item[1].network.depth * item[1].network.width ** 2)
+    parts = settings.load().parts
+    sized = {name: part for name, part in parts.items() if isinstance(getattr(part, "network", None), DiTNetwork)}
+    name, part = min(sized.items(), key=lambda item: item[1].network.depth * item[1].network.width ** 2)
     device = default_device()
-    net = DiT(4, 4, **part.network.model_dump(), classes=10).to(device)
+    net = part.network.build(4, 4, classes=10).to(device)
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)
     x, labels = torch.randn(BATCH, 4, 8, 8, device=device), torch.zeros(BATCH, dtype=torch.long, device=device)
 

@@ -1,16 +1,17 @@
-"""What SSD's changes of resolution cost where nothing has to be learnt: the real transitions with the exact denoiser.
+"""What SSD's changes of resolution cost by themselves: its transitions with the exact denoiser of Gaussian images.
 
 python -m benchmarks.ssd_gaussian          # 28 steps on a Gaussian field with the covariance of the recipe's images
 
 For Gaussian images the exact prediction E[R_{0:s} x_0 | x_t] is affine, so mean and covariance of the whole chain are
-propagated in closed form. Two figures of the images that it ends with: the share of the variance kept in the 20 largest
-modes of the data, and the squared 2-Wasserstein distance to the data, as a share of the data's variance. No network, no
-guidance, no clipping: what is lost here, no training can bring back.
+propagated in closed form. Two figures of its images: the share of the variance kept in the 20 largest modes of the
+data, and the squared 2-Wasserstein distance to the data, as a share of the data's variance. Without a network, guidance
+or clipping: no training can bring back what is lost here.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from benchmarks.common import save
 from multiscale.core.pixels import to_signed
 from multiscale.core.storage import Table
-from multiscale.methods.ssd.process import CLEAN, ScaleSpace, respaced, scale_space
+from multiscale.methods.ssd.process import CLEAN, ScaleSpace, ScaleSpaceProcess, respaced
 from multiscale.methods.ssd.resizing import Transition
 from stages.common.paths import DECOMPOSED
 
@@ -35,21 +36,24 @@ VARIANTS = {  # levels, gamma, noise_factor
 
 
 def chain(process: ScaleSpace, steps: int, eta: float, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and covariance (D, D) of what ancestral sampling makes with the exact denoiser; D = side^2."""
+    """Mean (D,) and covariance (D, D) of what ancestral sampling makes with the exact denoiser; D = resolution^2."""
     states = [CLEAN, *respaced(process, steps)]
     at = states[-1]
-    made_mean = mean.new_zeros(process.side(at) ** 2)
+    made_mean = mean.new_zeros(process.resolution(at) ** 2)
     made = torch.eye(len(made_mean), dtype=torch.float64) * process.sigma(at) ** 2
     for s, t in zip(states[-2::-1], states[:0:-1]):
         move = process.transition(s, t, eta)
-        before, after = process.side(t), process.side(s)
-        low, high = (_matrix(partial(process.shrink, side=side), process.sides[0]) for side in (before, after))
+        before, after = process.resolution(t), process.resolution(s)
+        low, high = (
+            _matrix(partial(process.shrink, resolution=resolution), process.resolutions[0])
+            for resolution in (before, after)
+        )
         signal, noise = process.signal(t), process.sigma(t) ** 2
         # E[R_s x_0 | x_t] = R_s m + gain (x_t - a R_t m)
         seen = signal**2 * low @ covariance @ low.T + noise * torch.eye(len(low), dtype=torch.float64)
         gain = torch.linalg.solve(seen, signal * low @ covariance @ high.T).T
-        of_state = _matrix(partial(_mean, move, clean_side=after), before)
-        of_clean = _matrix(partial(_mean, move, state_side=before), after)
+        of_state = _matrix(partial(_mean, move, clean_resolution=after), before)
+        of_clean = _matrix(partial(_mean, move, state_resolution=before), after)
         root = _matrix(move.root, after) if move.needs_noise else torch.zeros_like(of_clean)
         step = of_state + of_clean @ gain
         made_mean = step @ made_mean + of_clean @ (high @ mean - gain @ (signal * low @ mean))
@@ -57,15 +61,17 @@ def chain(process: ScaleSpace, steps: int, eta: float, mean: Tensor, covariance:
     return made_mean, made
 
 
-def _mean(move: Transition, x: Tensor, state_side: int | None = None, clean_side: int | None = None) -> Tensor:
-    """The mean of the next state, linear in state and clean image; the one whose side is given is zero."""
-    zero = x.new_zeros(len(x), 1, *[state_side or clean_side] * 2)
-    return move.mean(zero, x) if state_side else move.mean(x, zero)
+def _mean(
+    move: Transition, x: Tensor, state_resolution: int | None = None, clean_resolution: int | None = None
+) -> Tensor:
+    """The mean of the next state, linear in state and clean image; the one whose resolution is given is zero."""
+    zero = x.new_zeros(len(x), 1, *[state_resolution or clean_resolution] * 2)
+    return move.mean(zero, x) if state_resolution else move.mean(x, zero)
 
 
-def _matrix(linear, side: int) -> Tensor:
-    """The matrix of a linear map of images of a side."""
-    basis = torch.eye(side**2, dtype=torch.float64).view(-1, 1, side, side)
+def _matrix(linear: Callable[[Tensor], Tensor], resolution: int) -> Tensor:
+    """The matrix of a linear map of images of a resolution."""
+    basis = torch.eye(resolution**2, dtype=torch.float64).view(-1, 1, resolution, resolution)
     return linear(basis).flatten(1).T.contiguous()
 
 
@@ -86,14 +92,17 @@ def figures(made_mean: Tensor, made: Tensor, mean: Tensor, covariance: Tensor) -
 def main(steps: int = 28, eta: float = 1.0) -> None:
     pixels = Table.open(DECOMPOSED / "pixels" / "targets.safetensors", "pixels")
     images = to_signed(pixels[slice(None)]["pixels"]).double().mean(1)
-    side, rows = images.shape[-1], images.flatten(1)
+    resolution, rows = images.shape[-1], images.flatten(1)
     mean, covariance = rows.mean(0), torch.cov(rows.T)
     found = {}
     for name, (levels, gamma, factor) in VARIANTS.items():
-        process = scale_space(side, 1000, levels, "halved", "convex-decay", gamma, "bilinear", factor)
+        process = ScaleSpaceProcess(levels=levels, gamma=gamma, noise_factor=factor).build(resolution)
         found[name] = figures(*chain(process, steps, eta, mean, covariance), mean, covariance)
         print(name, found[name], flush=True)
-    save(f"ssd_gaussian-{steps}", {"steps": steps, "eta": eta, "side": side, "images": len(rows), "variants": found})
+    save(
+        f"ssd_gaussian-{steps}",
+        {"steps": steps, "eta": eta, "resolution": resolution, "images": len(rows), "variants": found},
+    )
 
 
 if __name__ == "__main__":

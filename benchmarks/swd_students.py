@@ -1,7 +1,7 @@
 """SwD's students: seconds per image and per training iteration, scale-wise against full resolution, in one run.
 
     python -m benchmarks.swd_students                # the embedded size; after `dvc repro` of the embedded recipe
-    python -m benchmarks.swd_students DiT-S          # a DiT-S/2 at half the published sides: latents of 32 to 64 cells
+    python -m benchmarks.swd_students DiT-S          # a DiT-S/2 at half the published resolutions, latents of 32 to 64
 
 Beside each ratio stands the ratio of tokens (.551 for 4 published steps, .401 for 6), which it would be if time were
 proportional to tokens: attention grows faster, what is paid once a call (decoding, launching) does not grow at all.
@@ -19,31 +19,36 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 
 from benchmarks.common import in_turn, ratio, save
+from multiscale.core import models
+from multiscale.core.normalisation import Normalisation
+from multiscale.flow import Solver
 from multiscale.methods.swd import parts as swd_parts
-from multiscale.methods.swd import sampler as swd_sampler
+from multiscale.methods.swd.config import StudentConfig, TeacherConfig
+from multiscale.methods.swd.sampler import LatentSampler, StudentSampler, TeacherSampler
 from multiscale.methods.swd.schedule import Schedule, few_steps
 from multiscale.methods.swd.settings import Student
 from multiscale.networks import autoencoder
 from multiscale.networks.autoencoder import Codec
-from multiscale.networks.dit import PRESETS
-from multiscale.training.loop import Run, Training
+from multiscale.networks.dit import DiTNetwork
+from multiscale.training.loop import Trainer
+from multiscale.training.part import Training
 from stages.common.paths import VAE
 
 CLASSES = 10
-SIGMAS = {2: (1.0, 0.7371), 4: few_steps(4, [1] * 4).sigmas, 6: few_steps(6, [1] * 6).sigmas}
+SIGMAS = {2: [1.0, 0.7371], 4: few_steps(4), 6: few_steps(6)}
+LATENT = Normalisation(shift=[0.0] * 4, scale=[1.0] * 4)
 
 
 @dataclass(frozen=True)
 class Size:
-    """What is timed: the sides of the latents at 4 and at 6 steps, the network, how much at once and how often."""
+    """What is timed: the latents' resolutions at 4 and at 6 steps, the network, how much at once and how often."""
 
     four: list[int]
     six: list[int]
-    network: dict
+    network: DiTNetwork
     batch: int
     guided: int  # steps of the teacher
     repeats: int
@@ -54,7 +59,7 @@ SIZES = {
     "embedded": Size(
         four=[4, 6, 6, 8],
         six=[4, 4, 6, 6, 6, 8],
-        network={"depth": 6, "width": 192, "heads": 3, "patch": 2},
+        network=DiTNetwork(depth=6, width=192, heads=3, patch=2),
         batch=50,
         guided=24,
         repeats=9,
@@ -63,7 +68,7 @@ SIZES = {
     "DiT-S": Size(
         four=[32, 40, 48, 64],
         six=[16, 24, 32, 40, 48, 64],
-        network=dict(zip(("depth", "width", "heads", "patch"), PRESETS["DiT-S/2"])),
+        network=DiTNetwork.model_validate({"preset": "DiT-S/2"}),
         batch=1,
         guided=28,
         repeats=3,
@@ -74,66 +79,68 @@ LOSSES = {"mmd only": {}, "all losses": {"dmd": {"weight": 1.0}, "gan": {"weight
 
 
 def schedules(four: list[int], six: list[int]) -> dict[str, Schedule]:
-    """The scale-wise students and the full-scale ones."""
-    full = four[-1]
-    grown = {f"scale-wise, {len(sides)} steps": Schedule(tuple(sides), SIGMAS[len(sides)]) for sides in (four, six)}
-    return grown | {f"full, {steps} steps": Schedule((full,) * steps, SIGMAS[steps]) for steps in SIGMAS}
+    """The scale-wise students and those at full resolution."""
+    grown = {
+        f"scale-wise, {len(each)} steps": Schedule(resolutions=each, sigmas=SIGMAS[len(each)]) for each in (four, six)
+    }
+    full = {f"full, {k} steps": Schedule(resolutions=[four[-1]] * k, sigmas=sigmas) for k, sigmas in SIGMAS.items()}
+    return grown | full
 
 
-def teacher_folder(root: Path, network: dict, full: int) -> Path:
+def teacher_folder(root: Path, network: DiTNetwork, full: int) -> Path:
     """An untrained teacher as its stage saves it."""
-    config = {"role": "teacher", "channels": 4, "side": full, "classes": CLASSES, "network": network}
-    config |= {"latent_shift": [0.0] * 4, "latent_scale": [1.0] * 4}
+    config = TeacherConfig(channels=4, resolution=full, classes=CLASSES, latent=LATENT, network=network)
     folder = root / "teacher"
     folder.mkdir()
-    save_file(swd_parts.build_network(config).state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config))
+    models.save(folder, config.build().state_dict(), config)
     return folder
 
 
-def pyramid_folder(root: Path, sides: set[int], rows: int) -> Path:
-    """Latents of noise at each side."""
+def pyramid_folder(root: Path, resolutions: set[int], rows: int) -> Path:
+    """Latents of noise at each resolution."""
     folder = root / "pyramid"
     folder.mkdir()
     random = np.random.default_rng(0)
-    arrays = {f"z{side}": random.standard_normal((rows, 4, side, side)).astype(np.float32) for side in sides}
-    save_arrays(arrays | {"label": np.arange(rows) % CLASSES}, folder / "targets.safetensors")
-    statistics = {"shift": [0.0] * 4, "scale": [1.0] * 4, "grids": {str(side): side for side in sides}}
+    arrays = {
+        f"z{resolution}": random.standard_normal((rows, 4, resolution, resolution)).astype(np.float32)
+        for resolution in resolutions
+    }
+    save_file(arrays | {"label": np.arange(rows) % CLASSES}, folder / "targets.safetensors")
+    grids = {str(resolution): resolution for resolution in resolutions}
+    statistics = {"classes": CLASSES, "latent": LATENT.model_dump(), "grids": grids}
     (folder / "statistics.json").write_text(json.dumps(statistics))
     return folder
 
 
-def samplers(
-    teacher: Path, steps: dict[str, Schedule], codec: Codec, guided: int
-) -> dict[str, swd_sampler.LatentSampler]:
+def samplers(teacher: Path, steps: dict[str, Schedule], codec: Codec, guided: int) -> dict[str, LatentSampler]:
     net, about = swd_parts.load_teacher(teacher)
-    made: dict[str, swd_sampler.LatentSampler] = {}
+    made: dict[str, LatentSampler] = {}
+    shared = about.model_dump(exclude={"role", "resolution"})
     for name, schedule in steps.items():
-        config = {**about, "upscaling": "B", "schedule": {"sides": schedule.sides, "sigmas": schedule.sigmas}}
-        made[name] = swd_sampler.StudentSampler(net, config, codec, "auto")
-    solver = {"method": "euler", "steps": guided, "cfg": 1.5}
-    made[f"teacher, {guided} guided steps"] = swd_sampler.TeacherSampler(net, about, codec, solver, "auto")
+        config = StudentConfig.model_validate(shared | {"upscaling": "B", "schedule": schedule})
+        made[name] = StudentSampler(net, config, codec, "auto")
+    solver = Solver(steps=guided, guidance_scale=1.5)
+    made[f"teacher, {guided} guided steps"] = TeacherSampler(net, about, codec, solver, "auto")
     return made
 
 
 def cycle(teacher: Path, pyramid: Path, schedule: Schedule, losses: dict, batch: int):
     """A function that trains for one round of k: an update of the generator at each step, its fake scores included."""
-    steps = {"sides": list(schedule.sides), "sigmas": list(schedule.sigmas)}
-    training = Training(10**9, batch, 1e-4, 0, "constant", 0.0, 0.99, 10.0, 1000, "auto", False, 10**9, 1e9)
-    section = {"method": "s", "kind": "swd", "reads": "p", "teacher": "t", "block": 0, "schedule": steps}
-    about = Student.model_validate(section | {"training": {"images": 1}} | losses).model_dump()
-    part, _ = swd_parts.build_student("s", about, pyramid, teacher)
-    run = Run(part, training, 0)
+    training = Training(images=10**9, batch=batch, lr=1e-4, warmup_images=0, decay="constant", clip=10.0)
+    section = {"method": "s", "kind": "swd", "dataset": "p", "teacher": "t", "block": 0, "schedule": schedule}
+    settings = Student.model_validate(section | {"training": training} | losses)
+    part = swd_parts.build_student("s", settings, pyramid, teacher)
+    run = Trainer(part, training, 0)
 
     def once() -> None:
-        for step in range(len(schedule.sides) * (part.updates + 1)):
+        for step in range(len(schedule.resolutions) * (part.updates + 1)):
             run.step(run.fetch(step))
 
     return once
 
 
 def compared(seconds: dict[str, list[float]], steps: dict[str, Schedule], units: dict[str, int]) -> dict:
-    """Seconds a unit of each side, and of the scale-wise ones the share of the full one's with as many steps."""
+    """Seconds a unit of each resolution, and of the scale-wise ones the share of the full one's with as many steps."""
     shares = {}
     for name, schedule in steps.items():
         if name.startswith("scale-wise"):
@@ -159,7 +166,7 @@ def main(name: str) -> None:
         for losses in size.losses:
             rounds = {key: cycle(teacher, pyramid, schedule, LOSSES[losses], batch) for key, schedule in steps.items()}
             training = in_turn(rounds, max(1, size.repeats // 3), warmup=1)
-            units = {key: len(schedule.sides) for key, schedule in steps.items()}
+            units = {key: len(schedule.resolutions) for key, schedule in steps.items()}
             result[f"training, {losses}"] = compared(training, steps, units)
     save(f"swd_students_{name}", result)
 

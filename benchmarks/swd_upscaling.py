@@ -2,8 +2,9 @@
 
     python -m benchmarks.swd_upscaling 1000 # images a cell, after `dvc repro`
 
-Latents of the data at a low side are brought to the full side at noise sigma by the strategies A, B and C, and the
-teacher `swd-teacher` finishes from there, as many of its guided steps as are left. KID and label accuracy of each.
+Latents of the data at a low resolution are brought to the full resolution at noise sigma by the strategies A, B and C,
+and the teacher `swd-teacher` finishes from there with as many of its guided steps as are left. KID and label accuracy
+of each.
 """
 
 from __future__ import annotations
@@ -14,55 +15,55 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import save
-from benchmarks.judge import Judge
+from benchmarks.quality import Quality
 from multiscale import flow
 from multiscale.core.device import autocast
 from multiscale.core.pixels import to_pixels
-from multiscale.core.storage import Table, read_json
+from multiscale.core.storage import Table
 from multiscale.core.streams import noise_of_seeds
-from multiscale.methods.swd import parts as swd_parts
-from multiscale.methods.swd import sampler as swd_sampler
-from multiscale.methods.swd.upscaling import STRATEGIES, noisy
+from multiscale.guidance import guided
+from multiscale.methods.swd.config import Statistics
+from multiscale.methods.swd.parts import load_teacher
+from multiscale.methods.swd.sampler import TeacherSampler
+from multiscale.methods.swd.upscaling import noisy
 from multiscale.networks import autoencoder
 from stages.common import settings
-from stages.common.paths import DECOMPOSED, MODELS, VAE
+from stages.common.paths import DECOMPOSED, MODELS
 
 TEACHER = "swd-teacher"
 LEVELS = (0.4, 0.6, 0.8)
 BATCH = 50
 
 
-def finished(sampler: swd_sampler.TeacherSampler, x: Tensor, labels: Tensor, sigma: float) -> Tensor:
+def finished(sampler: TeacherSampler, x: Tensor, labels: Tensor, sigma: float) -> Tensor:
     """Images (N, C, H, H) that the teacher makes of a state at noise sigma: time runs from sigma instead of from 1."""
     net, solver = sampler.net, sampler.solver
-    velocity = flow.guided(lambda x, t, c: net(x, t, c).float(), labels, net.null_label, solver["cfg"])
-    steps = max(1, round(sigma * solver["steps"]))
-    z = flow.SOLVERS[solver["method"]](lambda x, t: sigma * velocity(x, sigma * t), x, steps)
-    return sampler._image(z)
+    velocity = guided(lambda x, t, c: net(x, t, c).float(), labels, net.null_label, solver.guidance_scale)
+    left = solver.model_copy(update={"steps": max(1, round(sigma * solver.steps))})
+    return sampler.decoded(flow.solve(lambda x, t: sigma * velocity(x, sigma * t), x, left))
 
 
 def main(images: int) -> None:
-    params = settings.load("data", "parts", "methods", "evaluate")
-    pyramid = DECOMPOSED / params.parts[TEACHER].reads
+    params = settings.load()
+    pyramid = DECOMPOSED / params.parts[TEACHER].dataset
     folder = MODELS / TEACHER / TEACHER
-    solver = params.methods[TEACHER].solver.model_dump()
-    codec = autoencoder.load(VAE, params.data.channels)
-    sampler = swd_sampler.TeacherSampler(*swd_parts.load_teacher(folder), codec, solver, "auto")
-    judge = Judge(params.evaluate)
-    sides = [int(side) for side in read_json(pyramid / "statistics.json")["grids"]]
+    solver = params.methods[TEACHER].solver or flow.Solver()
+    sampler = TeacherSampler(*load_teacher(folder), autoencoder.beside(folder), solver, "auto")
+    quality = Quality(params.evaluate, params.run.batch)
+    resolutions = [int(resolution) for resolution in Statistics.of(pyramid).grids]
     table = Table.open(pyramid / "targets.safetensors")
     rows = table[torch.arange(images) * max(1, len(table) // images)]
     images = len(rows["label"])
-    full = rows[f"z{sides[-1]}"].shape[-1]
+    full = rows[f"z{resolutions[-1]}"].shape[-1]
     found = {}
-    for side in sides:
-        for strategy in STRATEGIES:
-            if (strategy == "A") != (side == sides[-1]):
+    for resolution in resolutions:
+        for strategy in ("A", "B", "C"):
+            if (strategy == "A") != (resolution == resolutions[-1]):
                 continue
             for sigma in LEVELS:
                 pixels = []
                 for start in range(0, images, BATCH):
-                    low, labels = (rows[key][start : start + BATCH] for key in (f"z{side}", "label"))
+                    low, labels = (rows[key][start : start + BATCH] for key in (f"z{resolution}", "label"))
                     seeds = list(range(start, start + len(low)))
 
                     def draw(shape: tuple[int, ...], seeds: list[int] = seeds) -> Tensor:
@@ -72,10 +73,10 @@ def main(images: int) -> None:
                     with torch.inference_mode(), autocast(sampler.precision, sampler.device):
                         pixels.append(to_pixels(finished(sampler, x, labels.to(sampler.device), sigma)))
                 made = torch.cat(pixels)
-                cell = judge(made, rows["label"])
-                found[f"{side} px, {strategy}, sigma {sigma}"] = cell
-                print(f"{side} px, {strategy}, sigma {sigma}: {cell}", flush=True)
-    save(f"swd_upscaling_{params.data.name}", {"images": images, "solver": solver, "cells": found})
+                cell = quality(made, rows["label"])
+                found[f"{resolution} px, {strategy}, sigma {sigma}"] = cell
+                print(f"{resolution} px, {strategy}, sigma {sigma}: {cell}", flush=True)
+    save(f"swd_upscaling_{params.data.name}", {"images": images, "solver": solver.model_dump(), "cells": found})
 
 
 if __name__ == "__main__":

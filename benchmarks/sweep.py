@@ -1,7 +1,6 @@
 """What a trial of a sweep costs beside its own work: python -m benchmarks.sweep NAME (a sweep of params/sweeps).
 
-Runs the sweep, or takes its records where it has run, and sets the wall time of the whole against the seconds that the
-trials themselves took. Overhead a trial = (wall * trials at once - seconds in trials) / trials.
+Overhead a trial = (wall time of the sweep * trials at once - seconds in trials) / trials.
 """
 
 from __future__ import annotations
@@ -11,16 +10,16 @@ import time
 from pathlib import Path
 
 from benchmarks.common import save
-from flows import search
-from flows.space import load
-from flows.trial import Records
+from flows.sweeps import search
+from flows.sweeps.space import load
+from flows.sweeps.trial import Pipeline, Records
+from stages.common.errors import BadInput
 from stages.common.paths import SCRATCH
-from stages.common.settings import BadInput
 
 
 def main(name: str) -> None:
     plan = load(name)
-    records = Records(Path(SCRATCH, "sweeps", f"{name}-{plan.digest}", "records"))
+    records = Records(Path(SCRATCH, "sweeps", f"{name}-{Pipeline.read(plan).key}", "records"))
     if records.all():
         raise BadInput(f"{records.folder}: the sweep has run; delete the folder to time it anew")
     started = time.perf_counter()

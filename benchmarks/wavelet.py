@@ -2,7 +2,7 @@
 
     python -m benchmarks.wavelet [REPEATS]
 
-The bar is 5 times faster. db4 is timed beside it: what is not Haar goes through matrix products.
+The target is 5 times faster. db4 is timed, too: other wavelets than Haar are matrix products.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def measure(name: str, repeats: int) -> dict:
     array, wavelet = x.numpy(), Wavelet(name)
     low, details = wavelet.split(x)
     theirs = pywt.dwt2(array, name, MODE)
-    sides = {
+    directions = {
         "forward": {"pywt": partial(pywt.dwt2, array, name, MODE), "ours": partial(wavelet.split, x)},
         "inverse": {"pywt": partial(pywt.idwt2, theirs, name, MODE), "ours": partial(wavelet.merge, low, details)},
     }
     found = {}
-    for kind, calls in sides.items():
+    for kind, calls in directions.items():
         seconds = in_turn(calls, repeats)
         found[kind] = {"times_faster": ratio(seconds, "pywt", "ours"), "seconds": seconds}
     return found

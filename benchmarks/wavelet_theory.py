@@ -11,7 +11,7 @@ from benchmarks.common import save
 from multiscale.core.storage import read_json
 from multiscale.methods.wmgm import theory
 from stages.common.paths import DECOMPOSED
-from stages.wavelets import ERRORS, SIDES
+from stages.wavelets import ERRORS, RESOLUTIONS
 
 
 def main() -> None:
@@ -19,8 +19,8 @@ def main() -> None:
     save(
         "wavelet_theory",
         {
-            "condition_numbers_of_fields": theory.field_conditioning([8, *SIDES]),
-            "euler_steps": {kind: theory.steps_table(SIDES, error, kind) for kind, error in ERRORS.items()},
+            "condition_numbers_of_fields": theory.field_conditioning([8, *RESOLUTIONS]),
+            "euler_steps": {kind: theory.steps_table(RESOLUTIONS, error, kind) for kind, error in ERRORS.items()},
             "condition_numbers_of_images": theory.data_conditioning(read_json(images)) if images.exists() else None,
         },
     )

@@ -2,8 +2,8 @@
 
     python -m benchmarks.wmgm_vs_sgm [N [STEPS ...]]  # after `dvc repro`; N images a point (default: as the samples)
 
-Each solver has its own curves, with the same steps, seeds, labels, extractor and reference for both methods; the two
-are sampled in turn. Writes results/wmgm_vs_sgm-DATA.json and .png, and says which of the published claims hold (arXiv
+Each solver has its own curves, with the same steps, seeds, labels, extractor and reference for both methods, which are
+sampled in turn. Writes results/wmgm_vs_sgm-DATA.json and .png, and which of the published claims hold (arXiv
 2411.09356: 18-38 % lower FID, 60-80 % fewer steps, 40-50 % less sampling time, fewer parameters).
 """
 
@@ -19,51 +19,47 @@ import torch
 from matplotlib import pyplot as plt
 
 from benchmarks.common import RESULTS, save
-from benchmarks.judge import Judge
+from benchmarks.quality import Quality
 from multiscale import sampling
 from multiscale.core.storage import read_json
 from multiscale.evaluation import features
-from multiscale.methods.wmgm import parts as wmgm_parts
-from multiscale.methods.wmgm import sampler as wmgm_sampler
+from multiscale.methods.wmgm.parts import build_part
+from multiscale.methods.wmgm.score import ScoreSolver
 from stages import figures
 from stages.common import settings
 from stages.common.images import classes
 from stages.common.paths import DECOMPOSED, MODELS, REFERENCE, TIMINGS
-from stages.sample import labels_of
+from stages.schema import Experiment
 
 METHODS = ("wmgm", "sgm")
 STEPS = (3, 5, 10, 20, 40, 80)
 SOLVERS = ("dpm-solver++", "euler-maruyama")
 
 
-def point(name: str, solver: str, steps: int, params, labels: torch.Tensor, judge: Judge) -> dict:
+def point(name: str, solver: str, steps: int, params: Experiment, labels: torch.Tensor, quality: Quality) -> dict:
     """Quality and cost of a method with a solver and a number of steps."""
-    section = params.methods[name].model_dump()
-    section["solver"] |= {"method": solver, "steps": steps}
-    folders = [MODELS / name / part for part in section["parts"]]
-    sampler = wmgm_sampler.load_sampler(folders, section, None, params.sample.precision)
+    section = params.methods[name]
+    changed = ScoreSolver(name=solver, steps=steps, guidance_scale=section.solver.guidance_scale)
+    method = section.model_copy(update={"solver": changed})
+    sampler = sampling.load(MODELS / name, method, params.sample.precision)
     batch, seeds = params.sample.batch, list(range(params.sample.first_seed, params.sample.first_seed + len(labels)))
     sampler(seeds[:batch], labels[:batch])  # warm
     started = time.perf_counter()
     images = torch.cat(list(sampling.generate(sampler, seeds, labels, batch)))
     seconds = (time.perf_counter() - started) / len(labels)
     calls = sum(sampling.count_calls(sampler, labels[:1]).values())
-    return {"steps": steps, "calls": calls, "seconds_per_image": seconds, **judge(images, labels)}
+    return {"steps": steps, "calls": calls, "seconds_per_image": seconds, **quality(images, labels)}
 
 
-def size(name: str, params) -> dict:
-    """Parameters that sample and that are trained (opponents too); memory and seconds of the training, part by part."""
-    parts, count = {}, classes()
-    for part in params.methods[name].parts:
-        section = params.parts[part].model_dump()
-        built, _ = wmgm_parts.build_part(part, section, DECOMPOSED / section["reads"], count)
-        numbers = {player: sum(p.numel() for p in net.parameters()) for player, net in built.players.items()}
+def size(name: str, params: Experiment) -> dict:
+    """Parameters that sample and that are trained (discriminators too); memory and seconds of training, by part."""
+    parts = {}
+    for part, section in params.parts_of(name).items():
+        built = build_part(part, section, DECOMPOSED / section.dataset)
+        numbers = {network: sum(p.numel() for p in net.parameters()) for network, net in built.networks.items()}
         timing = read_json(TIMINGS / f"{part}.json")
-        parts[part] = {
-            "parameters": numbers,
-            **{k: timing[k] for k in ("train_seconds", "peak_memory_bytes", "device")},
-        }
-        parts[part]["sampling_parameters"] = numbers[built.main]
+        cost = {key: timing[key] for key in ("train_seconds", "peak_memory_bytes", "device")}
+        parts[part] = {"parameters": numbers, **cost, "sampling_parameters": numbers[built.main]}
     every = parts.values()
     return {
         "sampling_parameters": sum(part["sampling_parameters"] for part in every),
@@ -75,7 +71,7 @@ def size(name: str, params) -> dict:
 
 
 def compare(wmgm_points: list[dict], sgm_points: list[dict]) -> dict:
-    """What the two curves of a solver say; WMGM matches SGM where its KID is at most SGM's best."""
+    """The two curves of a solver compared; WMGM matches SGM where its KID is at most SGM's best."""
     best = min(sgm_points, key=lambda p: p["kid"])
     matching = next((p for p in wmgm_points if p["kid"] <= best["kid"]), None)
     slower = sorted(sgm_points, key=lambda p: p["seconds_per_image"])
@@ -122,18 +118,19 @@ def draw(curves: dict, steps: Sequence[int], metric: str, count: int, path: Path
             figures.doublings(panels[0], steps)
             panels[0].set_ylabel(f"KID-{metric}, N = {count}")
             panels[0].legend(frameon=False)
-        figures.save(figure, path)
+        figure.tight_layout()
+        figure.savefig(path, format="png", metadata={"Software": None})
 
 
 def main(count: int | None = None, *steps: int) -> None:
-    params = settings.load("recipe", "data", "parts", "sample", "methods", "evaluate")
-    labels = labels_of(count or params.sample.images, classes())
-    judge = Judge(params.evaluate)
+    params = settings.load()
+    labels = torch.arange(count or params.sample.images) % classes()
+    quality = Quality(params.evaluate, params.run.batch)
     curves: dict = {solver: {name: [] for name in METHODS} for solver in SOLVERS}
     for solver in SOLVERS:
         for taken in steps or STEPS:
             for name in METHODS:
-                curves[solver][name].append(point(name, solver, taken, params, labels, judge))
+                curves[solver][name].append(point(name, solver, taken, params, labels, quality))
                 print(solver, name, curves[solver][name][-1], flush=True)
     sizes = {name: size(name, params) for name in METHODS}
     found = {

@@ -1,1 +1,1 @@
-"""The pipeline run as flows: in parallel, on a schedule, and in searches."""
+"""Orders the stages and watches them: in parallel, on a schedule, in a dashboard."""

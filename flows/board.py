@@ -1,4 +1,4 @@
-"""What a run shows in the dashboard: its progress while it lasts, and what came out of it."""
+"""What a flow run shows in the dashboard: its progress, then its results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from prefect import get_client
@@ -29,17 +28,19 @@ FILES = "MULTISCALE_FILES"  # the address at which the dashboard serves reports/
 
 
 class Board:
-    """State, percent and ETA of every stage of a run: a table, and one bar for all."""
+    """State, percent and ETA of every stage of a flow run: a table, and one bar for all."""
 
     def __init__(self, stages: list[Stage]):
-        self.rows = {stage.address: ("waiting", 0, "") for stage in stages}
-        self.shown, self.due = self._table(), 0.0
+        self.rows: dict[str, dict[str, str]] = {}
+        for stage in stages:
+            self.put(stage.address, "waiting", 0)
+        self.shown, self.due = [*self.rows.values()], 0.0
         self.table = create_table_artifact(self.shown, "stages", "Every stage of this run")
         self.progress = create_progress_artifact(0.0, "progress", "Stages that are done, and those that run in part")
 
     def put(self, address: str, state: str, percent: int = 100, remaining: str = "") -> None:
-        """Notes how a stage stands and how long it still takes."""
-        self.rows[address] = state, percent, remaining
+        """Notes the state of a stage and how long it still takes."""
+        self.rows[address] = {"stage": address, "state": state, "done": f"{percent}%", "ETA": remaining}
 
     def read(self, address: str, line: str) -> bool:
         """Takes the progress from a line that a stage prints; returns whether there is any in it."""
@@ -49,35 +50,29 @@ class Board:
 
     def publish(self, last: bool = False) -> None:
         """Brings the dashboard up to date, at most every few seconds."""
-        table = self._table()
+        table = [*self.rows.values()]
         if table == self.shown or (time.monotonic() < self.due and not last):
             return
         self.shown, self.due = table, time.monotonic() + PERIOD
         get_client(sync_client=True).update_artifact(self.table, ArtifactUpdate(data=json.dumps(table)))
-        update_progress_artifact(self.progress, sum(percent for _, percent, _ in self.rows.values()) / len(self.rows))
-
-    def _table(self) -> list[dict[str, str]]:
-        return [
-            {"stage": address, "state": state, "done": f"{percent}%", "ETA": remaining}
-            for address, (state, percent, remaining) in self.rows.items()
-        ]
+        update_progress_artifact(self.progress, sum(int(row["done"].rstrip("%")) for row in table) / len(table))
 
 
 def show_results(done: set[str], changed: bool) -> None:
-    """Shows what the stages that are done have left: the leaderboard, the report, and what changed in pictures.
+    """Shows what the stages that are done have left: the leaderboard, the report and, where it changed, the pictures.
 
     Pictures travel inside the artifact: those of an old run stay what they were.
     """
-    methods = sorted(address.removeprefix("sample@") for address in done if address.startswith("sample@"))
     if changed:
-        kinds = [
+        methods = sorted(address.removeprefix("sample@") for address in done if address.startswith("sample@"))
+        of = [
             (SAMPLES / name / "grid.png", SAMPLES / name / "strip.png", NEIGHBOURS / f"{name}.png") for name in methods
         ]
-        show_pictures("samples", [path for paths in kinds for path in paths])
+        show_pictures("samples", [path for paths in of for path in paths])
     if "report" not in done:
         return
-    for number, (table, protocol) in enumerate(_tables(REPORTS / "leaderboard.md"), 1):
-        create_table_artifact(table, "leaderboard" if number == 1 else f"leaderboard-{number}", protocol)
+    if (leaderboard := REPORTS / "leaderboard.md").exists():
+        create_markdown_artifact(leaderboard.read_text(), "leaderboard")
     if changed:
         show_pictures("plots", sorted(REPORTS.glob("*.png")))
     if address := os.environ.get(FILES):
@@ -93,12 +88,3 @@ def show_pictures(key: str, paths: list[Path]) -> None:
     ]
     if parts:
         create_markdown_artifact("\n\n".join(parts), key)
-
-
-def _tables(path: Path) -> Iterator[tuple[list[dict[str, str]], str]]:
-    """The tables of a Markdown file, a row a mapping from heading to cell, each with the paragraph that follows it."""
-    blocks = path.read_text().split("\n\n") if path.exists() else []
-    for block, after in zip(blocks, [*blocks[1:], ""]):
-        if block.startswith("|"):
-            heads, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines())
-            yield [dict(zip(heads, row)) for row in rows], after.strip()

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 from multiscale.core.device import default_device
 from stages import cluster
-from stages.schema import Run
+from stages.schema.data import Run
 
 
 def connect(run: Run) -> None:
-    """Joins or starts the cluster, and leaves the flow the signal that Prefect cancels it by. Raises BadInput."""
+    """Joins or starts the cluster, and keeps SIGTERM, by which Prefect cancels a flow, as it was. Raises BadInput."""
     before = signal.getsignal(signal.SIGTERM)
     cluster.connect(run)
     if signal.getsignal(signal.SIGTERM) is not before:  # Ray took it
@@ -41,9 +41,9 @@ def shared(run: Run) -> Iterator[None]:
 
 
 def slots(run: Run, asked: int | None) -> int:
-    """How many stages may run at once: by default as many as the cores have threads for.
+    """How many stages run at once: by default as many as the cores have threads for.
 
-    A single one where they would share a GPU without asking Ray for it.
+    One at a time where they would share a GPU without asking Ray for it.
     """
     if not run.workers and default_device().type != "cpu":
         return 1

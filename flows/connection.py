@@ -1,4 +1,4 @@
-"""Which Prefect server a run shows on, and the password of the dashboard in this folder."""
+"""The Prefect server that a flow run shows on, and the password of this folder's dashboard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stages.common.errors import BadInput
 
 HOME = Path(".prefect")  # the same in pyproject.toml: runs, schedules and the password of this folder's dashboard
 PASSWORD = HOME / "password"
-ADDRESS = HOME / "address"  # of the dashboard that runs here, or was the last to run
+ADDRESS = HOME / "address"  # of the dashboard that runs here, or of the last one
 
 
 def password() -> tuple[str, bool]:
@@ -32,11 +32,10 @@ def password() -> tuple[str, bool]:
 
 
 def answers(url: str, auth: str | None) -> int | None:
-    """The HTTP status that a server gives to this password, None where no server answers."""
+    """The HTTP status with which a server answers to this password; None where no server answers."""
+    credentials = tuple(auth.split(":", 1)) if auth else None
     try:
-        return httpx.get(
-            f"{url}/admin/version", auth=tuple(auth.split(":", 1)) if auth else None, timeout=10
-        ).status_code
+        return httpx.get(f"{url}/admin/version", auth=credentials, timeout=10).status_code
     except httpx.HTTPError:
         return None
 
@@ -45,6 +44,7 @@ def answers(url: str, auth: str | None) -> int | None:
 def server() -> Iterator[None]:
     """The server at PREFECT_API_URL, else the dashboard of this folder if it is up, else one that Prefect starts."""
     url, auth = PREFECT_API_URL.value(), PREFECT_API_AUTH_STRING.value()
+    found = {}
     if url:
         status = answers(url, auth)
         if status is None:
@@ -52,7 +52,6 @@ def server() -> Iterator[None]:
         if status in (401, 403):
             raise BadInput(f"PREFECT_API_AUTH_STRING: {url} refuses it; allowed: what {PASSWORD} of its folder holds")
     elif ADDRESS.exists() and answers(ADDRESS.read_text(), password()[0]) == 200:
-        with temporary_settings({PREFECT_API_URL: ADDRESS.read_text(), PREFECT_API_AUTH_STRING: password()[0]}):
-            yield
-        return
-    yield
+        found = {PREFECT_API_URL: ADDRESS.read_text(), PREFECT_API_AUTH_STRING: password()[0]}
+    with temporary_settings(found):
+        yield

@@ -1,6 +1,6 @@
-"""Starts the dashboard: a Prefect server, the flow on demand and every night, the sweeps, and the report to look at.
+"""Starts the dashboard: a Prefect server, the flow on demand and every night, the sweeps, and the report.
 
-It listens on this machine alone (127.0.0.1), keeps everything in .prefect/ and ends with Ctrl-C. Started again, it has
+It listens on this machine only (127.0.0.1), keeps everything in .prefect/ and ends with Ctrl-C. Started again, it has
 the same runs, schedules and password.
 """
 
@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from subprocess import DEVNULL
@@ -29,18 +29,19 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from flows import connection, process
 from flows.board import FILES
 from flows.reproduce import reproduce
-from flows.sweep import sweep
+from flows.sweeps.board import sweep
 from stages.common.errors import BadInput, refuse
+from stages.common.harness import guarded
 from stages.common.paths import REPORTS
 
 HOST = "127.0.0.1"
 PORT = 4200
 NIGHTLY = "0 2 * * *"
-PATIENCE = 900.0  # seconds that the server has to start: a loaded machine takes minutes
+TIMEOUT = 900.0  # seconds for the server to start: a loaded machine takes minutes
 
 
 class Reports(SimpleHTTPRequestHandler):
-    """Serves reports/ to whoever knows the dashboard's password."""
+    """Serves reports/ with the dashboard's password."""
 
     def __init__(self, *arguments, password: str, **options):
         self.expected = "Basic " + base64.b64encode(password.encode()).decode()
@@ -80,7 +81,7 @@ def prefect_server(port: int, password: str) -> Iterator[str]:
         "PREFECT_SERVER_UI_API_URL": url,  # by default the pages ask port 4200, whatever the port
     }
     with process.group(command, environment, DEVNULL) as server:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while connection.answers(url, password) != 200:
             if server.poll() is not None or time.monotonic() > deadline:
                 raise BadInput(f"the Prefect server did not start; `{' '.join(command[1:])}` says why")
@@ -95,7 +96,7 @@ def prefect_server(port: int, password: str) -> Iterator[str]:
 
 @contextmanager
 def ending_runs() -> Iterator[None]:
-    """Ends the runs that are at work when the block ends, and lets them stop their stages."""
+    """Ends the flow runs that are left at the end of the block, and lets them stop their stages."""
     try:
         yield
     finally:
@@ -124,12 +125,14 @@ def run(port: int, nightly: str) -> None:
     check_free(port)
     check_free(port + 1)
     password, new = connection.password()
-    with prefect_server(port, password) as url, reports(port + 1, password) as address:
+    with (
+        suppress(KeyboardInterrupt),
+        prefect_server(port, password) as url,
+        reports(port + 1, password) as address,
+    ):
         os.environ |= {FILES: address, "PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": password}
-        print(f"dashboard: {url.removesuffix('/api')}")
-        print(
-            f"password:  {password} (kept in {connection.PASSWORD})" if new else f"password:  in {connection.PASSWORD}"
-        )
+        shown = f"{password} (kept in {connection.PASSWORD})" if new else f"in {connection.PASSWORD}"
+        print(f"dashboard: {url.removesuffix('/api')}\npassword:  {shown}")
         print("Ctrl-C ends it. Schedules are kept.", flush=True)
         with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: password}), ending_runs():
             serve(
@@ -142,22 +145,14 @@ def run(port: int, nightly: str) -> None:
             )
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m flows.dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--port", type=int, default=PORT, help=f"of the dashboard; the next serves the report ({PORT})")
     parser.add_argument("--nightly", default=NIGHTLY, metavar="CRON", help=f"when, in UTC ('{NIGHTLY}')")
-    given = parser.parse_args()
-    try:
-        run(given.port, given.nightly)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        pass
-    return 0
+    guarded(run, **vars(parser.parse_args()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

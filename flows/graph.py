@@ -1,4 +1,4 @@
-"""The pipeline as DVC sees it: which stages a target needs, what each waits for, which are up to date."""
+"""The pipeline as DVC sees it: the stages that a target needs, what each waits for, which are up to date."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
+import networkx as nx
 from dvc.dependency.param import ParamsDependency
 from dvc.dvcfile import LOCK_FILE, PROJECT_FILE
 from dvc.exceptions import DvcException
@@ -29,11 +29,15 @@ class Stage:
     urgency: tuple[int, int]  # the stages in the longest chain that starts with it; those that wait for it
 
 
-class Recorded(NamedTuple):
-    """What DVC knows of a stage."""
+@dataclass(frozen=True)
+class Declared:
+    """What dvc.yaml says of a stage, and whether its result stands."""
 
-    code: list[Path]  # the files below multiscale/ and stages/ that it depends on
-    params: dict[str, Any] | None  # of its result in the working tree; None unless inputs, code and it are as recorded
+    keys: tuple[str, ...]  # of the experiment that it depends on
+    inputs: tuple[Path, ...]  # data and models that it reads
+    code: tuple[Path, ...]  # the files below multiscale/ and stages/ that it depends on
+    out: Path
+    current: bool  # the result in the working tree is that of today's settings, inputs and code
 
 
 @contextmanager
@@ -52,15 +56,13 @@ def plan(targets: Iterable[str] = ()) -> list[Stage]:
     A target is a stage, a group of stages, or the name of a method, which stands for that method's evaluation.
     """
     with _project() as repo:
-        graph = get_active_graph(repo.index.graph)
-        addresses = [_address(target, graph) for target in targets] or [PROJECT_FILE]
-        order = plan_repro(graph, collect_stages(repo, addresses))
+        whole = get_active_graph(repo.index.graph)  # an edge leads from a stage to one that it needs
+        addresses = [_address(target, whole) for target in targets] or [PROJECT_FILE]
+        order = plan_repro(whole, collect_stages(repo, addresses))
+        graph = whole.subgraph(order)
         heights: dict[DvcStage, int] = {}
-        waiting: dict[DvcStage, set[DvcStage]] = {}
         for stage in reversed(order):
-            users = [user for user in graph.predecessors(stage) if user in heights]
-            heights[stage] = 1 + max((heights[user] for user in users), default=0)
-            waiting[stage] = set(users).union(*(waiting[user] for user in users))
+            heights[stage] = 1 + max((heights[user] for user in graph.predecessors(stage)), default=0)
         current: set[DvcStage] = set()
         for stage in order:
             if current.issuperset(graph.successors(stage)) and not stage.changed():
@@ -70,7 +72,7 @@ def plan(targets: Iterable[str] = ()) -> list[Stage]:
                 stage.addressing,
                 tuple(need.addressing for need in graph.successors(stage)),
                 stage in current,
-                (heights[stage], len(waiting[stage])),
+                (heights[stage], len(nx.ancestors(graph, stage))),
             )
             for stage in order
         ]
@@ -85,31 +87,25 @@ def _address(target: str, graph: Iterable[DvcStage]) -> str:
     if target in methods:
         return f"evaluate@{target}"
     near = [address for address in addresses if address.partition("@")[0] == target.partition("@")[0]]
-    allowed = f"a stage ({', '.join(near or sorted(groups))})"
-    raise refuse(
-        PROJECT_FILE, "target", target, f"{allowed} or a method ({', '.join(methods)})" if methods else allowed
-    )
+    allowed = f"a stage ({', '.join(near or sorted(groups))})" + f" or a method ({', '.join(methods)})" * bool(methods)
+    raise refuse(PROJECT_FILE, "target", target, allowed)
 
 
-def recorded(addresses: Iterable[str]) -> dict[str, Recorded]:
-    """What is known of those of the addresses that are stages. Raises BadInput."""
+def declared(addresses: Iterable[str]) -> dict[str, Declared]:
+    """What DVC knows of those of the addresses that are stages. Raises BadInput."""
     wanted = set(addresses)
     with _project() as repo:
-        stages = [stage for stage in repo.index.stages if stage.addressing in wanted]
-        return {stage.addressing: Recorded(_code(stage), _params(stage)) for stage in stages}
+        return {stage.addressing: _declared(stage) for stage in repo.index.stages if stage.addressing in wanted}
 
 
-def _code(stage: DvcStage) -> list[Path]:
-    paths = [Path(dep.fs_path) for dep in stage.deps if dep.def_path.startswith(("multiscale/", "stages/"))]
-    return sorted(file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py")))
-
-
-def _params(stage: DvcStage) -> dict[str, Any] | None:
-    params = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
-    results = [out for out in stage.outs if not out.is_metric]
-    if any(each.workspace_status() for each in [*stage.deps, *results] if each not in params):
-        return None
-    return {key: value for dep in params for key, value in (dep.hash_info.value or {}).items()}
+def _declared(stage: DvcStage) -> Declared:
+    keys = [key for dep in stage.deps if isinstance(dep, ParamsDependency) for key in dep.params]
+    paths = [Path(dep.def_path) for dep in stage.deps if not isinstance(dep, ParamsDependency)]
+    code = [path.absolute() for path in paths if path.parts[0] in ("multiscale", "stages")]
+    files = sorted(file for path in code for file in ([path] if path.is_file() else path.rglob("*.py")))
+    inputs = tuple(path for path in paths if path.absolute() not in code)
+    (out,) = (Path(out.def_path) for out in stage.outs if not out.is_metric)
+    return Declared(tuple(keys), inputs, tuple(files), out, not stage.changed())
 
 
 def locked() -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from dvc.repo.experiments.refs import ExpRefInfo
 from dvc.repo.experiments.utils import check_ref_format, exp_refs_by_names
 from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides
+from filelock import FileLock, Timeout
 
 from flows import graph
 from stages.common.errors import BadInput, refuse
@@ -66,11 +66,11 @@ def _alone() -> Iterator[None]:
     if not LOCK.parents[1].is_dir():
         raise BadInput(f"{Path.cwd()}: not a DVC project; allowed: the folder that holds .dvc")
     LOCK.parent.mkdir(exist_ok=True)  # a fresh clone has none
-    with LOCK.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInput(f"{Path.cwd()}: another run is at work here; allowed: one at a time") from None
+    try:
+        lock = FileLock(LOCK, timeout=0).acquire()
+    except Timeout:
+        raise BadInput(f"{Path.cwd()}: another run is at work here; allowed: one at a time") from None
+    with lock:
         yield
 
 
@@ -98,7 +98,8 @@ def _override(overrides: list[str]) -> None:
                 apply_overrides(copy, [override])
             except DvcException as error:
                 reason = str(error.__cause__).splitlines()[0]
-                raise refuse(EXPERIMENT, key, value, f"KEY=VALUE with a key of the file ({reason})") from error
+                allowed = f"KEY=VALUE with a key of the file, or +KEY=VALUE with one that is left out ({reason})"
+                raise refuse(EXPERIMENT, key, value, allowed) from error
         settings.validate(settings.read_yaml(copy), EXPERIMENT)
         copy.replace(EXPERIMENT)
 

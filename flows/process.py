@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from typing import IO
 
 import psutil
@@ -27,7 +28,7 @@ code=$?
 kill -KILL $! && wait $! 2>/dev/null
 exit $code
 """
-POLL = 0.1  # seconds between looks at the order to stop, and until a line without an end is taken as it is
+POLL = 0.1  # seconds: between looks whether the command has ended, and until an unfinished line is taken as it is
 GRACE = 10.0  # seconds that a stopped command has to end by itself
 
 
@@ -37,8 +38,8 @@ class Stopped(Exception):
 
 @contextmanager
 def group(
-    command: list[str], environment: dict[str, str], output: IO | int | None = None
-) -> Iterator[subprocess.Popen]:
+    command: list[str], environment: dict[str, str], output: IO[bytes] | int | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """Starts a command in a session of its own; what is left of it at the end of the block, or of us, is killed."""
     reader, writer = os.pipe()
     try:
@@ -65,26 +66,27 @@ def group(
 
 
 def run(command: list[str], environment: dict[str, str], tell: Callable[[str], None], stop: threading.Event) -> int:
-    """Runs a command to its end and tells every line of its output. Returns the exit code.
+    """Runs a command to its end and tells every line of its output, in a thread. Returns the exit code.
 
     A bar that is drawn over itself is told as a line each time. Raises Stopped when `stop` is set.
     """
     with group(command, environment, subprocess.PIPE) as process:
-        lines = _Lines(process.stdout, tell)
+        # In this context: Prefect knows by it whose log it is.
+        told = threading.Thread(target=copy_context().run, args=(_tell_lines, process.stdout, tell), daemon=True)
+        told.start()
         while process.poll() is None:
-            lines.read(POLL)
-            if stop.is_set():
-                end(process, spare=True, wait=lines.read)
+            if stop.wait(POLL):
+                end(process, spare=True)
                 raise Stopped
-    lines.drain()
+    told.join(GRACE)  # what has left the group may keep the pipe open
     return process.returncode
 
 
-def end(process: subprocess.Popen, spare: bool = False, wait: Callable[[float], object] = time.sleep) -> None:
+def end(process: subprocess.Popen[bytes], spare: bool = False) -> None:
     """Asks a command of `group` to end and gives it a while.
 
-    With `spare` only what the command has started is asked, so that the command can tidy up: DVC then gives its locks
-    back, and is never cut off while it writes dvc.lock, which it does in place.
+    With `spare` only what the command has started is asked, so that the command can tidy up: DVC then releases its
+    locks, and is never cut off while it writes dvc.lock, which it does in place.
     """
     deadline = time.monotonic() + GRACE
     while process.poll() is None and time.monotonic() < deadline:
@@ -93,41 +95,17 @@ def end(process: subprocess.Popen, spare: bool = False, wait: Callable[[float], 
                 for asked in command.children(recursive=True) if spare else [command]:
                     with suppress(psutil.NoSuchProcess):
                         asked.terminate()
-        wait(POLL)
+        time.sleep(POLL)
 
 
-class _Lines:
-    """Lines from a pipe; one ends at a line feed, at a carriage return, or when nothing follows for a while."""
-
-    def __init__(self, pipe: IO[bytes], tell: Callable[[str], None]):
-        self.pipe, self.tell, self.text = pipe, tell, ""
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        os.set_blocking(pipe.fileno(), False)
-        self.selector = selectors.DefaultSelector()
-        self.selector.register(pipe, selectors.EVENT_READ)
-
-    def read(self, seconds: float) -> bool:
-        """Waits for output and tells the lines in it. Returns whether there was any."""
-        if not self.selector.select(seconds):
-            self._tell(self.text)
-            self.text = ""
-            return False
-        chunk = self.pipe.read(65536)
-        *whole, self.text = re.split(r"[\r\n]+", self.text + self.decoder.decode(chunk or b""))
-        for line in whole:
-            self._tell(line)
-        if not chunk:
-            time.sleep(seconds)  # closed, while the command goes on
-        return bool(chunk)
-
-    def drain(self) -> None:
-        """Tells what is left when the command has ended."""
-        while self.read(0):
-            pass
-        self._tell(self.text)
-        self.selector.close()
-        self.pipe.close()
-
-    def _tell(self, line: str) -> None:
-        if line.strip():
-            self.tell(line.rstrip())
+def _tell_lines(pipe: IO[bytes], tell: Callable[[str], None]) -> None:
+    """Tells lines to the end of a pipe; one ends at a line feed, a carriage return, or when nothing follows a while."""
+    decoder, rest = codecs.getincrementaldecoder("utf-8")("replace"), ""
+    with pipe, selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while chunk := os.read(pipe.fileno(), 65536) if selector.select(POLL) else b"\n":
+            *lines, rest = re.split(r"[\r\n]", rest + decoder.decode(chunk))
+            for line in filter(str.strip, lines):
+                tell(line.rstrip())
+    if rest.strip():
+        tell(rest.rstrip())

@@ -1,8 +1,8 @@
 """Runs what is stale of the pipeline, several stages at once, with a dashboard to watch it.
 
-python -m flows.reproduce                        # all that `dvc repro` would run
+python -m flows.reproduce                        # everything that `dvc repro` would run
 python -m flows.reproduce msf train@dit          # methods, stages or groups of stages, with what they need
-python -m flows.reproduce --recipe embedded -S parts.msf-1.training.lr=0.0007 --name lr7
+python -m flows.reproduce --recipe embedded -S training.lr=0.0007 --name lr7
 
 Runs show in the dashboard that `make dashboard` started here, or on the server at PREFECT_API_URL. Without either, a
 server starts for the one run, which takes some ten seconds.
@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger
 from prefect.states import Completed, Failed, State
@@ -24,8 +24,9 @@ from pydantic import Field
 
 from flows import connection, graph, inputs, process
 from flows.board import show_results
-from flows.run import Run
+from flows.scheduler import Scheduler
 from stages.common.errors import BadInput
+from stages.common.harness import guarded
 from stages.common.paths import EXPERIMENT
 
 Recipe = Literal[tuple(inputs.recipes()) or ("",)]  # what the dashboard's form offers
@@ -46,7 +47,8 @@ def reproduce(
     Args:
         targets: Methods (msf), stages (train@dit) or groups of stages (train), with all that they need. Empty: all.
         recipe: A recipe to switch to first. Unsaved edits of params/experiment.yaml are never overwritten.
-        overrides: Settings to change, each KEY=VALUE, as for `dvc exp run -S` (parts.msf-1.training.lr=0.0007).
+        overrides: Settings to change, as for `dvc exp run -S`: KEY=VALUE (training.lr=0.0007), or +KEY=VALUE for one
+            that the experiment leaves at its default (+parts.msf-1.training.lr=0.0007).
         experiment: A name to save the result under as a DVC experiment (`dvc exp show`).
         slots: Stages that run at once; by default as many as there are cores for.
     """
@@ -58,23 +60,24 @@ def reproduce(
 
 
 def _run(stages: list[graph.Stage], slots: int | None, experiment: str | None) -> State:
-    stale = [stage.address for stage in stages if not stage.current]
+    stale = any(not stage.current for stage in stages)
     order = graph.locked() if stale else []
     with _placed(slots) if stale else nullcontext(1) as at_once:
-        run = Run(stages, at_once)
+        scheduler = Scheduler(stages, at_once)
         try:
-            run.execute()
+            scheduler.execute()
         finally:
             if stale:
                 graph.restore_order(order, stages)
-    show_results(run.done, bool(run.named("Completed")))
-    failed = [f"{address}: {run.states[address].message}" for address in run.named("Failed", "Crashed")]
+    ran, cached = (scheduler.named(name) for name in ("Completed", "Cached"))
+    show_results(scheduler.done, bool(ran))
+    failed = [f"{address}: {scheduler.states[address].message}" for address in scheduler.named("Failed", "Crashed")]
     if failed:
-        held = f"; held back: {', '.join(run.waiting)}" if run.waiting else ""
+        held = f"; held back: {', '.join(scheduler.waiting)}" if scheduler.waiting else ""
         return Failed(message="; ".join(failed) + held)
-    if experiment and (fault := _save(experiment, stages, run)):
+    if experiment and (fault := _save(experiment, stages, scheduler.environment)):
         return Failed(message=fault)
-    return Completed(message=f"{len(run.named('Completed'))} stages ran, {len(run.named('Cached'))} were up to date")
+    return Completed(message=f"{len(ran)} stages ran, {len(cached)} were up to date")
 
 
 @contextmanager
@@ -86,7 +89,7 @@ def _placed(slots: int | None) -> Iterator[int]:
     from flows import cluster  # knows every method, and so torch, which takes seconds
     from stages.common import settings
 
-    run = settings.load("run").run
+    run = settings.load().run
     at_once = cluster.slots(run, slots)
     if slots and at_once < slots:
         get_run_logger().warning("one stage at a time: without run.workers, stages do not ask for their share of a GPU")
@@ -94,20 +97,29 @@ def _placed(slots: int | None) -> Iterator[int]:
         yield at_once
 
 
-def _save(experiment: str, stages: list[graph.Stage], run: Run) -> str | None:
-    """Saves the result as a DVC experiment; returns what went wrong.
+def _save(experiment: str, stages: list[graph.Stage], environment: dict[str, str]) -> str | None:
+    """Saves the result as a DVC experiment; returns the error.
 
-    Only what was run is committed: the rest may be stale, and would be taken as up to date.
+    Commits these stages only: the others may be stale, and would then count as up to date.
     """
     lines: list[str] = []
     command = ["dvc", "exp", "save", "--name", experiment, *(stage.address for stage in stages)]
-    if process.run(command, run.environment, lines.append, threading.Event()):
+    if process.run(command, environment, lines.append, threading.Event()):
         return next((line for line in reversed(lines) if line.startswith("ERROR: ")), f"{experiment}: not saved")
     get_run_logger().info(lines[-1])
     return None
 
 
-def main() -> int:
+def run(**given: Any) -> None:
+    """Runs the flow; the process ends with exit code 1 unless all of it is done."""
+    with connection.server(), inputs.prepared(**given) as stages:
+        _prepared.set(nullcontext(stages))
+        state = reproduce(**given, return_state=True)
+    print(state.message, file=sys.stderr if state.is_failed() else sys.stdout)
+    sys.exit(not state.is_completed())
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m flows.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -116,17 +128,8 @@ def main() -> int:
     parser.add_argument("-S", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="a setting")
     parser.add_argument("--name", dest="experiment", help="save the result as a DVC experiment of this name")
     parser.add_argument("--slots", type=int, help="stages at once; by default as many as there are cores for")
-    given = vars(parser.parse_args())
-    try:
-        with connection.server(), inputs.prepared(**given) as stages:
-            _prepared.set(nullcontext(stages))
-            state = reproduce(**given, return_state=True)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(state.message, file=sys.stderr if state.is_failed() else sys.stdout)
-    return 0 if state.is_completed() else 1
+    guarded(run, **vars(parser.parse_args()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,59 +1,57 @@
-"""What an adversarial pair is trained with and watched by: losses, SSIM, gradient penalty, health and diversity."""
+"""Adversarial training: losses, gradient penalty, SSIM, and measures of health and diversity."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-#                form            mse   ssim  adversarial  r1   r1_every  discriminator_every  draws  levels
-LOSSES = {
-    # the released code's weights lambda, nu, alpha; the squared error is of images in [0, 2^(j-1)]
-    "official":   ("sigmoid-mean", 20.0, 0.5,  0.1,         0.0, 16,       4,                   1,     "pass"),
-    # the squared error is of standardised bands, and of their mean over the noise (two draws)
-    "stabilised": ("logistic",     5.0,  0.0,  0.4,         1.0, 16,       1,                   2,     "random"),
-    # no adversary: the plain U-Net that the reviewers asked for
-    "regression": ("logistic",     20.0, 0.5,  0.0,         0.0, 16,       1,                   1,     "random"),
-}  # fmt: skip
-COLLAPSED = 0.1  # of the spread that the errors call for
+Form = Literal["sigmoid-mean", "logistic"]
+COLLAPSED = 0.1  # a generator whose spread is a smaller share of the residual ignores its noise
 
 
-def adversarial_for_generator(form: str, fake: Tensor) -> Tensor:
-    """-mean sigmoid D(y'), the released code's; or the non-saturating logistic loss, mean log(1 + exp(-D(y')))."""
+def adversarial_for_generator(form: Form, fake: Tensor) -> Tensor:
+    """'sigmoid-mean': -mean sigmoid D(y'), as in WMGM's released code; 'logistic': mean log(1 + exp(-D(y'))).
+
+    The latter is the non-saturating loss of arXiv 1406.2661, section 3.
+    """
     return -torch.sigmoid(fake).mean() if form == "sigmoid-mean" else F.softplus(-fake).mean()
 
 
-def adversarial_for_discriminator(form: str, real: Tensor, fake: Tensor) -> Tensor:
-    """(mean sigmoid D(y') - mean sigmoid D(y)) / 2, or the logistic loss of both."""
+def adversarial_for_discriminator(form: Form, real: Tensor, fake: Tensor) -> Tensor:
+    """'sigmoid-mean': (mean sigmoid D(y') - mean sigmoid D(y)) / 2, as in WMGM's released code.
+
+    'logistic': mean log(1 + exp(D(y'))) + mean log(1 + exp(-D(y))) (arXiv 1406.2661, eq. 1, for logits D).
+    """
     if form == "sigmoid-mean":
         return 0.5 * (torch.sigmoid(fake).mean() - torch.sigmoid(real).mean())
     return F.softplus(fake).mean() + F.softplus(-real).mean()
 
 
 def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
-    """R1: half the mean squared norm of the logits' gradient in the real images (arXiv 1801.04406).
+    """R1: half the mean squared norm of the logits' gradient with respect to the real images (arXiv 1801.04406, eq. 9).
 
-    The gradient in what the discriminator is conditioned on is left out: the penalty flattens D around real images,
-    and the condition is real for both kinds.
+    The gradient with respect to the condition is left out, because the condition of generated images is real as well.
     """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return 0.5 * gradient.float().square().sum((1, 2, 3)).mean()
 
 
 def health(real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-    """How sure the discriminator is: mean probability of 'real' for both kinds, and the share it tells right."""
+    """The discriminator's mean probability of 'real' for real and for generated images, and its accuracy."""
     right = torch.cat([real > 0, fake <= 0]).float().mean()
     return {"real": torch.sigmoid(real.float()).mean(), "fake": torch.sigmoid(fake.float()).mean(), "accuracy": right}
 
 
 @contextmanager
 def listening(net: nn.Module) -> Iterator[nn.Module]:
-    """The opponent of the player that moves: its batch norms use the batch but leave their running averages alone."""
+    """Freezes the running averages of a network's batch norms while its adversary is updated."""
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
     before = [norm.track_running_stats for norm in norms]
     for norm in norms:
@@ -73,10 +71,10 @@ def _window() -> Tensor:
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
-    """The mean structural similarity of images (N, C, H, W) of range 1 (Wang 2004).
+    """The mean structural similarity of images (N, C, H, W) of range 1 (Wang et al. 2004, eq. 13).
 
-    11 x 11 Gaussian window with sigma 1.5, C1 = 0.01^2, C2 = 0.03^2; beyond the border is zero, as in the released
-    code's pytorch_ssim. Never in reduced precision: the variances are small differences.
+    11 x 11 Gaussian window with sigma 1.5, C1 = 0.01^2, C2 = 0.03^2, zero padding as in WMGM's released code. Computed
+    in fp32: the variances are small differences of large numbers.
     """
     with torch.autocast(x.device.type, enabled=False):
         x, y = x.float(), y.float()
@@ -97,28 +95,28 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 
 
 def diversity(generate: Callable[[int], Tensor], real: Tensor, draws: int = 8) -> dict[str, float | bool]:
-    """Whether details vary as much as they should: the spread over the noise against the error of their mean.
+    """Whether generated details vary as much as real ones.
 
-    generate(k) gives the details (N, C, h, h) of the k-th draw of noise for the coarse bands that belong to `real`.
-    For details drawn from the data's own law given the coarse band, the variance over the noise (`spread`) equals the
-    squared error of their mean (`residual`); a generator that ignores its noise has a `ratio` of 0 and is `collapsed`.
-    Both are unbiased in the number of draws. `noise_share` is the part of the generated energy that the noise decides.
-    Beside them energy and kurtosis, generated over real.
+    generate(k) returns the details (N, C, h, h) of the k-th draw of noise, given the coarse bands of `real`. If they
+    follow the true conditional distribution, their variance over the noise (`spread`) equals the squared error of their
+    mean (`residual`). A generator that ignores its noise has a `ratio` of 0 and is `collapsed`. Both estimates are
+    unbiased for any number of draws. `noise_share` is the share of the generated energy that depends on the noise,
+    `energy_ratio` the generated energy over the real energy.
     """
-    made = torch.stack([generate(k).double() for k in range(draws)])
+    fake = torch.stack([generate(k).double() for k in range(draws)])
     real = real.double()
-    spread = made.var(0).mean()
-    residual = (real - made.mean(0)).square().mean() - spread / draws
+    spread = fake.var(0).mean()
+    residual = (real - fake.mean(0)).square().mean() - spread / draws
     ratio = (spread / residual.clamp_min(1e-12)).item()
     return {
         "spread": spread.item(),
         "residual": residual.item(),
         "ratio": ratio,
         "collapsed": ratio < COLLAPSED,
-        "noise_share": (spread / made.square().mean().clamp_min(1e-12)).item(),
-        "energy_ratio": (made.square().mean() / real.square().mean().clamp_min(1e-12)).item(),
+        "noise_share": (spread / fake.square().mean().clamp_min(1e-12)).item(),
+        "energy_ratio": (fake.square().mean() / real.square().mean().clamp_min(1e-12)).item(),
         "kurtosis_real": _kurtosis(real),
-        "kurtosis_generated": _kurtosis(made),
+        "kurtosis_generated": _kurtosis(fake),
     }
 
 

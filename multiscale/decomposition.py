@@ -1,4 +1,4 @@
-"""What the parts of a method train on: arrays made of the training images or their latents, block by block.
+"""Decompositions: the arrays that a method trains on, computed block by block from the training images or latents.
 
 Each method's folder has a module `decomposition` with `decompose(section, source) -> Decomposition`.
 """
@@ -10,25 +10,23 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from multiscale.core.normalisation import Normalisation
 from multiscale.core.storage import Table
 
-Shapes = dict[str, tuple[type, tuple[int, ...]]]  # of all images: name -> (numpy's type, (N, ...))
+Shapes = dict[str, tuple[type, tuple[int, ...]]]  # name -> (NumPy type, (N, ...))
 
 
 class Source(Protocol):
-    """The dataset that a decomposition is made of."""
+    """The training images and their latents."""
 
     def pixels(self) -> Table:
-        """The training images: pixels uint8 (N, C, H, H) and label (N,)."""
-        ...
+        """Columns pixels, uint8 (N, C, H, H), and label (N,)."""
 
-    def latents(self, side: int) -> Table:
-        """Their latents when downsampled to a side in pixels: mean (N, c, h, h) and label (N,)."""
-        ...
+    def latents(self, resolution: int) -> Table:
+        """Latents of the images downsampled to a resolution in pixels: mean (N, c, h, h) and label (N,)."""
 
-    def statistics(self, side: int) -> dict[str, Any]:
-        """Of these latents: shift and scale of each channel, ..."""
-        ...
+    def normalisation(self, resolution: int) -> Normalisation:
+        """The normalisation of these latents."""
 
 
 class Decomposition(Protocol):
@@ -36,17 +34,15 @@ class Decomposition(Protocol):
 
     count: int  # images
     shapes: Shapes
-    side: int | None  # of the latents that it is made of, whose autoencoder decodes what is trained on it; None: pixels
+    resolution: int | None  # of the latents that it was computed from; None: pixels
 
     def block(self, rows: slice) -> dict[str, Tensor]:
-        """The arrays of `shapes` of some images, and their labels."""
-        ...
+        """The arrays named in `shapes` for some of the images, and their labels."""
 
-    def statistics(self, made: Table) -> dict[str, Any] | None:
-        """What networks and samplers need to know of all images, from the arrays as they were written."""
-        ...
+    def statistics(self, made: Table) -> dict[str, Any]:
+        """What networks and samplers need to know of the whole dataset; `made` holds the arrays as written."""
 
 
 def of_images(count: int, shapes: dict[str, tuple[int, ...]], kind: type = np.float32) -> Shapes:
-    """The shapes of all images from those of one."""
+    """Shapes for all images, given the shapes for one."""
     return {name: (kind, (count, *shape)) for name, shape in shapes.items()}

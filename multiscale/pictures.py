@@ -1,4 +1,4 @@
-"""Pictures people look at: a labelled grid of samples, and a strip of one image through the steps of its sampler."""
+"""Pictures: a labelled grid of samples, and a strip of images at the steps of a sampler."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ GAP = 4
 
 
 def to_image(pixels: Tensor, zoom: int) -> Image.Image:
-    """uint8 (C, H, W) -> an RGB picture, each pixel a square of `zoom`."""
+    """uint8 (C, H, W) -> an RGB picture enlarged `zoom` times."""
     array = pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
     return Image.fromarray(array).resize((array.shape[1] * zoom, array.shape[0] * zoom), Image.Resampling.NEAREST)
 
 
-def _font(size: int) -> ImageFont.ImageFont:
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
 def grid(pixels: Tensor, columns: int, headings: list[str], title: str) -> Image.Image:
-    """uint8 images (N, C, H, W), row by row, with a heading over each column and a title."""
-    side = pixels.shape[-1]
-    zoom = max(1, 64 // side)
-    step, top = side * zoom + GAP, 52
+    """uint8 images (N, C, H, W), row by row, with a title and a heading above each column."""
+    resolution = pixels.shape[-1]
+    zoom = max(1, 64 // resolution)
+    step, top = resolution * zoom + GAP, 52
     rows = -(-len(pixels) // columns)
     sheet = Image.new("RGB", (columns * step + GAP, top + rows * step), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, 6), title, INK, _font(16))
     for column, heading in enumerate(headings[:columns]):
-        draw.text((GAP + column * step + side * zoom / 2, top - 12), heading, QUIET, _font(13), anchor="mm")
+        draw.text((GAP + column * step + resolution * zoom / 2, top - 12), heading, QUIET, _font(13), anchor="mm")
     for index, image in enumerate(pixels):
         row, column = divmod(index, columns)
         sheet.paste(to_image(image, zoom), (GAP + column * step, top + row * step))
@@ -38,10 +38,9 @@ def grid(pixels: Tensor, columns: int, headings: list[str], title: str) -> Image
 
 
 def of_classes(pixels: Tensor, labels: Tensor | None, rows: int, columns: int, title: str) -> Image.Image:
-    """A grid of uint8 images (N, C, H, W): the first of each class below another, a class a column.
+    """A grid of uint8 images (N, C, H, W), one class a column: the first images of the first classes.
 
-    The classes are the first that occur; places that a class cannot fill stay empty. Without labels images lie row by
-    row.
+    Places that a class cannot fill stay empty. Without labels, images are laid out row by row.
     """
     if labels is None:
         return grid(pixels[: columns * rows], columns, [], title)
@@ -55,7 +54,7 @@ def of_classes(pixels: Tensor, labels: Tensor | None, rows: int, columns: int, t
 
 
 def strip(frames: list[tuple[str, Tensor]], title: str) -> Image.Image:
-    """Frames (caption, uint8 (n, C, h, h)) from left to right at one zoom, so that growing scales are seen to grow."""
+    """Frames (caption, uint8 (n, C, h, h)) from left to right, all at the same zoom."""
     full = max(images.shape[-1] for _, images in frames)
     zoom = max(1, 96 // full)
     cell = max(full * zoom, *(round(_font(12).getlength(caption)) + 2 * GAP for caption, _ in frames))

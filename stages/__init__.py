@@ -1,1 +1,1 @@
-"""The pipeline: one module, one verb, one DVC stage. Each runs alone: `python -m stages.NAME --help`."""
+"""The stages of the pipeline, one module each: `python -m stages.NAME --help`."""

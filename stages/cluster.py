@@ -1,6 +1,6 @@
-"""The Ray cluster that a stage's work is spread over: joined or started once, asked for workers, waited for.
+"""Spreads the work of a stage over the workers of a Ray cluster, which it joins or starts.
 
-Nothing here decides a result: items come back in their order, and a lost worker is replaced.
+This decides no result: results come back in the order of the items, and a lost worker is replaced.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
+from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress
-from stages.common.paths import SCRATCH
-from stages.common.settings import EXPERIMENT, BadInput, refuse
-from stages.schema import Run
+from stages.common.paths import EXPERIMENT, SCRATCH
+from stages.schema.data import Run
 
-LIVES = 3  # how often a lost worker is replaced before the stage gives up
-PATIENCE = 5.0  # seconds for a cluster to answer
+REPLACEMENTS = 3  # of lost workers, before the stage fails
+TIMEOUT = 5.0  # seconds for a cluster to answer
 
 
 def connect(run: Run) -> None:
@@ -61,7 +61,7 @@ def connect(run: Run) -> None:
             raise _unreachable(address, error) from None
         finally:
             os.umask(before)
-    _refuse_the_impossible(run, ray.cluster_resources())
+    _check_resources(run, ray.cluster_resources())
 
 
 def _probe(address: str | None) -> None:
@@ -70,7 +70,7 @@ def _probe(address: str | None) -> None:
     if not host or not port.isdigit():
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+        socket.create_connection((host.strip("[]"), int(port)), TIMEOUT).close()
     except OSError as error:
         raise _unreachable(address, error) from None
 
@@ -82,8 +82,8 @@ def _unreachable(address: str | None, error: Exception) -> BadInput:
     return BadInput(f"RAY_ADDRESS: {address!r}: {first}; allowed: HOST:PORT of a cluster that runs and knows the token")
 
 
-def _refuse_the_impossible(run: Run, offered: dict[str, float]) -> None:
-    """Ray would wait for ever, without a word."""
+def _check_resources(run: Run, offered: dict[str, float]) -> None:
+    """Raises BadInput where Ray would wait for ever, without a word."""
     for key, kind in (("threads", "CPU"), ("gpus", "GPU")):
         asked, there = request(run)[kind], offered.get(kind, 0)
         if asked * run.workers > there:
@@ -110,11 +110,11 @@ def _say_that_it_waits(title: str, run: Run) -> None:
 class Pool:
     """Copies of one object, in this process alone (`run.workers: 0`) or on the workers of a cluster."""
 
-    def __init__(self, make: Callable[[], Any], actors: list | None = None):
+    def __init__(self, make: Callable[[], Any], actors: list[Any] | None = None):
         self.actors = actors
         self.object = make() if actors is None else None
 
-    def map(self, method: str, items: Iterable[tuple]) -> Iterator[Any]:
+    def map(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """object.method(*item) of each item, in the order of the items, whoever finishes first."""
         if self.actors is None:
             yield from (getattr(self.object, method)(*item) for item in items)
@@ -142,8 +142,8 @@ class _Remote:
         torch.set_num_threads(threads)
         self.make, self.object = make, None
 
-    def call(self, method: str, item: tuple) -> Any:
-        self.object = self.object or self.make()  # not earlier: what it refuses reaches the stage from a call alone
+    def call(self, method: str, item: tuple[Any, ...]) -> Any:
+        self.object = self.object or self.make()  # not earlier: only a call can raise in the stage
         return getattr(self.object, method)(*item)
 
 
@@ -168,8 +168,8 @@ def pool(title: str, run: Run, make: Callable[[], Any]) -> Iterator[Pool]:
             num_cpus=asked["CPU"],
             num_gpus=asked["GPU"],
             scheduling_strategy=PlacementGroupSchedulingStrategy(group),
-            max_restarts=LIVES,
-            max_task_retries=LIVES,
+            max_restarts=REPLACEMENTS,
+            max_task_retries=REPLACEMENTS,
         )
         yield Pool(make, [remote.remote(Path.cwd(), run.threads, make) for _ in range(run.workers)])
     finally:
@@ -180,7 +180,7 @@ def pool(title: str, run: Run, make: Callable[[], Any]) -> Iterator[Pool]:
 
 
 class Meter:
-    """How far a training has come: the first worker says so, the stage draws its bar from it."""
+    """The training images that the first worker has seen; the stage draws its bar from them."""
 
     def __init__(self) -> None:
         self.seen = 0
@@ -192,11 +192,11 @@ class Meter:
         return self.seen
 
 
-def train(title: str, run: Run, total: int, function: Callable[[dict], None], config: dict) -> None:
+def train(title: str, run: Run, total: int, function: Callable[[dict[str, Any]], None], config: dict[str, Any]) -> None:
     """Runs function(config) on `run.workers` workers of Ray Train, which form one process group.
 
-    A lost worker is replaced: the group starts again, and the function goes on from its own checkpoint. What the
-    function raises is raised here, and is not tried again. In `config` it finds `meter`, to say how far it is.
+    When a worker is lost, the group starts again, and the function goes on from its own checkpoint. What the function
+    raises is raised here and not tried again. Its config also holds `meter`, for `reporter`.
     """
     connect(run)
     import ray
@@ -204,16 +204,16 @@ def train(title: str, run: Run, total: int, function: Callable[[dict], None], co
     from ray.train.torch import TorchTrainer
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # what matters is raised, or said in a line below
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # its failures are raised or printed below
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     meter = ray.remote(Meter).options(num_cpus=0, scheduling_strategy=here).remote()
     asked = request(run)
     scaling = ScalingConfig(num_workers=run.workers, use_gpu=bool(asked["GPU"]), resources_per_worker=asked)
     storage = Path(SCRATCH, "ray").absolute()
-    for life in range(LIVES + 1):
-        name = uuid.uuid4().hex  # a name seen before would mean to Ray: restore that run
+    for attempt in range(REPLACEMENTS + 1):
+        name = uuid.uuid4().hex  # with a name that it knows, Ray would restore that run
         try:
-            if life == 0 and not _is_free(run, ray.available_resources()):  # later, what was lost is still being freed
+            if not attempt and not _is_free(run, ray.available_resources()):  # later Ray is still freeing what was lost
                 _say_that_it_waits(title, run)
             with _watched(title, total, meter):
                 TorchTrainer(
@@ -225,7 +225,7 @@ def train(title: str, run: Run, total: int, function: Callable[[dict], None], co
             return
         except Exception as error:
             cause, lost = _cause(error)
-            if not lost or life == LIVES:
+            if not lost or attempt == REPLACEMENTS:
                 raise cause from None
             first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             print(f"{title}: lost a worker ({first}); going on from the last checkpoint", file=sys.stderr)
@@ -251,7 +251,7 @@ def _of_ray(error: Exception) -> bool:
 
 
 @contextmanager
-def _watched(title: str, total: int, meter) -> Iterator[None]:
+def _watched(title: str, total: int, meter: Any) -> Iterator[None]:
     """A bar on stderr that follows the meter."""
     import ray
 
@@ -277,8 +277,8 @@ def _is_free(run: Run, free: dict[str, float]) -> bool:
     return all(free.get(kind, 0) >= amount * run.workers for kind, amount in request(run).items())
 
 
-def reporter(meter) -> Callable[[int], None]:
-    """Tells the meter how far this worker is, at most twice a second; only the first worker's word counts."""
+def reporter(meter: Any) -> Callable[[int], None]:
+    """Tells the meter the images that this worker has seen, at most twice a second; only the first worker does."""
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     last = 0.0
 

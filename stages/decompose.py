@@ -1,9 +1,9 @@
-"""Makes what parts are trained on, in data/decomposed/NAME, as the method says that params: decompose names by `kind`.
+"""Computes the training data of parts, in data/decomposed/NAME. The method in `kind` decides the decomposition.
 
-ssd       the decoded images as they are, for every method on pixels
-msf       latents split into a base and residuals, one target a scale; with one side the normalised full latents
-swd       the latents of each side, normalised by the full side's statistics
-wmgm      the bands of the images
+ssd       the images as they are, for every method on pixels
+msf       a base and residuals of the latents, one target a scale; with one resolution, the normalised latents
+swd       the latents at each resolution, normalised by the statistics of the full resolution
+wmgm      the wavelet bands of the images
 """
 
 from __future__ import annotations
@@ -13,52 +13,50 @@ from pathlib import Path
 import numpy as np
 
 from multiscale import methods
-from multiscale.core.storage import Table, TensorWriter, atomic_folder, read_json, write_json
-from multiscale.settings import Section
-from stages.common import codec, settings
+from multiscale.core.normalisation import Normalisation
+from multiscale.core.storage import Table, atomic_folder, read_json, write_blocks, write_json
+from stages.common import codec
+from stages.common.errors import refuse
 from stages.common.harness import command, progress
-from stages.common.images import pixel_table
+from stages.common.images import classes, pixel_table
 from stages.common.paths import DECOMPOSED, LATENTS
+from stages.schema import Decomposition, Experiment
 
 BLOCK = 1024
 
 
 class Dataset:
-    """What earlier stages left of the training images."""
+    """The training images and their latents, from the outputs of earlier stages."""
 
     def pixels(self) -> Table:
         return pixel_table("train")
 
-    def latents(self, side: int) -> Table:
-        return Table.open(LATENTS / str(side) / "latents.safetensors", "mean", "label")
+    def latents(self, resolution: int) -> Table:
+        return Table.open(LATENTS / str(resolution) / "latents.safetensors", "mean", "label")
 
-    def statistics(self, side: int) -> dict:
-        return read_json(LATENTS / str(side) / "statistics.json")
+    def normalisation(self, resolution: int) -> Normalisation:
+        found = read_json(LATENTS / str(resolution) / "statistics.json")
+        return Normalisation(shift=found["shift"], scale=found["scale"])
 
 
-def decompose(out: Path, section: Section) -> None:
-    """The decomposition of a section of `decompose`, with its statistics and the autoencoder of its latents."""
+def decompose(out: Path, section: Decomposition) -> None:
+    """Writes the decomposition of a section of `decompose`, its statistics, and the autoencoder of its latents."""
     made = methods.decomposition(section.kind).decompose(section, Dataset())
     with atomic_folder(out) as folder, progress(f"decompose {out.name}", made.count) as reach:
-        path = folder / "targets.safetensors"
-        writer = TensorWriter(path, {**made.shapes, "label": (np.int64, (made.count,))})
-        for start in range(0, made.count, BLOCK):
-            rows = made.block(slice(start, start + BLOCK))
-            for name, values in rows.items():
-                writer.write(name, start, values)
-            reach(start + len(rows["label"]))
-        writer.close()
-        if statistics := made.statistics(Table.open(path, *made.shapes)):
-            write_json(folder / "statistics.json", statistics)
-        if made.side is not None:
-            codec.carry(LATENTS / str(made.side), folder)
+        path, shapes = folder / "targets.safetensors", {**made.shapes, "label": (np.int64, (made.count,))}
+        blocks = (made.block(slice(start, start + BLOCK)) for start in range(0, made.count, BLOCK))
+        write_blocks(path, shapes, blocks, reach=reach)
+        encoded = LATENTS / str(made.resolution) if made.resolution else None
+        kinds = read_json(encoded / "statistics.json")["classes"] if encoded else classes()
+        write_json(folder / "statistics.json", {"classes": kinds, **made.statistics(Table.open(path, *made.shapes))})
+        if encoded:
+            codec.carry(encoded, folder)
 
 
-def main(name: str) -> None:
-    decompositions = settings.load("decompose").decompose
-    if name not in decompositions:
-        raise settings.refuse("decompose", "NAME", name, f"one of {', '.join(decompositions)}")
-    decompose(DECOMPOSED / name, decompositions[name])
+def main(params: Experiment, name: str) -> None:
+    if name not in params.decompose:
+        raise refuse("decompose", "NAME", name, f"one of {', '.join(params.decompose)}")
+    decompose(DECOMPOSED / name, params.decompose[name])
 
 
 if __name__ == "__main__":

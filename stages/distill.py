@@ -1,6 +1,6 @@
-"""Distils a student of a few steps from a trained method, and leaves its weights in models/METHOD/STUDENT.
+"""Distils a few-step student from a trained method, and writes its weights to models/METHOD/STUDENT.
 
-The student is saved as a plain network, an adapter worked in, with the sides and noise levels of its steps beside it.
+The student is saved with the resolutions and noise levels of its steps, as a plain network: adapters are merged.
 """
 
 from __future__ import annotations
@@ -8,62 +8,75 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from multiscale import methods
-from multiscale.methods.swd.adapter import merged
-from multiscale.training.part import Part
-from stages import fitting, teacher
-from stages.common import codec, settings
-from stages.common.harness import command
-from stages.common.paths import DECOMPOSED, MODELS
+from multiscale.core.device import default_device, resolve_precision
+from multiscale.core.models import AUTOENCODER
+from multiscale.core.settings import Bad
+from multiscale.core.storage import atomic_folder, write_blocks, write_json
+from multiscale.networks import autoencoder
+from stages import fitting
+from stages.common import keys
+from stages.common.errors import refuse
+from stages.common.harness import command, progress
+from stages.common.paths import DECOMPOSED, EXPERIMENT, MODELS, SCRATCH
+from stages.latents import Encoder
+from stages.schema import Experiment
 
 
-def build(name: str, section: dict, folder: Path, teacher_folder: Path) -> tuple:
-    """The student, made by its method's module."""
-    return methods.parts(section["kind"]).build_student(name, section, folder, teacher_folder)
+def images(made: Any, teacher: Path, dataset: Path, precision: str, code: Iterable[Path] | None = None) -> Path:
+    """Generates a dataset with a teacher, which replaces `dataset`, and returns its folder in the scratch folder.
+
+    `made` is the result of the method's `teaching.images`. Images are encoded in `precision`, as in the stage
+    `latents`. The dataset is cached for other students; see `fitting.job` for `code`.
+    """
+    device, beside = default_device(), dataset / AUTOENCODER
+    precision = resolve_precision(precision, device)
+    settings = {
+        "section": made.settings.model_dump(),
+        "precision": [precision, resolve_precision("auto", device)],  # of encoding, of sampling
+    }
+    inputs = [teacher, dataset / "statistics.json", *([beside] if beside.exists() else [])]
+    out = SCRATCH / "synthetic" / keys.key(settings, inputs, keys.loaded() if code is None else code)
+    if out.exists():
+        return out
+    encoder = Encoder(autoencoder.beside(dataset), precision)
+
+    def encode(pixels: Tensor, resolution: int) -> Tensor:
+        return encoder.encode(pixels, resolution)[0].half().float()  # rounded as stored latents are
+
+    with atomic_folder(out) as folder, progress("images of the teacher", made.count) as reach:
+        shapes = {**made.shapes, "label": (np.int64, (made.count,))}
+        write_blocks(folder / "targets.safetensors", shapes, made.blocks(encode), reach=reach)
+        write_json(folder / "statistics.json", made.statistics.model_dump())
+    return out
 
 
-def save(folder: Path, part: Part, config: dict, pyramid: Path) -> None:
-    """The student without its adapter: whoever samples it needs no peft."""
-    part.players[part.main] = merged(part.players[part.main])
-    fitting.save_weights(folder, part, config)
-    codec.carry(pyramid, folder)
-
-
-def job(student: str, params, code: Iterable[Path] | None = None) -> fitting.Job:
-    """The distillation of one student as the experiment describes it, its teacher checked; see `fitting.job`."""
+def job(student: str, params: Experiment, code: Iterable[Path] | None = None) -> fitting.Job:
+    """The distillation of one student of the experiment, after checking its teacher; see `fitting.job` for `code`."""
     if student not in params.students:
-        raise settings.refuse("distill", "STUDENT", student, f"one of {', '.join(params.students)}")
+        raise refuse("distill", "STUDENT", student, f"one of {', '.join(params.students)}")
     section = params.students[student]
-    pyramid = DECOMPOSED / section.reads
+    dataset = folder = DECOMPOSED / section.dataset
     found = [path for path in (MODELS / section.teacher).glob("[!.]*") if path.is_dir()]
     if len(found) != 1:
-        raise settings.refuse(MODELS / section.teacher, "parts", len(found), "one trained part (dvc repro trains it)")
-    if section.dmd.weight and (failure := teacher.unable(found[0], pyramid, section)):
-        side, distance = failure
-        allowed = f"0.0: the teacher {section.teacher} cannot generate at {side} px, where its latents are "
-        allowed += f"{distance:.2f} away from the data's (at most {teacher.LARGEST}; 1 is the mean image every time)"
-        raise settings.refuse(settings.EXPERIMENT, f"students.{student}.dmd.weight", section.dmd.weight, allowed)
-    folder = pyramid
-    if section.synthetic:
-        folder = teacher.images(
-            found[0], pyramid, section.synthetic, params.data.channels, params.latents.precision, code
-        )
-    return fitting.job(
-        student,
-        partial(build, student, section.model_dump(), folder, found[0]),
-        section,
-        section.training,
-        params.seed if section.seed is None else section.seed,
-        [folder, found[0]],
-        MODELS / section.method / student,
-        partial(save, pyramid=pyramid),
-        code,
-    )
+        raise refuse(MODELS / section.teacher, "parts", len(found), "one trained part (run dvc repro)")
+    teacher, teaching = found[0], methods.teaching(section.kind)
+    try:
+        teaching.check(section, teacher, dataset)
+    except Bad as error:
+        raise refuse(EXPERIMENT, f"students.{student}.{error.key}", error.value, error.allowed) from None
+    if made := teaching.images(section, teacher, dataset):
+        folder = images(made, teacher, dataset, params.latents.precision, code)
+    build = partial(methods.parts(section.kind).build_student, student, section, folder, teacher)
+    return fitting.part_job(student, build, section, params, [folder, teacher], code)
 
 
-def main(student: str) -> None:
-    params = settings.load("seed", "run", "data", "latents", "students")
+def main(params: Experiment, student: str) -> None:
     fitting.train(job(student, params), params.run)
 
 

@@ -1,14 +1,15 @@
-"""Measures one method's images against the reference, in reports/metrics/METHOD.json, the protocol written beside.
+"""Measures the images of one method against the reference, in reports/metrics/METHOD.json with the protocol.
 
-KID with its standard error is the headline: at a few thousand images FD is biased by their number, KID is not. KID is
-taken against training images and against the test split, and by a second extractor. The label accuracy is the judge's.
-How many images are copies of training images is judged by the test split (multiscale/evaluation/memorisation.py); the
-likeliest copies are drawn in reports/neighbours/METHOD.png.
+The main metric is KID with its standard error: with a few thousand images FD is biased, KID is not. KID is measured
+against the training images, against the test split, and by a second extractor. The classifier measures the label
+accuracy. Images are tested for copies of training images (multiscale/evaluation/memorisation.py), and
+reports/neighbours/METHOD.png shows the most likely copies.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -19,41 +20,41 @@ from multiscale.core.storage import Table, atomic_file, metadata_of, read_json, 
 from multiscale.evaluation import features, memorisation, metrics
 from multiscale.evaluation.classifier import accuracy, load
 from stages.cluster import pool
-from stages.common import settings
+from stages.common.errors import refuse
 from stages.common.harness import command
 from stages.common.images import some
 from stages.common.paths import CLASSIFIER, METRICS, NEIGHBOURS, REFERENCE, SAMPLES
 from stages.reference import Extractor, extract
-from stages.schema import Evaluate
+from stages.schema import Experiment
 
 SHOWN = 12  # pairs in the picture
 
 
-def measure(name: str, params) -> dict:
-    """Measures samples/NAME as the section `evaluate` says; gives what it writes."""
-    section: Evaluate = params.evaluate
+def measure(name: str, params: Experiment) -> dict[str, Any]:
+    """Measures samples/NAME by the section `evaluate`, and returns the values that it writes."""
+    section = params.evaluate
     images = SAMPLES / name / "images.safetensors"
     table, title = Table.open(images), f"evaluate {name}"
     fetch = lambda rows: table[rows]["pixels"]  # noqa: E731
     with pool(title, params.run, partial(Extractor, section.extractor, section.weights)) as workers:
-        found, logits = extract(title, workers, fetch, len(table), section.batch)
+        found, logits = extract(title, workers, fetch, len(table), params.run.batch)
     real, about = load_file(REFERENCE / "features.safetensors"), read_json(REFERENCE / "reference.json")
     rows = table[slice(None)]
     made = metadata_of(images)
-    first = made.get("first_seed")  # none: images of the test split itself
+    first = made.get("first_seed")  # None for images of the test split
     dealt = rows["label"] if made.get("labels") == "uniform" else None
-    values = metrics.distances(
+    values: dict[str, Any] = metrics.distances(
         found, real["real"], logits, dealt, is_splits=section.is_splits, prc_neighborhood=section.prc_neighborhood
     )
     tested = "test" in real and first is not None
     values["kid_test"], values["kid_test_se"] = metrics.kid(found, real["test"], dealt) if tested else (None, None)
     if second := section.second_extractor:
         with pool(title, params.run, partial(Extractor, second, section.weights)) as workers:
-            seen, _ = extract(f"{title}, {second}", workers, fetch, len(table), section.batch)
+            seen, _ = extract(f"{title}, {second}", workers, fetch, len(table), params.run.batch)
         values["kid_second"], values["kid_second_se"] = metrics.kid(seen, real["second"], dealt)
     values["memorised"], values["copies"] = copies(name, rows["pixels"])
-    judge = load(CLASSIFIER)
-    values["label_accuracy"] = accuracy(judge, rows["pixels"], rows["label"]) if judge else None
+    classifier = load(CLASSIFIER)
+    values["label_accuracy"] = accuracy(classifier, rows["pixels"], rows["label"]) if classifier else None
     protocol = {
         "extractor": section.extractor,
         "metric": features.LABELS[section.extractor],
@@ -79,7 +80,7 @@ def measure(name: str, params) -> dict:
 
 
 def copies(name: str, pixels: Tensor) -> tuple[float | None, bool]:
-    """The memorised share of a method's images and whether they are copies; draws the likeliest of them."""
+    """The memorised share of a method's images and whether they are copies; draws the most likely copies."""
     known = load_file(REFERENCE / "copies.safetensors")
     distances, rows = memorisation.nearest(memorisation.small(pixels), known["training"])
     ratios = memorisation.ratios(distances)
@@ -95,11 +96,10 @@ def copies(name: str, pixels: Tensor) -> tuple[float | None, bool]:
     return memorisation.verdict(ratios, known["held_out_ratios"])
 
 
-def main(method: str) -> None:
-    params = settings.load("run", "evaluate")
+def main(params: Experiment, method: str) -> None:
     if not (SAMPLES / method / "images.safetensors").exists():
         made = ", ".join(sorted(path.name for path in SAMPLES.glob("[!.]*"))) or "none yet"
-        raise settings.refuse("evaluate", "METHOD", method, f"a method that has been sampled ({made})")
+        raise refuse("evaluate", "METHOD", method, f"a method that has been sampled ({made})")
     measure(method, params)
 
 

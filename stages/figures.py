@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import polars as pl
 
 if TYPE_CHECKING:
-    from stages.leaderboard import Group
+    from matplotlib.axes import Axes
+
+    from stages.leaderboard import Group, Row
 
 matplotlib.use("Agg")
 from cycler import cycler  # noqa: E402
@@ -21,41 +25,41 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    # Ten colours, then the same dashed: a recipe may have more parts than there are colours.
-    "axes.prop_cycle": cycler(linestyle=["-", "--", ":"]) * cycler(color=list(matplotlib.colormaps["tab10"].colors)),
+    # Ten colours, then the same dashed and dotted, for recipes with many parts.
+    "axes.prop_cycle": cycler(linestyle=["-", "--", ":"])
+    * cycler(color=list(matplotlib.colormaps["tab10"](range(10)))),
     "grid.alpha": 0.25,
     "font.size": 11,
     "figure.dpi": 110,
 }
+BESIDE: dict[str, Any] = {"frameon": False, "bbox_to_anchor": (1.01, 1), "loc": "upper left"}  # of a legend
 
 
-def save(figure, path: Path) -> None:
-    """Writes a figure as PNG, the same bytes for the same figure."""
-    figure.tight_layout()
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
-    plt.close(figure)
+@contextmanager
+def drawing(path: Path, count: int = 1, **options: Any) -> Iterator[list[Any]]:
+    """Yields the axes of a figure's panels, and writes the figure as a reproducible PNG."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, count, squeeze=False, **options)
+        yield list(axes[0])
+        figure.tight_layout()
+        with atomic_file(path) as temporary:
+            figure.savefig(temporary, format="png", metadata={"Software": None})
+        plt.close(figure)
 
 
 def training(curves: pl.DataFrame, path: Path) -> None:
-    """Loss against training images, one line a part."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(8, 4))
+    """Loss against training images, a line for each part."""
+    with drawing(path, figsize=(8, 4)) as (axes,):
         for (name,), frame in curves.group_by("part", maintain_order=True):
             axes.plot(frame["images"], frame["loss"], label=name, linewidth=1.8)
         axes.set(xlabel="training images", ylabel="loss", title="Training", yscale="log")
-        axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left")  # beside the curves, however many
-        save(figure, path)
+        axes.legend(**BESIDE)
 
 
 def quality_time(groups: list[Group], path: Path) -> None:
-    """KID with its interval against seconds per image, one panel a protocol: down and to the left is better.
-
-    Floors, which cost nothing, are lines.
-    """
-    with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, len(groups), figsize=(7 * len(groups), 4), squeeze=False)
-        for axes, group in zip(panels[0], groups):
+    """KID with its standard error against seconds per image, a panel for each protocol; floors are horizontal lines."""
+    with drawing(path, len(groups), figsize=(7 * len(groups), 4)) as panels:
+        for axes, group in zip(panels, groups):
             rows = group.methods
             for row in rows:
                 place = (row["seconds_per_image"], row["kid"])
@@ -70,12 +74,11 @@ def quality_time(groups: list[Group], path: Path) -> None:
             axes.set(xlabel="seconds per image", ylabel=f"KID-{group.protocol['metric']}", title=title)
             axes.set_xlim(0, 1.25 * max(row["seconds_per_image"] for row in rows))
             least = min(0, *(row["kid"] - row["kid_se"] for row in [*rows, *group.floors]))
-            axes.set_ylim(bottom=least - 0.03 * axes.get_ylim()[1])  # a floor is near zero, and no axis
-        save(figure, path)
+            axes.set_ylim(bottom=least - 0.03 * axes.get_ylim()[1])  # keeps floors near zero off the axis
 
 
-def _is_covered(row: dict, rows: list[dict]) -> bool:
-    """Whether another point stands where a label above and to the right of this one would."""
+def _is_covered(row: Row, rows: list[Row]) -> bool:
+    """Whether another point is where this one's label would be, above and to the right."""
     width, height = (max(each[key] for each in rows) for key in ("seconds_per_image", "kid"))
     apart = [(other["seconds_per_image"] - row["seconds_per_image"], other["kid"] - row["kid"]) for other in rows]
     return any(0 < right < 0.15 * width and -0.02 * height < up < 0.1 * height for right, up in apart)
@@ -84,60 +87,54 @@ def _is_covered(row: dict, rows: list[dict]) -> bool:
 def spectrum(
     frequencies: list[float], power: list[float], levels: dict[float, tuple[float, int]], title: str, path: Path
 ) -> None:
-    """The data's power against the noise's at each level, and the frequency from which on the noise hides the data.
+    """The power of the data and of the noise at each level, and the frequency above which the noise masks the data.
 
-    levels: noise sigma -> that frequency, and the smallest safe side in pixels. Both powers are divided by
-    (1 - sigma)^2, so the data are one curve and each level a horizontal line.
+    levels: noise sigma -> that frequency, and the smallest safe resolution in pixels. Both powers are divided by
+    (1 - sigma)^2, so the data are one curve and each level is a horizontal line.
     """
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(8, 4))
+    with drawing(path, figsize=(8, 4)) as (axes,):
         axes.plot(frequencies, power, "k", linewidth=1.8, marker="o", markersize=3, label="data")
-        shown = sorted((level for level in levels.items() if level[0] < 1), reverse=True)  # pure noise hides everything
-        for index, (sigma, (cut, side)) in enumerate(shown):
-            height, label = (sigma / (1 - sigma)) ** 2, f"noise {sigma:.2f}: masked from {cut:.2f}, {side} px is safe"
+        shown = sorted((level for level in levels.items() if level[0] < 1), reverse=True)  # pure noise masks everything
+        for index, (sigma, (cut, resolution)) in enumerate(shown):
+            height = (sigma / (1 - sigma)) ** 2
+            label = f"noise {sigma:.2f}: masked from {cut:.2f}, {resolution} px is safe"
             axes.axhline(height, color=f"C{index}", linewidth=1.2, label=label)
             axes.plot([cut] * 2, [min(power), height], color=f"C{index}", linestyle=":")
         axes.set(xlabel="cycles a pixel of the grid", ylabel="power", title=title, yscale="log")
-        axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left")
-        save(figure, path)
+        axes.legend(**BESIDE)
 
 
-def conditioning(fields: list[dict], images: list[dict], path: Path) -> None:
-    """Condition numbers against the side: lines for 1/f^2 fields, points for the recipe's own images."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7, 4))
-        sides = [row["side"] for row in fields]
+def conditioning(fields: list[Row], images: list[Row], path: Path) -> None:
+    """Condition numbers against the resolution: lines for 1/f^2 fields, points for the recipe's images."""
+    with drawing(path, figsize=(7, 4)) as (axes,):
+        resolutions = [row["resolution"] for row in fields]
         for key, label in (("pixels", "pixels"), ("low", "coarsest band"), ("details", "details, the worst level")):
-            axes.plot(sides, [row[key] for row in fields], label=f"{label}, 1/f² field", linewidth=1.8)
+            axes.plot(resolutions, [row[key] for row in fields], label=f"{label}, 1/f² field", linewidth=1.8)
         for row in images:
-            place = (row["side"], row["condition_spectral"])
+            place = (row["resolution"], row["condition_spectral"])
             axes.plot(*place, "o", color="0.25", markersize=7)
             axes.annotate(row["band"], place, xytext=(8, -4), textcoords="offset points", fontsize=9)
-        axes.set(title="Conditioning", xlabel="side", ylabel="condition number", yscale="log")
-        doublings(axes, sorted({*sides, *(row["side"] for row in images)}))
-        axes.legend(frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left", title="points: the recipe's images")
-        save(figure, path)
+        axes.set(title="Conditioning", xlabel="resolution", ylabel="condition number", yscale="log")
+        doublings(axes, sorted({*resolutions, *(row["resolution"] for row in images)}))
+        axes.legend(**BESIDE, title="points: the recipe's images")
 
 
-def euler_steps(tables: dict[str, list[dict]], errors: dict[str, float], path: Path) -> None:
-    """Euler steps to a given error against the side, pixels and whitened wavelets, one panel a measure of error."""
-    with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, len(tables), figsize=(4 * len(tables), 4), sharey=True)
+def euler_steps(tables: dict[str, list[Row]], errors: dict[str, float], path: Path) -> None:
+    """Euler steps to reach an error against the resolution, for pixels and whitened wavelets, a panel an error."""
+    with drawing(path, len(tables), figsize=(4 * len(tables), 4), sharey=True) as panels:
         for axes, (kind, rows) in zip(panels, tables.items()):
-            sides = [row["side"] for row in rows]
+            resolutions = [row["resolution"] for row in rows]
             for key in ("pixels", "wavelets"):
-                axes.plot(sides, [row[key] for row in rows], "o-", label=key, linewidth=1.8)
-            axes.set(
-                title=f"{kind} error {errors[kind]:g}", xlabel="side of a 1/f² field", yscale="log", ylim=(10, 1000)
-            )
-            doublings(axes, sides)
+                axes.plot(resolutions, [row[key] for row in rows], "o-", label=key, linewidth=1.8)
+            axes.set(title=f"{kind} error {errors[kind]:g}", xlabel="resolution of a 1/f² field")
+            axes.set(yscale="log", ylim=(10, 1000))
+            doublings(axes, resolutions)
         panels[0].set_ylabel("Euler steps")
         panels[0].legend(frameon=False)
-        save(figure, path)
 
 
-def doublings(axes, values: list[int]) -> None:
-    """Sides or steps along a logarithmic axis, each with its number."""
+def doublings(axes: Axes, values: list[int]) -> None:
+    """Labels values on a logarithmic x-axis."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(values, [str(value) for value in values])
     axes.minorticks_off()

@@ -1,4 +1,4 @@
-"""Trains a part: inside this process by default, over `run.workers` processes of Ray Train otherwise."""
+"""Trains a part, in this process or on `run.workers` processes of Ray Train."""
 
 from __future__ import annotations
 
@@ -8,115 +8,123 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from pydantic import BaseModel
-from safetensors.torch import save_file
 
 from multiscale.core.device import default_device, describe, peak_memory_bytes, resolve_precision
 from multiscale.core.storage import atomic_folder, write_json
 from multiscale.training.checkpoint import Checkpoints
-from multiscale.training.loop import Result, Training, fit
-from multiscale.training.part import Part
+from multiscale.training.loop import Result, fit
+from multiscale.training.part import Part, Training
 from stages import cluster
-from stages.common import keys
+from stages.common import codec, keys
 from stages.common.harness import progress
-from stages.common.paths import SCRATCH, TIMINGS
-from stages.schema import Run
+from stages.common.paths import DECOMPOSED, MODELS, SCRATCH, TIMINGS
+from stages.schema import Experiment
+from stages.schema import Part as PartSection
+from stages.schema.data import Classifier, Run, TrainedVAE
 
-Save = Callable[[Path, Part, dict], None]  # (folder, part holding the averaged weights, its config)
-
-
-def save_weights(folder: Path, part: Part, config: dict) -> None:
-    """The default form of a result: the averaged weights and the config that rebuilds the network."""
-    save_file(part.players[part.main].state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+TrainedSection = PartSection | TrainedVAE | Classifier
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training: what it takes to run it anywhere, or to go on with it."""
+    """A training, complete enough to run on any worker and to resume."""
 
     name: str
-    build: Callable[[], tuple[Part, dict]]
+    build: Callable[[], Part]
     training: Training
     seed: int
-    key: str  # under which an interrupted run is resumed
+    key: str  # of its checkpoints
     out: Path
-    save: Save = save_weights
+    decomposition: Path | None = None  # whose autoencoder is copied to the model
     root: Path = field(default_factory=Path.cwd)
 
 
 def job(
     name: str,
-    build: Callable[[], tuple[Part, dict]],
-    section: BaseModel,
-    training: BaseModel,
+    build: Callable[[], Part],
+    section: TrainedSection,
     seed: int,
     inputs: list[Path],
     out: Path,
-    save: Save = save_weights,
+    decomposition: Path | None = None,
     code: Iterable[Path] | None = None,
 ) -> Job:
-    """The training of what `build` makes, into `out`.
+    """The training of the part that `build` returns, into `out`; `section` holds its settings.
 
-    Its key holds the settings, the contents of `inputs` and the files of `code`, by default what this process has
-    loaded.
+    The key covers the settings, the contents of `inputs` and the files of `code`, by default all imported modules.
     """
+    training = section.training
     settings = {
         "section": section.model_dump(exclude={"training"}),
-        "training": training.model_dump(exclude={"checkpoint_seconds"}),
+        "training": training.model_dump(),
         "precision": resolve_precision(training.precision, default_device()),
         "seed": seed,
     }
     key = keys.key(settings, inputs, keys.loaded() if code is None else code)
-    return Job(name, build, Training(**training.model_dump()), seed, key, Path(out).absolute(), save)
+    return Job(name, build, training, seed, key, Path(out).absolute(), decomposition)
+
+
+def part_job(
+    name: str,
+    build: Callable[[], Part],
+    section: PartSection,
+    params: Experiment,
+    inputs: list[Path],
+    code: Iterable[Path] | None,
+) -> Job:
+    """The training of a part or student of the experiment, into models/METHOD/NAME."""
+    seed = params.seed if section.seed is None else section.seed
+    out, decomposition = MODELS / section.method / name, DECOMPOSED / section.dataset
+    return job(name, build, section, seed, inputs, out, decomposition, code)
 
 
 def train(job: Job, run: Run) -> None:
-    """Leaves weights, config and history in `job.out`, the timing in reports/timing."""
+    """Trains, and writes weights, config and history into `job.out` and the timing into reports/timing."""
     title, images = f"train {job.name}", job.training.images
     if run.workers:
-        cluster.train(title, run, images, _worker, {"job": job, "parallel": run.parallel, "threads": run.threads})
+        cluster.train(title, run, images, _worker, {"job": job, "run": run})
     else:
         with progress(title, images) as reach:
-            work(job, on_step=reach)
+            work(job, run, on_step=reach)
 
 
-def _worker(config: dict) -> None:
+def _worker(config: dict[str, Any]) -> None:
     """The training function of each Ray worker."""
-    os.chdir(config["job"].root)
-    torch.set_num_threads(config["threads"])
-    work(config["job"], on_step=cluster.reporter(config["meter"]), parallel=config["parallel"])
+    job, run = config["job"], config["run"]
+    os.chdir(job.root)
+    torch.set_num_threads(run.threads)
+    work(job, run, on_step=cluster.reporter(config["meter"]))
 
 
 def work(
-    job: Job,
-    on_step: Callable[[int], None],
-    on_row: Sequence[Callable[[dict[str, float]], None]] = (),
-    parallel: str = "ddp",
+    job: Job, run: Run, on_step: Callable[[int], None], on_row: Sequence[Callable[[dict[str, float]], None]] = ()
 ) -> None:
-    """Trains in this process, alone or as one of the workers of a process group; the first writes the result."""
-    torch.manual_seed(job.seed)  # initial weights; every later draw is addressed, not drawn in turn
-    part, config = job.build()
-    bare = copy.deepcopy(part.players[part.main])  # training may spread the other over the workers
+    """Trains in this process, alone or as a worker of a process group; the first worker writes the result."""
+    torch.manual_seed(job.seed)  # decides the initial weights; later draws come from named streams
+    part = job.build()
+    bare = copy.deepcopy(part.networks[part.main])  # an unsharded copy, for the result
     checkpoints = Checkpoints(Path(SCRATCH, "checkpoints"), job.name, job.key)
-    result = fit(part, job.training, job.seed, checkpoints, on_row, on_step, parallel)
+    result = fit(part, job.training, job.seed, checkpoints, on_row, on_step, run.parallel, run.checkpoint_seconds)
     group = torch.distributed.is_initialized()
     if not group or torch.distributed.get_rank() == 0:
         bare.load_state_dict(result.weights)
-        part.players[part.main] = bare
-        _write(job, part, config, result, torch.distributed.get_world_size() if group else 1)
+        part.networks[part.main] = bare
+        _write(job, part, result, torch.distributed.get_world_size() if group else 1)
         checkpoints.clear()
 
 
-def _write(job: Job, part: Part, config: dict, result: Result, workers: int) -> None:
-    net, device = part.players[part.main], default_device()
+def _write(job: Job, part: Part, result: Result, workers: int) -> None:
+    net, device = part.networks[part.main], default_device()
     net.to(device)
     examined = part.examine()
     net.to("cpu")
     with atomic_folder(job.out) as folder:
-        job.save(folder, part, config)
+        part.save(folder)
+        if job.decomposition:
+            codec.carry(job.decomposition, folder)
         (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in result.history))
         if examined:
             write_json(folder / "examined.json", examined)

@@ -1,7 +1,7 @@
-"""Makes and measures what no method can be expected to beat, as it measures a method: samples/FLOOR, reports/metrics.
+"""Measures real images as if a method had sampled them, as a floor for all methods: samples/FLOOR, reports/metrics.
 
 real         images of the test split, at most as many as a method samples
-autoencoder  the same images through the autoencoder: the floor of every method that works on latents
+autoencoder  their reconstructions by the autoencoder, the floor of methods on latents
 """
 
 from __future__ import annotations
@@ -11,39 +11,39 @@ import torch
 from torch import Tensor
 
 from multiscale import pictures
-from multiscale.core.device import autocast, default_device, resolve_precision
+from multiscale.core.device import autocast, default_device, placed, resolve_precision
 from multiscale.core.pixels import to_pixels, to_signed, to_unit
-from multiscale.core.storage import TensorWriter, atomic_folder
+from multiscale.core.storage import atomic_folder, write_blocks
 from multiscale.networks import autoencoder
 from stages import evaluate
-from stages.common import settings
+from stages.common.errors import refuse
 from stages.common.harness import command
 from stages.common.images import classes, count, evenly, pixel_table
-from stages.common.paths import IMAGES, SAMPLES, VAE
+from stages.common.paths import EXPERIMENT, IMAGES, SAMPLES, VAE
+from stages.schema import Experiment
 
 
-def reconstruct(pixels: Tensor, params) -> Tensor:
-    """uint8 images (N, C, H, H) encoded to the mean of their latents and decoded, in the precision of sampling."""
+def reconstruct(pixels: Tensor, params: Experiment) -> Tensor:
+    """Encodes uint8 images (N, C, H, H) and decodes the mean of the posterior, in the precision of sampling."""
     device = default_device()
-    codec = autoencoder.load(VAE, params.data.channels).to(device, memory_format=torch.channels_last)
+    codec = placed(autoencoder.load(VAE, params.data.channels), device, torch.channels_last)
     precision = resolve_precision(params.sample.precision, device)
-    made = []
+    decoded = []
     with torch.inference_mode(), autocast(precision, device):
         for batch in pixels.split(params.sample.batch):
             mean, _ = codec.encode(to_signed(batch).to(device, memory_format=torch.channels_last))
-            made.append(to_pixels(to_unit(codec.decode(mean))))
-    return torch.cat(made)
+            decoded.append(to_pixels(to_unit(codec.decode(mean))))
+    return torch.cat(decoded)
 
 
-def main(floor: str) -> None:
-    params = settings.load("run", "data", "sample", "evaluate")
+def main(params: Experiment, floor: str) -> None:
     if floor not in params.evaluate.floors:
         allowed = f"one of evaluate.floors ({', '.join(params.evaluate.floors) or 'none'})"
-        raise settings.refuse("floor", "FLOOR", floor, allowed)
-    fewest = max(4, params.evaluate.is_splits, params.evaluate.prc_neighborhood + 1)  # 4: for the standard error
+        raise refuse("floor", "FLOOR", floor, allowed)
+    fewest = max(4, params.evaluate.is_splits, params.evaluate.prc_neighborhood + 1)  # a standard error needs 4
     if count("test") < fewest:
         allowed = f"[]: {IMAGES} has fewer than {fewest} images of split 'test'"
-        raise settings.refuse(settings.EXPERIMENT, "evaluate.floors", params.evaluate.floors, allowed)
+        raise refuse(EXPERIMENT, "evaluate.floors", params.evaluate.floors, allowed)
     table = pixel_table("test")
     rows = table[evenly(len(table), min(len(table), params.sample.images))]
     pixels, labels = rows["pixels"], rows["label"]
@@ -51,14 +51,10 @@ def main(floor: str) -> None:
         pixels = reconstruct(pixels, params)
     with atomic_folder(SAMPLES / floor) as folder:
         shapes = {"pixels": (np.uint8, tuple(pixels.shape)), "label": (np.int64, tuple(labels.shape))}
-        writer = TensorWriter(folder / "images.safetensors", shapes)
-        writer.write("pixels", 0, pixels)
-        writer.write("label", 0, labels)
-        writer.close()
-        title = {"real": "held-out images", "autoencoder": "reconstructions of held-out images"}[floor]
-        of_classes = labels if classes() > 1 else None
-        sheet, title = (params.sample.grid_rows, params.sample.grid_columns), f"{floor}: {title}"
-        pictures.of_classes(pixels, of_classes, *sheet, title).save(folder / "grid.png")
+        write_blocks(folder / "images.safetensors", shapes, [{"pixels": pixels, "label": labels}])
+        shown = {"real": "held-out images", "autoencoder": "reconstructions of held-out images"}[floor]
+        sheet = (params.sample.grid_rows, params.sample.grid_columns, f"{floor}: {shown}")
+        pictures.of_classes(pixels, labels if classes() > 1 else None, *sheet).save(folder / "grid.png")
     evaluate.measure(floor, params)
 
 

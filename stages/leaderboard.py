@@ -1,7 +1,7 @@
-"""The leaderboard: its rows, which of them may stand in one table, their order, and what has to be said beside them.
+"""The leaderboard: its rows, their grouping into tables, their order, and notes on them.
 
-Rows measured by different protocols are never put into one table. A method that copies its training images comes after
-those that do not, whatever its KID. Floors are no methods: they have no place, and stand below.
+Rows measured by different protocols never share a table. Methods that copy training images come after those that do
+not, whatever their KID. Floors are not methods: they are not ranked, and come last.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import json
 from dataclasses import dataclass
 from math import hypot
 from statistics import mean, stdev
+from typing import Any
 
 from scipy.stats import kendalltau
 
 from multiscale.core.storage import read_json
 from stages.common.paths import METRICS, TIMINGS
+from stages.schema import Experiment
 
+Row = dict[str, Any]  # of the leaderboard, as leaderboard.json holds it
 COLUMNS = {
     "method": "method",
     "works_on": "works on",
@@ -38,57 +41,53 @@ COLUMNS = {
     "train_seconds": "training s",
     "peak_memory_bytes": "peak memory",
 }
-OF_SAMPLES = ("n", "seeds", "labels")  # what the protocol says of the images and not of the measure
+COSTS = ("seconds_per_image", "seconds_per_image_batch_1", "batch", "network_calls", "flops_per_image", "parameters")
+OF_SAMPLES = ("n", "seeds", "labels")  # keys of the protocol that describe the samples, not the measurement
 NEEDS_EQUAL_N = ("fd", "inception_score", "precision", "recall")
-AVERAGED = ("kid", "kid_se", "kid_test", "kid_test_se", "kid_second", "kid_second_se", "memorised", "label_accuracy")
-AVERAGED += (*NEEDS_EQUAL_N, "inception_score_std", "seconds_per_image", "seconds_per_image_batch_1", "train_seconds")
-APART = 2  # standard errors of their difference, from which two rows are told apart
+AVERAGED = ["kid", "kid_se", "kid_test", "kid_test_se", "kid_second", "kid_second_se", "memorised", "label_accuracy"]
+AVERAGED += [*NEEDS_EQUAL_N, "inception_score_std", "seconds_per_image", "seconds_per_image_batch_1", "train_seconds"]
+APART = 2  # a difference of this many standard errors is significant
 FLOORS = {
     "real": "The floor real: held-out images",
-    "autoencoder": "The floor autoencoder: their reconstructions, what the autoencoder alone costs methods on latents",
+    "autoencoder": "The floor autoencoder: their reconstructions, the loss of quality by the autoencoder alone",
 }
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that one protocol has measured: methods from the first place on, and floors."""
+    """Rows measured by one protocol: methods, best first, and floors."""
 
-    protocol: dict
-    methods: list[dict]
-    floors: list[dict]
+    protocol: Row
+    methods: list[Row]
+    floors: list[Row]
 
 
-def rows_of(params) -> list[dict]:
-    """The row of each method, then of each floor; several trainings of a method by one protocol are one row."""
-    trained: dict[tuple[str, str], list[dict]] = {}
+def rows_of(params: Experiment) -> list[Row]:
+    """The rows of the methods, then of the floors; trainings of a method by the same protocol share a row of means."""
+    trained: dict[tuple[str, str], list[Row]] = {}
     for name, section in params.methods.items():
         row = _method(name, params)
         trained.setdefault((section.repeat_of or name, _as_key(row["protocol"])), []).append(row)
     return [*map(_averaged, trained.values()), *(_floor(name, params) for name in params.evaluate.floors)]
 
 
-def _as_key(protocol: dict) -> str:
+def _as_key(protocol: Row) -> str:
     return json.dumps(protocol, sort_keys=True)
 
 
-def _method(name: str, params) -> dict:
-    """One training of a method: its quality, its cost and the protocol that both were measured by."""
+def _method(name: str, params: Experiment) -> Row:
+    """One training of a method: its quality, its cost, and the protocol of their measurement."""
     metrics, cost = read_json(METRICS / f"{name}.json"), read_json(TIMINGS / f"sample-{name}.json")
-    parts = {part: about for part, about in (params.parts | params.students).items() if about.method == name}
+    parts = params.parts_of(name)
     timings = [read_json(TIMINGS / f"{part}.json") for part in parts]
-    latents = any(params.decompose[about.reads].reads == "latents" for about in parts.values())
+    latents = any(params.decompose[about.dataset].source == "latents" for about in parts.values())
     return {
         "method": name,
         "kind": "method",
         "recipe": params.recipe,
         "works_on": "latents" if latents and params.vae.kind != "none" else "pixels",
         **metrics,
-        "seconds_per_image": cost["seconds_per_image"],
-        "seconds_per_image_batch_1": cost["seconds_per_image_batch_1"],
-        "batch": cost["batch"],
-        "network_calls": cost["network_calls"],
-        "flops_per_image": cost["flops_per_image"],
-        "parameters": cost["parameters"],
+        **{key: cost[key] for key in COSTS},
         "train_images": sum(about.training.images for about in parts.values()),
         "train_seconds": round(sum(timing["train_seconds"] for timing in timings), 2),
         "peak_memory_bytes": cost["peak_memory_bytes"],
@@ -97,11 +96,11 @@ def _method(name: str, params) -> dict:
     }
 
 
-def _averaged(trainings: list[dict]) -> dict:
-    """The row of a method: means over its trainings, and the standard deviation of KID among them."""
+def _averaged(trainings: list[Row]) -> Row:
+    """The row of a method: means over its trainings, and the standard deviation of KID over them."""
     row = dict(trainings[0])
     for key in AVERAGED:
-        values = [each.get(key) for each in trainings]
+        values: list[Any] = [each.get(key) for each in trainings]
         row[key] = None if None in values else mean(values)
     for key in ("kid", "kid_second"):
         values = [each.get(key) for each in trainings]
@@ -109,15 +108,15 @@ def _averaged(trainings: list[dict]) -> dict:
     return row | {"trainings": len(trainings), "copies": any(each["copies"] for each in trainings)}
 
 
-def _floor(name: str, params) -> dict:
+def _floor(name: str, params: Experiment) -> Row:
     works_on = {"real": "pixels", "autoencoder": "latents"}[name]
     about = {"method": name, "kind": "floor", "recipe": params.recipe, "works_on": works_on}
     return about | read_json(METRICS / f"{name}.json")
 
 
-def groups(rows: list[dict]) -> list[Group]:
-    """Rows that may be compared, the best KID first; a floor stands below all whose measure it shares."""
-    found: dict[str, list[dict]] = {}
+def groups(rows: list[Row]) -> list[Group]:
+    """Comparable rows, best KID first; a floor is in every group whose measurement it shares."""
+    found: dict[str, list[Row]] = {}
     for row in (row for row in rows if row["kind"] == "method"):
         found.setdefault(_as_key(row["protocol"]), []).append(row)
     return [
@@ -130,32 +129,35 @@ def groups(rows: list[dict]) -> list[Group]:
     ]
 
 
-def _measure(row: dict) -> dict:
+def _measure(row: Row) -> Row:
     return {key: value for key, value in row["protocol"].items() if key not in OF_SAMPLES}
 
 
-def table(group: Group, judge: float | None) -> tuple[list[str], list[list[str]], list[list[str]]]:
-    """Headings, rows of methods and rows of floors, as people read them; `judge` is the judge's own accuracy.
+def table(group: Group, accuracy: float | None) -> tuple[list[str], list[list[str]], list[list[str]]]:
+    """Headings, rows of methods and rows of floors as text; `accuracy` is that of the classifier on real images.
 
-    Quality bears its extractor's name, so that none is mistaken for FID.
+    Headings name the extractor, so that no metric is mistaken for FID.
     """
     columns = {key: text.format(**group.protocol) for key, text in COLUMNS.items()}
     if not group.protocol["second_extractor"]:
         del columns["kid_second"]
     columns["fd"] += "*" * (group.protocol["features"] > group.protocol["n"])
-    if judge is not None:
-        columns["label_accuracy"] += f" (the judge on real images: {judge:.1%})"
+    if accuracy is not None:
+        columns["label_accuracy"] += f" (the classifier on real images: {accuracy:.1%})"
     floors = [row | dict.fromkeys(NEEDS_EQUAL_N if _of_other_n(row, group) else ()) for row in group.floors]
-    methods, floors = ([[cell(key, row) for key in columns] for row in rows] for rows in (group.methods, floors))
-    return list(columns.values()), methods, floors
+
+    def cells(rows: list[Row]) -> list[list[str]]:
+        return [[cell(key, row) for key in columns] for row in rows]
+
+    return list(columns.values()), cells(group.methods), cells(floors)
 
 
-def _of_other_n(floor: dict, group: Group) -> bool:
-    return floor["protocol"]["n"] != group.protocol["n"]
+def _of_other_n(floor: Row, group: Group) -> bool:
+    return bool(floor["protocol"]["n"] != group.protocol["n"])
 
 
-def cell(name: str, row: dict) -> str:
-    """A value as people read it."""
+def cell(name: str, row: Row) -> str:
+    """A value of a row as text."""
     value = row.get(name)
     if value is None:
         return "-"
@@ -182,31 +184,31 @@ def cell(name: str, row: dict) -> str:
 
 
 def notes(group: Group) -> list[str]:
-    """What has to be said beside a table, note by note: what tells rows apart, what they mean, the protocol."""
+    """The notes on a table: which differences are significant, what columns mean, the protocol."""
     about = group.protocol
     lines = _verdicts(group) + [f"{FLOORS[row['method']]}{_left_out(row, group)}." for row in group.floors]
-    lines += ["Floors have no place."] if group.floors else []
+    lines += ["Floors are not ranked."] if group.floors else []
     lines.append(
-        "An interval is one standard error over the images of one training, the reference held fixed: how far a row "
-        "moves with other seeds, not with another training."
+        "Intervals are one standard error over the images of one training, with the reference held fixed: they cover "
+        "other sampling seeds, not other trainings."
     )
     if any(row["trainings"] > 1 for row in group.methods):
-        lines.append("Several trainings of a method are one row: means, and the standard deviation of KID among them.")
+        lines.append("Several trainings of a method share a row: means, and the standard deviation of KID over them.")
     if about["n_test"]:
         lines.append(
-            "Memorised is the share of images nearer to one training image, in units of the distance to the second "
-            "nearest, than 99 % of held-out images are: 1 % is expected where nothing is copied."
+            "Memorised is the share of images whose ratio of the distances to the nearest and the second nearest "
+            "training image is below that of 99 % of held-out images: 1 % is expected if nothing is copied."
         )
     else:
-        lines.append("There is no test split: neither KID against it nor copies of training images were measured.")
+        lines.append("Without a test split, neither KID against it nor copies of training images were measured.")
     if about["features"] > about["n"]:
         lines.append(
             f"* FD has {about['features']} features and N = {about['n']} images: the covariances are singular, and FD "
             "is too large by an amount that depends on N."
         )
     lines.append(
-        f"Precision and recall ({about['prc_neighborhood']} neighbours) compare equal counts: the larger set is cut at "
-        "random."
+        f"Precision and recall ({about['prc_neighborhood']} neighbours) use sets of equal size: a random subset of the "
+        "larger one."
     )
     test = f"; test split {about['test']}: {about['n_test']} images" if about["n_test"] else ""
     lines.append(
@@ -220,7 +222,7 @@ def notes(group: Group) -> list[str]:
 
 
 def _verdicts(group: Group) -> list[str]:
-    """Who is first by each extractor, whether the two rank alike, and who copies."""
+    """The best method by each extractor, the agreement of the rankings, and the methods that copy."""
     honest, copying = ([row for row in group.methods if row["copies"] is copies] for copies in (False, True))
     metrics = {"kid": group.protocol["metric"], "kid_second": group.protocol["second_metric"]}
     metrics = {key: metric for key, metric in metrics.items() if metric}
@@ -231,38 +233,38 @@ def _verdicts(group: Group) -> list[str]:
         lines.append(f"Kendall's tau of the rankings by {names}: {tau:.2f}.")
     if copying:
         names = ", ".join(row["method"] for row in copying)
-        lines.append(f"Copies of training images: {names}; they come after those that do not copy.")
+        lines.append(f"Methods that copy training images, ranked last: {names}.")
     return lines
 
 
-def _left_out(floor: dict, group: Group) -> str:
+def _left_out(floor: Row, group: Group) -> str:
     given = floor["protocol"]["n"]
-    return f" (N = {given}: what depends on N is left out)" if _of_other_n(floor, group) else ""
+    return f" (N = {given}: metrics that depend on N are left out)" if _of_other_n(floor, group) else ""
 
 
-def _first(key: str, metric: str, rows: list[dict]) -> str:
-    """Who is first and whether the second is told apart from it, by the spread over trainings where there is one."""
+def _first(key: str, metric: str, rows: list[Row]) -> str:
+    """The best method, and whether its lead is significant: over trainings if there are several, else over images."""
     first, second = sorted(rows, key=lambda row: row[key])[:2]
     error = hypot(*(_error(key, row) for row in (first, second)))
     difference = second[key] - first[key]
-    verdict = "told apart" if difference > APART * error else "not told apart"
+    verdict = "significant" if difference > APART * error else "not significant"
     alone = ", over images alone" if first["trainings"] == second["trainings"] == 1 else ""
     return (
-        f"First by KID-{metric}: {first['method']}, {difference:.4f} before {second['method']}, {verdict} at {APART} "
+        f"Best KID-{metric}: {first['method']}, {difference:.4f} below {second['method']}, {verdict} at {APART} "
         f"standard errors of the difference ({APART * error:.4f}{alone})."
     )
 
 
-def _error(key: str, row: dict) -> float:
+def _error(key: str, row: Row) -> float:
     spread = row[f"{key}_spread"]
-    return row[f"{key}_se"] if spread is None else spread / row["trainings"] ** 0.5
+    return float(row[f"{key}_se"] if spread is None else spread / row["trainings"] ** 0.5)
 
 
-def markdown(found: list[Group], judge: float | None) -> str:
-    """The leaderboard as Markdown, one table a protocol, floors in italics at its foot."""
+def markdown(found: list[Group], accuracy: float | None) -> str:
+    """The leaderboard as Markdown: a table for each protocol, with floors in italics at its foot."""
     parts = []
     for group in found:
-        headings, methods, floors = table(group, judge)
+        headings, methods, floors = table(group, accuracy)
         lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
         lines += ["| " + " | ".join(row) + " |" for row in [*methods, *([f"*{row[0]}*", *row[1:]] for row in floors)]]
         parts.append("\n".join([*lines, "", " ".join(notes(group))]))

@@ -1,8 +1,9 @@
-"""The report as one HTML page that holds its pictures, so that it can be mailed or opened from anywhere."""
+"""The report as one HTML page with embedded pictures."""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -22,7 +23,7 @@ tr.floor td { background: #f3f3f3; color: #555; font-style: italic; } tr.floor.t
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """The rows of one protocol: methods, the best first, floors below them, and what has to be said beside them."""
+    """The table of one protocol: methods, best first, then floors, and the notes on them."""
 
     metric: str
     headings: list[str]
@@ -33,7 +34,7 @@ class Leaderboard:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page that belongs to some methods only: lines of text, a table, and plots by their file's name."""
+    """A section of the page about some of the methods: lines of text, a table, and the file names of plots."""
 
     title: str
     lines: list[str]
@@ -43,13 +44,13 @@ class Section:
 
 
 def picture(path: Path, alt: str) -> str:
-    """A PNG file as an <img> that carries its data."""
+    """A PNG file as an <img> with embedded data."""
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
 
 
-def table(headings: list[str], rows: list[list[str]], floors: list[list[str]] = ()) -> str:
-    """An HTML table of text cells; floors are set apart at its foot."""
+def table(headings: list[str], rows: list[list[str]], floors: Sequence[list[str]] = ()) -> str:
+    """An HTML table of text cells, with floors at its foot."""
     head = "".join(f"<th>{escape(text)}</th>" for text in headings)
     kinds = [""] * len(rows) + [' class="floor top"', *[' class="floor"'] * len(floors)][: len(floors)]
     cells = ["".join(f"<td>{escape(text)}</td>" for text in row) for row in [*rows, *floors]]
@@ -58,7 +59,7 @@ def table(headings: list[str], rows: list[list[str]], floors: list[list[str]] = 
 
 
 def side_by_side(plots: list[Path]) -> str:
-    """Plots in a row, or below each other on a narrow screen."""
+    """Plots in a row that wraps on narrow screens."""
     return f'<div class="plots">{"".join(picture(path, path.stem) for path in plots)}</div>' if plots else ""
 
 
@@ -66,13 +67,13 @@ def render(
     recipe: str,
     boards: list[Leaderboard],
     plots: list[Path],
-    shown: dict[str, list[str]],
+    shown: Mapping[str, Sequence[str]],
     galleries: Path,
     sections: list[Section],
 ) -> str:
     """The page: a table for each protocol, the plots, the pictures of each method and floor, and further sections.
 
-    shown: name -> kinds of its pictures, each in galleries/NAME-KIND.png.
+    shown: name -> kinds of its pictures, in galleries/NAME-KIND.png.
     """
     parts = [f"<h1>Multiscale: {escape(recipe)}</h1>"]
     for board in boards:
@@ -86,8 +87,8 @@ def render(
             parts.append(f"<p>{picture(galleries / f'{name}-{kind}.png', f'{name}: {kind}')}</p>")
     for section in sections:
         lines = "".join(f"<p>{escape(line)}</p>" for line in section.lines)
-        shown = table(section.headings, section.rows) + side_by_side([galleries / name for name in section.plots])
-        parts.append(f"<h2>{escape(section.title)}</h2>{lines}{shown}")
+        body = table(section.headings, section.rows) + side_by_side([galleries / name for name in section.plots])
+        parts.append(f"<h2>{escape(section.title)}</h2>{lines}{body}")
     title = f"<title>Multiscale: {escape(recipe)}</title>"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8">{title}<style>{STYLE}</style>{"".join(parts)}</html>\n'

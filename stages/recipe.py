@@ -1,60 +1,86 @@
-"""Lists the recipes, or writes one into params/experiment.yaml with every key spelled out.
+"""Lists the recipes, writes one into params/experiment.yaml, or prints an experiment with every default.
 
-python -m stages.recipe                    # list
-python -m stages.recipe clothing64         # switch
-python -m stages.recipe clothing64 --force # switch, and give up edits that no commit holds
+python -m stages.recipe                       # list
+python -m stages.recipe clothing64            # switch
+python -m stages.recipe clothing64 --force    # switch, and discard uncommitted edits
+python -m stages.recipe --defaults            # print the experiment with every key; with a name, that recipe
+
+A recipe is an experiment without defaults, and may have three further keys:
+    extends: NAME           # starts from another recipe, whose keys can be overridden
+    only: [ddpm, ssd-2l]    # keeps only these methods of that recipe, with their parts, students and decompositions
+    seeds: 3                # trains everything three times: NAME, NAME-seed-1, NAME-seed-2
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedSeq
-
-from multiscale.core.storage import atomic_file
+from multiscale.core.storage import write_text
 from stages.common.harness import guarded
 from stages.common.paths import CLASSIFIER, DECOMPOSED, LATENTS, METRICS, MODELS, NEIGHBOURS, SAMPLES, TIMINGS, VAE
-from stages.common.settings import EXPERIMENT, RECIPES, BadInput, read_yaml, refuse, validate
+from stages.common.settings import EXPERIMENT, RECIPES, TAGS, BadInput, parse_yaml, read_yaml, refuse, validate
 from stages.schema import Experiment
+from stages.schema.text import render
 
-HEADER = """\
-# The experiment: what DVC tracks, what `dvc exp run -S` overrides, what you edit.
-# Written by `python -m stages.recipe {name}`; each key is explained in stages/schema/ or in its method's settings.py.
-"""
+Tree = dict[str, Any]
 
 
-def resolve(name: str, seen: tuple[str, ...] = ()) -> dict:
-    """A recipe merged over those that it extends. Mappings merge, presets and the rest replace, null removes."""
+def resolve(name: str, seen: tuple[str, ...] = ()) -> Tree:
+    """A recipe merged over the recipes that it extends. Raises BadInput."""
     path = RECIPES / f"{name}.yaml"
     if name not in available():
         where = (RECIPES / f"{seen[-1]}.yaml", "extends") if seen else (RECIPES, "recipe")
         raise refuse(*where, name, f"one of {', '.join(available())}")
     if name in seen:
-        raise refuse(path, "extends", name, f"a chain that ends (this one runs {' -> '.join((*seen, name))})")
+        raise refuse(path, "extends", name, f"a chain without cycles (this one is {' -> '.join((*seen, name))})")
     own = read_yaml(path)
-    base = own.pop("extends", None)
+    base, only = own.pop("extends", None), own.pop("only", None)
     if base is None:
+        if only is not None:
+            raise refuse(path, "only", only, "this key only beside `extends`, whose methods it selects")
         return own
     if not isinstance(base, str):
         raise refuse(path, "extends", base, "the name of a recipe")
-    return _merge(resolve(base, (*seen, name)), own)
+    taken = resolve(base, (*seen, name))
+    return _merge(taken if only is None else _only(taken, only, base, path), own)
 
 
-def _merge(base: dict, over: dict) -> dict:
+def _only(tree: Tree, names: Any, base: str, path: Path) -> Tree:
+    """The recipe `base` with only the named methods, and the parts, students and decompositions that they use."""
+    once = {key: section for key, section in tree.items() if key != "seeds"}
+    whole = validate(once | {"recipe": base}, RECIPES / f"{base}.yaml")
+    known = list(whole.methods)
+    unknown = [name for name in names if name not in known] if isinstance(names, list) and names else [names]
+    if unknown:
+        raise refuse(path, "only", unknown[0], f"a list of the methods of {base}: {', '.join(known)}")
+    trained = {name: part for method in names for name, part in whole.parts_of(method).items()}
+    datasets = [part.dataset for part in trained.values()]
+    kept = {"methods": names, "parts": trained, "students": trained, "decompose": datasets}
+    return tree | {
+        key: {name: section for name, section in tree.get(key, {}).items() if name in wanted}
+        for key, wanted in kept.items()
+    }
+
+
+def _merge(base: Tree, over: Tree) -> Tree:
+    """Merges mappings key by key; those of another kind or role or with a preset, and other values, are replaced."""
     merged = dict(base)
     for key, value in over.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict) and "preset" not in value:
-            merged[key] = _merge(merged[key], value)
-        elif value is None and isinstance(merged.get(key), dict):
-            del merged[key]
+        before = base.get(key)
+        if isinstance(value, dict) and isinstance(before, dict) and _is_like(value, before):
+            merged[key] = _merge(before, value)
         else:
             merged[key] = value
     return merged
+
+
+def _is_like(value: Tree, before: Tree) -> bool:
+    return "preset" not in value and all(value[tag] == before.get(tag) for tag in TAGS if tag in value)
 
 
 def available() -> list[str]:
@@ -63,17 +89,17 @@ def available() -> list[str]:
 
 
 def experiment_of(name: str) -> Experiment:
-    """The validated experiment that a recipe stands for, with all the trainings that its `seeds` asks for."""
+    """The validated experiment of a recipe, with the repeated trainings of `seeds`."""
     path, tree = RECIPES / f"{name}.yaml", resolve(name) | {"recipe": name}
     seeds = tree.pop("seeds", 1)
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
-        raise refuse(path, "seeds", seeds, "how often everything is trained, a whole number of 1 or more")
+        raise refuse(path, "seeds", seeds, "the number of trainings of each method, an integer from 1 on")
     once = validate(tree, path)
     return once if seeds == 1 else validate(_repeated(once.model_dump(), seeds, path), path)
 
 
-def _repeated(tree: dict, seeds: int, path: Path) -> dict:
-    """An experiment with further trainings of each method, whose names and seeds count up: NAME-seed-1, ..."""
+def _repeated(tree: Tree, seeds: int, path: Path) -> Tree:
+    """An experiment with further trainings NAME-seed-1, NAME-seed-2, ... of each method."""
     sections = ("parts", "students", "methods")
     repeated = tree | {kind: dict(tree[kind]) for kind in sections}
     for k in range(1, seeds):
@@ -83,7 +109,7 @@ def _repeated(tree: dict, seeds: int, path: Path) -> dict:
                 if new.format(name) in tree[kind]:
                     raise refuse(path, f"{kind}.{new.format(name)}", new.format(name), "another name: `seeds` makes it")
                 if kind == "methods":
-                    changes = {"parts": [new.format(part) for part in section["parts"]], "repeat_of": name}
+                    changes = {"repeat_of": name}
                 else:
                     own = tree["seed"] if section["seed"] is None else section["seed"]
                     changes = {"method": new.format(section["method"]), "seed": own + k}
@@ -93,41 +119,24 @@ def _repeated(tree: dict, seeds: int, path: Path) -> dict:
     return repeated
 
 
-def render(experiment: Experiment) -> str:
-    """The text of params/experiment.yaml."""
-    yaml = YAML()
-    yaml.width = 120
-    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
-    text = io.StringIO()
-    yaml.dump(_inline_lists(experiment.model_dump()), text)
-    return HEADER.format(name=experiment.recipe) + text.getvalue()
-
-
-def _inline_lists(value: object) -> object:
-    """Lists of plain values on one line, everything else a line a key."""
-    if isinstance(value, dict):
-        return {key: _inline_lists(entry) for key, entry in value.items()}
-    if isinstance(value, list) and not any(isinstance(entry, dict) for entry in value):
-        sequence = CommentedSeq(value)
-        sequence.fa.set_flow_style()
-        return sequence
-    return [_inline_lists(entry) for entry in value] if isinstance(value, list) else value
-
-
 def _is_saved() -> bool:
-    """Whether the current experiment is a recipe as it stands, or committed."""
+    """Whether the current experiment is an unedited recipe or is committed, layout and comments aside."""
     if not EXPERIMENT.exists():
         return True
-    current = read_yaml(EXPERIMENT)
-    name = current.get("recipe")
-    if name in available() and current == experiment_of(name).model_dump():
+    committed = subprocess.run(["git", "show", f"HEAD:./{EXPERIMENT}"], capture_output=True).stdout
+    if committed == EXPERIMENT.read_bytes():
         return True
-    head = subprocess.run(["git", "show", f"HEAD:./{EXPERIMENT}"], capture_output=True, text=True)
-    return head.returncode == 0 and head.stdout == EXPERIMENT.read_text()
+    with suppress(BadInput):
+        current = validate(read_yaml(EXPERIMENT), EXPERIMENT)
+        with suppress(BadInput):
+            if current == experiment_of(current.recipe):
+                return True
+        return current == validate(parse_yaml(committed.decode(), EXPERIMENT), EXPERIMENT)
+    return False
 
 
 def remove_leftovers(experiment: Experiment) -> None:
-    """Deletes outputs that the experiment no longer names: stages depend on whole folders. DVC's cache keeps them."""
+    """Deletes outputs not in the experiment, since stages depend on whole folders; DVC's cache keeps them."""
     keep = outputs(experiment)
     for folder in (LATENTS, DECOMPOSED, *MODELS.glob("*"), SAMPLES, METRICS, NEIGHBOURS, TIMINGS):
         for path in folder.glob("*"):
@@ -136,11 +145,11 @@ def remove_leftovers(experiment: Experiment) -> None:
 
 
 def outputs(experiment: Experiment) -> set[Path]:
-    """What the stages of an experiment leave in folders that other stages depend on."""
+    """The outputs of an experiment's stages in folders that other stages depend on."""
     shown = (*experiment.methods, *experiment.evaluate.floors)
     timed = ("vae", "classifier", *experiment.trained, *(f"sample-{name}" for name in experiment.methods))
     return {
-        *(LATENTS / str(side) for side in experiment.latents.sides),
+        *(LATENTS / str(resolution) for resolution in experiment.latents.resolutions),
         *(DECOMPOSED / name for name in experiment.decompose),
         *(MODELS / part.method / name for name, part in experiment.trained.items()),
         *(SAMPLES / name for name in shown),
@@ -154,15 +163,20 @@ def switch(name: str, force: bool) -> None:
     """Writes a recipe into params/experiment.yaml."""
     experiment = experiment_of(name)
     if not force and not _is_saved():
-        raise BadInput(f"{EXPERIMENT}: holds edits that no commit has; commit them, or give them up with --force")
-    with atomic_file(EXPERIMENT) as temporary:
-        temporary.write_text(render(experiment))
+        raise BadInput(f"{EXPERIMENT}: has uncommitted edits; commit them, or discard them with --force")
+    write_text(EXPERIMENT, render(experiment))
     remove_leftovers(experiment)
     print(f"{EXPERIMENT} is now the recipe '{name}'. Run it with `dvc repro`.")
 
 
+def spell_out(name: str | None) -> None:
+    """Prints a recipe, or the current experiment, with every key."""
+    experiment = experiment_of(name) if name else validate(read_yaml(EXPERIMENT), EXPERIMENT)
+    print(render(experiment, whole=True), end="")
+
+
 def show() -> None:
-    """Prints the recipes, each with the first line of its file."""
+    """Lists the recipes, each with the first line of its file."""
     for name in available():
         first, *_ = (RECIPES / f"{name}.yaml").read_text().splitlines() or [""]
         print(f"{name:20} {first.lstrip('# ')}")
@@ -173,9 +187,12 @@ def main() -> None:
         prog="python -m stages.recipe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", nargs="?", help="the recipe to switch to; without it the recipes are listed")
-    parser.add_argument("--force", action="store_true", help="overwrite edits that no commit holds")
+    parser.add_argument("--force", action="store_true", help="overwrite uncommitted edits")
+    parser.add_argument("--defaults", action="store_true", help="print the recipe, or the experiment, with every key")
     given = parser.parse_args()
-    if given.name:
+    if given.defaults:
+        guarded(spell_out, name=given.name)
+    elif given.name:
         guarded(switch, name=given.name, force=given.force)
     else:
         guarded(show)

@@ -1,7 +1,7 @@
-"""Extracts what every method is measured against, once, into data/reference.
+"""Extracts the reference that methods are measured against, into data/reference.
 
-The features of training images and of the test split by the protocol's extractor, those of the training images by the
-second extractor, and small copies of all training images, with which copies of them are found.
+It holds features of the training images and of the test split, features of the training images by the second extractor,
+and small versions of all training images for the detection of copies.
 """
 
 from __future__ import annotations
@@ -20,33 +20,31 @@ from multiscale.core.device import default_device
 from multiscale.core.storage import Table, atomic_folder, write_json
 from multiscale.evaluation import features, memorisation
 from stages.cluster import Pool, pool
-from stages.common import settings
+from stages.common.errors import BadInput, refuse
 from stages.common.harness import command, progress
 from stages.common.images import count, evenly, pixel_table
-from stages.common.paths import REFERENCE
-from stages.schema import Evaluate
+from stages.common.paths import EXPERIMENT, REFERENCE
+from stages.schema import Experiment
 
 
 def extractor(name: str, given: str | None) -> tuple[nn.Module, str, str]:
-    """An extractor with its two layers; `given` are Inception's weights. Raises BadInput where these are not there."""
+    """An extractor and its two layers, with the weights file `given` for Inception. Raises BadInput without weights."""
     weights = Path(given) if given else None
     key = "evaluate.weights"
     if weights:
         if not weights.exists():
-            raise settings.refuse(settings.EXPERIMENT, key, given, "an existing weights file of the extractor")
+            raise refuse(EXPERIMENT, key, given, "an existing weights file of the extractor")
         try:
-            torch.load(weights, map_location="cpu", weights_only=True)  # the library itself would unpickle anything
+            torch.load(weights, map_location="cpu", weights_only=True)  # the library would unpickle anything
         except Exception as error:
             first = str(error).splitlines()[0]
-            raise settings.BadInput(
-                f"{settings.EXPERIMENT}: {key}: {weights} holds no plain weights: {first}"
-            ) from None
+            raise BadInput(f"{EXPERIMENT}: {key}: {weights} is not a file of tensors alone: {first}") from None
     try:
         return features.create(name, weights, default_device())
     except (URLError, OSError) as error:
         folder = Path(torch.hub.get_dir(), "checkpoints")
-        raise settings.BadInput(
-            f"{settings.EXPERIMENT}: evaluate.extractor: the weights of {name} cannot be downloaded "
+        raise BadInput(
+            f"{EXPERIMENT}: evaluate.extractor: the weights of {name} cannot be downloaded "
             f"({error}); put weights-inception-2015-12-05-6726825d.pth of torch-fidelity's releases into {folder}, "
             f"or name the file in {key}"
         ) from None
@@ -59,7 +57,7 @@ class Extractor:
         self.net, self.distance_layer, self.class_layer = extractor(name, weights)
 
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The two layers' features of uint8 images (n, C, H, W): those of distances, those of the Inception Score."""
+        """The features of uint8 images (n, C, H, W): for distances, and for the Inception Score."""
         found = features.extract(self.net, images)
         return found[self.distance_layer], found[self.class_layer]
 
@@ -67,7 +65,7 @@ class Extractor:
 def extract(
     title: str, workers: Pool, fetch: Callable[[slice], Tensor], count: int, batch: int
 ) -> tuple[Tensor, Tensor]:
-    """`Extractor.extract` of `count` images, which fetch(rows) gives batch by batch."""
+    """`Extractor.extract` of `count` images; fetch(rows) returns a batch of them."""
     batches = ((fetch(slice(start, min(start + batch, count))),) for start in range(0, count, batch))
     found = []
     with progress(title, count) as reach:
@@ -79,36 +77,34 @@ def extract(
 
 
 def small(table: Table) -> Tensor:
-    """Small copies of all images of a table, read block by block."""
+    """`memorisation.small` of all images of a table, read block by block."""
     starts = range(0, len(table), memorisation.BLOCK)
     return torch.cat([memorisation.small(table[slice(i, i + memorisation.BLOCK)]["pixels"]) for i in starts])
 
 
 def digest(values: Tensor) -> str:
-    """Names what was measured against, in every row."""
+    """A digest that identifies the reference in every row of the leaderboard."""
     return hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
 
 
-def main() -> None:
-    params = settings.load("run", "evaluate")
-    section: Evaluate = params.evaluate
+def main(params: Experiment) -> None:
+    section, batch_size = params.evaluate, params.run.batch
     with pool("reference", params.run, partial(Extractor, section.extractor, section.weights)) as workers:
         table = pixel_table("train")
         chosen = min(section.reference_images or len(table), len(table))
         if section.prc_neighborhood > chosen - 1:
             allowed = f"at most {chosen - 1} (training images)"
-            key = "evaluate.prc_neighborhood"
-            raise settings.refuse(settings.EXPERIMENT, key, section.prc_neighborhood, allowed)
-        rows = evenly(len(table), chosen)  # over the set, which may be sorted by class
+            raise refuse(EXPERIMENT, "evaluate.prc_neighborhood", section.prc_neighborhood, allowed)
+        rows = evenly(len(table), chosen)  # the dataset may be sorted by class
         real = lambda batch: table[rows[batch]]["pixels"]  # noqa: E731
-        tensors = {"real": extract("reference", workers, real, chosen, section.batch)[0]}
+        tensors = {"real": extract("reference", workers, real, chosen, batch_size)[0]}
         if count("test") > 1:
             test = pixel_table("test")
             held_out = lambda batch: test[batch]["pixels"]  # noqa: E731
-            tensors["test"] = extract("reference, test split", workers, held_out, len(test), section.batch)[0]
+            tensors["test"] = extract("reference, test split", workers, held_out, len(test), batch_size)[0]
     if name := section.second_extractor:
         with pool(f"reference, {name}", params.run, partial(Extractor, name, section.weights)) as workers:
-            tensors["second"] = extract(f"reference, {name}", workers, real, chosen, section.batch)[0]
+            tensors["second"] = extract(f"reference, {name}", workers, real, chosen, batch_size)[0]
     copies = {"training": small(table)}
     if "test" in tensors:
         distances, _ = memorisation.nearest(small(test), copies["training"])

@@ -1,105 +1,96 @@
-"""Makes the images of one method from its seeds, in samples/METHOD, and measures what an image costs.
+"""Samples the images of one method, in samples/METHOD, and measures the cost of an image.
 
-Image k has seed first_seed + k and class k modulo the number of classes, or (sample.labels: data) a class that the seed
-draws as often as the training images have it. Beside the images: grid.png (columns are classes), strip.png (the first
-images through the sampler's steps) and, in reports/timing, the cost of an image.
+Image k has the seed first_seed + k and the class k modulo the number of classes, or with `sample.labels: data` a class
+drawn with its frequency in the training images. Also writes grid.png (one class a column), strip.png (the first images
+at the sampler's steps) and, in reports/timing, the cost of an image.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from multiscale import methods, pictures, sampling
+from multiscale import pictures, sampling
 from multiscale.core.device import default_device, describe, peak_memory_bytes
 from multiscale.core.pixels import to_pixels
 from multiscale.core.storage import TensorWriter, atomic_folder, write_json
 from multiscale.core.streams import classes_of_seeds
-from multiscale.networks import autoencoder
 from stages.cluster import pool
-from stages.common import codec, settings
+from stages.common.errors import refuse
 from stages.common.harness import command, progress
 from stages.common.images import class_counts, classes
 from stages.common.paths import MODELS, SAMPLES, TIMINGS
-from stages.schema import Sample
+from stages.schema import Experiment
 
 STRIP_FRAMES = 7
 
 
-def check(name: str, params) -> None:
-    """Raises BadInput unless the method's parts, and no others, are trained."""
-    section = params.methods[name]
-    wanted = set(section.parts)
+def check(name: str, params: Experiment) -> None:
+    """Raises BadInput unless exactly the method's parts are trained."""
+    wanted = set(params.parts_of(name))
     found = {path.name for path in (MODELS / name).glob("[!.]*")}
     if not found:
-        raise settings.refuse("sample", "METHOD", name, "a method whose parts are trained (dvc repro trains them)")
+        raise refuse("sample", "METHOD", name, "a method whose parts are trained (run dvc repro)")
     if found != wanted:
-        raise settings.refuse(
-            MODELS / name, "parts", sorted(found), f"{', '.join(section.parts)} (delete what is left over)"
-        )
+        raise refuse(MODELS / name, "parts", sorted(found), f"{', '.join(sorted(wanted))} (delete the others)")
 
 
 class Artist:
-    """A method's sampler, and what the stage asks of it."""
+    """A method's sampler on one worker."""
 
-    def __init__(self, name: str, params):
-        section = params.methods[name]
-        folders = [MODELS / name / part for part in section.parts]
+    def __init__(self, name: str, params: Experiment):
         self.name, self.section = name, params.sample
-        decoder = autoencoder.load_or_pixels(folders[0] / codec.BESIDE, params.data.channels)
-        self.sampler = methods.sampler(section.kind).load_sampler(
-            folders, section.model_dump(), decoder, self.section.precision
-        )
+        self.sampler = sampling.load(MODELS / name, params.methods[name], self.section.precision)
 
     def make(self, seeds: list[int], labels: Tensor) -> Tensor:
-        """At most a batch of uint8 images (n, C, H, H)."""
+        """uint8 images (n, C, H, H), at most a batch."""
         return next(sampling.generate(self.sampler, seeds, labels, self.section.batch))
 
     def strip(self, seeds: list[int], labels: Tensor) -> Image:
-        """A picture of a few images through the sampler's steps."""
-        shows = getattr(self.sampler, "shows", "from noise to image")
-        return pictures.strip(strip_of(self.sampler, seeds, labels), f"{self.name}: {shows}")
+        """A picture of images at up to seven steps, evenly spaced; the last step of each scale is always shown."""
+        frames: list[tuple[str, Tensor]] = []
+        self.sampler(seeds, labels, lambda caption, images: frames.append((caption, to_pixels(images))))
+        ends = [i for i in range(len(frames)) if i + 1 == len(frames) or frames[i][0] != frames[i + 1][0]]
+        each = max(1, STRIP_FRAMES // len(ends))
+        chosen: list[int] = []
+        for start, end in zip([0, *(end + 1 for end in ends)], ends):
+            chosen += sorted({round(float(i)) for i in np.linspace(end, start, each)})
+        shown = [(f"{frames[i][0]}, step {i + 1}", frames[i][1]) for i in chosen]
+        return pictures.strip(shown, f"{self.name}: {self.sampler.shows}")
 
-    def cost(self, labels: Tensor) -> dict:
-        """See `cost`."""
-        return cost(self.sampler, self.section, labels)
+    def cost(self, labels: Tensor) -> dict[str, Any]:
+        """The cost of an image: seconds in batches of 1 and B, network calls, FLOPs, parameters, peak memory."""
+        sampler, section, device = self.sampler, self.section, default_device()
+        calls = sampling.count_calls(sampler, labels[:1])
+        return {
+            "seconds_per_image": sampling.seconds_per_image(sampler, section.batch, labels, section.repeats),
+            "seconds_per_image_batch_1": sampling.seconds_per_image(sampler, 1, labels, section.repeats),
+            "batch": section.batch,
+            "repeats": section.repeats,
+            "network_calls": sum(calls.values()),
+            "network_calls_by_network": calls,
+            "flops_per_image": sampling.flops_per_image(sampler, labels),
+            "parameters": sum(p.numel() for net in sampler.networks.values() for p in net.parameters()),
+            "peak_memory_bytes": peak_memory_bytes(device),
+            "device": describe(device),
+        }
 
 
-def labels_of(count: int, kinds: int) -> Tensor:
-    """The classes in turn: image k is asked for class k modulo their number."""
-    return torch.arange(count) % kinds
-
-
-def strip_of(sampler: sampling.Sampler, seeds: list[int], labels: Tensor) -> list[tuple[str, Tensor]]:
-    """At most seven frames, evenly over the steps; the last of each scale is always among them."""
-    frames: list[tuple[str, Tensor]] = []
-    sampler(seeds, labels, lambda caption, images: frames.append((caption, to_pixels(images))))
-    ends = [i for i in range(len(frames)) if i + 1 == len(frames) or frames[i][0] != frames[i + 1][0]]
-    each = max(1, STRIP_FRAMES // len(ends))
-    chosen: list[int] = []
-    start = 0
-    for end in ends:
-        chosen += sorted({round(float(i)) for i in np.linspace(end, start, each)})
-        start = end + 1
-    captions = [f"{frames[i][0]}, step {i + 1}" for i in chosen]
-    return [(caption, frames[i][1]) for caption, i in zip(captions, chosen)]
-
-
-def main(method_name: str) -> None:
-    params = settings.load("run", "data", "sample", "methods")
+def main(params: Experiment, method_name: str) -> None:
     if method_name not in params.methods:
-        raise settings.refuse("sample", "METHOD", method_name, f"one of {', '.join(params.methods)}")
+        raise refuse("sample", "METHOD", method_name, f"one of {', '.join(params.methods)}")
     check(method_name, params)
-    section: Sample = params.sample
+    section = params.sample
     kinds, title = classes(), f"sample {method_name}"
     seeds = list(range(section.first_seed, section.first_seed + section.images))
-    uniform = section.labels == "uniform"
-    labels = labels_of(section.images, kinds) if uniform else classes_of_seeds(seeds, class_counts())
-    size, channels = params.data.size, params.data.channels
+    in_turn = torch.arange(section.images) % kinds
+    labels = in_turn if section.labels == "uniform" else classes_of_seeds(seeds, class_counts())
+    resolution, channels = params.data.resolution, params.data.channels
     batches = [slice(start, start + section.batch) for start in range(0, section.images, section.batch)]
     with (
         atomic_folder(SAMPLES / method_name) as folder,
@@ -107,7 +98,7 @@ def main(method_name: str) -> None:
         progress(title, section.images) as reach,
     ):
         shapes = {
-            "pixels": (np.uint8, (section.images, channels, size, size)),
+            "pixels": (np.uint8, (section.images, channels, resolution, resolution)),
             "label": (np.int64, (section.images,)),
         }
         about = {"first_seed": str(section.first_seed), "labels": section.labels}
@@ -126,24 +117,6 @@ def main(method_name: str) -> None:
         writer.close()
         (timing,) = workers.map("cost", [(labels,)])
     write_json(TIMINGS / f"sample-{method_name}.json", timing)
-
-
-def cost(sampler: sampling.Sampler, section: Sample, labels: Tensor) -> dict:
-    """What one image costs: seconds at batch 1 and batch B, network calls, FLOPs, parameters, peak memory."""
-    device = default_device()
-    calls = sampling.count_calls(sampler, labels[:1])
-    return {
-        "seconds_per_image": sampling.seconds_per_image(sampler, section.batch, labels, section.repeats),
-        "seconds_per_image_batch_1": sampling.seconds_per_image(sampler, 1, labels, section.repeats),
-        "batch": section.batch,
-        "repeats": section.repeats,
-        "network_calls": sum(calls.values()),
-        "network_calls_by_network": calls,
-        "flops_per_image": sampling.flops_per_image(sampler, labels),
-        "parameters": sum(p.numel() for net in sampler.networks.values() for p in net.parameters()),
-        "peak_memory_bytes": peak_memory_bytes(device),
-        "device": describe(device),
-    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where images come from: digits of a package, folders, archives, Parquet files, a URL, the Hugging Face hub."""
+"""The sources of images: digits from a package, folders, archives, Parquet files, a URL, the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import re
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import polars as pl
@@ -22,24 +23,23 @@ import pyarrow as pa
 from backports import tarfile  # Python before 3.11.4 has no safe filter
 
 from multiscale.core.storage import atomic_file, atomic_folder
-from stages.common import settings
+from stages.common.errors import BadInput, refuse
 from stages.common.harness import is_disk_full, progress
-from stages.common.paths import SCRATCH
-from stages.common.settings import BadInput, refuse
-from stages.schema import Data
+from stages.common.paths import EXPERIMENT, SCRATCH
+from stages.schema.data import Data
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff"}
 ARCHIVE_SUFFIXES = {".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2"}
 SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation"}
 SPLITS |= {"test": "test", "testing": "test"}
-LABELS = "a column of text or of integers, with a value in each row"
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError)
-DAMAGED += (pa.ArrowInvalid, pl.exceptions.ComputeError)
+LABELS = "a column of text or integers, with a value in each row"
+DAMAGED: tuple[type[Exception], ...] = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
+DAMAGED += (OSError, pa.ArrowInvalid, pl.exceptions.ComputeError)
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image before it is decoded; `read` fetches its bytes when they are needed."""
+    """One image before decoding; `read` fetches its bytes."""
 
     id: str
     split: str
@@ -48,7 +48,7 @@ class Item:
 
 
 def items(data: Data) -> list[Item]:
-    """All images of the source, in an order that depends on their names alone."""
+    """All images of the source, in an order that depends only on their names."""
     if data.source == "digits":
         return _digits(data)
     if data.source == "url":
@@ -62,11 +62,11 @@ def items(data: Data) -> list[Item]:
 
 
 def _refuse_path(path: PurePath, allowed: str) -> BadInput:
-    return refuse(settings.EXPERIMENT, "data.path", str(path), allowed)
+    return refuse(EXPERIMENT, "data.path", str(path), allowed)
 
 
 def _split_by_hash(name: str, data: Data) -> str:
-    """A split that depends on the name alone, so that a set may grow without moving images between splits."""
+    """A split that depends only on the name, so that no image changes its split when the dataset grows."""
     share = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big") / 2**48
     if share < data.test_share:
         return "test"
@@ -86,8 +86,7 @@ def _digits(data: Data) -> list[Item]:
 
     names = [f"digit-{row:04d}" for row in range(len(pixels))]
     return [
-        Item(name, _split_by_hash(name, data), int(labels[row]), lambda row=row: png(row))
-        for row, name in enumerate(names)
+        Item(name, _split_by_hash(name, data), int(labels[row]), partial(png, row)) for row, name in enumerate(names)
     ]
 
 
@@ -106,24 +105,24 @@ def _from_file(path: Path, data: Data, sha256: str | None = None) -> list[Item]:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[None]:
-    """What the readers of archives raise on a damaged or malicious file becomes one line."""
+    """Turns the errors of readers on damaged or malicious files into BadInput."""
     try:
         yield
     except DAMAGED as error:
         if is_disk_full(error):
             raise
-        raise _refuse_path(path, f"a file that is whole ({' '.join(str(error).split())})") from None
+        raise _refuse_path(path, f"a file that is intact ({' '.join(str(error).split())})") from None
 
 
 def _from_folder(folder: Path, data: Data, sha256: str | None = None) -> list[Item]:
-    """A folder of images; or, where it has none, of Parquet files, or one archive."""
+    """Items of the images in a folder, or if it has none, of its Parquet files or its single archive."""
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     files = {name: path for name, path in paths.items() if not _is_hidden(name)}
     images = {name: path.read_bytes for name, path in files.items() if _is_image(name)}
     tables = sorted(path for path in files.values() if path.suffix == ".parquet")
     archives = [path for path in files.values() if path.suffix in ARCHIVE_SUFFIXES]
     if sha256 and (images or tables):
-        raise refuse(settings.EXPERIMENT, "data.sha256", sha256, f"null: {folder} holds no archive to check")
+        raise refuse(EXPERIMENT, "data.sha256", sha256, f"null: {folder} holds no archive to check")
     if images:
         return _named(images, data)
     if tables:
@@ -134,7 +133,7 @@ def _from_folder(folder: Path, data: Data, sha256: str | None = None) -> list[It
 
 
 def _is_hidden(name: str) -> bool:
-    """Hidden files, and what lies in hidden folders (.ipynb_checkpoints), are not of the set."""
+    """Whether a file is hidden, or in a hidden folder such as .ipynb_checkpoints."""
     return any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
@@ -143,7 +142,7 @@ def _is_image(name: str) -> bool:
 
 
 def _zip(path: Path, data: Data) -> list[Item]:
-    """Reads members straight from the zip: nothing is unpacked, so no member can land outside a folder."""
+    """Items read directly from a zip; nothing is unpacked, so no member can escape a folder."""
     archive = zipfile.ZipFile(path)
     images = {name: partial(archive.read, name) for name in archive.namelist() if _is_image(name)}
     if not images:
@@ -159,14 +158,14 @@ def _unpack_tar(path: Path) -> Path:
     return folder
 
 
-def _named(readers: dict[str, Callable[[], bytes]], data: Data) -> list[Item]:
-    """Items from paths split/class/name, class/name or name, below one common folder or none."""
+def _named(readers: Mapping[str, Callable[[], bytes]], data: Data) -> list[Item]:
+    """Items from paths split/class/name, class/name or name, possibly below a common folder."""
     parts = {name: PurePosixPath(name).parts for name in readers}
     while all(len(p) > 1 for p in parts.values()) and len({p[0] for p in parts.values()}) == 1:
         if next(iter(parts.values()))[0].lower() in SPLITS:
             break
         parts = {name: p[1:] for name, p in parts.items()}
-    # A single folder 'train' among others may well be a class; two splits and something else are a mistake.
+    # A single folder 'train' among others may be a class, but two splits and another folder are a mistake.
     tops = {p[0].lower() if len(p) > 1 else "" for p in parts.values()}
     has_splits = tops <= SPLITS.keys()
     if len(tops & SPLITS.keys()) > 1 and not has_splits:
@@ -183,43 +182,43 @@ def _named(readers: dict[str, Callable[[], bytes]], data: Data) -> list[Item]:
 
 
 def _parquet(paths: list[Path], folder: Path, data: Data) -> list[Item]:
-    """Rows with encoded bytes, or hub-style {bytes, path} structs, in an image column.
+    """Items from Parquet files whose image column holds encoded bytes, or structs {bytes, path} as on the hub.
 
-    A row's split is that of a column `split`, else a word of its file's path, else drawn by the hash of its name.
+    The split of a row is in the column `split`, or a word of the file's path, or decided by a hash of its name.
     """
-    found = []
+    found: list[tuple[str, str, Any, Callable[[], bytes]]] = []
     for path in paths:
         with _whole(path):
             found += _rows(path, path.relative_to(folder).with_suffix("").as_posix(), data)
     kinds = {label for _, _, label, _ in found}
     if None in kinds or len({type(kind) for kind in kinds}) > 1:  # one file may hold text and another integers
-        raise refuse(settings.EXPERIMENT, "data.label_column", data.label_column, LABELS)
+        raise refuse(EXPERIMENT, "data.label_column", data.label_column, LABELS)
     labels = {kind: index for index, kind in enumerate(sorted(kinds))}
     return [Item(name, split, labels[label], read) for name, split, label, read in found]
 
 
-def _rows(path: Path, stem: str, data: Data) -> Iterator[tuple[str, str, object, Callable[[], bytes]]]:
-    """(id, split, label as it stands, reader) of each row of one Parquet file."""
+def _rows(path: Path, stem: str, data: Data) -> Iterator[tuple[str, str, Any, Callable[[], bytes]]]:
+    """Yields (id, split, raw label, reader) for each row of a Parquet file."""
     schema = pl.Schema(pl.read_parquet_schema(path))
-    image, column = pl.col(data.image_column), schema.get(data.image_column)
+    image, column = pl.col(data.image_column), cast(Any, schema.get(data.image_column))
     if isinstance(column, pl.Struct):
         image, column = image.struct.field("bytes"), column.to_schema().get("bytes")
     if column != pl.Binary:
         allowed = f"a column of encoded images ({path} has {', '.join(schema)})"
-        raise refuse(settings.EXPERIMENT, "data.image_column", data.image_column, allowed)
-    kind = schema.get(data.label_column)
+        raise refuse(EXPERIMENT, "data.image_column", data.image_column, allowed)
+    kind = schema.get(data.label_column) if data.label_column else None
     if data.label_column and not (kind and (kind.is_integer() or kind in (pl.String, pl.Categorical, pl.Enum))):
-        allowed = f"{LABELS}, or null for a set without labels ({path} has {', '.join(schema)})"
-        raise refuse(settings.EXPERIMENT, "data.label_column", data.label_column, allowed)
+        allowed = f"{LABELS}, or null for an unlabelled dataset ({path} has {', '.join(schema)})"
+        raise refuse(EXPERIMENT, "data.label_column", data.label_column, allowed)
     label = pl.col(data.label_column) if data.label_column else pl.lit(0)
     split = next((SPLITS[word] for word in re.split("[^a-z]+", stem.lower()) if word in SPLITS), None)
     splits = pl.col("split").cast(pl.String) if "split" in schema else pl.lit(split)
-    # The index makes a row for each image also where label and split are constants.
+    # With the index there is one row an image even if label and split are constants.
     frame = pl.scan_parquet(path).with_row_index("row").select("row", label=label, split=splits).collect()
     for row, label_of, split_of in frame.iter_rows():
         name = f"{stem}-{row:07d}"
         if split_of and split_of.lower() not in SPLITS:
-            raise refuse(settings.EXPERIMENT, "data.path", split_of, f"as a split of {path}: {', '.join(SPLITS)}")
+            raise refuse(EXPERIMENT, "data.path", split_of, f"as a split of {path}: {', '.join(SPLITS)}")
         in_split = SPLITS[split_of.lower()] if split_of else _split_by_hash(name, data)
         yield name, in_split, label_of, partial(_row_bytes, path, image, row)
 
@@ -229,7 +228,7 @@ _BLOCK_ROWS = 256
 
 
 def _row_bytes(path: Path, image: pl.Expr, row: int) -> bytes:
-    """One row's bytes; rows come in order, so a block of them is read at a time."""
+    """The bytes of one row; rows are requested in order, so they are read in blocks."""
     global _block
     start = row - row % _BLOCK_ROWS
     block = _block
@@ -247,39 +246,40 @@ def _sha256(path: Path) -> str:
 def _verify(path: Path, sha256: str, name: object) -> None:
     found = _sha256(path)
     if found != sha256:
-        raise refuse(settings.EXPERIMENT, "data.sha256", sha256, f"the checksum of {name}, {found}")
+        raise refuse(EXPERIMENT, "data.sha256", sha256, f"the checksum of {name}, {found}")
 
 
 def _fetch(data: Data) -> Path:
-    """Downloads data.url into the scratch folder, once, and verifies it."""
-    target = Path(SCRATCH, "downloads", f"{data.sha256[:16]}-{PurePosixPath(urlsplit(data.url).path).name}")
+    """Downloads data.url into the scratch folder unless it is there, and verifies it."""
+    sha256, url = str(data.sha256), str(data.url)
+    target = Path(SCRATCH, "downloads", f"{sha256[:16]}-{PurePosixPath(urlsplit(url).path).name}")
     if not target.exists():
         try:
-            with urllib.request.urlopen(data.url, timeout=60) as reply, atomic_file(target) as temporary:
+            with urllib.request.urlopen(url, timeout=60) as reply, atomic_file(target) as temporary:
                 total = int(reply.headers.get("Content-Length") or 0)
                 with open(temporary, "wb") as file, progress("fetch", total, "B") as reach:
                     while block := reply.read(1 << 20):
                         file.write(block)
                         reach(file.tell())
-                _verify(temporary, data.sha256, data.url)
+                _verify(temporary, sha256, url)
         except (OSError, http.client.HTTPException) as error:
             if is_disk_full(error):
                 raise
-            raise BadInput(f"{settings.EXPERIMENT}: data.url: cannot fetch {data.url}: {error}") from None
-    _verify(target, data.sha256, target)
+            raise BadInput(f"{EXPERIMENT}: data.url: cannot fetch {url}: {error}") from None
+    _verify(target, sha256, target)
     return target
 
 
 def _hub(data: Data) -> Path:
-    """A snapshot of a hub data set at a fixed revision."""
+    """A snapshot of a hub dataset at a fixed revision."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         folder = snapshot_download(
-            data.url, repo_type="dataset", revision=data.revision, cache_dir=Path(SCRATCH, "hub")
+            str(data.url), repo_type="dataset", revision=data.revision, cache_dir=Path(SCRATCH, "hub")
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         line = " ".join(str(error).split())
-        raise BadInput(f"{settings.EXPERIMENT}: data.url: cannot fetch {data.url} at {data.revision}: {line}") from None
+        raise BadInput(f"{EXPERIMENT}: data.url: cannot fetch {data.url} at {data.revision}: {line}") from None
     return Path(folder)

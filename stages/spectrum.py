@@ -1,67 +1,72 @@
-"""Proposes a schedule for a data set from its power spectrum, and draws the picture that justifies it.
+"""Proposes SwD schedules for a dataset from its power spectrum, and plots the spectrum.
 
-At each noise level of the published 4 and 6 steps: the smallest side that discards no frequency which the noise leaves
-visible. Prints the sides in pixels, ready for `students: NAME: schedule`, and writes reports/spectrum/SOURCE.png.
+For each noise level of the published 4- and 6-step schedules it finds the smallest resolution that keeps all
+frequencies visible above the noise. Prints schedules for `students: NAME: schedule`, with resolutions in pixels, and
+writes reports/spectrum/SOURCE.png.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
-from multiscale.core.pixels import per_channel, to_signed
+from torch import Tensor
+
+from multiscale.core.normalisation import Normalisation
+from multiscale.core.pixels import to_signed
 from multiscale.core.storage import Table, read_json
 from multiscale.methods.swd.schedule import BOUNDARIES, Schedule, few_steps
 from multiscale.methods.swd.spectrum import cutoff, proposed, radial_power, smallest_safe
 from stages import figures
-from stages.common import settings
+from stages.common.errors import refuse
 from stages.common.harness import command
 from stages.common.images import pixel_table
 from stages.common.paths import LATENTS, REPORTS
+from stages.schema import Experiment
 
 BLOCK = 1024
-PATCH = 2  # sides are such that a transformer's patches divide their latents
+PATCH = 2  # proposed resolutions are divisible by the transformer's patches
 
 
-def blocks(table: Table, column: str, normalise):
-    """The images of a table, block by block."""
+def blocks(table: Table, column: str, normalise: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+    """Yields the images of a table, normalised, block by block."""
     return (normalise(table[slice(k, k + BLOCK)][column]) for k in range(0, len(table), BLOCK))
 
 
-def spectrum_of(source: str, size: int):
-    """(frequencies, power, side of the grid) of the images or of the latents of one side, normalised."""
+def spectrum_of(source: str, resolution: int) -> tuple[Tensor, Tensor, int]:
+    """(frequencies, power, resolution) of the images, or of the normalised latents of one resolution."""
     if source == "pixels":
-        table = pixel_table("train")
-        return *radial_power(blocks(table, "pixels", to_signed), size), size
+        return *radial_power(blocks(pixel_table("train"), "pixels", to_signed), resolution), resolution
     folder = LATENTS / source
     if not folder.is_dir():
         made = ", ".join(["pixels", *sorted(path.name for path in LATENTS.glob("[!.]*"))])
-        raise settings.refuse("spectrum", "SOURCE", source, f"one of {made}")
+        raise refuse("spectrum", "SOURCE", source, f"one of {made}")
     about = read_json(folder / "statistics.json")
-    shift, scale = per_channel(about["shift"]), per_channel(about["scale"])
+    latent = Normalisation(shift=about["shift"], scale=about["scale"])
     table = Table.open(folder / "latents.safetensors", "mean")
     grid = table.arrays["mean"].shape[-1]
-    return *radial_power(blocks(table, "mean", lambda z: (z - shift) / scale), grid), grid
+    return *radial_power(blocks(table, "mean", latent.apply), grid), grid
 
 
-def main(source: str) -> None:
-    size = settings.load("data").data.size
-    frequencies, power, grid = spectrum_of(source, size)
-    factor = size // grid if source == "pixels" else int(source) // grid
+def main(params: Experiment, source: str) -> None:
+    full = params.data.resolution
+    frequencies, power, grid = spectrum_of(source, full)
+    factor = full // grid if source == "pixels" else int(source) // grid
     grids = list(range(PATCH, grid, PATCH)) + [grid]
     levels = {}
     for steps in BOUNDARIES:
-        sigmas = few_steps(steps, [grid] * steps).sigmas
-        chosen = Schedule(tuple(proposed(frequencies, power, sigmas, grids)), sigmas)
+        sigmas = few_steps(steps)
+        chosen = Schedule(resolutions=proposed(frequencies, power, sigmas, grids), sigmas=sigmas)
         for sigma in sigmas:
             safe = smallest_safe(frequencies, power, sigma, grids)
             levels[sigma] = cutoff(frequencies, power, sigma), safe * factor
-        sides, shown = [side * factor for side in chosen.sides], [round(sigma, 4) for sigma in sigmas]
-        print(f"{steps} steps: {{sides: {sides}, sigmas: {shown}}}, {chosen.cost:.0%} of the full side's tokens")
+        resolutions = [resolution * factor for resolution in chosen.resolutions]
+        shown = f"{{resolutions: {resolutions}, sigmas: {[round(sigma, 4) for sigma in sigmas]}}}"
+        print(f"{steps} steps: {shown}, {chosen.cost:.0%} of the full resolution's tokens")
     path = REPORTS / "spectrum" / f"{source}.png"
     title = f"Spectrum of {'the pixels' if source == 'pixels' else f'latents of {source} px'}"
-    figures.spectrum(frequencies.tolist(), power.tolist(), levels, title, Path(path))
+    figures.spectrum(frequencies.tolist(), power.tolist(), levels, title, path)
     print(f"picture: {path}")
 
 
 if __name__ == "__main__":
-    command(main, __doc__, {"source": "'pixels', or a side of `latents`"})
+    command(main, __doc__, {"source": "'pixels', or a resolution of `latents`"})

@@ -1,4 +1,4 @@
-"""Makes the autoencoder, in models/vae: trained here, a published one at a fixed revision, or none (pixels)."""
+"""Provides the autoencoder in models/vae: trained here, a published one at a fixed revision, or none (pixels)."""
 
 from __future__ import annotations
 
@@ -8,29 +8,23 @@ from pathlib import Path
 from multiscale.core.storage import atomic_folder, write_json
 from multiscale.networks import autoencoder
 from multiscale.networks.autoencoder import AutoencoderPart
-from multiscale.training.part import Part
 from stages import fitting
-from stages.common import settings
+from stages.common.errors import BadInput
 from stages.common.harness import command
 from stages.common.images import pixel_table
-from stages.common.paths import IMAGES, SCRATCH, TIMINGS
+from stages.common.paths import EXPERIMENT, IMAGES, SCRATCH, TIMINGS
 from stages.common.paths import VAE as OUT
-from stages.common.settings import BadInput
-from stages.schema import VAE
+from stages.schema import Experiment
+from stages.schema.data import PublishedVAE, TrainedVAE
 
 
-def build(vae: VAE, channels: int) -> tuple[AutoencoderPart, dict]:
-    """The part to train, on the training split."""
+def build(vae: TrainedVAE, channels: int) -> AutoencoderPart:
+    """The part to train on the training split."""
     net = autoencoder.build(channels, vae.latent_channels, tuple(vae.widths), vae.layers, vae.groups)
-    return AutoencoderPart("vae", pixel_table("train"), net, vae.sides, vae.kl_weight), {}
+    return AutoencoderPart("vae", pixel_table("train"), net, vae.resolutions, vae.kl_weight)
 
 
-def save(folder: Path, part: Part, config: dict) -> None:
-    """In the form of diffusers, so that `AutoencoderKL.from_pretrained` reads it."""
-    part.players["net"].vae.save_pretrained(folder, safe_serialization=True)
-
-
-def publish(vae: VAE) -> None:
+def publish(vae: PublishedVAE) -> None:
     """Copies a published autoencoder into models/vae."""
     try:
         net = autoencoder.kl_class().from_pretrained(
@@ -42,21 +36,18 @@ def publish(vae: VAE) -> None:
         )
     except (OSError, ValueError) as error:
         line = str(error).splitlines()[0]
-        raise BadInput(
-            f"{settings.EXPERIMENT}: vae.source: cannot load '{vae.source}' at {vae.revision}: {line}"
-        ) from None
+        raise BadInput(f"{EXPERIMENT}: vae.source: cannot load '{vae.source}' at {vae.revision}: {line}") from None
     with atomic_folder(OUT) as folder:
         net.save_pretrained(folder, safe_serialization=True)
 
 
-def main() -> None:
-    params = settings.load("seed", "run", "data", "vae")
-    vae: VAE = params.vae
-    if vae.kind == "train":
+def main(params: Experiment) -> None:
+    vae = params.vae
+    if isinstance(vae, TrainedVAE):
         made = partial(build, vae, params.data.channels)
-        fitting.train(fitting.job("vae", made, vae, vae.training, params.seed, [IMAGES], OUT, save), params.run)
+        fitting.train(fitting.job("vae", made, vae, params.seed, [IMAGES], OUT), params.run)
         return
-    if vae.kind == "published":
+    if isinstance(vae, PublishedVAE):
         publish(vae)
     else:
         with atomic_folder(OUT) as folder:

@@ -1,8 +1,10 @@
-"""What the report says of wavelets: statistics of the bands, theory of their conditioning, examined generators."""
+"""The report's sections on wavelets: statistics of the bands, theory of their conditioning, diversity of generators."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from multiscale.adversarial import COLLAPSED
 from multiscale.core.storage import read_json
@@ -12,12 +14,12 @@ from stages import figures
 from stages.common.paths import DECOMPOSED, MODELS
 from stages.page import Section
 
-SIDES = [16, 32, 64, 128]  # of the fields that the theory is worked out for
+RESOLUTIONS = [16, 32, 64, 128]  # of the Gaussian fields of the theory
 ERRORS = {"worst": 0.02, "wasserstein": 1e-3, "kl": 1e-3}  # of a mode; squared, a dimension; nats a dimension
 COLLAPSE = "mode collapse:"
 BANDS = {
     "band": "band",
-    "side": "side",
+    "resolution": "resolution",
     "std": "standard deviation",
     "energy": "energy",
     "kurtosis": "kurtosis (3: Gaussian)",
@@ -39,17 +41,16 @@ DIVERSITY = {
 }
 
 
-def sections(decompose: dict, parts: dict, pictures: Path) -> list[Section]:
-    """The report's sections on wavelets, their plots drawn into `pictures`; none for a recipe without them."""
-    wavelets = {name: section for name, section in decompose.items() if section.kind == "wmgm"}
-    found = [_bands(name, section.filter, pictures) for name, section in wavelets.items()]
+def sections(decompose: Mapping[str, Any], parts: Mapping[str, Any], pictures: Path) -> list[Section]:
+    """The sections, with their plots written into `pictures`; none for an experiment without wavelets."""
+    found = [_bands(name, each.filter, pictures) for name, each in decompose.items() if each.kind == "wmgm"]
     examined = {name: MODELS / part.method / name / "examined.json" for name, part in parts.items()}
     read = {name: read_json(path)["diversity"] for name, path in examined.items() if path.exists()}
     return found + ([_diversity(read)] if read else [])
 
 
 def warnings(sections: list[Section]) -> list[str]:
-    """The lines of sections that warn."""
+    """The lines of sections that are warnings."""
     return [line for section in sections for line in section.lines if line.startswith(COLLAPSE)]
 
 
@@ -59,7 +60,7 @@ def _cell(value: object) -> str:
     return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _table(headings: dict[str, str], rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+def _table(headings: dict[str, str], rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     return list(headings.values()), [[_cell(row[key]) for key in headings] for row in rows]
 
 
@@ -70,20 +71,20 @@ def _bands(name: str, wavelet: str, pictures: Path) -> Section:
     title = f"Bands of {name}: {wavelet}, {statistics['levels']} levels"
     if wavelet == PIXELS:
         return Section(title, [], *_table(BANDS, rows), [])
-    fields = theory.field_conditioning(SIDES, wavelet=wavelet)
-    steps = {kind: theory.steps_table(SIDES, error, kind, wavelet=wavelet) for kind, error in ERRORS.items()}
+    fields = theory.field_conditioning(RESOLUTIONS, wavelet=wavelet)
+    steps = {kind: theory.steps_table(RESOLUTIONS, error, kind, wavelet=wavelet) for kind, error in ERRORS.items()}
     plots = [f"{name}-conditioning.png", f"{name}-euler-steps.png"]
     figures.conditioning(fields, conditions, pictures / plots[0])
     figures.euler_steps(steps, ERRORS, pictures / plots[1])
     note = (
-        "Condition numbers are of bands divided by their channels' standard deviations, 8-bit rounding added; the "
-        "spectral one takes the images as stationary. The fields are Gaussian with spectrum 1/f^2 and a coarsest band "
-        "of 4 x 4 numbers; the Euler steps are those of the exact score, in closed form."
+        "Condition numbers are of bands divided by the standard deviation of each channel, with 8-bit rounding added; "
+        "the spectral one assumes stationary images. The fields are Gaussian with spectrum 1/f^2 and a coarsest band "
+        "of 4 x 4 coefficients; Euler steps are computed in closed form for the exact score."
     )
     return Section(title, [note], *_table(BANDS, rows), plots)
 
 
-def _diversity(examined: dict[str, list[dict]]) -> Section:
+def _diversity(examined: dict[str, list[dict[str, Any]]]) -> Section:
     rows = [{"part": part, **row} for part, levels in examined.items() for row in levels]
     collapsed = [
         f"{COLLAPSE} {row['part']} at level {row['level']} varies {row['ratio']:.2g} times as much as the data"
@@ -91,7 +92,7 @@ def _diversity(examined: dict[str, list[dict]]) -> Section:
         if row["collapsed"]
     ]
     note = (
-        "How much generated details vary for one coarse image, against how much the data's do: a ratio of 1 is right, "
-        f"below {COLLAPSED} the generator ignores its noise."
+        "The ratio is the variance of generated details for one coarse image over that of the data: 1 is ideal; below "
+        f"{COLLAPSED} the generator ignores its noise."
     )
     return Section("Diversity of the adversarial details", [*collapsed, note], *_table(DIVERSITY, rows), [])

@@ -18,10 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 from PIL import Image
 
-from multiscale.training.loop import Training
+from multiscale.core.models import ModelConfig
+from multiscale.core.settings import Section
+from multiscale.training.part import Training
 from stages.common import errors, settings
 from stages.common.images import SCHEMA
 
@@ -31,7 +34,7 @@ FILES = ("dvc.yaml", "constraints.txt", "pyproject.toml", ".gitignore", ".dvcign
 # Their tests start servers, clusters or whole pipelines, or train for many seconds; `make check` leaves them out.
 SLOW = "cluster dashboard flows mutate one_image pipeline postgres remote stages swd_stages sweep training wmgm".split()
 
-# A training of seconds, with a checkpoint after every step.
+# A training of seconds.
 TRAINING = Training(
     images=96,
     batch=8,
@@ -45,9 +48,15 @@ TRAINING = Training(
     precision="fp32",
     compile=False,
     log_images=48,
-    checkpoint_seconds=0,
 )
 
+
+def replace(model: Section, **changes: object) -> Section:
+    """A copy of a section of settings with other values, checked again."""
+    return type(model).model_validate(model.model_dump() | changes)
+
+
+CONFIG = ModelConfig(kind="toy", role="toy")  # of a part whose model nobody opens
 
 # The files that take minutes start first, so that none is waited for in the end.
 LONGEST = ("test_pipeline.py", "test_cluster.py", "test_flows.py", "test_sweep.py", "test_dashboard.py")
@@ -68,6 +77,13 @@ def until(value: Callable, seconds: float = 600):
         assert time.monotonic() < deadline, "it did not come"
         time.sleep(0.1)
     return found
+
+
+def processes(marker: str) -> list[int]:
+    """The processes that have this in their command line."""
+    found = psutil.process_iter(["cmdline", "status"])
+    alive = [each for each in found if each.info["status"] != psutil.STATUS_ZOMBIE]
+    return [each.pid for each in alive if marker in " ".join(each.info["cmdline"] or ())]
 
 
 def free_port() -> int:
@@ -156,8 +172,8 @@ def changed(tree: dict, changes: dict) -> dict:
     for key, value in changes.items():
         *path, last = (int(step) if step.isdigit() else step for step in key.split("."))
         node = tree
-        for step in path:
-            node = node[step]
+        for step in path:  # a key that stands at its default is not in the file
+            node = node[step] if isinstance(node, list) else node.setdefault(step, {})
         if value is ...:
             del node[last]
         else:
@@ -219,7 +235,7 @@ def trained(sources, tmp_path_factory) -> Path:
     try:
         trainings = ["vae", "classifier", "parts.dit", "parts.msf-0", "parts.msf-1"]
         small = {f"{name}.training.{key}": 16 for name in trainings for key in ("images", "log_images", "batch")}
-        smaller = {"sample.images": 20, "sample.batch": 8, "evaluate.batch": 8, "latents.batch": 16}
+        smaller = {"sample.images": 20, "sample.batch": 8, "run.batch": 16}
         made.change(small | smaller | {"evaluate.reference_images": 40})
         write_images(folder / "data" / "images.parquet", 80)
         stages = "vae, latents 24, latents 32, decompose full, decompose residual, classifier, reference, train dit, "

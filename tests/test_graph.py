@@ -11,12 +11,13 @@ import networkx as nx
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# The schema only says what is allowed: experiment.yaml spells out every value (settings.load insists), so no result
-# depends on it, and a new method's section leaves the others' results valid.
-PURE_VALIDATION = re.compile(r"stages/schema/|multiscale/(.*/)?settings\.py$")
-SPREADS = "stages/cluster.py"  # Ray carries the same work to other processes: no result depends on it
+# The schema only says what is allowed: experiment.yaml spells out the shared sections (settings.load insists), and the
+# defaults of a method's sections stand in its folder, which DVC tracks.
+PURE_VALIDATION = re.compile(r"stages/schema/")
+# Ray carries the same work to other processes; `multiscale.load` is for people, stages call what it calls.
+NEUTRAL = ("stages/cluster.py", "multiscale/__init__.py")
 # Shared by some kinds of parts, but a group of stages has one list.
-COARSE = {"multiscale/adversarial.py", "multiscale/flow.py", "multiscale/networks/unet.py"}
+COARSE = {f"multiscale/{name}.py" for name in ("adversarial", "flow", "solvers", "networks/unet")}
 
 
 def module_file(name: str) -> str | None:
@@ -53,7 +54,7 @@ def closure(*starts: str) -> set[str]:
     todo, seen = list(starts), set()
     while todo:
         file = todo.pop()
-        if file not in seen and file != SPREADS and not PURE_VALIDATION.match(file):
+        if file not in seen and file not in NEUTRAL and not PURE_VALIDATION.match(file):
             seen.add(file)
             todo += imports(file)
     return seen
@@ -86,10 +87,14 @@ def dependencies(stage) -> dict[str, set[str]]:
 def imported(address: str, stage) -> set[str]:
     """The code that a stage really imports, its method's module included."""
     verb = address.partition("@")[0]
-    entries = {"decompose": "decomposition.py", "train": "parts.py", "distill": "parts.py", "sample": "sampler.py"}
-    entry = entries.get(verb)
-    folders = [name for name in dependencies(stage) if entry and (ROOT / name / entry).exists()]
-    return {file for file in closure(f"stages/{verb}.py", *(f"{name}/{entry}" for name in folders)) if matters(file)}
+    entries = {"decompose": ["decomposition"], "train": ["parts"], "distill": ["parts", "teaching"]}
+    modules = [
+        f"{name}/{entry}.py"
+        for name in dependencies(stage)
+        for entry in (entries | {"sample": ["sampler"]}).get(verb, [])
+    ]
+    used = [module for module in modules if (ROOT / module).exists()]
+    return {file for file in closure(f"stages/{verb}.py", *used) if matters(file)}
 
 
 def test_every_stage_declares_the_code_that_it_imports(stages):
@@ -108,6 +113,8 @@ def test_no_stage_declares_code_that_it_does_not_import(stages):
 PARTS = {"train", "distill", "sample"}
 FOLLOWS = {  # what an edit of a file re-runs: whole groups of stages, or single ones
     "multiscale/flow.py": PARTS,
+    "multiscale/guidance.py": {*PARTS, "report"},  # of the theory of score models
+    "multiscale/solvers.py": {*PARTS, "report"},
     "multiscale/adversarial.py": {*PARTS, "report"},  # the report says when a generator has collapsed
     "multiscale/networks/dit.py": PARTS,
     "multiscale/networks/unet.py": PARTS,
@@ -119,7 +126,7 @@ FOLLOWS = {  # what an edit of a file re-runs: whole groups of stages, or single
     "multiscale/evaluation/features.py": {"reference", "evaluate", "floor"},
     "multiscale/evaluation/memorisation.py": {"reference", "evaluate", "floor"},
     "multiscale/evaluation/classifier.py": {"classifier", "evaluate", "floor"},
-    "multiscale/evaluation/metrics.py": {"distill", "evaluate", "floor"},
+    "multiscale/evaluation/metrics.py": {"evaluate", "floor"},
     "multiscale/methods/ssd/process.py": {
         "decompose@pixels",
         *(f"{verb}@{method}" for verb in ("train", "sample") for method in ("ddpm", "ssd-2l", "ssd-4l")),
@@ -131,7 +138,7 @@ FOLLOWS = {  # what an edit of a file re-runs: whole groups of stages, or single
     },
     "stages/cluster.py": set(),
     "stages/schema/__init__.py": set(),
-    "stages/teacher.py": {"distill"},
+    "stages/distill.py": {"distill"},
     "stages/leaderboard.py": {"report"},
 }
 
@@ -144,18 +151,15 @@ def test_an_edit_of_a_file_reruns_what_depends_on_it(file, stages):
     assert rerun == whole | {address for address in FOLLOWS[file] if "@" in address}
 
 
-def test_a_stage_loads_only_the_sections_that_dvc_tracks_for_it(stages):
+def test_a_stage_reads_only_the_sections_that_dvc_tracks_for_it(stages):
     for address, stage in stages.items():
         tree = ast.parse((ROOT / "stages" / f"{address.partition('@')[0]}.py").read_text())
-        loaded = {
-            argument.value
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "settings.load"
-            for argument in node.args
-        }
+        nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+        read = {node.attr for node in nodes if ast.unparse(node.value) == "params"}
         tracked = {key.split(".")[0] for dep in stage.deps for key in getattr(dep, "params", [])}
-        # `run` decides speed alone; `parts` and `methods` are tracked entry by entry.
-        assert loaded - {"run"} <= tracked, f"{address} reads {sorted(loaded - tracked)} untracked"
+        # `run` decides speed alone; which parts a method has is what DVC's graph says, too.
+        assert read - {"run", "parts_of", "trained"} <= tracked, f"{address} reads {sorted(read - tracked)} untracked"
+        assert read, f"{address} reads no settings"
 
 
 @pytest.mark.parametrize(("method", "decodes"), [("ddpm", False), ("wmgm", False), ("msf", True), ("swd", True)])
@@ -203,3 +207,13 @@ def test_the_science_reads_nothing_from_the_environment():
         for name in re.findall(r"""(?:environ(?:\.get\(|\[)|getenv\()["'](\w+)""", path.read_text())
     }
     assert not read
+
+
+def test_flows_touch_no_tensors():
+    allowed = {"multiscale.core.settings", "multiscale.core.storage", "multiscale.core.device"}
+    for path in (ROOT / "flows").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            used = {name for name in names if name and name.split(".")[0] in ("torch", "multiscale", "safetensors")}
+            assert used <= allowed, f"{path} imports {sorted(used - allowed)}"

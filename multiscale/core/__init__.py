@@ -1,1 +1,1 @@
-"""What everything stands on: devices, randomness, storage, pixels and resizes."""
+"""The basis of all other code: devices, randomness, settings, storage, pixels and resizing."""

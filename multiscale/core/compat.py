@@ -1,12 +1,14 @@
-"""The one repair of the environment: torchvision's CUDA build beside a CPU torch.
+"""A workaround for torchvision's CUDA build beside a CPU-only torch.
 
-The package registry serves torchvision compiled for CUDA. Beside a CPU-only torch its operators do not load, and
-importing it (torch-fidelity does; so does diffusers where transformers is installed) fails with "operator
-torchvision::nms does not exist". Declaring the schemas of the two operators that its Python code refers to cures the
-import; nothing here calls them.
+PyPI's torchvision is compiled for CUDA. Beside a CPU-only torch its operators do not load, and importing it fails with
+"operator torchvision::nms does not exist". torch-fidelity imports it, and so does diffusers if transformers is
+installed. Declaring the schemas of the two operators that torchvision's Python code names is enough: nothing here
+calls them.
 """
 
 from __future__ import annotations
+
+import sys
 
 import torch
 
@@ -14,7 +16,7 @@ _library: torch.library.Library | None = None  # kept alive: the schemas vanish 
 
 
 def make_torchvision_importable() -> None:
-    """Declares torchvision's operators, only where they really cannot load. Call it before the import."""
+    """Declares torchvision's operators if they cannot load. Call it before anything imports torchvision."""
     global _library
     if _library is not None or torch.cuda.is_available():
         return
@@ -31,11 +33,5 @@ def make_torchvision_importable() -> None:
         _library = torch.library.Library("torchvision", "DEF")
         _library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _forget_half_imported("torchvision")
-
-
-def _forget_half_imported(package: str) -> None:
-    import sys
-
-    for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
-        del sys.modules[name]
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]  # half imported

@@ -1,23 +1,26 @@
-"""What this machine offers: device, native bf16, threads, memory."""
+"""The device, its precision, memory layout and peak memory."""
 
 from __future__ import annotations
 
 import resource
 import sys
+from typing import TypeVar
 
 import torch
 from torch import nn
 
+Net = TypeVar("Net", bound=nn.Module)
+
 
 def default_device() -> torch.device:
-    """The first accelerator, else the processor."""
+    """The first GPU, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def bf16_is_native(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware (Ampere and later; AMX or AVX512-BF16 on x86).
+    """Whether the device multiplies bfloat16 in hardware (Ampere or later; AMX or AVX512-BF16 on x86).
 
-    Elsewhere bf16 is emulated and slower than fp32, so fp32 stays the default there.
+    Elsewhere bf16 is emulated and slower than fp32.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -25,7 +28,7 @@ def bf16_is_native(device: torch.device) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Turns 'auto' into 'bf16' or 'fp32'; leaves the other two as they are."""
+    """Resolves 'auto' to 'bf16' where it is native and to 'fp32' elsewhere."""
     if precision == "auto":
         return "bf16" if bf16_is_native(device) else "fp32"
     return precision
@@ -36,10 +39,22 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def cast_weights(net: nn.Module, precision: str) -> nn.Module:
-    """Casts the weights of linear and convolution layers to what autocast casts them to at every call, once.
+def layout_of(net: nn.Module) -> torch.memory_format:
+    """channels_last for convolutional networks (5x faster on a CPU, needed for tensor cores), else contiguous."""
+    convolutional = any(isinstance(module, nn.Conv2d) for module in net.modules())
+    return torch.channels_last if convolutional else torch.contiguous_format
 
-    The numbers stay the same. For networks that are only sampled from: autocast keeps no casts of frozen weights.
+
+def placed(net: Net, device: torch.device, layout: torch.memory_format) -> Net:
+    """Moves a network to a device, its 4-dimensional weights in the given memory layout."""
+    moved: Net = net.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stub lacks the keyword
+    return moved
+
+
+def cast_weights(net: Net, precision: str) -> Net:
+    """Casts the weights of linear and convolution layers once, as autocast would at every call.
+
+    Results do not change. Use it for frozen networks: autocast does not cache the casts of frozen weights.
     """
     if precision == "bf16":
         for module in net.modules():
@@ -49,7 +64,7 @@ def cast_weights(net: nn.Module, precision: str) -> nn.Module:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak bytes allocated on the accelerator, or the peak resident size of this process on a processor."""
+    """Peak bytes allocated on the GPU, or the peak resident size of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -57,7 +72,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def describe(device: torch.device) -> str:
-    """One line that names the hardware a timing was taken on."""
+    """The hardware that a timing was taken on, in one line."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"

@@ -1,4 +1,4 @@
-"""Per-channel moments of data that is seen block by block."""
+"""Streaming per-channel moments."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 class Moments:
-    """Streaming mean and standard deviation of each channel, in float64."""
+    """The mean and standard deviation of each channel, accumulated block by block in float64."""
 
     def __init__(self) -> None:
         self.count, self.total, self.squares = 0, torch.zeros(()), torch.zeros(())
 
     def add(self, x: Tensor) -> None:
-        """Takes in a block (N, C, h, h)."""
+        """Adds a block (N, C, h, h)."""
         x = x.double()
         self.count += x.numel() // x.shape[1]
         self.total = self.total + x.sum((0, 2, 3)).cpu()
@@ -24,7 +24,7 @@ class Moments:
         return (self.total / self.count).tolist()
 
     def std(self) -> list[float]:
-        """The standard deviation of each channel, at least 1e-6 so that one may divide by it."""
+        """The standard deviation of each channel, at least 1e-6 so that it can be divided by."""
         mean = self.total / self.count
         return (self.squares / self.count - mean.square()).clamp_min(1e-12).sqrt().tolist()
 

@@ -1,4 +1,4 @@
-"""The three scales of pixel values: uint8 on disk, [-1, 1] in networks, [0, 1] between a sampler and its viewers."""
+"""The three ranges of pixel values: uint8 on disk, [-1, 1] in networks, [0, 1] as samplers return them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def to_signed(pixels: Tensor) -> Tensor:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """Images in [-1, 1] -> clipped to [0, 1]."""
+    """Images in [-1, 1] -> [0, 1], clipped."""
     return ((images.float() + 1) / 2).clamp(0, 1)
 
 
@@ -24,5 +24,5 @@ def to_pixels(images: Tensor) -> Tensor:
 
 
 def per_channel(values: Sequence[float]) -> Tensor:
-    """A statistic of each channel, shaped to act on (N, C, h, h)."""
+    """One value a channel, shaped (1, C, 1, 1)."""
     return torch.tensor(values).view(1, -1, 1, 1)

@@ -1,4 +1,4 @@
-"""The resizes of the project, one definition each: training, priors and sampling must agree on them to the bit."""
+"""Image resizing, defined once: training, priors and sampling must agree bit for bit."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def bilinear_to(x: Tensor, side: int) -> Tensor:
-    """x (N, C, h, h) -> (N, C, side, side): bilinear, half-pixel centres, antialiased when it shrinks."""
-    if x.shape[-1] == side:
+def bilinear_to(x: Tensor, resolution: int) -> Tensor:
+    """x (N, C, h, h) -> (N, C, resolution, resolution): bilinear, half-pixel centres, antialiased when shrinking."""
+    if x.shape[-1] == resolution:
         return x
-    return F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False, antialias=side < x.shape[-1])
+    return F.interpolate(
+        x, size=(resolution, resolution), mode="bilinear", align_corners=False, antialias=resolution < x.shape[-1]
+    )
 
 
-def bicubic_to(x: Tensor, side: int) -> Tensor:
-    """x (N, C, h, h) -> (N, C, side, side): bicubic (a = -0.75), half-pixel centres, no antialiasing."""
-    if x.shape[-1] == side:
+def bicubic_to(x: Tensor, resolution: int) -> Tensor:
+    """x (N, C, h, h) -> (N, C, resolution, resolution): bicubic (a = -0.75), half-pixel centres, no antialiasing."""
+    if x.shape[-1] == resolution:
         return x
-    return F.interpolate(x, size=(side, side), mode="bicubic", align_corners=False)
+    return F.interpolate(x, size=(resolution, resolution), mode="bicubic", align_corners=False)
 
 
-def area_to(x: Tensor, side: int) -> Tensor:
-    """x (N, C, h, h) -> (N, C, side, side) by averaging areas, the way an image is downsampled in pixels."""
-    if x.shape[-1] == side:
+def area_to(x: Tensor, resolution: int) -> Tensor:
+    """x (N, C, h, h) -> (N, C, resolution, resolution) by averaging over areas."""
+    if x.shape[-1] == resolution:
         return x
-    return F.interpolate(x, size=(side, side), mode="area")
+    return F.interpolate(x, size=(resolution, resolution), mode="area")

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and tensors on disk that are larger than memory (safetensors, memory-mapped)."""
+"""Atomic files and folders, and memory-mapped tensors that need not fit in memory (safetensors)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def _plain_errors(path: Path) -> Iterator[None]:
-    """A full disk is an OSError whoever meets it: safetensors hides it in an exception of its own."""
+    """Raises an OSError for a full disk: safetensors hides it in an exception of its own."""
     try:
         yield
     except SafetensorError as error:
@@ -40,7 +41,7 @@ def _plain_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`; on success the file is synced to disk and renamed, else removed."""
+    """Yields a temporary path beside `path`; on success the file is synced and renamed, otherwise removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -57,9 +58,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; on success its files are synced and it takes the final name.
+    """Yields a temporary folder beside `path`; on success its files are synced and it is renamed.
 
-    An older result keeps its name until then. What a killed writer left is removed.
+    Until then an older folder stays in place. Temporary folders of killed processes are removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 with open(file, "rb+") as opened:
                     os.fsync(opened.fileno())
         if path.exists():
-            os.replace(path, older)  # in one step: deleting it in place could be cut short
+            os.replace(path, older)  # deleting it in place could be interrupted halfway
         os.replace(temporary, path)
         _sync_folder(path.parent)
     finally:
@@ -84,45 +85,52 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Writes indented JSON in one atomic step."""
+def write_text(path: Path, text: str) -> None:
+    """Writes text atomically."""
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_text(text)
 
 
-def read_json(path: Path) -> dict:
+def write_json(path: Path, value: object) -> None:
+    """Writes indented JSON atomically."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object."""
-    return json.loads(Path(path).read_text())
+    found: dict[str, Any] = json.loads(Path(path).read_text())
+    return found
 
 
 class TensorWriter:
-    """Writes a safetensors file row block by row block, so that a data set never has to fit in memory.
+    """Writes a safetensors file block by block, so that a dataset need not fit in memory.
 
-    shapes: name -> (dtype, (N, ...)). Use it inside `atomic_file`; rows not written stay zero.
+    shapes: name -> (dtype, (N, ...)). Use it inside `atomic_file`. Rows that are not written stay zero.
     """
 
     def __init__(
-        self, path: Path, shapes: dict[str, tuple[type, tuple[int, ...]]], metadata: dict[str, str] | None = None
+        self, path: Path, shapes: Mapping[str, tuple[type, tuple[int, ...]]], metadata: dict[str, str] | None = None
     ):
         header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
-        offset = 0
+        starts, offset = {}, 0
         for name, (dtype, shape) in shapes.items():
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            starts[name] = offset
             header[name] = {"dtype": _NAMES[np.dtype(dtype)], "shape": shape, "data_offsets": [offset, offset + size]}
             offset += size
         encoded = json.dumps(header).encode()
         encoded += b" " * (-len(encoded) % 8)
         with open(path, "wb") as file:
             file.write(len(encoded).to_bytes(8, "little") + encoded)
-            # Takes the room now: a mapped page that finds the disk full later would kill the process.
+            # Reserves the space now: if the disk were full later, a mapped page would kill the process.
             os.posix_fallocate(file.fileno(), 0, 8 + len(encoded) + offset)
         self.arrays = {
-            name: np.memmap(path, dtype, "r+", 8 + len(encoded) + header[name]["data_offsets"][0], shape)
+            name: np.memmap(path, np.dtype(dtype), "r+", 8 + len(encoded) + starts[name], shape)
             for name, (dtype, shape) in shapes.items()
         }
 
     def write(self, name: str, start: int, rows: Tensor) -> None:
-        """Puts rows (n, ...) at positions start .. start+n-1 of a tensor."""
+        """Writes rows (n, ...) at positions start .. start+n-1 of a tensor."""
         self.arrays[name][start : start + len(rows)] = rows.numpy()
 
     def close(self) -> None:
@@ -131,10 +139,27 @@ class TensorWriter:
             array.flush()
 
 
-class Table:
-    """Rows of named tensors, memory-mapped from safetensors files: reading a batch touches only its rows.
+def write_blocks(
+    path: Path,
+    shapes: Mapping[str, tuple[type, tuple[int, ...]]],
+    blocks: Iterable[Mapping[str, Tensor]],
+    metadata: dict[str, str] | None = None,
+    reach: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Writes blocks of rows, name -> (n, ...), one after the other with `TensorWriter`; reports the rows so far."""
+    writer, done = TensorWriter(path, shapes, metadata), 0
+    for block in blocks:
+        for name, rows in block.items():
+            writer.write(name, done, rows)
+        done += len(rows)
+        reach(done)
+    writer.close()
 
-    All tensors have the same first dimension N; `table[rows]` gives name -> Tensor (n, ...), floats as float32.
+
+class Table:
+    """Memory-mapped tensors of one length N; `table[rows]` reads those rows alone: name -> Tensor (n, ...).
+
+    Floats come as float32. Raises ValueError for tensors of different lengths.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray]):
@@ -145,8 +170,8 @@ class Table:
 
     @classmethod
     def open(cls, path: Path, *names: str) -> Table:
-        """Maps the named tensors of one file (all of them by default)."""
-        arrays = {}
+        """Maps the named tensors of a safetensors file (default: all)."""
+        arrays: dict[str, np.ndarray] = {}
         with open(path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))

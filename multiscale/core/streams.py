@@ -1,4 +1,4 @@
-"""Stateless randomness: every draw is a function of (seed, stream name, index), so nothing needs saving or skipping."""
+"""Stateless randomness: every draw is a function of (seed, stream name, index), so there is no state to save."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 
 
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
-    """A CPU generator addressed by (seed, stream, index). CPU, so that every device sees the same numbers."""
+    """The generator of (seed, stream, index), on the CPU so that the numbers are the same on every device."""
     digest = hashlib.blake2b(f"{seed}/{stream}/{index}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def noise_of_seeds(seeds: list[int], stream: str, shape: tuple[int, ...]) -> Tensor:
-    """Unit Gaussian noise (N, *shape) whose row k depends on seeds[k] and the stream alone."""
+    """Unit Gaussian noise (N, *shape); row k depends on seeds[k] and the stream alone."""
     return torch.stack([torch.randn(shape, generator=generator(seed, stream)) for seed in seeds])
 
 
 def classes_of_seeds(seeds: list[int], counts: Tensor) -> Tensor:
-    """Classes (N,), class c with probability counts[c] / sum(counts).
+    """Random classes (N,), class c with probability counts[c] / sum(counts), counts (K,) being integers.
 
-    counts (K,) are whole numbers. Row k depends on seeds[k] and the counts alone.
+    Row k depends on seeds[k] and the counts alone.
     """
     total = int(counts.sum())
     places = torch.stack([torch.randint(total, (), generator=generator(seed, "class")) for seed in seeds])
@@ -34,8 +34,8 @@ def classes_of_seeds(seeds: list[int], counts: Tensor) -> Tensor:
 class Draws:
     """The random numbers of one training step.
 
-    Every worker draws the numbers of the whole global batch and keeps its own rows: the same step sees the same
-    numbers on one worker or on many.
+    Each worker draws the numbers of the global batch and keeps its own rows, so they do not depend on the number of
+    workers.
     """
 
     seed: int
@@ -62,24 +62,21 @@ class Draws:
 
 
 class Order:
-    """The endless shuffled sequence of data rows: epoch e is the permutation addressed by (seed, stream, e)."""
+    """The endless shuffled sequence of data rows; epoch e is the permutation drawn from (seed, stream, e)."""
 
     def __init__(self, seed: int, stream: str, length: int):
         self.seed, self.stream, self.length = seed, f"{stream}/order", length
         self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.long)
 
-    def _of_epoch(self, epoch: int) -> Tensor:
-        if epoch != self._epoch:
-            self._permutation = torch.randperm(self.length, generator=generator(self.seed, self.stream, epoch))
-            self._epoch = epoch
-        return self._permutation
-
     def rows(self, start: int, count: int) -> Tensor:
-        """The rows at positions start .. start+count-1 of the sequence (may cross epochs)."""
+        """The rows at positions start .. start+count-1 of the sequence, which may span epochs."""
         pieces, position, left = [], start, count
         while left:
             epoch, offset = divmod(position, self.length)
-            piece = self._of_epoch(epoch)[offset : offset + left]
+            if epoch != self._epoch:
+                self._permutation = torch.randperm(self.length, generator=generator(self.seed, self.stream, epoch))
+                self._epoch = epoch
+            piece = self._permutation[offset : offset + left]
             pieces.append(piece)
             position, left = position + len(piece), left - len(piece)
         return torch.cat(pieces)

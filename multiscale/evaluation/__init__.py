@@ -1,1 +1,1 @@
-"""How samples are measured: features, metrics, copies of training images, a classifier."""
+"""Evaluation of samples: features, metrics, memorisation, a classifier."""

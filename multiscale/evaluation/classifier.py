@@ -1,22 +1,22 @@
-"""A small convolutional classifier: the judge of whether a sample shows the class that was asked for."""
+"""A small convolutional classifier, which measures whether samples show their class."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from multiscale.core import models
 from multiscale.core.pixels import to_signed
-from multiscale.core.storage import read_json
 from multiscale.core.streams import Draws
-from multiscale.training.part import Data, Nets, Part
+from multiscale.training.part import Batch, Data, Loss, Nets, Part
 
 
 class Classifier(nn.Module):
-    """Images in [-1, 1] (N, C, H, H) -> logits (N, classes): strided convolutions with group norm, then a mean."""
+    """Images in [-1, 1] (N, C, H, H) -> logits (N, classes): strided convolutions, group norm, average pooling."""
 
     def __init__(self, channels: int, classes: int, width: int, stages: int):
         super().__init__()
@@ -30,29 +30,45 @@ class Classifier(nn.Module):
         self.head = nn.Linear(wider, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images).mean((2, 3)))
+        logits: Tensor = self.head(self.features(images).mean((2, 3)))
+        return logits
+
+
+class ClassifierConfig(models.ModelConfig):
+    """The config of a classifier."""
+
+    kind: Literal["classifier"] = "classifier"
+    role: Literal["classifier"] = "classifier"
+    channels: int
+    classes: int
+    width: int
+    """channels of the first layer"""
+    stages: int
+
+    def build(self) -> Classifier:
+        """The network with random weights."""
+        return Classifier(self.channels, self.classes, self.width, self.stages)
 
 
 class ClassifierPart(Part):
-    """Trains the classifier with cross-entropy on images shifted by up to an eighth of their side."""
+    """Trains the classifier with cross-entropy on images shifted by up to an eighth of their resolution."""
 
-    def __init__(self, name: str, data: Data, net: Classifier):
-        super().__init__(name, data, {"net": net})
+    def __init__(self, name: str, data: Data, config: ClassifierConfig):
+        super().__init__(name, data, {"net": config.build()}, config)
 
-    def loss(self, player: str, nets: Nets, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, network: str, nets: Nets, batch: Batch, draws: Draws) -> Loss:
         images = to_signed(batch["pixels"])
-        reach = images.shape[-1] // 8
+        resolution, reach = images.shape[-1], images.shape[-1] // 8
         padded = F.pad(images, [reach] * 4, mode="replicate")
         top, left = draws.choice("top", 2 * reach + 1), draws.choice("left", 2 * reach + 1)
-        side = images.shape[-1]
-        logits = nets["net"](padded[..., top : top + side, left : left + side])
+        logits = nets["net"](padded[..., top : top + resolution, left : left + resolution])
         accuracy = (logits.argmax(1) == batch["label"]).float().mean()
         return F.cross_entropy(logits.float(), batch["label"], label_smoothing=0.05), {"accuracy": accuracy}
 
 
 @torch.no_grad()
 def accuracy(net: Classifier, pixels: Tensor, labels: Tensor, batch: int = 256) -> float:
-    """The share of uint8 images (N, C, H, H) that the classifier assigns to their labels (N,)."""
+    """The share of uint8 images (N, C, H, H) whose predicted class is their label (N,)."""
     device = next(net.parameters()).device
     hits = [
         (net(to_signed(pixels[start : start + batch].to(device))).argmax(1).cpu() == labels[start : start + batch])
@@ -62,10 +78,6 @@ def accuracy(net: Classifier, pixels: Tensor, labels: Tensor, batch: int = 256) 
 
 
 def load(folder: Path) -> Classifier | None:
-    """The trained judge in a folder, or None where the set has a single class and there is nothing to judge."""
-    config = read_json(folder / "config.json")
-    if config["classes"] < 2:
-        return None
-    net = Classifier(**config)
-    net.load_state_dict(load_file(folder / "model.safetensors"))
-    return net.eval()
+    """The trained classifier in a folder; None for a dataset with one class."""
+    config = models.config(folder, ClassifierConfig)
+    return models.load_weights(config.build(), folder).eval() if config.classes > 1 else None

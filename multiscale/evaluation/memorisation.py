@@ -1,9 +1,9 @@
-"""Whether a method copies its training images, judged by held-out images, which nobody can have copied.
+"""A test of whether a method copies training images, calibrated on held-out images, which it cannot have copied.
 
-The statistic is the distance to the nearest training image over that to the second nearest. A copy is near to one image
-alone; a typical image is near to many, and a method that makes typical images is not accused. Distances are of pixels,
-mirrored or not: a network's features take a little noise, blur or an autoencoder's rendering for another image. The
-copy of an image that the training set holds twice, slightly altered, goes unseen.
+The statistic is the distance to the nearest training image over that to the second nearest. It is small for a copy,
+which is close to one image alone, but not for a typical image, which is close to many. Distances are between pixels,
+mirrored or not: in a network's features, slight noise, blur or an autoencoder's reconstruction looks like another
+image. A copy of an image of which the training set holds a near-duplicate goes undetected.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from torch import Tensor
 from multiscale.core.device import default_device
 from multiscale.core.resize import area_to
 
-SIDE = 16  # pixels that images are averaged to: what is finer tells altered copies worse (docs/evaluation.md)
-SHARE = 0.01  # of held-out images that lie below the limit
-CHANCE = 1e-3  # that a method which copies nothing is flagged
+RESOLUTION = 16  # that images are averaged to; finer ones detect altered copies less well (docs/evaluation.md)
+SHARE = 0.01  # of held-out images below the threshold
+CHANCE = 1e-3  # significance level: false alarms of a method that copies nothing
 BLOCK = 4096
 
 
 def small(pixels: Tensor) -> Tensor:
-    """uint8 images (N, C, H, H) -> half precision (N, C, h, h) of at most 16 pixels a side."""
-    return area_to(pixels.float(), min(SIDE, pixels.shape[-1])).half()
+    """uint8 images (N, C, H, H) -> half precision (N, C, h, h) of at most 16 x 16 pixels."""
+    return area_to(pixels.float(), min(RESOLUTION, pixels.shape[-1])).half()
 
 
 def nearest(images: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
-    """The root mean squared distances (N, 2) to the two nearest training images, and the nearest one's row (N,).
+    """RMS distances (N, 2) to the two nearest training images, and the row (N,) of the nearest.
 
-    Both are small images (N, C, h, h), (M, C, h, h), in levels of 0 to 255; M of 2 or more.
+    Takes small images (N, C, h, h) and (M, C, h, h) in levels of 0 to 255, M >= 2.
     """
     distances, rows = [], []
     for x in images.split(BLOCK):
@@ -45,28 +45,28 @@ def nearest(images: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean distances (n, m), each the smaller of that to an image and to its mirror image."""
+    """Euclidean distances (n, m), each the smaller of those of an image and its mirror image."""
     device = default_device()
     y = y.flatten(1).to(device, torch.float64)
-    both = [torch.cdist(side.flatten(1).to(device, torch.float64), y) for side in (x, x.flip(-1))]
+    both = [torch.cdist(each.flatten(1).to(device, torch.float64), y) for each in (x, x.flip(-1))]
     found = torch.minimum(*both).float().cpu()
-    return found.where(found > 1e-3, 0.0)  # of equal images the matrix product leaves a rest, which has no ratio
+    return found.where(found > 1e-3, 0.0)  # rounding leaves equal images a tiny distance, whose ratio means nothing
 
 
 def ratios(distances: Tensor) -> Tensor:
-    """(N, 2) -> (N,): near 0 for a copy, 0 for an exact one, near 1 where no training image stands out."""
+    """Distances (N, 2) -> ratios (N,): 0 for an exact copy, near 0 for a copy, near 1 for no copy."""
     return distances[:, 0] / distances[:, 1].clamp_min(torch.finfo(distances.dtype).tiny)
 
 
 def verdict(ratios: Tensor, held_out: Tensor) -> tuple[float, bool]:
-    """The share of images below the limit that 1 % of held-out images lie below, and whether they are copies.
+    """The share of ratios (N,) below the threshold that 1 % of held-out ratios (M,) are below; whether it shows copies.
 
-    They are where so many would lie there by chance less than once in a thousand times, were they held-out images too.
+    It does if held-out images in place of the generated ones would reach such a share with a probability below 1e-3.
     """
     n, m = len(ratios), len(held_out)
-    rank = max(1, int(SHARE * (m + 1)))  # 1 / (m + 1) is the least share that m images can tell
+    rank = max(1, int(SHARE * (m + 1)))  # 1 / (m + 1) is the smallest share that m images can resolve
     count = int((ratios <= held_out.sort().values[rank - 1]).sum())
-    # At least `count` lie below the held-out image of that rank if, and only if, the first count + rank - 1 of all in
-    # their order hold fewer held-out images than its rank.
+    # At least `count` ratios are below the held-out ratio of that rank if and only if the first count + rank - 1 of all
+    # sorted ratios contain fewer held-out ones than the rank.
     chance = hypergeom.cdf(rank - 1, n + m, m, count + rank - 1)
     return count / n, bool(chance < CHANCE)

@@ -1,7 +1,6 @@
-"""Distances between two sets of images from their features: KID with its standard error; FD, IS, precision, recall.
+"""Metrics of two sets of features: KID with its standard error, FD, Inception Score, precision and recall.
 
-The last four are torch-fidelity's own functions. KID is too large for them at many images: they hold all pairs at once.
-Beside them, the distance of two sets of vectors by which SwD's teacher is judged.
+All but KID are torch-fidelity's. Its KID holds all pairs in memory at once.
 """
 
 from __future__ import annotations
@@ -21,36 +20,19 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_isc import isc_features_to_metric  # noqa: E402
 from torch_fidelity.metric_prc import prc_features_to_metric  # noqa: E402
 
-BLOCK = 4096  # images: of all pairs, the kernels of so many times so many are in memory at once
-
-
-def relative_distance(generated: Tensor, real: Tensor) -> float:
-    """The energy distance of two sets of vectors (N, d), (M, d), over that of the real ones from their mean.
-
-    2 E|x - y| - E|x - x'| - E|y - y'| (Szekely & Rizzo 2013) with means over distinct pairs: unbiased, so that equal
-    laws are about 0 in any dimension, on either side of it. A set that holds the real mean alone has 1.
-    """
-    generated, real = generated.double(), real.double()
-
-    def within(x: Tensor) -> Tensor:
-        apart = torch.cdist(x, x)
-        return (apart.sum() - apart.trace()) / (len(x) * (len(x) - 1))
-
-    spread = within(real)
-    distance = 2 * torch.cdist(generated, real).mean() - within(generated) - spread
-    return float(distance / (2 * torch.cdist(real.mean(0, keepdim=True), real).mean() - spread))
+BLOCK = 4096  # images; a block of BLOCK x BLOCK kernels is in memory at once
 
 
 def kid(generated: Tensor, real: Tensor, labels: Tensor | None = None) -> tuple[float, float]:
-    """The Kernel Inception Distance of features (N, d), (M, d) over all pairs, and its standard error; N of 4 or more.
+    """The Kernel Inception Distance of features (N, d), (M, d) over all pairs, and its standard error; N >= 4.
 
     The unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (arXiv 1801.01401, eq. 4). The error
-    is that over the generated images; the real ones are held fixed, as they are the same for every method. Then KID is
-    a U-statistic, the mean of g(x_i, x_j) = k(x_i, x_j) - E k(x_i, Y) - E k(x_j, Y) over pairs, and a constant. Its
-    variance is E U^2 - (E g)^2, and the mean of g_ij g_kl over distinct i, j, k, l estimates (E g)^2 without bias.
+    is that of the generated images; the real ones, the same for every method, are held fixed. Then KID is a constant
+    plus a U-statistic, the mean of g(x_i, x_j) = k(x_i, x_j) - E k(x_i, Y) - E k(x_j, Y) over pairs. Its variance is
+    E U^2 - (E g)^2, and the mean of g_ij g_kl over distinct i, j, k, l estimates (E g)^2 without bias.
 
-    labels (N,) are those that were dealt out in turn: other seeds change no class's share, so what classes differ by
-    is no error. None for images whose classes are as random as they are.
+    labels (N,): the classes, if their shares are fixed and differences between classes are no error; None if the
+    classes are drawn at random.
     """
     n, m = len(generated), len(real)
     classes = _one_hot(labels, n).to(default_device())
@@ -67,8 +49,8 @@ def kid(generated: Tensor, real: Tensor, labels: Tensor | None = None) -> tuple[
     within_real = sum((kernel.sum() - (i == j) * kernel.trace()).item() for i, j, kernel in _kernels(real, real))
     value = rows.sum().item() / (n * (n - 1)) + within_real / (m * (m - 1))
 
-    # What is left of g without its mean between any two classes, which no seed moves. Deviations of an image from one
-    # class and from another may cancel: `by_class` takes them out of the squares, and is 0 without classes.
+    # Subtracts the mean of g between any two classes, which does not depend on the seeds. Deviations of an image from
+    # two classes may cancel: `by_class` corrects the squares for it, and is 0 with one class.
     sums, sizes = classes.T @ rows, classes.sum(0)
     pairs, others = sizes[:, None] * sizes - sizes.diag(), sizes - classes
     rows -= others * (classes @ (sums / pairs))
@@ -77,14 +59,12 @@ def kid(generated: Tensor, real: Tensor, labels: Tensor | None = None) -> tuple[
     by_class = (rows.square() / others).sum().item() - left / (n - 1)
     freedom = (n - 1) / (n - len(sizes))
     variance = freedom * (4 * left - 2 * squares + 4 * by_class) / (n * (n - 1) * (n - 2) * (n - 3))
-    least = (
-        2 * squares / (n * (n - 1)) ** 2
-    )  # what pairs add to what single images do: all of it for images like the real
+    least = 2 * squares / (n * (n - 1)) ** 2  # the contribution of pairs, the only one if both distributions are equal
     return value, max(variance, least) ** 0.5
 
 
 def _one_hot(labels: Tensor | None, count: int) -> Tensor:
-    """The class of each image (N, classes); a single class without labels, or where one has a single image."""
+    """The class of each image (N, classes); one class without labels, or if some class has a single image."""
     if labels is not None:
         found, numbers = labels.unique(return_inverse=True)
         if numbers.bincount().min() > 1:
@@ -93,7 +73,7 @@ def _one_hot(labels: Tensor | None, count: int) -> Tensor:
 
 
 def _kernels(first: Tensor, second: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The kernel of all pairs block by block, in double precision: KID is a small difference of large means."""
+    """The kernels of all pairs, block by block in float64: KID is a small difference of large means."""
     device = default_device()
     for i in range(0, len(first), BLOCK):
         x = first[i : i + BLOCK].to(device, torch.float64)
@@ -105,11 +85,10 @@ def _kernels(first: Tensor, second: Tensor) -> Iterator[tuple[slice, slice, Tens
 def distances(
     generated: Tensor, real: Tensor, logits: Tensor, labels: Tensor | None, *, is_splits: int, prc_neighborhood: int
 ) -> dict[str, float]:
-    """KID with its standard error, FD, IS, precision and recall.
+    """KID with its standard error, FD, Inception Score, precision and recall.
 
-    generated (N, d) and real (M, d) are features of one layer, logits (N, classes) those of the generated images;
-    labels as for `kid`. Precision and recall depend on how many images each set has, so a fixed random subset of the
-    larger is taken.
+    generated (N, d) and real (M, d): features of one layer; logits (N, classes) of the generated images; labels as for
+    `kid`. Precision and recall depend on the size of both sets, so the larger is replaced by a fixed random subset.
     """
     value, error = kid(generated, real, labels)
     fd = fid_statistics_to_metric(fid_features_to_statistics(generated), fid_features_to_statistics(real), False)
@@ -134,5 +113,5 @@ def distances(
 
 
 def subset(rows: Tensor, count: int) -> Tensor:
-    """`count` of the rows, at random: every so many-th would leave out classes where these alternate."""
+    """A random subset of `count` rows; equal strides could leave out classes that alternate."""
     return rows[torch.randperm(len(rows), generator=generator(0, "subset"))[:count]]

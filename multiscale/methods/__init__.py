@@ -1,13 +1,20 @@
-"""The methods, a folder each; `docs/adding-a-method.md` shows how one is added.
+"""The methods, a folder each; `docs/adding-a-method.md` shows how to add one.
 
-Each folder offers four modules, which are imported by name, so that a change of one method leaves the others' results
-valid:
+Each folder has these modules, found by name, so that a change of one method leaves the results of the others valid:
     settings        the models of its sections of the experiment, and what they must agree on: DECOMPOSITION, PART,
-                    METHOD, READS (whose decompositions its parts may read), check_decomposition, check_part,
-                    check_method; a method that distils has STUDENT and check_student as well
-    decomposition   decompose(section, source) -> what its parts train on; optional
-    parts           build_part(name, part, folder, classes) -> (Part, config): config is saved beside the weights
-    sampler         load_sampler(folders, settings, codec, precision) -> Sampler: from the folders of the trained parts
+                    METHOD, DATASETS (the methods whose decompositions its parts may train on), check_decomposition,
+                    check_part, check_method
+    decomposition   decompose(section, source) -> Decomposition: what its parts train on; optional
+    parts           build_part(name, settings, folder) -> Part: one of its networks, on the decomposition in a folder
+    sampler         load_sampler(folders, settings, codec, precision) -> Sampler: from the folders of its trained parts
+
+A method that distils a trained teacher into students has further
+    settings        STUDENT and check_student
+    parts           build_student(name, settings, folder, teacher) -> Part
+    teaching        check(settings, teacher, folder), which raises Bad for what the teacher cannot teach, and
+                    images(settings, teacher, folder): None, or a dataset that the teacher generates in place of that
+                    in the folder, with `settings` (all that decides it beside the two), `count`, `shapes`, `statistics`
+                    (a Section) and blocks(encode); encode(pixels, resolution) -> latents
 """
 
 from __future__ import annotations
@@ -18,25 +25,34 @@ from types import ModuleType
 
 
 def names() -> list[str]:
-    """Of all methods: the folders beside this file."""
+    """All methods: the folders beside this file."""
     return sorted(path.parent.name for path in Path(__file__).parent.glob("[!_]*/settings.py"))
 
 
-def settings(name: str) -> ModuleType:
+def settings(method: str) -> ModuleType:
     """What may stand in the experiment for a method."""
-    return importlib.import_module(f"multiscale.methods.{name}.settings")
+    return _module(method, "settings")
 
 
-def decomposition(name: str) -> ModuleType:
+def decomposition(method: str) -> ModuleType:
     """What makes the arrays that a method trains on."""
-    return importlib.import_module(f"multiscale.methods.{name}.decomposition")
+    return _module(method, "decomposition")
 
 
-def parts(name: str) -> ModuleType:
+def parts(method: str) -> ModuleType:
     """What trains a method."""
-    return importlib.import_module(f"multiscale.methods.{name}.parts")
+    return _module(method, "parts")
 
 
-def sampler(name: str) -> ModuleType:
+def sampler(method: str) -> ModuleType:
     """What samples a method."""
-    return importlib.import_module(f"multiscale.methods.{name}.sampler")
+    return _module(method, "sampler")
+
+
+def teaching(method: str) -> ModuleType:
+    """What a teacher of a method does before its student is trained."""
+    return _module(method, "teaching")
+
+
+def _module(method: str, name: str) -> ModuleType:
+    return importlib.import_module(f"multiscale.methods.{method}.{name}")

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from multiscale.core.compat import make_torchvision_importable
+from multiscale.core.models import AUTOENCODER, IMAGES, ModelConfig
 from multiscale.core.pixels import to_signed
 from multiscale.core.resize import area_to
+from multiscale.core.storage import read_json
 from multiscale.core.streams import Draws
-from multiscale.training.part import Data, Nets, Part
+from multiscale.training.part import Batch, Data, Loss, Nets, Part
 
 if TYPE_CHECKING:
     from diffusers.models import AutoencoderKL
 
 
 def kl_class() -> type[AutoencoderKL]:
-    """diffusers' class. Importing it takes seconds, which who works on pixels alone has no use for."""
+    """diffusers' class, imported only when needed because that takes seconds."""
     make_torchvision_importable()
     from diffusers.models import AutoencoderKL
 
-    return AutoencoderKL
+    found: type[AutoencoderKL] = AutoencoderKL
+    return found
 
 
 class Codec(nn.Module):
-    """Images in [-1, 1] (N, C, H, H) to latents (N, L, H/f, H/f) and back; without an autoencoder both are pixels."""
+    """Images in [-1, 1] (N, C, H, H) to latents (N, L, H/f, H/f) and back; the identity without an autoencoder."""
 
     def __init__(self, vae: AutoencoderKL | None, channels: int):
         super().__init__()
@@ -39,7 +42,7 @@ class Codec(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The posterior's mean and standard deviation: moments, not samples, are what is stored."""
+        """The mean and standard deviation of the posterior."""
         if self.vae is None:
             return images, torch.zeros_like(images)
         # A published RGB autoencoder takes grey images as three equal channels.
@@ -48,10 +51,10 @@ class Codec(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents to images in [-1, 1], not clipped."""
+        """Images in [-1, 1], not clipped."""
         if self.vae is None:
             return latents
-        images = self.vae.decode(latents).sample
+        images: Tensor = self.vae.decode(latents).sample
         return images if images.shape[1] == self.channels else images.mean(1, keepdim=True)
 
 
@@ -67,12 +70,12 @@ def build(channels: int, latent_channels: int, widths: tuple[int, ...], layers: 
         up_block_types=("UpDecoderBlock2D",) * count,
         layers_per_block=layers,
         norm_num_groups=groups,
-        mid_block_add_attention=False,  # 64 tokens at most in the small recipes: the convolutions see them all
+        mid_block_add_attention=False,  # in the small recipes the convolutions already see the whole latent
     )
 
 
 def load(folder: Path, channels: int) -> Codec:
-    """The codec of an autoencoder's folder; one without weights stands for pixels."""
+    """The codec of an autoencoder's folder; the identity for a folder without weights."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(errno.ENOENT, "no autoencoder", str(folder))
     if not (Path(folder) / "config.json").exists():
@@ -81,13 +84,14 @@ def load(folder: Path, channels: int) -> Codec:
     return Codec(vae.eval().requires_grad_(False), channels)
 
 
-def load_or_pixels(folder: Path, channels: int) -> Codec:
-    """The codec of an autoencoder's folder, or the one of pixels where there is no such folder."""
-    return load(folder, channels) if Path(folder).is_dir() else Codec(None, channels)
+def beside(folder: Path) -> Codec:
+    """The codec of the latents, decomposition or model in a folder; the identity for pixels."""
+    own = folder / AUTOENCODER
+    return load(own, read_json(own / IMAGES)["channels"]) if own.is_dir() else Codec(None, 0)
 
 
 class Reconstruction(nn.Module):
-    """The autoencoder as it is trained: one call, which is what data-parallel training can wrap."""
+    """The autoencoder in training: a single call, so that data-parallel training can wrap it."""
 
     def __init__(self, vae: AutoencoderKL):
         super().__init__()
@@ -102,22 +106,31 @@ class Reconstruction(nn.Module):
 
 
 class AutoencoderPart(Part):
-    """Trains an AutoencoderKL: L1 reconstruction plus a small KL term, at every side that latents are needed of.
+    """Trains an AutoencoderKL: L1 reconstruction loss plus a small KL term, at one random resolution a step.
 
-    One side a step, all sides equally often: MSF encodes small images too, and a network that has only seen large
-    ones encodes them worse.
+    MSF also encodes downsampled images, which a network trained at one resolution encodes worse.
     """
 
-    def __init__(self, name: str, data: Data, vae: AutoencoderKL, sides: list[int], kl_weight: float):
-        super().__init__(name, data, {"net": Reconstruction(vae)})
-        self.sides, self.kl_weight = sides, kl_weight
+    def __init__(self, name: str, data: Data, vae: AutoencoderKL, resolutions: list[int], kl_weight: float):
+        super().__init__(name, data, {"net": Reconstruction(vae)}, ModelConfig(kind="vae", role="autoencoder"))
+        self.resolutions, self.kl_weight = resolutions, kl_weight
         self.channels, self.factor = vae.config.latent_channels, Codec(vae, 1).factor
 
-    def loss(self, player: str, nets: Nets, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        images = area_to(to_signed(batch["pixels"]), self.sides[draws.choice("side", len(self.sides))])
+    def loss(self, network: str, nets: Nets, batch: Batch, draws: Draws) -> Loss:
+        resolution = self.resolutions[draws.choice("side", len(self.resolutions))]  # the name seeds the draw
+        images = area_to(to_signed(batch["pixels"]), resolution)
         grid = images.shape[-1] // self.factor
         noise = draws.normal("posterior", self.channels, grid, grid)
         reconstruction, mean, log_variance = nets["net"](images, noise)
         l1 = (reconstruction - images).abs().mean()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         return l1 + self.kl_weight * kl, {"l1": l1, "kl": kl}
+
+    def save(self, folder: Path) -> None:
+        """In the format of diffusers, for `AutoencoderKL.from_pretrained`."""
+        self.vae.save_pretrained(folder, safe_serialization=True)
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        """The autoencoder in training."""
+        return cast(Reconstruction, self.networks["net"]).vae

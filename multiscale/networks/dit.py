@@ -1,17 +1,21 @@
-"""The diffusion transformer with adaLN-zero (Peebles & Xie, arXiv 2212.09748), for any grid of latents.
+"""The diffusion transformer (DiT) with adaLN-zero (Peebles & Xie, arXiv 2212.09748), for latents of any resolution.
 
-Shapes: N images, T = (h/p)^2 tokens, D width. Positions are sine codes of *normalised* coordinates, so one network
-serves several resolutions.
+Shapes: N images, T = (h/p)^2 tokens, D width. Positions are sine codes of *normalised* coordinates, so that one
+network serves several resolutions.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
+
+from multiscale.core.settings import Bad, Positive, Section, preset
 
 #                depth  width  heads  patch   parameters with 1000 classes and 4 latent channels
 PRESETS = {
@@ -22,6 +26,34 @@ PRESETS = {
     "MSF-0":     (18,   1152,   16,     2),   # 435.8M  (published 435.9M)
     "MSF-1":     (11,   1280,   16,     2),   # 331.2M  (published 331.2M; the paper prints depth 10)
 }  # fmt: skip
+
+
+class DiTNetwork(Section):
+    """The size of a DiT; `preset: NAME` stands for all four numbers."""
+
+    depth: Positive
+    """transformer blocks"""
+    width: Positive
+    """channels of a token"""
+    heads: Positive
+    """attention heads"""
+    patch: Positive
+    """edge of a token, in latent pixels"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        return preset(value, PRESETS, ("depth", "width", "heads", "patch"))
+
+    @model_validator(mode="after")
+    def _check(self) -> DiTNetwork:
+        if self.width % self.heads or self.width % 4:
+            raise Bad("width", self.width, f"a multiple of heads ({self.heads}) and of 4")
+        return self
+
+    def build(self, inputs: int, outputs: int, classes: int) -> DiT:
+        """The network with random weights, for `inputs` and `outputs` channels."""
+        return DiT(inputs, outputs, self.depth, self.width, self.heads, self.patch, classes)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -35,7 +67,9 @@ def gated(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
 
 
 class TimestepEmbedder(nn.Module):
-    """Time in [0, 1] -> (N, D): sines of 1000 t, then a two-layer MLP."""
+    """Time in [0, 1] -> (N, D): sines and cosines of 1000 t, then a two-layer MLP."""
+
+    rates: Tensor
 
     def __init__(self, width: int, frequencies: int = 256):
         super().__init__()
@@ -45,11 +79,12 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         phase = t.float()[:, None] * self.rates
-        return self.mlp(torch.cat([phase.cos(), phase.sin()], dim=1))
+        embedding: Tensor = self.mlp(torch.cat([phase.cos(), phase.sin()], dim=1))
+        return embedding
 
 
 class LabelEmbedder(nn.Embedding):
-    """Class labels 0..classes-1 -> (N, D); the label `classes` stands for 'no class' (guidance)."""
+    """Class labels 0..classes-1 -> (N, D); the label `classes` stands for 'no class' (for guidance)."""
 
     def __init__(self, classes: int, width: int):
         super().__init__(classes + 1, width)
@@ -68,11 +103,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         N, T, D = x.shape
         q, k, v = self.qkv(x).view(N, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(N, T, D))
+        mixed: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(N, T, D))
+        return mixed
 
 
 class DiTBlock(nn.Module):
-    """Attention and MLP, each shifted, scaled and gated by the condition; gates start at zero (adaLN-zero)."""
+    """Attention and MLP, each shifted, scaled and gated by the condition; the gates start at zero (adaLN-zero)."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float = 4):
         super().__init__()
@@ -89,7 +125,7 @@ class DiTBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm and a zero-initialised linear layer to patches."""
+    """Modulated norm and a linear layer to patches, which starts at zero."""
 
     def __init__(self, width: int, outputs: int):
         super().__init__()
@@ -99,15 +135,16 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale = self.modulation(condition).chunk(2, dim=1)
-        return self.linear(modulate(self.norm(x), shift, scale))
+        patches: Tensor = self.linear(modulate(self.norm(x), shift, scale))
+        return patches
 
 
 @lru_cache(maxsize=16)
 def position_code(grid: int, width: int) -> Tensor:
     """Sine codes (T, D) of the token centres on the unit square, row-major.
 
-    Coordinates are scaled so that a 16x16 grid has the spacing 1 of the DiT code: the code of a place does not
-    depend on the number of tokens.
+    Coordinates are scaled so that neighbours on a 16x16 grid are 1 apart, as in DiT's code. The code of a place does
+    not depend on the number of tokens.
     """
     centres = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid * 16
     rates = 10000 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
@@ -120,7 +157,7 @@ def position_code(grid: int, width: int) -> Tensor:
 class DiT(nn.Module):
     """A class-conditional transformer from (x (N, inputs, h, h), t (N,), labels (N,)) to (N, outputs, h, h).
 
-    h must be a multiple of the patch. `inputs` exceeds `outputs` where a prior is concatenated to the noisy state.
+    h must be a multiple of the patch. `inputs` exceeds `outputs` where a condition is concatenated to the noisy state.
     """
 
     def __init__(self, inputs: int, outputs: int, depth: int, width: int, heads: int, patch: int, classes: int):
@@ -143,36 +180,32 @@ class DiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for embedding in (self.label, self.time.mlp[0], self.time.mlp[2]):
-            nn.init.normal_(embedding.weight, std=0.02)
-        for layer in [block.modulation for block in self.blocks] + [self.final.modulation, self.final.linear]:
-            nn.init.zeros_(layer.weight)
+        for embedding in (self.label, *self.time.mlp):
+            if isinstance(embedding, nn.Embedding | nn.Linear):
+                nn.init.normal_(embedding.weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, DiTBlock | FinalLayer):
+                nn.init.zeros_(module.modulation.weight)
+        nn.init.zeros_(self.final.linear.weight)
 
     def forward(
         self, x: Tensor, t: Tensor, labels: Tensor, block: int | None = None, stop: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The output; with `block`, the pair of it and the tokens (N, T, D) after that block, counted from zero.
+        """The output; with `block`, also the tokens (N, T, D) after that block, counted from zero.
 
-        With `stop`, those tokens alone: the later blocks are not run. There is no second way to them, because FSDP
-        gathers a network's weights where `forward` is called.
+        With `stop`, these tokens alone: the later blocks do not run. This is an argument rather than a method,
+        because FSDP gathers a network's weights only where `forward` is called.
         """
-        grid, depth = x.shape[-1] // self.patch, len(self.blocks)
-        x, condition = self._enter(x, t, labels)
-        between = depth if block is None else block + 1
-        tokens = x = self._run(x, condition, 0, between)
-        if stop:
-            return tokens
-        x = self.final(self._run(x, condition, between, depth), condition)  # (N, T, outputs p^2)
-        x = F.pixel_shuffle(x.transpose(1, 2).unflatten(2, (grid, grid)), self.patch)
-        return x if block is None else (x, tokens)
-
-    def _enter(self, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         grid = x.shape[-1] // self.patch
         x = F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)  # (N, T, inputs p^2)
-        x = self.patches(x) + position_code(grid, self.patches.out_features).to(x.device)
-        return x, F.silu(self.time(t) + self.label(labels))  # the condition (N, D)
-
-    def _run(self, x: Tensor, condition: Tensor, first: int, last: int) -> Tensor:
-        for block in self.blocks[first:last]:
-            x = block(x, condition)
-        return x
+        tokens = x = self.patches(x) + position_code(grid, self.patches.out_features).to(x.device)
+        condition = F.silu(self.time(t) + self.label(labels))  # (N, D)
+        for index, layer in enumerate(self.blocks):
+            x = layer(x, condition)
+            if index == block:
+                tokens = x
+                if stop:
+                    return tokens
+        x = self.final(x, condition)  # (N, T, outputs p^2)
+        x = F.pixel_shuffle(x.transpose(1, 2).unflatten(2, (grid, grid)), self.patch)
+        return x if block is None else (x, tokens)

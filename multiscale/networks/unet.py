@@ -1,34 +1,77 @@
-"""Flexi-UNet: one UNet that images of several sides enter and leave at their own level (arXiv 2603.08709, section 4).
+"""Flexi-UNet: one UNet for several resolutions, each with its own entry and exit level (arXiv 2603.08709).
 
-Level l works at the side R / 2^l with c_l channels. A small image enters the encoder at its level and leaves the
-decoder at its own, or at a larger one where the step enlarges it: the levels above are not run at all. One entry level
-is the plain UNet of ADM (arXiv 2105.05233). Shapes: images (N, C, h, h), activations channels-last where they can be.
+Level l works at the resolution R / 2^l with c_l channels (section 4). A small image enters the encoder at its own level
+and leaves the decoder there, or at a higher level if the step enlarges it. The levels above do not run. With one entry
+level this is the plain UNet of ADM (arXiv 2105.05233). Images have the shape (N, C, h, h).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar, cast
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from multiscale.core.resize import bilinear_to
+from multiscale.core.settings import Bad, Positive, Section, allowed_of, preset
 from multiscale.networks.dit import LabelEmbedder, TimestepEmbedder
 
-#              side  width  multipliers         blocks  attention  heads  groups   parameters (RGB, all levels entered)
-PRESETS = {
-    "SSD-256": (256,  128,  (1, 1, 2, 2, 4, 4),  2,     (16, 8),    4,    32),   # 123.6M  (published 124.3M: with
-    "SSD-128": (128,  128,  (1, 1, 2, 3, 4),     2,     (16, 8),    4,    32),   #  94.6M   95.2M   the top block)
-    "SSD-64":  ( 64,  128,  (1, 2, 3, 4),        2,     (16, 8),    4,    32),   #  91.6M   92.3M
-    "SSD-32":  ( 32,  128,  (1, 2, 4),           2,     (16, 8),    4,    32),   #  66.5M
-    "small-64": (64,   32,  (1, 2, 2, 2),        1,     (8,),       4,     8),   #   1.6M
-    "small-32": (32,   32,  (1, 2, 2),           1,     (8,),       4,     8),   #   1.2M
-    "wide-32": ( 32,   64,  (1, 2, 2),           1,     (8,),       4,     8),   #   4.6M
-    "tiny-32": ( 32,   32,  (1, 2),              1,     (),         4,     8),   #   0.7M
+#            width  multipliers         blocks  attention  heads  groups   parameters (RGB, all levels entered)
+PRESETS = {  # by the resolution of the images
+    "SSD-256":  (128,  (1, 1, 2, 2, 4, 4),  2,     (16, 8),    4,    32),   # 123.6M  (published 124.3M: with
+    "SSD-128":  (128,  (1, 1, 2, 3, 4),     2,     (16, 8),    4,    32),   #  94.6M   95.2M   the top block)
+    "SSD-64":   (128,  (1, 2, 3, 4),        2,     (16, 8),    4,    32),   #  91.6M   92.3M
+    "SSD-32":   (128,  (1, 2, 4),           2,     (16, 8),    4,    32),   #  66.5M
+    "small-64": ( 32,  (1, 2, 2, 2),        1,     (8,),       4,     8),   #   1.6M
+    "small-32": ( 32,  (1, 2, 2),           1,     (8,),       4,     8),   #   1.2M
+    "wide-32":  ( 64,  (1, 2, 2),           1,     (8,),       4,     8),   #   4.6M
+    "tiny-32":  ( 32,  (1, 2),              1,     (),         4,     8),   #   0.7M
 }  # fmt: skip
+
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+
+
+class UNetNetwork(Section):
+    """The size of a UNet, or `preset: NAME`."""
+
+    width: Positive
+    """base number of channels"""
+    multipliers: Annotated[list[Positive], Field(min_length=1)]
+    """of the width, one a level; each level halves the resolution"""
+    blocks: Positive
+    """residual blocks a level"""
+    attention: list[Positive]
+    """resolutions with self-attention"""
+    heads: Positive
+    """attention heads"""
+    groups: Positive
+    """of group normalisation"""
+    top_block: bool = False
+    """last block of the published plain UNet, which Flexi-UNet never runs"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        return preset(value, PRESETS, ("width", "multipliers", "blocks", "attention", "heads", "groups"))
+
+    def build(self, channels: int, resolution: int, levels: int = 1, classes: int = 0) -> FlexiUNet:
+        """The network with random weights. Raises ValueError as FlexiUNet does."""
+        return FlexiUNet(channels, resolution, self, levels, classes)
+
+    def check(self, key: str, resolution: int) -> None:
+        """Raises Bad, naming `key`, unless a plain UNet of this size can process the resolution."""
+        try:
+            with torch.device("meta"):
+                self.build(1, resolution)
+        except ValueError as error:
+            raise Bad(f"{key}.multipliers", self.multipliers, allowed_of(error)) from None
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU and convolution twice; the condition scales and shifts the second norm. Starts as its shortcut."""
+    """Norm, SiLU and convolution, twice; the condition modulates the second norm. Starts as its shortcut."""
 
     def __init__(self, before: int, after: int, condition: int, groups: int):
         super().__init__()
@@ -43,11 +86,12 @@ class ResidualBlock(nn.Module):
         h = self.conv_in(F.silu(self.norm_in(x)))
         scale, shift = self.modulation(condition)[:, :, None, None].chunk(2, dim=1)
         h = torch.addcmul(shift, self.norm_out(h), 1 + scale)
-        return self.shortcut(x) + self.conv_out(F.silu(h))
+        x = self.shortcut(x) + self.conv_out(F.silu(h))
+        return x
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over the h^2 places of x (N, C, h, h), added to x. Starts as the identity."""
+    """Multi-head self-attention over the h^2 pixels of x (N, C, h, h), added to x. Starts as the identity."""
 
     def __init__(self, channels: int, heads: int, groups: int):
         super().__init__()
@@ -58,15 +102,15 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         N, C, h, w = x.shape
-        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(N, h * w, C)  # a view where x is channels-last
-        # The channels are ordered head, (q, k, v), width: as in ADM's checkpoints.
+        tokens: Tensor = self.norm(x).permute(0, 2, 3, 1).reshape(N, h * w, C)  # a view where x is channels-last
+        # Channels are ordered (head, qkv, width), as in ADM's checkpoints.
         q, k, v = self.qkv(tokens).view(N, h * w, self.heads, 3, C // self.heads).permute(3, 0, 2, 1, 4)
         tokens = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(N, h * w, C))
         return x + tokens.view(N, h, w, C).permute(0, 3, 1, 2)
 
 
 class Block(nn.Module):
-    """A residual block on `before` channels and a skip of `skip` more, then self-attention if it has heads."""
+    """A residual block on `before` channels plus `skip` of a skip connection, then self-attention if heads > 0."""
 
     def __init__(self, before: int, skip: int, after: int, condition: int, heads: int, groups: int):
         super().__init__()
@@ -75,122 +119,114 @@ class Block(nn.Module):
         self.attention = SelfAttention(after, heads, groups) if heads else nn.Identity()
 
     def forward(self, x: Tensor, condition: Tensor, skips: list[Tensor] | None = None) -> Tensor:
-        if self.skip:  # where the encoder has not been, the skip is zero
+        if self.skip:  # zeros where the encoder did not run
             x = torch.cat([x, skips.pop()], 1) if skips else F.pad(x, (0, 0, 0, 0, 0, self.skip))
-        return self.attention(self.residual(x, condition))
+        x = self.attention(self.residual(x, condition))
+        return x
 
 
-def _zeroed(layer: nn.Module) -> nn.Module:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+def _zeroed(layer: Layer) -> Layer:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
     return layer
 
 
 class FlexiUNet(nn.Module):
-    """From (x (N, C, h, h), t (N,), labels (N,) or None, out_side) to (N, C, out_side, out_side).
+    """(x (N, C, h, h), t (N,), labels (N,) or None, out_resolution) -> (N, C, out_resolution, out_resolution).
 
-    side R is the full one; the c_l are width times the multipliers; `attention` names the level sides that have it
-    (the middle always does). Sides R / 2^l enter and leave at level l, for l below `levels`; with one level every
-    side runs the whole network. classes 0 makes it unconditional; the label `classes` stands for 'no class'.
+    R is the full `resolution`. Images of resolution R / 2^l enter and leave at level l < `levels`; with one level,
+    every resolution runs the whole network. With classes = 0 the network is unconditional; the label `classes` means
+    'no class'.
 
-    Each level has `blocks` blocks in the encoder, one more in the decoder; that last one of the top level belongs to
-    `top_block`: the published plain UNet runs it, the published Flexi-UNet has it and never does.
+    Each level has `blocks` blocks in the encoder and one more in the decoder, which the top level has only with
+    `top_block`: the published plain UNet runs it, the published Flexi-UNet never does. The middle always has attention.
 
-    Raises ValueError for sides that cannot be halved often enough, more entry levels than there are levels, and
-    widths that the groups or heads do not divide.
+    Raises ValueError for resolutions that cannot be halved often enough, for more entry levels than levels, and for
+    widths that are not multiples of the groups and heads.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        side: int,
-        width: int,
-        multipliers: tuple[int, ...],
-        blocks: int,
-        attention: tuple[int, ...],
-        heads: int,
-        groups: int,
-        levels: int,
-        classes: int = 0,
-        top_block: bool = False,
-    ):
+    def __init__(self, channels: int, resolution: int, size: UNetNetwork, levels: int, classes: int = 0):
         super().__init__()
-        self.levels, self.blocks, self.depth = levels, blocks, len(multipliers)
-        self.sides = [side >> level for level in range(levels)]  # that enter and leave at a level of their own
-        self.widths = widths = [width * multiplier for multiplier in multipliers]
-        self._check(heads, groups)
-        stem, condition, last = widths[0], 4 * width, self.depth - 1
-        self.entering = entering = [stem, *widths[:-1]]  # channels that a level's encoder receives
-        self.top_block = top_block
-        self.time = TimestepEmbedder(condition, width)
+        self.size, self.levels, self.depth = size, levels, len(size.multipliers)
+        self.resolutions = [resolution >> level for level in range(levels)]  # of the entry levels
+        self.widths = widths = [size.width * multiplier for multiplier in size.multipliers]
+        self._check()
+        stem, condition, last = widths[0], 4 * size.width, self.depth - 1
+        self.entering = entering = [stem, *widths[:-1]]  # input channels of each level's encoder
+        self.time = TimestepEmbedder(condition, size.width)
         self.label = LabelEmbedder(classes, condition) if classes else None
 
         def block(level: int, before: int, skip: int = 0, attend: bool | None = None) -> Block:
-            attend = side >> level in attention if attend is None else attend
-            return Block(before, skip, widths[level], condition, heads if attend else 0, groups)
+            attend = resolution >> level in size.attention if attend is None else attend
+            return Block(before, skip, widths[level], condition, size.heads if attend else 0, size.groups)
 
         self.stem = nn.Conv2d(channels, stem, 3, padding=1)
-        self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
+        encoder, decoder = [], []
         for level in range(self.depth):
             here, deeper = widths[level], widths[min(level + 1, last)]
-            self.encoder.append(nn.ModuleList(block(level, here if i else entering[level]) for i in range(blocks)))
-            joined = [block(level, here if i else deeper, here) for i in range(blocks)]
-            if level or top_block:
+            encoder.append(nn.ModuleList(block(level, here if i else entering[level]) for i in range(size.blocks)))
+            joined = [block(level, here if i else deeper, here) for i in range(size.blocks)]
+            if level or size.top_block:
                 joined.append(block(level, here, entering[level]))
-            self.decoder.append(nn.ModuleList(joined))
+            decoder.append(nn.ModuleList(joined))
+        self.encoder = cast("Sequence[Sequence[Block]]", nn.ModuleList(encoder))
+        self.decoder = cast("Sequence[Sequence[Block]]", nn.ModuleList(decoder))
         self.down = nn.ModuleList(nn.Conv2d(w, w, 3, stride=2, padding=1) for w in widths[:-1])
         self.up = nn.ModuleList(nn.Conv2d(w, w, 3, padding=1) for w in widths[1:])  # up[l - 1] leaves level l
         self.middle = nn.ModuleList(block(last, widths[last], attend=attend) for attend in (True, False))
-        # Levels of one width share an adapter; a width equal to the stem's needs none.
+        # Levels of the same width share an adapter; levels as wide as the stem need none.
         self.adapt_in = nn.ModuleDict({str(w): nn.Conv2d(stem, w, 1) for w in entering[1:levels] if w != stem})
         self.adapt_out = nn.ModuleDict({str(w): nn.Conv2d(w, stem, 1) for w in widths[1:levels] if w != stem})
-        self.norm = nn.GroupNorm(groups, stem)
+        self.norm = nn.GroupNorm(size.groups, stem)
         self.head = _zeroed(nn.Conv2d(stem, channels, 3, padding=1))
 
-    def _check(self, heads: int, groups: int) -> None:
+    def _check(self) -> None:
+        groups, heads = self.size.groups, self.size.heads
         if not 1 <= self.levels <= self.depth:
-            raise ValueError(f"{self.levels} levels of sides in a UNet of {self.depth}; allowed: 1 to {self.depth}")
-        self._check_divides(self.sides[0])
+            allowed = f"1 to {self.depth}"
+            raise ValueError(f"{self.levels} levels of resolutions in a UNet of {self.depth}; allowed: {allowed}")
+        self._check_divides(self.resolutions[0])
         for width in self.widths:
             if width % groups or width % heads:
                 raise ValueError(f"a width of {width}; allowed: multiples of groups ({groups}) and heads ({heads})")
 
-    def _check_divides(self, side: int) -> None:
+    def _check_divides(self, resolution: int) -> None:
         factor = 2 ** (self.depth - 1)
-        if side % factor:
+        if resolution % factor:
             raise ValueError(
-                f"a UNet of {self.depth} levels cannot divide a side of {side}; allowed: multiples of {factor}"
+                f"a UNet of {self.depth} levels cannot divide a resolution of {resolution}; "
+                f"allowed: multiples of {factor}"
             )
 
     @property
     def null_label(self) -> int | None:
-        """The label that stands for 'no class'; None where the network knows no classes."""
+        """The label of 'no class'; None for an unconditional network."""
         return self.label.null if self.label else None
 
-    def level_of(self, side: int) -> int:
-        """The level at which images of a side enter and leave. Raises ValueError for a side it cannot take."""
+    def level_of(self, resolution: int) -> int:
+        """The entry level of a resolution. Raises ValueError if the network cannot process it."""
         if self.levels == 1:
-            self._check_divides(side)
+            self._check_divides(resolution)
             return 0
-        if side not in self.sides:
-            raise ValueError(f"a side of {side} has no level in the UNet; allowed: {', '.join(map(str, self.sides))}")
-        return self.sides.index(side)
+        if resolution not in self.resolutions:
+            allowed = ", ".join(map(str, self.resolutions))
+            raise ValueError(f"a resolution of {resolution} has no level in the UNet; allowed: {allowed}")
+        return self.resolutions.index(resolution)
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None, out_side: int) -> Tensor:
-        start, end = self.level_of(x.shape[-1]), self.level_of(out_side)
-        if x.shape[-1] > out_side:
-            raise ValueError(
-                f"from side {x.shape[-1]} to the smaller {out_side}; allowed: the same side or a larger one"
-            )
-        if end == 0:  # into the top level the image is enlarged first, and takes the full path
-            x, start = bilinear_to(x, out_side), 0
-        condition = self.time(t / 1000)  # the sines of t itself: the embedder takes its time from [0, 1]
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None, out_resolution: int) -> Tensor:
+        start, end = self.level_of(x.shape[-1]), self.level_of(out_resolution)
+        if x.shape[-1] > out_resolution:
+            allowed = "the same resolution or a larger one"
+            raise ValueError(f"from resolution {x.shape[-1]} to the smaller {out_resolution}; allowed: {allowed}")
+        if end == 0:  # to the top level: the image is enlarged first and runs all levels, as in the released code
+            x, start = bilinear_to(x, out_resolution), 0
+        condition = self.time(t / 1000)  # the embedder multiplies by 1000
         if self.label is not None:
             condition = condition + self.label(labels)
         condition = F.silu(condition)
 
-        h = _adapted(self.adapt_in, self.entering[start], self.stem(x))
-        skips = [h] if self.top_block and self.levels == 1 else []
+        h: Tensor = _adapted(self.adapt_in, self.entering[start], self.stem(x))
+        skips = [h] if self.size.top_block and self.levels == 1 else []
         for level in range(start, self.depth):
             for block in self.encoder[level]:
                 h = block(h, condition)
@@ -198,19 +234,23 @@ class FlexiUNet(nn.Module):
             if level < self.depth - 1:
                 h = self.down[level](h)
                 skips.append(h)
-        for block in self.middle:
-            h = block(h, condition)
+        for middle in self.middle:
+            h = middle(h, condition)
         for level in reversed(range(end, self.depth)):
-            for block in self.decoder[level][: self.blocks]:
+            for block in self.decoder[level][: self.size.blocks]:
                 h = block(h, condition, skips)
             if level > end:
                 h = self.decoder[level][-1](h, condition, skips)
                 h = self.up[level - 1](F.interpolate(h, scale_factor=2.0, mode="nearest"))
-        if skips:  # the stem's own, in a plain UNet with a top block
+        if skips:  # the stem's, in a plain UNet with a top block
             h = self.decoder[0][-1](h, condition, skips)
         h = _adapted(self.adapt_out, self.widths[end], h)
-        return self.head(F.silu(self.norm(h)))
+        out: Tensor = self.head(F.silu(self.norm(h)))
+        return out
 
 
 def _adapted(adapters: nn.ModuleDict, width: int, h: Tensor) -> Tensor:
-    return adapters[str(width)](h) if str(width) in adapters else h
+    """Applies the adapter of a width, if there is one."""
+    if str(width) in adapters:
+        h = adapters[str(width)](h)
+    return h

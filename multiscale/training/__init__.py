@@ -1,1 +1,1 @@
-"""The one training loop, its checkpoints, and the parts that it trains."""
+"""The training loop, its checkpoints, and the parts that it trains."""

@@ -1,4 +1,4 @@
-"""Checkpoints for resuming: one safetensors file each, whole or absent, in a scratch folder that is never a result."""
+"""Checkpoints for resuming: one safetensors file each, written atomically to a scratch folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,11 +19,11 @@ from multiscale.core.storage import atomic_file
 from multiscale.training.parallel import laid_out
 
 log = logging.getLogger(__name__)
-KEEP = 2  # a damaged newest one costs one interval, not the run
+KEEP = 2  # if the newest one is damaged, only one interval is lost
 
 
 def digest_files(paths: Iterable[Path]) -> str:
-    """SHA-256 over the contents of files, in the order given."""
+    """SHA-256 of the contents of files, in the given order."""
     total = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
@@ -31,26 +32,26 @@ def digest_files(paths: Iterable[Path]) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of one training run, in a folder of their own that only a run with the same key opens.
+    """The checkpoints of one training run, in a folder named after its key.
 
-    The key stands for everything that decides the result (settings, inputs and code): a changed setting never resumes
-    from a stranger's weights.
+    The key covers everything that decides the result (settings, inputs and code), so a changed run never resumes from
+    the weights of another.
     """
 
     def __init__(self, scratch: Path, name: str, key: str):
         self.folder = Path(scratch) / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
-    def save(self, images: int, tensors: dict[str, Tensor], state: dict) -> None:
-        """Writes the state after `images` training images and drops all but the newest two."""
+    def save(self, images: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Writes the state after `images` training images and deletes all but the newest two."""
         path = self.folder / f"{images:012d}.safetensors"
         with atomic_file(path) as temporary:
             whole = {key: value.detach().contiguous() for key, value in tensors.items()}
             save_file(whole, temporary, {"state": json.dumps(state)})
         for old in self._newest_first()[KEEP:]:
-            old.unlink(missing_ok=True)  # a worker of a lost node may live on for a while, and write the same files
+            old.unlink(missing_ok=True)  # a worker of a lost node may still be writing the same files
 
-    def load(self) -> tuple[dict[str, Tensor], dict] | None:
-        """The newest whole checkpoint, as (tensors, state), or None. A torn file is skipped with a warning."""
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest intact checkpoint as (tensors, state), or None. Damaged files are skipped with a warning."""
         for path in self._newest_first():
             try:
                 with safe_open(path, "pt") as file:
@@ -60,7 +61,7 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """Forgets the run: called once its result is safely written."""
+        """Deletes the checkpoints, once the result is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _newest_first(self) -> list[Path]:
@@ -77,7 +78,7 @@ def flatten_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str
 
 
 def restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Undoes `flatten_optimizer`. Each tensor is laid out like its parameter: the fused optimiser needs it."""
+    """Undoes `flatten_optimizer`, with each tensor in its parameter's layout, as the fused optimiser requires."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():

@@ -1,4 +1,4 @@
-"""The workers of one training run: what each holds of a network, and what they tell each other."""
+"""The workers of one training run: how they share networks and exchange values."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from multiscale.core.device import layout_of, placed
+
 
 class Workers:
-    """This process among those that train together; alone where no process group was made.
+    """This process in the process group, or alone if there is none.
 
-    parallel: 'ddp' copies each network to every worker; 'fsdp' gives each worker a share of every layer's weights,
-    gradients and optimiser state, for networks that do not fit one device.
+    parallel: 'ddp' replicates each network on every worker; 'fsdp' shards weights, gradients and optimiser state, for
+    networks that do not fit on one device.
     """
 
     def __init__(self, parallel: str, device: torch.device):
@@ -24,28 +26,24 @@ class Workers:
         self.device = device
         sharded = parallel == "fsdp" and self.count > 1
         self.mesh = init_device_mesh(device.type, (self.count,)) if sharded else None
-        self.control = dist.new_group(backend="gloo") if self.count > 1 else None  # of plain numbers, off the device
+        self.control = dist.new_group(backend="gloo") if self.count > 1 else None  # for scalars on the CPU
 
     def layout(self, net: nn.Module) -> torch.memory_format:
-        """channels_last for convolutional networks (5x on a processor, needed for tensor cores), else contiguous.
-
-        Shares are contiguous: torch cuts no others.
-        """
-        convolutional = any(isinstance(module, nn.Conv2d) for module in net.modules())
-        return torch.channels_last if convolutional and not self.mesh else torch.contiguous_format
+        """The memory layout of a network in training. Shards are contiguous: torch shards no other layout."""
+        return torch.contiguous_format if self.mesh else layout_of(net)
 
     def place(self, net: nn.Module, layout: torch.memory_format) -> nn.Module:
-        """The network on this worker's device, or this worker's share of it. Block by block: the whole may not fit."""
+        """The network on this worker's device, or this worker's shards of it, block by block as it may not fit."""
         if self.mesh:
-            for module in reversed(list(net.modules())):  # the innermost first
+            for module in reversed(list(net.modules())):  # innermost first
                 for block in module if isinstance(module, nn.ModuleList) else ():
                     if block is not None and not isinstance(block, nn.ModuleList):
                         fully_shard(block, mesh=self.mesh, reshard_after_forward=True)
             fully_shard(net, mesh=self.mesh, reshard_after_forward=True)
-        return net.to(self.device, memory_format=layout)
+        return placed(net, self.device, layout)
 
     def wrap(self, net: nn.Module, partial: bool) -> nn.Module:
-        """What is called in place of a placed network while it learns."""
+        """A placed network as it is called while it is updated."""
         if self.count == 1 or self.mesh:
             return net
         return DistributedDataParallel(net, find_unused_parameters=partial)
@@ -54,12 +52,12 @@ class Workers:
         """The flag of the first worker."""
         if self.count == 1:
             return flag
-        told = torch.tensor(flag)
-        dist.broadcast(told, 0, group=self.control)
-        return bool(told)
+        shared = torch.tensor(flag)
+        dist.broadcast(shared, 0, group=self.control)
+        return bool(shared)
 
     def gather(self, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Every worker's scalars under each name, in the order of the workers: (workers,)."""
+        """The scalars of all workers under each name, (workers,), in rank order."""
         if not numbers:
             return {}
         own = torch.stack([numbers[key] for key in sorted(numbers)]).cpu()
@@ -70,23 +68,23 @@ class Workers:
         return dict(zip(sorted(numbers), torch.stack(rows, 1)))
 
     def scatter(self, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Undoes `gather`. Where the number of workers has changed, each holds the mean."""
+        """Undoes `gather`. If the number of workers has changed, each gets the mean."""
         kept = all(len(values) == self.count for values in numbers.values())
         return {key: (values[self.rank] if kept else values.mean()).to(self.device) for key, values in numbers.items()}
 
 
-def local(tensors: list[Tensor]) -> list[Tensor]:
-    """What this worker holds of each tensor."""
-    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+def local(tensor: Tensor) -> Tensor:
+    """This worker's shard of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor. Every worker has to ask for it."""
+    """The full tensor. A collective call: every worker must make it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
-    """A full tensor in the memory layout of another, or this worker's share of it. Undoes `whole`."""
+    """A full tensor in the memory layout of `like`, or this worker's shard of it. Undoes `whole`."""
     if isinstance(like, DTensor):
         return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     return torch.empty_like(like).copy_(tensor)

@@ -1,19 +1,54 @@
-"""A part: one network that is trained, the data it is trained on, and its loss. The training loop needs no more."""
+"""A part: a network with its training data and loss, which is all that the training loop needs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
 
+from pydantic import Field
 from torch import Tensor, nn
 
+from multiscale.core import models
+from multiscale.core.settings import Count, From0, Positive, Precision, Section
 from multiscale.core.streams import Draws
 
 Nets = Mapping[str, nn.Module]
+Batch = Mapping[str, Tensor]
+Loss = tuple[Tensor, dict[str, Tensor]]  # the scalar to minimise, and further scalars for the history
+
+
+class Training(Section):
+    """Budget and optimiser. Budgets and intervals count images, independently of the batch size."""
+
+    images: Positive
+    """budget in training images"""
+    batch: Positive = 32
+    """images a step, over all workers"""
+    lr: Annotated[float, Field(gt=0)] = 2e-3
+    """peak learning rate of AdamW"""
+    warmup_images: Count = 2000
+    """linear rise of the learning rate"""
+    decay: Literal["constant", "cosine"] = "cosine"
+    """of the learning rate after the warm-up; cosine falls to zero"""
+    weight_decay: From0 = 0.0
+    """of AdamW"""
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    """of AdamW"""
+    clip: From0 = 1.0
+    """largest gradient norm; 0: no clipping"""
+    ema_images: Count = 4000
+    """half-life of the moving average of the weights, in images; 0: no average"""
+    precision: Precision = "auto"
+    """auto: bf16 where the hardware multiplies it natively"""
+    compile: bool = False
+    """torch.compile each network"""
+    log_images: Positive = 2000
+    """images between two rows of the history"""
 
 
 class Data(Protocol):
-    """Rows that can be fetched by index; `multiscale.core.storage.Table` is one."""
+    """Rows fetched by index, such as a `multiscale.core.storage.Table`."""
 
     def __len__(self) -> int: ...
 
@@ -21,33 +56,36 @@ class Data(Protocol):
 
 
 class Part:
-    """One trained network of a method.
+    """The training of one network of a method.
 
-    `players` are the networks that have an optimiser; most parts have one. `main` names the player whose moving
-    average is the result. A part with opponents (a discriminator, a fake score) lists them as further players and
-    says in `turns` who moves at a step. Where a step runs only some of a network's layers, `partial` says so.
-    `frozen` are networks that the loss asks and nobody trains: the loop places them as it does the players.
+    Each of the `networks` has an optimiser; most parts have one network. The moving average of the network `main` is
+    the result, and `config` rebuilds it. A part with several networks (a discriminator, a fake score) lists in `turns`
+    those that a step updates. `frozen` networks are used by the loss and not trained.
     """
 
     main = "net"
-    partial = False  # whether a step may leave some parameters out
+    partial = False  # whether a step may leave some parameters unused
     frozen: Mapping[str, nn.Module] = {}
-    rates: Mapping[str, float] = {}  # a player's learning rate as a factor of the schedule's, 1 where there is none
+    rates: Mapping[str, float] = {}  # factors on a network's learning rate, 1 by default
 
-    def __init__(self, name: str, data: Data, players: dict[str, nn.Module]):
-        self.name, self.data, self.players = name, data, players
+    def __init__(self, name: str, data: Data, networks: dict[str, nn.Module], config: models.ModelConfig):
+        self.name, self.data, self.networks, self.config = name, data, networks, config
 
     def turns(self, step: int) -> Sequence[str]:
-        """The players that are updated at this step, in order."""
+        """The networks to update at this step, in order."""
         return (self.main,)
 
-    def loss(self, player: str, nets: Nets, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar that `player` descends on a batch, and further scalars for the history.
+    def loss(self, network: str, nets: Nets, batch: Batch, draws: Draws) -> Loss:
+        """The loss of `network` on a batch, and further scalars for the history.
 
-        `nets` holds the players as they must be called (wrapped for several workers where they are).
+        Calls the networks in `nets`, which may be wrapped for several workers.
         """
         raise NotImplementedError
 
-    def examine(self) -> dict:
-        """What is measured of the trained part beside its loss, once its averaged weights are in `main`."""
+    def examine(self) -> dict[str, Any]:
+        """Measurements of the trained part, with the averaged weights in `main`."""
         return {}
+
+    def save(self, folder: Path) -> None:
+        """Writes the model into an existing folder, with the averaged weights in `main`."""
+        models.save(folder, self.networks[self.main].state_dict(), self.config)

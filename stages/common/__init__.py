@@ -1,1 +1,1 @@
-"""What the stages share: settings, command line, paths and the image table."""
+"""Code shared by the stages: settings, command line, paths and the image table."""

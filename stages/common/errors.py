@@ -1,14 +1,14 @@
-"""What the user can mend, in the one line that they read. Imports nothing: flows start without torch."""
+"""Errors that the user can fix. Imports nothing, so that flows start without torch."""
 
 from __future__ import annotations
 
 
 class BadInput(Exception):
-    """Something the user can mend. Its text is the one line they read; the command ends with exit code 2."""
+    """An error that the user can fix; its text is one line, and the command ends with exit code 2."""
 
 
 def refuse(file: object, key: str, value: object, allowed: str) -> BadInput:
-    """The one form of that line: file, key, value and what is allowed."""
+    """The error for a bad value: file, key, value and what is allowed."""
     shown = repr(value)
     return BadInput(
         f"{file}: {key}: {shown if len(shown) <= 120 else shown[:117] + '...'} is not allowed; allowed: {allowed}"
@@ -16,5 +16,5 @@ def refuse(file: object, key: str, value: object, allowed: str) -> BadInput:
 
 
 def missing(path: object) -> BadInput:
-    """The line for what an earlier stage should have left."""
-    return BadInput(f"{path}: missing; allowed: the output of an earlier stage (dvc repro makes it)")
+    """The error for a missing output of an earlier stage."""
+    return BadInput(f"{path}: missing; allowed: the output of an earlier stage (run dvc repro)")

@@ -1,9 +1,10 @@
-"""The data set's Parquet: one row an image (id, split, label, width, height, encoded bytes), read with polars."""
+"""The Parquet of the dataset, one image a row: id, split, label, width, height, encoded bytes."""
 
 from __future__ import annotations
 
 import io
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,9 +14,9 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from multiscale.core.storage import Table, TensorWriter
+from multiscale.core.storage import Table, write_blocks
+from stages.common.errors import BadInput
 from stages.common.paths import IMAGES, SCRATCH
-from stages.common.settings import BadInput
 
 SCHEMA = {
     "id": pl.String,
@@ -27,64 +28,65 @@ SCHEMA = {
 }
 
 
-def classes(path: Path = IMAGES) -> int:
-    """The number of classes, 1 for an unlabelled set."""
-    return int(pl.scan_parquet(path).select(pl.col("label").max()).collect().item() or 0) + 1
+def classes() -> int:
+    """The number of classes, 1 for an unlabelled dataset."""
+    return int(pl.scan_parquet(IMAGES).select(pl.col("label").max()).collect().item() or 0) + 1
 
 
-def class_counts(path: Path = IMAGES) -> torch.Tensor:
-    """The number of training images of each class, (classes,)."""
-    labels = pl.scan_parquet(path).filter(pl.col("split") == "train").select("label").collect()["label"]
-    return torch.bincount(torch.from_numpy(labels.to_numpy().copy()), minlength=classes(path))
+def _of_split(split: str) -> pl.LazyFrame:
+    return pl.scan_parquet(IMAGES).filter(pl.col("split") == split)
 
 
-def count(split: str, path: Path = IMAGES) -> int:
-    """The number of images of a split."""
-    return pl.scan_parquet(path).filter(pl.col("split") == split).select(pl.len()).collect().item()
+def class_counts() -> torch.Tensor:
+    """The number of training images in each class, (classes,)."""
+    labels = _of_split("train").select("label").collect()["label"]
+    return torch.bincount(torch.from_numpy(labels.to_numpy().copy()), minlength=classes())
+
+
+def count(split: str) -> int:
+    """The number of images in a split."""
+    return int(_of_split(split).select(pl.len()).collect().item())
 
 
 def decode(encoded: bytes) -> np.ndarray:
-    """Encoded bytes -> uint8 (C, H, W)."""
+    """Decodes an image to uint8 (C, H, W)."""
     array = np.asarray(Image.open(io.BytesIO(encoded)))
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
 def evenly(total: int, count: int) -> torch.Tensor:
-    """`count` of `total` rows in equal strides, so that a set sorted by class keeps its classes."""
+    """`count` of `total` rows at equal strides, so that a dataset sorted by class keeps its classes."""
     return torch.arange(count) * total // count
 
 
-def some(split: str, rows: list[int], path: Path = IMAGES) -> torch.Tensor:
-    """The pixels (n, C, H, W) of a few rows of a split, the others not decoded."""
-    frame = pl.scan_parquet(path).filter(pl.col("split") == split).select("image").with_row_index("row")
+def some(split: str, rows: list[int]) -> torch.Tensor:
+    """The pixels (n, C, H, W) of some rows of a split; no others are decoded."""
+    frame = _of_split(split).select("image").with_row_index("row")
     found = dict(frame.filter(pl.col("row").is_in(rows)).collect().iter_rows())
     return torch.from_numpy(np.stack([decode(found[row]) for row in rows]))
 
 
-def pixel_table(split: str, path: Path = IMAGES) -> Table:
-    """The pixels (N, C, H, W) and labels of a split as a memory-mapped table, decoded row group by row group.
+def pixel_table(split: str) -> Table:
+    """The pixels (N, C, H, W) and labels of a split as a memory-mapped table, decoded one row group at a time.
 
-    The mapped file is unlinked at once: it lives as long as the table and can be left behind by no crash.
+    The mapped file is deleted at once: it lives as long as the table, and a crash leaves nothing behind.
     """
-    file = pq.ParquetFile(path)
-    frame = pl.scan_parquet(path).filter(pl.col("split") == split)
-    total = count(split, path)
+    file = pq.ParquetFile(IMAGES)
+    total = count(split)
     if not total:
-        raise BadInput(f"{path}: it has no images of split '{split}'; allowed: a set with some")
-    first = decode(frame.select("image").head(1).collect().item())
+        raise BadInput(f"{IMAGES}: it has no images of split '{split}'; allowed: a dataset with some")
+    first = decode(_of_split(split).select("image").head(1).collect().item())
+
+    def blocks(pool: ThreadPoolExecutor) -> Iterator[dict[str, torch.Tensor]]:
+        for group in range(file.num_row_groups):
+            read = pl.DataFrame(file.read_row_group(group, ["split", "label", "image"]))
+            rows = read.filter(pl.col("split") == split)
+            if len(rows):
+                pixels = torch.from_numpy(np.stack(list(pool.map(decode, rows["image"]))))
+                yield {"pixels": pixels, "label": torch.from_numpy(rows["label"].to_numpy().copy())}
+
     SCRATCH.mkdir(exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=SCRATCH, suffix=".safetensors") as scratch, ThreadPoolExecutor(2) as pool:
-        writer = TensorWriter(
-            Path(scratch.name), {"pixels": (np.uint8, (total, *first.shape)), "label": (np.int64, (total,))}
-        )
-        start = 0
-        for group in range(file.num_row_groups):
-            rows = pl.from_arrow(file.read_row_group(group, ["split", "label", "image"])).filter(
-                pl.col("split") == split
-            )
-            if len(rows):
-                writer.write("pixels", start, torch.from_numpy(np.stack(list(pool.map(decode, rows["image"])))))
-                writer.write("label", start, torch.from_numpy(rows["label"].to_numpy().copy()))
-                start += len(rows)
-        writer.close()
+        shapes = {"pixels": (np.uint8, (total, *first.shape)), "label": (np.int64, (total,))}
+        write_blocks(Path(scratch.name), shapes, blocks(pool))
         return Table.open(Path(scratch.name))

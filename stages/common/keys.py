@@ -1,7 +1,7 @@
-"""Under which key a cache of our own keeps a result: a digest of all that decides it.
+"""The keys of caches: digests of everything that decides a result.
 
-Checkpoints, images of a teacher, what the trials of a sweep share and their records: whatever changes one of them
-changes its key, so that an old one is not found.
+They address checkpoints, images of a teacher, and results and records of a sweep's trials. A change of anything that
+decides a result changes its key, so stale results are never found.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,13 +19,13 @@ from multiscale.training.checkpoint import digest_files
 from stages.common.errors import missing
 
 ROOT = Path(__file__).parents[2]
-NEUTRAL = ("stages/schema/", "/settings.py", "stages/cluster.py")  # they say what is allowed, and where it runs
+NEUTRAL = ("stages/schema/", "stages/cluster.py")  # code that decides what is allowed or where it runs, not results
 
 
-def key(settings: dict, inputs: Iterable[Path], code: Iterable[Path]) -> str:
-    """16 hexadecimal digits of the settings, the contents of files and folders, the code's files and torch's version.
+def key(settings: dict[str, Any], inputs: Iterable[Path], code: Iterable[Path]) -> str:
+    """A digest of the settings, the contents of input files and folders, the code, and torch's version.
 
-    Raises BadInput for an input that is not there.
+    16 hexadecimal digits. Raises BadInput for a missing input.
     """
     decisive = sorted(file for file in code if not any(name in file.as_posix() for name in NEUTRAL))
     about = {
@@ -43,6 +44,6 @@ def _files(path: Path) -> list[Path]:
 
 
 def loaded() -> list[Path]:
-    """The files of the science and of the stages that this process has loaded, the stage that it runs among them."""
-    files = {Path(module.__file__) for module in [*sys.modules.values()] if getattr(module, "__file__", None)}
+    """The modules of `multiscale` and `stages` that this process has imported, including the running stage."""
+    files = {Path(file) for module in [*sys.modules.values()] if (file := getattr(module, "__file__", None))}
     return sorted(file for file in files if any(file.is_relative_to(ROOT / name) for name in ("multiscale", "stages")))

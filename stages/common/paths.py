@@ -1,13 +1,13 @@
-"""Where the stages put things. The same names stand in dvc.yaml."""
+"""The paths of the stages' inputs and outputs, as in dvc.yaml."""
 
 from pathlib import Path
 
 EXPERIMENT = Path("params/experiment.yaml")
 RECIPES = Path("params/recipes")
-SCRATCH = Path(".scratch")  # checkpoints and downloads: never tracked, safe to delete when nothing runs
+SCRATCH = Path(".scratch")  # checkpoints, downloads and caches: untracked, safe to delete when nothing runs
 
 IMAGES = Path("data/images.parquet")
-LATENTS = Path("data/latents")  # /SIDE
+LATENTS = Path("data/latents")  # /RESOLUTION
 DECOMPOSED = Path("data/decomposed")  # /NAME
 REFERENCE = Path("data/reference")
 VAE = Path("models/vae")
@@ -16,5 +16,5 @@ MODELS = Path("models")  # /METHOD/PART
 SAMPLES = Path("samples")  # /METHOD, /FLOOR
 METRICS = Path("reports/metrics")  # /METHOD.json, /FLOOR.json
 NEIGHBOURS = Path("reports/neighbours")  # /METHOD.png, /FLOOR.png
-TIMINGS = Path("reports/timing")  # /PART.json, /sample-METHOD.json: wall times, which no other stage's data depend on
+TIMINGS = Path("reports/timing")  # /PART.json, /sample-METHOD.json: wall times, on which no data depend
 REPORTS = Path("reports")

@@ -1,29 +1,43 @@
-"""Reads `params/experiment.yaml` and recipes, and turns whatever is wrong with them into one line."""
+"""Reads `params/experiment.yaml` and recipes, and reports their errors in one line."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from multiscale.core.settings import Bad
 from stages.common.errors import BadInput, refuse
-from stages.common.paths import EXPERIMENT, RECIPES  # noqa: F401 - both are asked for as settings.NAME
-from stages.schema import Bad, Experiment
+from stages.common.paths import EXPERIMENT, RECIPES
+from stages.schema import Experiment
+from stages.schema.text import written
+
+__all__ = ["EXPERIMENT", "RECIPES", "BadInput", "explain", "load", "parse_yaml", "read_yaml", "refuse", "validate"]
+
+TAGS = ("kind", "role")  # keys that select the model of a section
+OWN = ("parts", "students", "methods")  # sections that may leave out defaults
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping from a YAML 1.2 file (as DVC reads it, safely)."""
+    """A mapping from a YAML 1.2 file, as DVC reads it. Raises BadInput."""
     try:
-        value = YAML(typ="safe", pure=True).load(Path(path).read_text())
+        return parse_yaml(Path(path).read_text(), path)
     except FileNotFoundError:
         raise BadInput(f"{path}: the file is missing") from None
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}; allowed: a YAML file") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not valid YAML: {error}") from None
+
+
+def parse_yaml(text: str, path: Path) -> dict[str, Any]:
+    """A mapping from the text of a YAML 1.2 file. Raises BadInput."""
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}:" if where else ""
         reason = str(getattr(error, "problem", None) or error)
@@ -34,67 +48,63 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def validate(value: dict[str, Any], file: Path) -> Experiment:
-    """Checks a whole experiment. Raises BadInput for the first fault."""
+    """Validates a whole experiment. Raises BadInput for the first error."""
     try:
         return Experiment.model_validate(value)
     except ValidationError as error:
         raise explain(error, value, file) from None
 
 
-def load(*sections: str, file: Path = EXPERIMENT) -> SimpleNamespace:
-    """The named sections of a valid experiment, and nothing else: a stage sees only what DVC tracks for it.
+def load() -> Experiment:
+    """The experiment. Raises BadInput for the first error.
 
-    The file must spell out every value: a default taken from the code would change results behind DVC's back.
+    All keys must be spelled out except in `run` and `OWN`: DVC would not notice a changed default in the code. The
+    stages of `OWN` depend on the code that holds their defaults.
     """
-    value = read_yaml(file)
-    experiment = validate(value, file)
-    missing = _first_missing(experiment.model_dump(), value)
-    if missing:
-        raise BadInput(
-            f"{file}: {missing}: missing; allowed: every key spelled out (python -m stages.recipe writes them)"
-        )
-    return SimpleNamespace(**{name: getattr(experiment, name) for name in sections})
+    value = read_yaml(EXPERIMENT)
+    experiment = validate(value, EXPERIMENT)
+    spelled_out = {name: section for name, section in written(experiment).items() if name not in ("run", *OWN)}
+    if missing := _first_missing(spelled_out | dict.fromkeys(OWN, {}), value):
+        allowed = "every key spelled out (python -m stages.recipe writes them)"
+        raise BadInput(f"{EXPERIMENT}: {missing}: missing; allowed: {allowed}")
+    return experiment
 
 
-def _first_missing(full: Any, given: Any, at: str = "") -> str | None:
-    if isinstance(full, dict):
-        for key, value in full.items():
-            if key not in given:
-                return f"{at}{key}"
-            if found := _first_missing(value, given[key], f"{at}{key}."):
-                return found
-    if isinstance(full, list):
-        for index, value in enumerate(full):
-            if found := _first_missing(value, given[index], f"{at}{index}."):
-                return found
+def _first_missing(full: dict[str, Any], given: dict[str, Any], at: str = "") -> str | None:
+    for key, value in full.items():
+        if key not in given:
+            return f"{at}{key}"
+        if isinstance(value, dict) and (found := _first_missing(value, given[key], f"{at}{key}.")):
+            return found
     return None
 
 
 def explain(error: ValidationError, value: Any, file: Path) -> BadInput:
-    """The line for the first fault that pydantic found in the contents of a file."""
+    """The error for the first fault that pydantic found in a file."""
     fault = error.errors()[0]
-    key = ".".join(str(step) for step in _path(fault["loc"], value))
     kind, context, given = fault["type"], fault.get("ctx", {}), fault["input"]
+    tag = context.get("discriminator", "").strip("'")
+    key = ".".join(str(step) for step in [*_path(fault["loc"], value), *([tag] if tag else [])])
     cause = context.get("error")
     if isinstance(cause, Bad):
         return refuse(file, f"{key}.{cause.key}" if key else cause.key, cause.value, cause.allowed)
     if kind in ("missing", "union_tag_not_found"):
-        key += ".kind" if kind == "union_tag_not_found" else ""
         return BadInput(f"{file}: {key}: missing; allowed: a value (the key has no default)")
     if kind == "union_tag_invalid":
-        return refuse(file, f"{key}.kind", context["tag"], f"one of {context['expected_tags']}")
+        return refuse(file, key, context["tag"], f"one of {context['expected_tags']}")
     if kind == "string_pattern_mismatch":
         return refuse(file, key, given, f"text of the form {context['pattern']}")
     return refuse(file, key, given, fault["msg"].removeprefix("Input should be "))
 
 
-def _path(location: tuple, value: Any) -> list:
-    """The keys that lead to a fault, without what pydantic puts between them: "[key]" and the tag (kind) of a union."""
+def _path(location: tuple[int | str, ...], value: Any) -> list[int | str]:
+    """The keys that lead to a fault, without pydantic's own steps: "[key]" and the tags of unions."""
     path = []
     for step in location:
         mapping = value if isinstance(value, dict) else {}
-        if step not in mapping and step in ("[key]", mapping.get("kind")):
+        if step not in mapping and step in ("[key]", *(mapping.get(tag) for tag in TAGS)):
             continue
         path.append(step)
-        value = value[step] if step in mapping or (isinstance(value, list) and step < len(value)) else None
+        inside = step in mapping or (isinstance(value, list) and isinstance(step, int) and step < len(value))
+        value = value[step] if inside else None
     return path

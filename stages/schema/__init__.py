@@ -1,53 +1,94 @@
-"""What may stand in `params/experiment.yaml`: one frozen model a section, and the checks that span sections.
+"""The schema of `params/experiment.yaml`: one frozen model a section, and the checks across sections.
 
-The file spells out every value (the recipe command writes them all), so the defaults here serve recipes only and no
-result depends on this package. The sections of a method, and their checks, are `settings` of its folder.
+The sections of a method and their checks are in the module `settings` of its folder. `text` writes an experiment.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args
 
 from pydantic import Field, model_validator
 
 from multiscale import methods
-from multiscale.settings import FLOORS, RESERVED, Bad, Count, Name, Section, Training
-from stages.schema.data import VAE, Classifier, Data, Evaluate, Latents, Run, Sample
-
-__all__ = ["VAE", "Bad", "Classifier", "Data", "Evaluate", "Experiment", "Run", "Sample", "Training"]
+from multiscale.core.settings import Bad, Count, Decomposed, Name, Sampled, Section, Text, Trained
+from multiscale.training.part import Training
+from stages.schema.data import VAE, Classifier, Data, Evaluate, Floor, Latents, Run, Sample
 
 METHODS = {name: methods.settings(name) for name in methods.names()}
+STAGES = ("vae", "classifier")  # whose files lie beside those of the parts and methods
 
 
-def _one_of(name: str) -> Any:
-    """A section of any method that has it; `kind` says which one's."""
-    models = tuple(getattr(module, name) for module in METHODS.values() if hasattr(module, name))
-    return Annotated[Union[models], Field(discriminator="kind")] if len(models) > 1 else models[0]  # noqa: UP007
+if TYPE_CHECKING:  # the fields that these sections have in every method
+    Decomposition = Decomposed
+    Method = Sampled
 
+    class Part(Trained):
+        training: Training
 
-Decomposition, Part, Student, Method = map(_one_of, ("DECOMPOSITION", "PART", "STUDENT", "METHOD"))
+    class Student(Part):
+        teacher: str
+
+else:
+
+    def _one_of(name: str) -> Any:
+        """The union of a section's models in all methods, discriminated by `kind`."""
+        models = tuple(getattr(module, name) for module in METHODS.values() if hasattr(module, name))
+        return Annotated[Union[models], Field(discriminator="kind")] if len(models) > 1 else models[0]  # noqa: UP007
+
+    Decomposition, Part, Student, Method = map(_one_of, ("DECOMPOSITION", "PART", "STUDENT", "METHOD"))
 
 
 class Experiment(Section):
     """The whole of `params/experiment.yaml`."""
 
-    recipe: str
+    recipe: Text
+    """recipe that this file was written from; `python -m stages.recipe` lists all recipes"""
     seed: Count
-    run: Run
+    """of every training without a seed of its own"""
+    run: Run = Run()
+    """how the stages run; affects speed, not results, so an edit re-runs nothing"""
     data: Data
+    training: Training
+    """defaults of all trainings; `training` in a part, student, vae or classifier overrides them"""
     vae: VAE
     latents: Latents
     decompose: Annotated[dict[Name, Decomposition], Field(min_length=1)]
+    """training data of the parts: images or latents, split into scales"""
     parts: Annotated[dict[Name, Part], Field(min_length=1)]
-    students: dict[Name, Student] = {}  # parts that are distilled from another method
+    """the networks to train, each for one method"""
+    students: dict[Name, Student] = {}
+    """the networks to distil from another method"""
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
+    """the rows of the leaderboard, and how each is sampled"""
     classifier: Classifier
     sample: Sample
     evaluate: Evaluate
 
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_trainings(cls, value: Any) -> Any:
+        """Fills in the training of each part, student, autoencoder and classifier from the section `training`."""
+        common = value.get("training") if isinstance(value, dict) else None
+        if not isinstance(common, dict):
+            return value
+
+        def complete(section: Any) -> Any:
+            own = section.get("training", {}) if isinstance(section, dict) else None
+            return section | {"training": common | own} if isinstance(own, dict) else section
+
+        completed = dict(value)
+        for key in ("parts", "students"):
+            if isinstance(sections := value.get(key), dict):
+                completed[key] = {name: complete(section) for name, section in sections.items()}
+        for key in ("vae", "classifier"):
+            section = value.get(key)
+            if isinstance(section, dict) and section.get("kind", "train") == "train":
+                completed[key] = complete(section)
+        return completed
+
     @model_validator(mode="after")
     def _check(self) -> Experiment:
-        self._check_sides()
+        self._check_resolutions()
         for name, decomposition in self.decompose.items():
             METHODS[decomposition.kind].check_decomposition(self, f"decompose.{name}", decomposition)
         for name, part in self.parts.items():
@@ -55,67 +96,66 @@ class Experiment(Section):
             METHODS[part.kind].check_part(self, f"parts.{name}", part)
         for name, student in self.students.items():
             if name in self.parts:
-                raise Bad(f"students.{name}", name, "another name: a part has this one already")
+                raise Bad(f"students.{name}", name, "another name: a part already has this one")
             self._check_part(f"students.{name}", name, student)
         for name, method in self.methods.items():
             self._check_method(f"methods.{name}", name, method)
         for name, student in self.students.items():
             METHODS[student.kind].check_student(self, f"students.{name}", student)
-        parts = (part.training for part in self.trained.values())
-        trained = [self.classifier.training, self.vae.training, *parts]
-        for training in trained:
-            if training and self.run.workers and training.batch % self.run.workers:
+        vae = [self.vae.training] if self.vae.kind == "train" else []
+        for training in (*vae, self.classifier.training, *(part.training for part in self.trained.values())):
+            if self.run.workers and training.batch % self.run.workers:
                 raise Bad("run.workers", self.run.workers, f"a divisor of every batch (one is {training.batch})")
         smallest = min(self.sample.images, self.evaluate.reference_images or self.sample.images)
-        for key, most in (
-            ("prc_neighborhood", smallest - 1),  # an image is no neighbour of itself
-            ("is_splits", self.sample.images),
-        ):
+        # An image is not a neighbour of itself.
+        for key, most in (("prc_neighborhood", smallest - 1), ("is_splits", self.sample.images)):
             if getattr(self.evaluate, key) > most:
-                raise Bad(f"evaluate.{key}", getattr(self.evaluate, key), f"at most {most}, by the number of images")
+                raise Bad(f"evaluate.{key}", getattr(self.evaluate, key), f"at most {most} with this number of images")
         if "autoencoder" in self.evaluate.floors and self.vae.kind == "none":
-            raise Bad("evaluate.floors", self.evaluate.floors, "real alone or none, since vae.kind is none")
+            raise Bad("evaluate.floors", self.evaluate.floors, "[real] or [], since vae.kind is none")
         return self
 
     @property
     def trained(self) -> dict[str, Part | Student]:
-        """Everything that has weights in models/METHOD/NAME."""
+        """Parts and students: everything with weights in models/METHOD/NAME."""
         return {**self.parts, **self.students}
 
-    def _check_sides(self) -> None:
-        size, factor = self.data.size, self.vae.factor
-        if len(set(self.latents.sides)) < len(self.latents.sides):
-            raise Bad("latents.sides", self.latents.sides, "each side once")
-        for side in self.latents.sides:
-            if side % factor:
-                raise Bad("latents.sides", side, f"multiples of the autoencoder's factor {factor}")
-        trained = self.vae.sides if self.vae.kind == "train" else []
-        for key, sides in (("latents.sides", self.latents.sides), ("vae.sides", trained)):
-            if max(sides, default=0) > size:
-                raise Bad(key, max(sides), f"sides up to data.size ({size})")
+    def parts_of(self, method: str) -> dict[str, Part | Student]:
+        """The parts and students of a method, in the order of the experiment."""
+        return {name: part for name, part in self.trained.items() if part.method == method}
+
+    def _check_resolutions(self) -> None:
+        encoded, trained = self.latents.resolutions, self.vae.resolutions if self.vae.kind == "train" else []
+        if len(set(encoded)) < len(encoded):
+            raise Bad("latents.resolutions", encoded, "each resolution once")
+        for resolution in encoded:
+            if resolution % self.vae.factor:
+                raise Bad("latents.resolutions", resolution, f"multiples of the autoencoder's factor {self.vae.factor}")
+        for key, resolutions in (("latents.resolutions", encoded), ("vae.resolutions", trained)):
+            if max(resolutions, default=0) > self.data.resolution:
+                raise Bad(key, max(resolutions), f"resolutions up to data.resolution ({self.data.resolution})")
 
     def _check_part(self, key: str, name: str, part: Part | Student) -> None:
-        if name in RESERVED or name.startswith("sample-"):
-            raise Bad(key, name, "another name: reports/timing has a file of this one already")
-        fitting = [other for other, section in self.decompose.items() if section.kind in METHODS[part.kind].READS]
-        if part.reads not in fitting:
-            raise Bad(f"{key}.reads", part.reads, f"one of {', '.join(fitting) or 'none'}, of the kind that it needs")
+        if name in STAGES or name.startswith("sample-"):
+            raise Bad(key, name, "another name: reports/timing already has a file of this name")
+        fitting = [other for other, section in self.decompose.items() if section.kind in METHODS[part.kind].DATASETS]
+        if part.dataset not in fitting:
+            allowed = f"one of {', '.join(fitting) or 'none'}, the decompositions of the kind that it needs"
+            raise Bad(f"{key}.dataset", part.dataset, allowed)
         if part.method not in self.methods:
             raise Bad(f"{key}.method", part.method, f"one of {', '.join(self.methods)}")
         if self.methods[part.method].kind != part.kind:
             raise Bad(f"{key}.kind", part.kind, f"{self.methods[part.method].kind}, as methods.{part.method} says")
 
     def _check_method(self, key: str, name: str, method: Method) -> None:
-        if name in RESERVED:
-            raise Bad(key, name, "another name: models has a folder of this one already")
-        if name in FLOORS:
-            raise Bad(key, name, "another name: samples has a folder of this one already")
-        belonging = [part for part, section in self.trained.items() if section.method == name]
-        if sorted(method.parts) != sorted(belonging):
-            raise Bad(
-                f"{key}.parts", method.parts, f"the parts whose method is {name}: {', '.join(belonging) or 'none'}"
-            )
+        if name in STAGES:
+            raise Bad(key, name, "another name: models already has a folder of this name")
+        if name in get_args(Floor):
+            raise Bad(key, name, "another name: samples already has a folder of this name")
+        parts = list(self.parts_of(name).values())
+        if not parts:
+            raise Bad(key, name, f"a method with at least one part or student (`method: {name}`)")
         rows = [other for other, section in self.methods.items() if other != name and section.repeat_of is None]
         if method.repeat_of is not None and method.repeat_of not in rows:
             raise Bad(f"{key}.repeat_of", method.repeat_of, f"one of {', '.join(rows) or 'none'}, or null")
-        METHODS[method.kind].check_method(self, key, method, [self.trained[part] for part in method.parts])
+        METHODS[method.kind].check_method(self, key, method, parts)

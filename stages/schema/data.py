@@ -1,4 +1,4 @@
-"""The sections that every experiment has: data, autoencoder, judge, sampling and evaluation."""
+"""The sections that do not depend on the methods: data, autoencoder, latents, classifier, sampling and evaluation."""
 
 from __future__ import annotations
 
@@ -7,46 +7,71 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from multiscale.settings import Bad, Count, Name, Positive, Precision, Section, Share, Text, Training
+from multiscale.core.settings import Bad, Count, From0, Name, Positive, Precision, Section, Share, Text
+from multiscale.training.part import Training
+
+Floor = Literal["real", "autoencoder"]
+Extractor = Literal["efficientnet-lite0", "efficientnet-lite2", "inception-v3-compat"]
 
 
 class Run(Section):
-    """How the stages run. Not tracked by DVC: it decides speed, not results.
+    """How the stages run.
 
-    Other threads take sums in another order, so that weights can differ in their last bits. Several threads beside any
-    other work are slow (one waits for another that is not scheduled); several stages at once use the cores better.
+    The number of threads changes the order of summation, and so the last bits of the weights. On a busy machine several
+    threads are slow, as one waits for another that is not scheduled: running several stages at once uses cores better.
     """
 
-    workers: Count = 0  # Ray workers of a stage that trains, encodes, samples or extracts features; 0: the stage itself
-    threads: Positive = 1  # of a stage, or of each of its workers, which asks for as many cores
-    gpus: Annotated[float, Field(ge=0)] | None = None  # of a worker; below 1 a share; null: 1 where the cluster has any
-    parallel: Literal["ddp", "fsdp"] = "ddp"  # fsdp: each worker holds a share of a network that fits no device
+    workers: Count = 0
+    """Ray workers of a stage that trains, encodes, samples or extracts features; 0: no Ray"""
+    threads: Positive = 1
+    """of a stage or of each worker, which reserves as many cores"""
+    gpus: From0 | None = None
+    """of a worker, a fraction below 1 to share one; null: 1 if the cluster has any"""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """fsdp: shards networks that do not fit on one device"""
+    checkpoint_seconds: From0 = 30.0
+    """between two checkpoints of a training; 0: one after every step"""
+    batch: Positive = 128
+    """images a batch in encoding and feature extraction"""
 
     @model_validator(mode="after")
     def _check(self) -> Run:
         if self.gpus and self.gpus > 1 and self.gpus % 1:
-            raise Bad("gpus", self.gpus, "a share below 1, or whole GPUs")
+            raise Bad("gpus", self.gpus, "a fraction below 1, or whole GPUs")
         return self
 
 
 class Data(Section):
-    """Where the images come from and how they are cut."""
+    """The dataset, and how its images are resized and split."""
 
     name: Name
+    """of the dataset"""
     source: Literal["digits", "files", "url", "hub"]
-    path: Text  # folder, zip, tar or Parquet ('files'); else the folder that describes the source
-    url: str | None = None  # of a zip, tar or Parquet ('url'), or the data set's name ('hub')
-    revision: str | None = None  # commit or tag ('hub')
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None  # of the archive
+    """digits: MNIST from a package; files: local; url: a download; hub: Hugging Face"""
+    path: Text
+    """folder, zip, tar or Parquet of `files`; else the folder whose README describes the source"""
+    url: str | None = None
+    """of a zip, tar or Parquet (`url`), or the dataset's name (`hub`)"""
+    revision: str | None = None
+    """commit or tag (`hub`)"""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """of the archive; required with `url`"""
     image_column: Text = "image"
-    label_column: Text | None = "label"  # null: a set without labels
-    size: Positive
+    """of Parquet"""
+    label_column: Text | None = "label"
+    """of Parquet; null: an unlabelled dataset"""
+    resolution: Positive
+    """of the square images after resizing, in pixels"""
     channels: Literal[1, 3]
-    # How the size is reached: 'area' averages the centred square, 'box-bicubic' is ADM's way, by halves and bicubic
+    """1: grey, 3: RGB"""
     resize: Literal["area", "box-bicubic"] = "area"
-    max_unreadable: Share = 0.01  # the set is refused when a larger share cannot be decoded
-    validation_share: Share = 0.05  # of a set that names no splits
+    """area: area average of the centre crop; box-bicubic: ADM's, halving and then bicubic"""
+    max_unreadable: Share = 0.01
+    """largest tolerated share of images that cannot be decoded"""
+    validation_share: Share = 0.05
+    """held out of training, if the dataset has no splits of its own"""
     test_share: Share = 0.05
+    """held out for evaluation, if the dataset has no splits of its own"""
 
     @model_validator(mode="after")
     def _check(self) -> Data:
@@ -54,10 +79,10 @@ class Data(Section):
             raise Bad("sha256", self.sha256, "the SHA-256 of the archive, required with source: url")
         if self.source in ("url", "hub") and not self.url:
             raise Bad("url", self.url, f"required with source: {self.source}")
-        if self.source == "url" and not self.url.startswith(("https://", "http://", "file://")):
+        if self.source == "url" and not (self.url or "").startswith(("https://", "http://", "file://")):
             raise Bad("url", self.url, "an https, http or file URL")
         if self.sha256 and self.source in ("digits", "hub"):
-            raise Bad("sha256", self.sha256, f"null with source: {self.source}, which has no archive to check")
+            raise Bad("sha256", self.sha256, f"null with source: {self.source}, which has no archive")
         if self.source == "hub" and not self.revision:
             raise Bad("revision", self.revision, "a commit or tag, required with source: hub")
         if self.validation_share + self.test_share >= 1:
@@ -65,101 +90,139 @@ class Data(Section):
         return self
 
 
-class VAE(Section):
-    """The autoencoder: trained here, a published one, or none (pixels)."""
+class TrainedVAE(Section):
+    """The autoencoder, trained here. kind: published downloads one, kind: none works on pixels."""
 
-    kind: Literal["train", "published", "none"]
-    source: str | None = None  # hub name or folder of a published one
-    revision: str | None = None
-    subfolder: str | None = None
+    kind: Literal["train"]
     latent_channels: Positive = 4
+    """channels of a latent"""
     widths: Annotated[list[Positive], Field(min_length=1)] = [32, 64, 64]
+    """channels of each level; every level after the first halves the resolution"""
     layers: Positive = 1
+    """residual blocks a level"""
     groups: Positive = 8
-    kl_weight: Annotated[float, Field(ge=0)] = 1e-3
-    sides: list[Positive] = []  # pixel sides it is trained at, one a step
-    training: Training | None = None
+    """of group normalisation"""
+    kl_weight: From0 = 1e-3
+    """weight of the KL divergence from a standard normal"""
+    resolutions: Annotated[list[Positive], Field(min_length=1)]
+    """in pixels; each step trains at one of them, drawn at random"""
+    training: Training
 
     @property
     def factor(self) -> int:
-        """How much smaller a latent grid is than its image (published ones: by Stable Diffusion's 8)."""
-        return {"train": 2 ** (len(self.widths) - 1), "published": 8, "none": 1}[self.kind]
+        """The resolution of an image over that of its latent."""
+        return int(2 ** (len(self.widths) - 1))
 
     @model_validator(mode="after")
-    def _check(self) -> VAE:
-        if self.kind == "published":
-            if not self.source:
-                raise Bad("source", self.source, "a hub name or a folder, required with kind: published")
-            if not self.revision and not Path(self.source).exists():
-                raise Bad("revision", self.revision, "a commit or tag, required with a hub name")
-        if self.kind == "train":
-            if self.training is None:
-                raise Bad("training", None, "required with kind: train")
-            if not self.sides:
-                raise Bad("sides", self.sides, "at least one pixel side, required with kind: train")
-            for width in self.widths:
-                if width % self.groups:
-                    raise Bad("widths", self.widths, f"multiples of groups ({self.groups})")
-            for side in self.sides:
-                if side % self.factor:
-                    raise Bad("sides", self.sides, f"multiples of the autoencoder's factor {self.factor}")
+    def _check(self) -> TrainedVAE:
+        for width in self.widths:
+            if width % self.groups:
+                raise Bad("widths", self.widths, f"multiples of groups ({self.groups})")
+        for resolution in self.resolutions:
+            if resolution % self.factor:
+                raise Bad("resolutions", self.resolutions, f"multiples of the autoencoder's factor {self.factor}")
         return self
+
+
+class PublishedVAE(Section):
+    """The autoencoder, a published one. kind: train trains one here, kind: none works on pixels."""
+
+    kind: Literal["published"]
+    source: Text
+    """name on the Hugging Face hub, or folder"""
+    revision: Text | None = None
+    """commit or tag; required for the hub"""
+    subfolder: str | None = None
+    """of the source"""
+
+    @property
+    def factor(self) -> int:
+        """The factor of Stable Diffusion's autoencoders."""
+        return 8
+
+    @model_validator(mode="after")
+    def _check(self) -> PublishedVAE:
+        if not self.revision and not Path(self.source).exists():
+            raise Bad("revision", self.revision, "a commit or tag, required for the hub")
+        return self
+
+
+class NoVAE(Section):
+    """No autoencoder: everything works on pixels."""
+
+    kind: Literal["none"]
+
+    @property
+    def factor(self) -> int:
+        """Pixels are their own latents."""
+        return 1
+
+
+VAE = Annotated[TrainedVAE | PublishedVAE | NoVAE, Field(discriminator="kind")]
 
 
 class Latents(Section):
-    """The pixel sides that are encoded, each by its own `latents` stage; none where every method works on pixels."""
+    """The images encoded by the autoencoder, one stage a resolution."""
 
-    sides: list[Positive]
-    batch: Positive = 128
+    resolutions: list[Positive]
+    """of the images to encode, in pixels; [] if every method works on pixels"""
     precision: Precision = "auto"
+    """auto: bf16 where the hardware multiplies it natively"""
 
 
 class Classifier(Section):
-    """The judge of the samples' classes."""
+    """The classifier that measures whether samples show their class."""
 
-    width: Positive = 32
+    width: Annotated[int, Field(gt=0, multiple_of=8)] = 32
+    """channels of the first layer; the first two stages double them"""
     stages: Positive = 3
+    """each halves the resolution"""
     training: Training
-
-    @model_validator(mode="after")
-    def _check(self) -> Classifier:
-        if self.width % 8:
-            raise Bad("width", self.width, "a multiple of 8")
-        return self
 
 
 class Sample(Section):
-    """How many images each method makes, and how its speed is measured."""
+    """How many images are sampled, and how speed is measured."""
 
-    images: Annotated[int, Field(ge=4)]  # a standard error needs as many
+    images: Annotated[int, Field(ge=4)]
+    """of each method; a standard error needs at least 4"""
     batch: Positive = 100
+    """images a batch; seconds per image depend on it"""
     first_seed: Count = 0
-    labels: Literal["uniform", "data"] = "uniform"  # the classes in turn, or drawn as the training images have them
+    """image k has the seed first_seed + k"""
+    labels: Literal["uniform", "data"] = "uniform"
+    """uniform: the classes in turn; data: drawn with their frequencies in the training images"""
     precision: Precision = "auto"
+    """auto: bf16 where the hardware multiplies it natively"""
     repeats: Positive = 3
+    """timed batches after a warm-up; the median is reported"""
     grid_columns: Positive = 10
+    """of the picture of samples, one class each"""
     grid_rows: Positive = 6
-
-
-Extractor = Literal["efficientnet-lite0", "efficientnet-lite2", "inception-v3-compat"]
+    """of the picture of samples"""
 
 
 class Evaluate(Section):
-    """The protocol of the metrics; it stands in every row."""
+    """The protocol of the metrics, recorded in every row of the leaderboard."""
 
     extractor: Extractor
-    second_extractor: Extractor | None = "efficientnet-lite2"  # gives KID, too: do both rank alike? null: none
-    weights: str | None = None  # file of inception-v3-compat's weights
-    reference_images: Positive | None = None  # of the training split; null takes all
-    floors: list[Literal["real", "autoencoder"]] = ["real", "autoencoder"]  # made of the test split; [] without one
-    batch: Positive = 64
+    """features of the metrics"""
+    second_extractor: Extractor | None = "efficientnet-lite2"
+    """for a second KID, to check the ranking; null: none"""
+    weights: str | None = None
+    """file with the weights of inception-v3-compat; null: downloaded"""
+    reference_images: Positive | None = None
+    """of the training split; null: all"""
+    floors: list[Floor] = ["real", "autoencoder"]
+    """reference rows: the test images, their reconstructions; [] without a test split"""
     is_splits: Positive = 10
+    """of the Inception Score"""
     prc_neighborhood: Positive = 3
+    """nearest neighbours of precision and recall"""
 
     @model_validator(mode="after")
     def _check(self) -> Evaluate:
         if self.second_extractor == self.extractor:
-            raise Bad("second_extractor", self.second_extractor, "another than extractor, or null")
+            raise Bad("second_extractor", self.second_extractor, "an extractor other than `extractor`, or null")
         if len(set(self.floors)) < len(self.floors):
             raise Bad("floors", self.floors, "each floor once")
         return self

@@ -1,1 +1,1 @@
-"""The smallest method: docs/adding-a-method.md goes through it."""
+"""The smallest method; docs/adding-a-method.md explains it."""

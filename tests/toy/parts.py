@@ -1,20 +1,23 @@
-"""The toy method's one part: it learns the mean image of each class."""
+"""The only part of the toy method: it learns the mean image of each class."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from multiscale.core.models import ModelConfig
 from multiscale.core.pixels import to_signed
-from multiscale.core.storage import Table
+from multiscale.core.storage import Table, read_json
 from multiscale.core.streams import Draws
-from multiscale.training.part import Nets, Part
+from multiscale.methods.toy.settings import ToyPart
+from multiscale.training.part import Batch, Loss, Nets, Part
 
 
 class Means(nn.Module):
-    """labels (N,) -> images (N, C, H, H) in [-1, 1]."""
+    """Labels (N,) -> images (N, C, H, H) in [-1, 1]."""
 
     def __init__(self, classes: int, shape: list[int]):
         super().__init__()
@@ -24,17 +27,29 @@ class Means(nn.Module):
         return self.images[labels]
 
 
-class MeanPart(Part):
+class MeansConfig(ModelConfig):
+    """What rebuilds the network."""
+
+    kind: Literal["toy"] = "toy"
+    role: Literal["means"] = "means"
+    classes: int
+    shape: list[int]
+    """(C, H, H) of an image"""
+
+    def build(self) -> Means:
+        return Means(self.classes, self.shape)
+
+
+class MeansPart(Part):
     """Squared error, whose minimum is the mean."""
 
-    main = "net"
-
-    def loss(self, player: str, nets: Nets, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, network: str, nets: Nets, batch: Batch, draws: Draws) -> Loss:
         return (nets["net"](batch["label"]) - to_signed(batch["pixels"])).square().mean(), {}
 
 
-def build_part(name: str, part: dict, folder: Path, classes: int) -> tuple[MeanPart, dict]:
+def build_part(name: str, settings: ToyPart, folder: Path) -> MeansPart:
     """The part on the images in `folder`."""
     table = Table.open(folder / "targets.safetensors", "pixels", "label")
-    config = {"classes": classes, "shape": list(table.arrays["pixels"].shape[1:])}
-    return MeanPart(name, table, {"net": Means(**config)}), config
+    classes: int = read_json(folder / "statistics.json")["classes"]
+    config = MeansConfig(classes=classes, shape=list(table.arrays["pixels"].shape[1:]))
+    return MeansPart(name, table, {"net": config.build()}, config)

@@ -1,32 +1,30 @@
-"""The toy method's sampler."""
+"""The sampler of the toy method."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from multiscale.core.device import default_device
+from multiscale.core import models
 from multiscale.core.pixels import to_unit
-from multiscale.core.storage import read_json
 from multiscale.core.streams import noise_of_seeds
-from multiscale.methods.toy.parts import Means
-from multiscale.sampling import Trace
+from multiscale.methods.toy.parts import Means, MeansConfig
+from multiscale.methods.toy.settings import ToyMethod
+from multiscale.networks.autoencoder import Codec
+from multiscale.sampling import NetworkSampler, Trace
 
 
-class ToySampler:
-    """The mean image of a class, and noise on it."""
+class ToySampler(NetworkSampler):
+    """The mean image of a class, with noise on it."""
 
-    def __init__(self, net: Means, noise: float):
-        self.device = default_device()
-        self.net, self.noise = net.eval().to(self.device), noise
-        self.networks: dict[str, nn.Module] = {"net": self.net}
+    def __init__(self, net: Means, noise: float, precision: str):
+        super().__init__({"net": net}, precision)
+        self.noise = noise
 
-    @torch.inference_mode()
-    def __call__(self, seeds: list[int], labels: Tensor, trace: Trace | None = None) -> Tensor:
-        mean = to_unit(self.net(labels.to(self.device)))
+    def images(self, seeds: list[int], labels: Tensor, trace: Trace | None) -> Tensor:
+        mean = to_unit(self.networks["net"](labels))
         noise = noise_of_seeds(seeds, "toy", tuple(mean.shape[1:])).to(self.device)
         image = (mean + self.noise * noise).clamp(0, 1)
         if trace is not None:
@@ -35,8 +33,8 @@ class ToySampler:
         return image
 
 
-def load_sampler(folders: list[Path], settings: dict, codec: object, precision: str) -> ToySampler:
-    """The sampler of the one trained part."""
-    net = Means(**read_json(folders[0] / "config.json"))
-    net.load_state_dict(load_file(folders[0] / "model.safetensors"))
-    return ToySampler(net, settings["noise"])
+def load_sampler(folders: Sequence[Path], settings: ToyMethod, codec: Codec, precision: str) -> ToySampler:
+    """The sampler of the trained part; the toy method needs no codec, because it works on pixels."""
+    (folder,) = folders
+    net = models.load_weights(models.config(folder, MeansConfig).build(), folder)
+    return ToySampler(net, settings.noise, precision)

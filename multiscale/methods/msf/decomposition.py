@@ -1,4 +1,4 @@
-"""MSF's decomposition of all latents: the targets y_k of each scale, normalised, with their statistics."""
+"""MSF's decomposition of a dataset: the target y_k of each scale, and the statistics that normalise it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from multiscale.core.moments import Moments
-from multiscale.core.pixels import per_channel
 from multiscale.core.storage import Table
 from multiscale.decomposition import Source, of_images
 from multiscale.methods.msf import residual
@@ -17,21 +16,20 @@ if TYPE_CHECKING:
 
 
 class Residuals:
-    """y0 ... yK, each (N, c, h_k, h_k); with one side the normalised full latents (the control DiT)."""
+    """y0 ... yK, each (N, c, h_k, h_k), of normalised latents; one resolution gives the full latents alone."""
 
-    def __init__(self, sides: list[int], source: Source):
-        self.side = sides[-1]
-        self.full, self.base = source.latents(sides[-1]), source.latents(sides[0])
-        self.of_latents = source.statistics(self.side)
-        self.shift, self.scale = per_channel(self.of_latents["shift"]), per_channel(self.of_latents["scale"])
+    def __init__(self, resolutions: list[int], source: Source):
+        self.resolution = resolutions[-1]
+        self.full, self.base = source.latents(resolutions[-1]), source.latents(resolutions[0])
+        self.latent = source.normalisation(self.resolution)
         self.count, channels, grid = self.full.arrays["mean"].shape[:3]
-        self.grids = [side * grid // self.side for side in sides]
-        self.moments = [Moments() for _ in sides]
+        self.grids = [resolution * grid // self.resolution for resolution in resolutions]
+        self.moments = [Moments() for _ in resolutions]
         self.shapes = of_images(self.count, {f"y{k}": (channels, g, g) for k, g in enumerate(self.grids)})
 
     def block(self, rows: slice) -> dict[str, Tensor]:
         full = self.full[rows]
-        z, base = ((x["mean"] - self.shift) / self.scale for x in (full, self.base[rows]))
+        z, base = (self.latent.apply(x["mean"]) for x in (full, self.base[rows]))
         targets = residual.decompose(z, base, self.grids)
         for moments, target in zip(self.moments, targets):
             moments.add(target)
@@ -39,12 +37,12 @@ class Residuals:
 
     def statistics(self, made: Table) -> dict[str, Any]:
         scales = [
-            {"side": side, "mean": each.mean(), "std": each.std(), "energy": each.energy()}
-            for side, each in zip(self.grids, self.moments)
+            {"resolution": resolution, "mean": each.mean(), "std": each.std(), "energy": each.energy()}
+            for resolution, each in zip(self.grids, self.moments)
         ]
-        return {**self.of_latents, "scales": scales}
+        return {"latent": self.latent.model_dump(), "scales": scales}
 
 
 def decompose(section: Residual, source: Source) -> Residuals:
-    """The decomposition of a section of the experiment."""
-    return Residuals(section.sides, source)
+    """The decomposition that a section of the experiment describes."""
+    return Residuals(section.resolutions, source)

@@ -1,76 +1,80 @@
-"""MSF's sampler: one flow a scale, from the coarsest on (Algorithm 3)."""
+"""MSF's sampler: scale by scale, from the coarsest on (Algorithm 3)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from multiscale import flow
-from multiscale.core.device import autocast, cast_weights, default_device, resolve_precision
-from multiscale.core.pixels import per_channel, to_unit
-from multiscale.core.storage import read_json
+from multiscale.core import models
+from multiscale.core.pixels import to_unit
 from multiscale.core.streams import noise_of_seeds
-from multiscale.methods.msf.parts import build_network, conditioned
+from multiscale.guidance import concatenated, guided
+from multiscale.methods.msf.parts import ScaleConfig
 from multiscale.methods.msf.residual import accumulate, prior
+from multiscale.methods.msf.settings import MSFMethod
+from multiscale.networks.autoencoder import Codec
 from multiscale.networks.dit import DiT
-from multiscale.sampling import Trace
-
-if TYPE_CHECKING:  # importing diffusers takes seconds that training a part has no use for
-    from multiscale.networks.autoencoder import Codec
+from multiscale.sampling import NetworkSampler, Trace
 
 
-class MSFSampler:
-    """Scale by scale, each an ODE from noise, added up and decoded (Algorithm 3)."""
+class MSFSampler(NetworkSampler):
+    """F = sum_k Up(y_k), decoded; y_k solves the ODE of scale k from noise, given the prior Down_k(F) so far.
 
-    def __init__(self, networks: list[DiT], configs: list[dict], scales: list[dict], codec: Codec, precision: str):
-        self.device = default_device()
-        self.precision = resolve_precision(precision, self.device)
-        self.nets = [cast_weights(net.eval().requires_grad_(False), self.precision).to(self.device) for net in networks]
-        self.networks: dict[str, nn.Module] = {f"scale-{k}": net for k, net in enumerate(self.nets)}
-        self.codec = cast_weights(codec, self.precision).to(self.device, memory_format=torch.channels_last)
-        self.configs, self.scales = configs, scales
-        self.sides = configs[0]["sides"]
+    nets, configs and solvers: one of each for a scale, coarsest first.
+    """
 
-    @torch.inference_mode()
-    def __call__(self, seeds: list[int], labels: Tensor, trace: Trace | None = None) -> Tensor:
-        labels = labels.to(self.device)
-        with autocast(self.precision, self.device):
-            targets: list[Tensor] = []
-            for k, side in enumerate(self.sides):
-                targets.append(self._sample_scale(k, side, targets, seeds, labels, trace))
-            return self._image(accumulate(targets, self.sides[-1]))
+    def __init__(
+        self, nets: list[DiT], configs: list[ScaleConfig], solvers: list[flow.Solver], codec: Codec, precision: str
+    ):
+        super().__init__({f"scale-{k}": net for k, net in enumerate(nets)}, precision)
+        self.scales = list(zip(nets, configs, solvers))
+        self.codec = self.placed(codec)
+        self.full, self.latent = configs[0].resolutions[-1], configs[0].latent
 
-    def _sample_scale(
-        self, k: int, side: int, before: list[Tensor], seeds: list[int], labels: Tensor, trace: Trace | None
-    ) -> Tensor:
-        config, settings, net = self.configs[k], self.scales[k], self.nets[k]
-        mean, std = per_channel(config["mean"]).to(self.device), per_channel(config["std"]).to(self.device)
-        given = prior(before, side, self.sides[-1]) if before else None
-        network = conditioned(net, given)
-        velocity = flow.guided(lambda x, t, c: network(x, t, c).float(), labels, net.null_label, settings["cfg"])
-        show = (lambda x: None) if trace is None else (lambda x: trace(*self._picture(x * std + mean, given)))
-        x = noise_of_seeds(seeds, f"scale-{k}", (len(config["mean"]), side, side)).to(self.device)
-        return flow.SOLVERS[settings["method"]](velocity, x, settings["steps"], show) * std + mean
+    def images(self, seeds: list[int], labels: Tensor, trace: Trace | None) -> Tensor:
+        targets: list[Tensor] = []
+        for _ in self.scales:
+            targets.append(self._next_target(targets, seeds, labels, trace))
+        return self._decoded(accumulate(targets, self.full))
 
-    def _picture(self, y: Tensor, given: Tensor | None) -> tuple[str, Tensor]:
-        """The image so far at the side of this scale."""
-        image = self._image(y if given is None else given + y)
-        return f"{image.shape[-1]} px", image
+    def _next_target(self, targets: list[Tensor], seeds: list[int], labels: Tensor, trace: Trace | None) -> Tensor:
+        k = len(targets)
+        net, config, solver = self.scales[k]
+        resolution = config.resolutions[k]
+        before = prior(targets, resolution, self.full) if targets else None
+        network = concatenated(net, before)
+        velocity = guided(lambda x, t, c: network(x, t, c).float(), labels, net.null_label, solver.guidance_scale)
 
-    def _image(self, z: Tensor) -> Tensor:
-        config = self.configs[0]
-        shift, scale = per_channel(config["latent_shift"]).to(z), per_channel(config["latent_scale"]).to(z)
-        return to_unit(self.codec.decode(z * scale + shift))
+        def watch(x: Tensor) -> None:
+            if trace is not None:  # the image so far, at the resolution of this scale
+                y = config.target.undo(x)
+                image = self._decoded(y if before is None else before + y)
+                trace(f"{image.shape[-1]} px", image)
+
+        x = noise_of_seeds(seeds, f"scale-{k}", (config.target.channels, resolution, resolution)).to(self.device)
+        return config.target.undo(flow.solve(velocity, x, solver, watch))
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        return to_unit(self.codec.decode(self.latent.undo(z)))
 
 
-def load_sampler(folders: list[Path], settings: dict, codec: Codec, precision: str) -> MSFSampler:
-    """The sampler of the trained parts in `folders`, from the coarsest scale on."""
-    configs = [read_json(folder / "config.json") for folder in folders]
-    networks = [build_network(config) for config in configs]
-    for net, folder in zip(networks, folders):
-        net.load_state_dict(load_file(folder / "model.safetensors"))
-    return MSFSampler(networks, configs, settings["scales"], codec, precision)
+def load_sampler(folders: Sequence[Path], settings: MSFMethod, codec: Codec, precision: str) -> MSFSampler:
+    """The sampler of the trained parts in `folders`, in any order.
+
+    Raises ForeignModel where they are not the scales of one model, ValueError for solvers of other scales.
+    """
+    found = sorted(((models.config(folder, ScaleConfig), folder) for folder in folders), key=lambda pair: pair[0].index)
+    configs = [config for config, _ in found]
+    if [config.index for config in configs] != list(range(len(configs[0].resolutions))):
+        raise models.ForeignModel(
+            f"{folders[0].parent}: index: {[config.index for config in configs]} is not allowed; "
+            f"allowed: the parts of all {len(configs[0].resolutions)} scales"
+        )
+    solvers = settings.scales or [flow.Solver()] * len(configs)
+    if len(solvers) != len(configs):
+        raise ValueError(f"scales: {len(solvers)} is not allowed; allowed: {len(configs)}, one a scale, or none")
+    nets = [models.load_weights(config.build(), folder) for config, folder in found]
+    return MSFSampler(nets, configs, solvers, codec, precision)

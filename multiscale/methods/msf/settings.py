@@ -6,90 +6,85 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from multiscale.flow import Solver
-from multiscale.networks.settings import DiTNetwork
-from multiscale.settings import (
-    Bad,
-    Count,
-    Experiment,
-    Name,
-    Positive,
-    Sampled,
-    Section,
-    Share,
-    Trained,
-    Training,
-)
+from multiscale.core.settings import Bad, Count, Decomposed, Experiment, From0, Positive, Sampled, Share, Trained
+from multiscale.flow import Solver, Timesteps
+from multiscale.networks.dit import DiTNetwork
+from multiscale.training.part import Training
 
 
-class Residual(Section):
-    """Base and residual latents: pixel sides of the scales, growing to the full size. One side: no decomposition."""
+class Residual(Decomposed):
+    """Base and residual latents of each image; with one resolution the full latents, for the control."""
 
     kind: Literal["msf"]
-    reads: Literal["latents"] = "latents"  # in data/
-    sides: Annotated[list[Positive], Field(min_length=1)]
+    source: Literal["latents"] = "latents"
+    resolutions: Annotated[list[Positive], Field(min_length=1)]
+    """of the scales in pixels, coarsest first; one: no residuals"""
 
     @model_validator(mode="after")
     def _check(self) -> Residual:
-        if self.sides != sorted(set(self.sides)):
-            raise Bad("sides", self.sides, "sides that grow from scale to scale")
+        if self.resolutions != sorted(set(self.resolutions)):
+            raise Bad("resolutions", self.resolutions, "resolutions that grow from scale to scale")
         return self
 
 
 class FlowPart(Trained):
-    """One rectified-flow DiT of MSF: `index` is its scale in what it reads. One scale is the DiT control."""
+    """The rectified-flow DiT of one scale of MSF; the control DiT is the only scale of one resolution."""
 
-    kind: Literal["msf"]  # the module in multiscale/methods
-    reads: Name  # a name in `decompose`
+    kind: Literal["msf"]
     index: Count
+    """its scale; 0: the coarsest"""
     network: DiTNetwork
     label_dropout: Share = 0.1
-    times: Literal["uniform", "logit-normal"] = "logit-normal"
-    prior_noise: Annotated[float, Field(ge=0)] = 0.0
+    """share of labels dropped, for classifier-free guidance (MSF)"""
+    timesteps: Timesteps = "logit-normal"
+    """timestep sampler of training"""
+    prior_noise: From0 = 0.0
+    """standard deviation of noise on the input prior; 0: none (MSF)"""
     training: Training
 
 
 class MSFMethod(Sampled):
-    """The sampler of MSF: one solver a scale. One scale is the DiT control."""
+    """The sampler of MSF and of its control DiT."""
 
     kind: Literal["msf"]
-    parts: Annotated[list[Name], Field(min_length=1)]  # from the coarsest scale on
-    scales: Annotated[list[Solver], Field(min_length=1)]
+    scales: list[Solver] = []
+    """a solver for each scale, coarsest first; empty: the default one"""
 
 
 DECOMPOSITION, PART, METHOD = Residual, FlowPart, MSFMethod
-READS = ("msf",)
+DATASETS = ("msf",)
 
 
 def check_decomposition(experiment: Experiment, key: str, section: Residual) -> None:
-    """Whether its sides exist, end at the full size, and can be encoded."""
-    sides, factor = section.sides, experiment.vae.factor
-    if sides[-1] != experiment.data.size:
-        raise Bad(f"{key}.sides", sides, f"a last side of data.size ({experiment.data.size})")
-    for side in sides:
-        if side % factor:
-            raise Bad(f"{key}.sides", sides, f"multiples of the autoencoder's factor {factor}")
-    for side in (sides[0], sides[-1]):
-        if side not in experiment.latents.sides:
-            raise Bad("latents.sides", experiment.latents.sides, f"{side} among them, since {key}.sides needs it")
+    """Refuses resolutions that are not encoded, cannot be, or do not end at the full one."""
+    resolutions, full, factor = section.resolutions, experiment.data.resolution, experiment.vae.factor
+    if resolutions[-1] != full:
+        raise Bad(f"{key}.resolutions", resolutions, f"a last resolution of data.resolution ({full})")
+    if any(resolution % factor for resolution in resolutions):
+        raise Bad(f"{key}.resolutions", resolutions, f"multiples of the autoencoder's factor {factor}")
+    encoded = experiment.latents.resolutions
+    for resolution in (resolutions[0], resolutions[-1]):
+        if resolution not in encoded:
+            raise Bad("latents.resolutions", encoded, f"{resolution} among them, since {key}.resolutions needs it")
 
 
 def check_part(experiment: Experiment, key: str, part: FlowPart) -> None:
-    """Whether its scale exists and its patch divides it."""
-    sides = experiment.decompose[part.reads].sides
-    if part.index >= len(sides):
-        raise Bad(f"{key}.index", part.index, f"below the {len(sides)} scales of decompose.{part.reads}")
-    latent = sides[part.index] // experiment.vae.factor
+    """Refuses a scale that does not exist, and a patch that does not divide its latents."""
+    resolutions = experiment.decompose[part.dataset].resolutions
+    if part.index >= len(resolutions):
+        raise Bad(f"{key}.index", part.index, f"below the {len(resolutions)} scales of decompose.{part.dataset}")
+    latent = resolutions[part.index] // experiment.vae.factor
     if latent % part.network.patch:
-        raise Bad(f"{key}.network.patch", part.network.patch, f"a divisor of the latent side {latent}")
+        raise Bad(f"{key}.network.patch", part.network.patch, f"a divisor of the latent resolution {latent}")
 
 
 def check_method(experiment: Experiment, key: str, method: MSFMethod, parts: list[FlowPart]) -> None:
-    """Whether there is one part and one solver for each scale."""
-    if len({part.reads for part in parts}) > 1:
-        raise Bad(f"{key}.parts", method.parts, "parts that read one decomposition")
-    scales = len(experiment.decompose[parts[0].reads].sides)
-    if [part.index for part in parts] != list(range(scales)):
-        raise Bad(f"{key}.parts", method.parts, f"one part for each of the {scales} scales of {parts[0].reads}")
-    if len(method.scales) != scales:
-        raise Bad(f"{key}.scales", len(method.scales), f"{scales} solvers, one a scale")
+    """Refuses anything but one part for each scale of one dataset, and one solver for each or none."""
+    datasets = sorted({part.dataset for part in parts})
+    if len(datasets) != 1:
+        raise Bad(key, datasets, "parts of one dataset")
+    scales, indices = len(experiment.decompose[datasets[0]].resolutions), sorted(part.index for part in parts)
+    if indices != list(range(scales)):
+        raise Bad(key, indices, f"one part of each index, for the {scales} scales of decompose.{datasets[0]}")
+    if method.scales and len(method.scales) != scales:
+        raise Bad(f"{key}.scales", len(method.scales), f"{scales} solvers, one a scale, or none")

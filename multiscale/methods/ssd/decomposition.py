@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class Images:
-    """pixels uint8 (N, C, H, H), ready to be mapped."""
+    """pixels uint8 (N, C, H, H), ready to be memory-mapped."""
 
-    side = None
+    resolution = None
 
     def __init__(self, source: Source):
         self.table = source.pixels()
@@ -27,10 +27,10 @@ class Images:
     def block(self, rows: slice) -> dict[str, Tensor]:
         return self.table[rows]
 
-    def statistics(self, made: Table) -> None:
-        return None
+    def statistics(self, made: Table) -> dict[str, Any]:
+        return {}
 
 
 def decompose(section: Pixels, source: Source) -> Images:
-    """The decomposition of a section of the experiment."""
+    """The decomposition that a section of the experiment asks for."""
     return Images(source)

@@ -1,7 +1,7 @@
-"""Diffusion whose states shrink while they get noisier: noise, sides, weights and time steps (SSD, arXiv 2603.08709).
+"""SSD's forward process (arXiv 2603.08709): noise and resolution of each state, loss weights and timestep sampling.
 
-States count from t = 0, the least noisy, to T - 1; the clean image is state -1, with signal 1, sigma 0 and full side.
-x_t = a_t R_{0:t} x_0 + sigma_t eps at the side r(t), where R_{0:t} shrinks step by step. One side gives DDPM.
+x_t = a_t R_{0:t} x_0 + sigma_t eps at the resolution r(t), where R_{0:t} shrinks step by step. One resolution is DDPM.
+States count from t = 0, the least noisy, to T - 1. The clean image is state -1: signal 1, sigma 0, full resolution.
 """
 
 from __future__ import annotations
@@ -11,39 +11,32 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from multiscale.core.settings import LARGEST, Above0, Bad, Positive, Section
 from multiscale.core.streams import Draws
-from multiscale.methods.ssd.resizing import OPERATORS, Separable, Transition, identity
+from multiscale.methods.ssd.resizing import OPERATORS, Separable, Transition, Variance, identity
 
 CLEAN = -1  # the state of the image itself
+Target = Literal["x0", "noise"]  # what a network predicts
 
 
 def linear_alpha_bar(steps: int) -> list[float]:
-    """alpha_bar_t = prod (1 - beta) for beta linear from 1e-4 to 0.02, times 1000 / T to end as noisy for any T."""
-    if steps < 20:
-        raise ValueError(f"{steps} diffusion steps need a beta above 1; allowed: at least 20")
+    """alpha_bar_t = prod (1 - beta), beta linear from 1e-4 to 0.02, times 1000 / T to end as noisy for any T >= 20."""
     beta = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64) * 1000 / steps
-    return torch.cumprod(1 - beta, 0).tolist()
+    alpha_bar: list[float] = torch.cumprod(1 - beta, 0).tolist()
+    return alpha_bar
 
 
-def information(snr: float) -> float:
-    """The share of pixels in which the signal outweighs the noise, for x_0 uniform on [-1, 1] (section 3).
-
-    1 - 2 int_0^1 Phi(-s x) dx with s = sqrt(snr). An image shrunk to the side r holds a share r^2 of the pixels: once
-    that exceeds the information of a state, the smaller image has room for all that the noise left.
-    """
-    s = math.sqrt(snr)
-    return math.erf(s / math.sqrt(2)) + 2 / s * math.expm1(-snr / 2) / math.sqrt(2 * math.pi)
+# ---- The level of a state: 0 is the full resolution, n - 1 the smallest. tau runs from 0 at t = 0 to 1 at t = T - 1.
 
 
-# ---- Which level a state has: level 0 is the full side, n - 1 the smallest. tau runs from 0 at t = 0 to 1 at T - 1.
-
-
-# Exponents of the two S-shaped schedules. Below 1 |u|^gamma passes 1/2, where p turns back: the sides would grow again,
-# and p has no inverse. Far above 1000 the smallest |u|^gamma is no number any more.
+# Exponents of the two S-shaped schedules. Below 1 |u|^gamma passes 1/2, where p turns back: resolutions would grow
+# again, and p has no inverse. Far above 1000 the smallest |u|^gamma underflows.
 S_SHAPED = (1, 1000)
 
 
@@ -83,56 +76,96 @@ SCHEDULES: dict[str, Callable[[float, int, float], int]] = {
 }
 
 
-def halved_sides(side: int, levels: int) -> list[int]:
-    """R, R/2, R/4, ... Raises ValueError where a side is odd before it is halved."""
-    if side % 2 ** (levels - 1):
+def halved(resolution: int, levels: int) -> list[int]:
+    """R, R/2, R/4, ... Raises ValueError where a resolution is odd before it is halved."""
+    factor = 2 ** (levels - 1)
+    if resolution % factor:
         raise ValueError(
-            f"a side of {side} cannot be halved {levels - 1} times; allowed: multiples of {2 ** (levels - 1)}"
+            f"a resolution of {resolution} cannot be halved {levels - 1} times; allowed: multiples of {factor}"
         )
-    return [side >> level for level in range(levels)]
+    return [resolution >> level for level in range(levels)]
 
 
-def gradual_sides(side: int, levels: int) -> list[int]:
+def gradual(resolution: int, levels: int) -> list[int]:
     """R, R - 1, R - 2, ... Raises ValueError where nothing would be left."""
-    if levels > side:
-        raise ValueError(f"a side of {side} has no {levels} sides one pixel apart; allowed: at most {side} levels")
-    return [side - level for level in range(levels)]
+    if levels > resolution:
+        raise ValueError(
+            f"a resolution of {resolution} has no {levels} resolutions one pixel apart; "
+            f"allowed: at most {resolution} levels"
+        )
+    return [resolution - level for level in range(levels)]
 
 
-SIDES = {"halved": halved_sides, "gradual": gradual_sides}
+RESOLUTIONS = {"halved": halved, "gradual": gradual}
+
+
+class ScaleSpaceProcess(Section):
+    """SSD's forward process; the defaults are published. One level is DDPM."""
+
+    steps: Annotated[int, Field(ge=20, le=LARGEST)] = 1000
+    """T; beta is scaled by 1000 / T, which allows no fewer than 20"""
+    levels: Positive
+    """resolutions that its states have; 1: DDPM"""
+    resolutions: Literal["halved", "gradual"] = "halved"
+    """from level to level; gradual: one pixel less"""
+    schedule: Literal["equal", "convex-decay", "tanh-like", "sigmoid-like"] = "convex-decay"
+    """of the levels over the steps"""
+    gamma: Above0 = 0.5
+    """exponent of the schedule; at least 1 for tanh- and sigmoid-like"""
+    operator: Literal["bilinear", "box", "identity"] = "bilinear"
+    """resize between levels; identity: none, DDPM"""
+    noise_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """of sigma from level to level; 0.505 keeps the low band's SNR"""
+
+    @model_validator(mode="after")
+    def _check(self) -> ScaleSpaceProcess:
+        low, high = S_SHAPED
+        if self.schedule in ("tanh-like", "sigmoid-like") and not low <= self.gamma <= high:
+            problem = f"the schedule {self.schedule} with an exponent of {self.gamma} does not shrink all the way"
+            raise Bad("gamma", self.gamma, f"{low} to {high} ({problem})")
+        return self
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether its states have more than one resolution."""
+        return self.levels > 1 and self.operator != "identity"
+
+    def levels_of(self, resolution: int) -> list[int]:
+        """The resolutions of the levels, from the full one down. Raises ValueError where there are not so many."""
+        return RESOLUTIONS[self.resolutions](resolution, self.levels if self.shrinks else 1)
+
+    def build(self, resolution: int) -> ScaleSpace:
+        """The process of images of a resolution. Raises ValueError as `levels_of` and ScaleSpace do."""
+        resolutions, of_tau = self.levels_of(resolution), SCHEDULES[self.schedule]
+        levels = [of_tau(t / (self.steps - 1), len(resolutions), self.gamma) for t in range(self.steps)]
+        return ScaleSpace(linear_alpha_bar(self.steps), resolutions, levels, self.operator, self.noise_factor)
 
 
 class ScaleSpace:
-    """The forward process: for every state t its signal a_t, its noise sigma_t and its side r(t), and how to get there.
+    """The forward process: signal a_t, noise sigma_t and resolution r(t) of each state t, and the steps between states.
 
-    sides: of the levels, from the full side down. levels: of the states t = 0 .. T-1, never falling. noise_factor: what
-    sigma is multiplied by each level; 1 is the paper's. Averaging 2 x 2 pixels halves their noise, and a step that
-    shrinks must add the rest again: near 1/2 it adds next to none, and the state keeps what it knew of the image.
-    Raises ValueError for a schedule that grows, or a step that no noise can make white (`Transition`).
+    resolutions: of the levels, from the full one down. levels: of the states t = 0 .. T-1, never falling.
+    noise_factor: sigma is multiplied by it at each level; 1 is the paper's. Averaging 2 x 2 pixels halves their noise,
+    and a step that shrinks must add the rest again. A factor near 1/2 adds next to none: the state keeps what it knew
+    of the image. Raises ValueError for a step that no noise can make white (`Transition`).
     """
 
     def __init__(
-        self, alpha_bar: list[float], sides: list[int], levels: list[int], operator: str, noise_factor: float = 1.0
+        self, alpha_bar: list[float], resolutions: list[int], levels: list[int], operator: str, noise_factor: float
     ):
-        self.steps, self.sides, self.levels, self.noise_factor = len(alpha_bar), sides, levels, noise_factor
+        self.steps, self.resolutions, self.levels, self.noise_factor = len(alpha_bar), resolutions, levels, noise_factor
         self.alpha_bar = alpha_bar
-        for t in range(1, self.steps):
-            if levels[t] < levels[t - 1]:
-                raise ValueError(
-                    f"the schedule of sides grows from {sides[levels[t - 1]]} to {sides[levels[t]]} at t = {t}; "
-                    f"allowed: sides that only shrink as t rises"
-                )
-        self._step_by_step = [OPERATORS[operator](before, after) for before, after in itertools.pairwise(sides)]
-        self._from_full = {sides[0]: identity(sides[0])}
+        self._step_by_step = [OPERATORS[operator](before, after) for before, after in itertools.pairwise(resolutions)]
+        self._from_full = {resolutions[0]: identity(resolutions[0])}
         for resize in self._step_by_step:
             self._from_full[resize.after] = resize.following(self._from_full[resize.before])
-        self.transitions = [t for t in range(self.steps) if self.side(t) != self.side(t - 1)]
+        self.transitions = [t for t in range(self.steps) if self.resolution(t) != self.resolution(t - 1)]
         for t in self.transitions:
             self.transition(t - 1, t)
 
-    def side(self, t: int) -> int:
-        """r(t); the clean image has the full side."""
-        return self.sides[0 if t == CLEAN else self.levels[t]]
+    def resolution(self, t: int) -> int:
+        """r(t); the clean image has the full resolution."""
+        return self.resolutions[0 if t == CLEAN else self.levels[t]]
 
     def signal(self, t: int) -> float:
         """a_t = sqrt(alpha_bar_t)."""
@@ -143,63 +176,36 @@ class ScaleSpace:
         return 0.0 if t == CLEAN else math.sqrt(1 - self.alpha_bar[t]) * self.noise_factor ** self.levels[t]
 
     def snr(self, t: int) -> float:
-        """Signal to noise of a pixel, a_t^2 / sigma_t^2."""
+        """Signal-to-noise ratio of a pixel, a_t^2 / sigma_t^2."""
         return self.alpha_bar[t] / ((1 - self.alpha_bar[t]) * self.noise_factor ** (2 * self.levels[t]))
 
-    def shrink(self, clean: Tensor, side: int) -> Tensor:
-        """R_{0:t} x_0 for a state of that side: one resize after another, not one from the full side."""
-        return self._from_full[side].apply(clean)
+    def shrink(self, clean: Tensor, resolution: int) -> Tensor:
+        """R_{0:t} x_0 for a state of that resolution: composed of one resize a level, not resized at once."""
+        return self._from_full[resolution].apply(clean)
 
     def resize(self, before: int, after: int) -> Separable:
-        """The composed operator from one side of the process to a smaller one."""
-        first, last = self.sides.index(before), self.sides.index(after)
+        """The composed operator from one resolution of the process to a smaller one."""
+        first, last = self.resolutions.index(before), self.resolutions.index(after)
         operator = identity(before)
         for resize in self._step_by_step[first:last]:
             operator = resize.following(operator)
         return operator
 
-    def transition(self, s: int, t: int, eta: float = 1.0, variance: str = "small") -> Transition:
+    def transition(self, s: int, t: int, eta: float = 1.0, variance: Variance = "small") -> Transition:
         """The step between two states s < t, however many lie between them."""
-        operator = self.resize(self.side(s), self.side(t))
+        operator = self.resize(self.resolution(s), self.resolution(t))
         return Transition(operator, self.signal(s), self.sigma(s), self.signal(t), self.sigma(t), eta, variance)
 
     def clean(self, x: Tensor, noise: Tensor, t: int) -> Tensor:
-        """The clean image that a prediction of the noise in x_t stands for: (x_t - sigma_t eps) / a_t."""
+        """The clean image by the noise predicted in x_t: (x_t - sigma_t eps) / a_t."""
         return (x - self.sigma(t) * noise) / self.signal(t)
 
 
-def scale_space(
-    side: int,
-    steps: int,
-    levels: int,
-    sizes: str,
-    schedule: str,
-    gamma: float,
-    operator: str,
-    noise_factor: float = 1.0,
-) -> ScaleSpace:
-    """The process of an experiment: T steps over n levels of `sizes`, by a named schedule.
-
-    The operator 'identity' keeps the full side at every level: DDPM. The published processes have halved sides, the
-    schedule 'convex-decay' with gamma 0.5 and the operator 'bilinear'. Raises ValueError for an exponent with which a
-    schedule does not shrink from one end to the other.
-    """
-    low, high = S_SHAPED
-    if schedule in ("tanh-like", "sigmoid-like") and not low <= gamma <= high:
-        raise ValueError(
-            f"the schedule {schedule} with an exponent of {gamma} does not shrink all the way; allowed: {low} to {high}"
-        )
-    if operator == "identity":
-        levels, operator = 1, "bilinear"  # with one level nothing is resized
-    of_tau = SCHEDULES[schedule]
-    of_states = [of_tau(t / (steps - 1), levels, gamma) for t in range(steps)]
-    return ScaleSpace(linear_alpha_bar(steps), SIDES[sizes](side, levels), of_states, operator, noise_factor)
-
-
 def respaced(process: ScaleSpace, steps: int) -> list[int]:
-    """About `steps` states of a process, evenly from 0 to T-1, and every one whose step changes the side.
+    """About `steps` states of a process, evenly spaced from 0 to T-1, and every transition (as the released code does).
 
-    The network knows a change of side at those states only, so none may be skipped.
+    The network has learnt changes of resolution at the transitions alone, so none may be skipped. Raises ValueError
+    for more steps than the process has.
     """
     if not 2 <= steps <= process.steps:
         raise ValueError(f"{steps} sampling steps of a process of {process.steps}; allowed: 2 to {process.steps}")
@@ -207,7 +213,7 @@ def respaced(process: ScaleSpace, steps: int) -> list[int]:
     return sorted({round(i * stride) for i in range(steps)} | set(process.transitions))
 
 
-def min_snr_weights(process: ScaleSpace, cap: float | None, predicts: str) -> list[float]:
+def min_snr_weights(process: ScaleSpace, cap: float | None, predicts: Target) -> list[float]:
     """min(SNR(t), cap): the weight of a squared error in x_0 (Min-SNR, arXiv 2303.09556).
 
     An error in the noise is SNR(t) times as large, squared, and its weight is divided by that: without a cap it is 1,
@@ -219,38 +225,38 @@ def min_snr_weights(process: ScaleSpace, cap: float | None, predicts: str) -> li
 
 
 @dataclass(frozen=True)
-class Times:
-    """The states of one batch: t (n,), the one side r(t) they have, the side r(t-1) to predict, their weight."""
+class Timesteps:
+    """The states of a batch: t (n,), their resolution r(t), the resolution r(t-1) of the prediction, their weight."""
 
     t: Tensor
-    side: int
-    target_side: int
+    resolution: int
+    target_resolution: int
     weight: float
 
 
-class TimeLaw:
-    """Draws the states of a batch: all of one (r(t), r(t-1)), each alone uniform on 0..T-1 (section 4).
+class TimestepSampler:
+    """Draws the states of a batch, all of one pair (r(t), r(t-1)); each is uniform on 0..T-1 by itself (section 4).
 
-    One t* decides for all workers: a step that changes the side has the batch to itself, else every image draws its
-    own state among those that share t*'s side. `oversample` makes the n - 1 changes of side so many times likelier;
-    with `reweight` the weights keep every expectation as it was, without they count so many times as much.
+    One t* decides for all workers. If its step changes the resolution, the whole batch has t*. Otherwise each image
+    draws its own state among those with the resolutions of t*. `oversample` makes the n - 1 transitions so many times
+    likelier. `reweight` divides their loss by as much, which keeps every expectation; without it they count for more.
     """
 
     def __init__(self, process: ScaleSpace, oversample: int = 1, reweight: bool = True):
         self.steps, self.reweight = process.steps, reweight
         groups: dict[tuple[int, int], list[int]] = {}
         for t in range(process.steps):
-            groups.setdefault((process.side(t), process.side(t - 1)), []).append(t)
-        self.groups = [(*sides, torch.tensor(members)) for sides, members in groups.items()]
-        self.factors = [oversample if side != before else 1 for side, before, _ in self.groups]
+            groups.setdefault((process.resolution(t), process.resolution(t - 1)), []).append(t)
+        self.groups = [(*resolutions, torch.tensor(members)) for resolutions, members in groups.items()]
+        self.factors = [oversample if resolution != before else 1 for resolution, before, _ in self.groups]
         slots = [len(members) * factor for (_, _, members), factor in zip(self.groups, self.factors)]
         self.ends = list(itertools.accumulate(slots))
 
-    def draw(self, draws: Draws) -> Times:
+    def draw(self, draws: Draws) -> Timesteps:
         """The states of a training step."""
         index = bisect.bisect_right(self.ends, draws.choice("time", self.ends[-1]))
-        side, target_side, members = self.groups[index]
+        resolution, target_resolution, members = self.groups[index]
         place = (draws.uniform("times") * len(members)).long()
         t = members.to(place.device)[place.clamp(max=len(members) - 1)]  # u < 1, but not once it is rounded
         weight = self.ends[-1] / (self.steps * self.factors[index]) if self.reweight else 1.0
-        return Times(t, side, target_side, weight)
+        return Timesteps(t, resolution, target_resolution, weight)

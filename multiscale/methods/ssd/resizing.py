@@ -2,17 +2,20 @@
 
 A step from state s to the noisier state t multiplies the image by M = c R and adds just the noise that makes the sum
 white again:  x_t = M x_s + eta,  Cov(eta) = sigma_t^2 I - sigma_s^2 M M^T  (Theorem 1). R is separable: one matrix A
-acts on the rows and on the columns of every channel, so a thin SVD of the small A gives all that the posterior
-q(x_s | x_t, x_0) needs in closed form. Everything is decided in float64 and applied in the precision of the image.
+acts on the rows and the columns of every channel, so a thin SVD of the small A gives the posterior q(x_s | x_t, x_0)
+in closed form. Coefficients are computed in float64 and applied in the precision of the image.
 """
 
 from __future__ import annotations
 
 from functools import cached_property, lru_cache
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Variance = Literal["small", "large"]  # of the noise that a step draws: the posterior's, or beta_t
 
 
 def sandwich(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
@@ -28,7 +31,7 @@ class Separable:
         self.matrix = matrix.double()
         self.after, self.before = matrix.shape
         self.is_identity = self.after == self.before and torch.equal(self.matrix, torch.eye(self.after).double())
-        self._copies: dict[tuple, list[Tensor]] = {}
+        self._copies: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
 
     @cached_property
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,13 +58,6 @@ class Separable:
         A = self.like(x)[0]
         return sandwich(A, x, A)
 
-    def transpose(self, y: Tensor) -> Tensor:
-        """R^T y: (N, C, h, h) -> (N, C, H, H)."""
-        if self.is_identity:
-            return y
-        A = self.like(y)[0]
-        return sandwich(A.mT, y, A.mT)
-
     def following(self, first: Separable) -> Separable:
         """The composition: `first`, then this map."""
         return Separable(self.matrix @ first.matrix)
@@ -73,12 +69,12 @@ def _by_torch(before: int, after: int, mode: str, **options: bool) -> Separable:
 
 
 def bilinear(before: int, after: int) -> Separable:
-    """torch's bilinear resize with half-pixel centres, antialiased: what the paper degrades with."""
+    """torch's bilinear resize, half-pixel centres, antialiased: the paper's degradation."""
     return _by_torch(before, after, "bilinear", align_corners=False, antialias=True)
 
 
 def box(before: int, after: int) -> Separable:
-    """Averages of areas: f x f mean pooling where the side shrinks by a whole factor f."""
+    """Averages of areas: f x f mean pooling for a whole factor f."""
     return _by_torch(before, after, "area")
 
 
@@ -86,27 +82,27 @@ OPERATORS = {"bilinear": bilinear, "box": box}
 
 
 @lru_cache(maxsize=64)  # a chain has a thousand of them
-def identity(side: int) -> Separable:
-    """The map that leaves an image as it is: DDPM's."""
-    return Separable(torch.eye(side, dtype=torch.float64))
+def identity(resolution: int) -> Separable:
+    """The identity: DDPM."""
+    return Separable(torch.eye(resolution, dtype=torch.float64))
 
 
 class Transition:
-    """The step between the states s and t = s + 1 (or any later one) of a chain: x_t = M x_s + eta with M = c R.
+    """The step between a state s and a noisier one t: x_t = M x_s + noise with M = c R, c = a_t / a_s.
 
-    `signal_*` and `sigma_*` are a and sigma of x = a R_{0:.} x_0 + sigma eps, and c = a_t / a_s. The clean image is a
-    state too, with signal 1 and sigma 0: a step to it returns the estimate of the clean image itself.
+    `signal_*` and `sigma_*` are a and sigma of x = a R_{0:.} x_0 + sigma eps. With signal 1 and sigma 0 s is the clean
+    image: the reverse step returns the estimate of it.
 
-    eta chooses how much of the noise is drawn anew in the space that R keeps. 1 is the posterior q(x_s | x_t, x_0)
-    (Theorems 2 and 3); 0 carries the noise of x_t over as in DDIM, and draws only the detail that x_t lacks. Each eta
-    leaves x_s with the mean a_s R_{0:s} x_0 and the covariance sigma_s^2 I.
+    eta: how much of the noise is drawn anew in the space that R keeps. 1 is the posterior q(x_s | x_t, x_0) (Theorems 2
+    and 3). 0 carries the noise of x_t over as DDIM does, and draws only the detail that x_t lacks. Every eta leaves x_s
+    with the mean a_s R_{0:s} x_0 and the covariance sigma_s^2 I.
 
-    variance 'large' draws noise of variance beta_t = 1 - c^2 in place of the posterior's own, the 'small' one: DDPM's
-    other choice (arXiv 2006.11239, section 3.2), the optimal one for x_0 ~ N(0, I). It is none
-    of a step that changes the side, and the step to the clean image draws no noise with either.
+    variance: of the noise that a step draws. 'small' is the posterior's. 'large' is beta_t = 1 - c^2, DDPM's other
+    choice, optimal for x_0 ~ N(0, I) (arXiv 2006.11239, section 3.2); it needs an eta of 1. The step to the clean image
+    draws no noise with either.
 
-    Raises ValueError for an operator that amplifies the noise of s beyond that of t, and for a large variance where
-    there is none.
+    Raises ValueError for an operator that amplifies the noise of s beyond that of t, and for a large variance of a step
+    that changes the resolution.
     """
 
     def __init__(
@@ -117,7 +113,7 @@ class Transition:
         signal_t: float,
         sigma_t: float,
         eta: float = 1.0,
-        variance: str = "small",
+        variance: Variance = "small",
     ):
         self.operator = operator
         self.signal_s, self.sigma_s, self.sigma_t = signal_s, sigma_s, sigma_t
@@ -125,7 +121,7 @@ class Transition:
         needed = (self.scale * sigma_s) ** 2 * operator.largest_eigenvalue
         if sigma_t**2 < needed:
             raise ValueError(
-                f"the operator from side {operator.before} to {operator.after} is infeasible: it leaves noise of "
+                f"the operator from resolution {operator.before} to {operator.after} is infeasible: it leaves noise of "
                 f"variance {needed:.4g} where the next state has {sigma_t**2:.4g}; allowed: a largest eigenvalue of "
                 f"R R^T, now {operator.largest_eigenvalue:.4g}, of at most {(sigma_t / self.scale / sigma_s) ** 2:.4g}"
             )
@@ -136,20 +132,15 @@ class Transition:
         share = (1 - eta) + eta * sigma_s / sigma_t * self.singular
         self.gain = share * sigma_s / sigma_t  # g
         self.fresh = sigma_s * ((1 - share) * (1 + share)).clamp(min=0).sqrt()  # sqrt(sigma_s^2 - g^2 sigma_t^2)
-        if variance == "large":
-            self._check_large(eta)
-            if sigma_s:
-                self.fresh = ((1 - self.singular) * (1 + self.singular)).sqrt()  # sqrt(beta_t)
+        if variance == "large" and not operator.is_identity:
+            raise ValueError(
+                f"the variance beta_t of a step from resolution {operator.before} to {operator.after}; allowed: small"
+            )
+        if variance == "large" and sigma_s:
+            self.fresh = ((1 - self.singular) * (1 + self.singular)).sqrt()  # sqrt(beta_t)
         if operator.is_identity:  # every table is one number then
             gain, self.fresh_scalar = float(self.gain[0, 0]), float(self.fresh[0, 0])
             self.clean_scalar, self.state_scalar = signal_s * (1 - gain * self.scale), gain
-
-    def _check_large(self, eta: float) -> None:
-        if not self.operator.is_identity:
-            sides = f"from side {self.operator.before} to {self.operator.after}"
-            raise ValueError(f"the variance beta_t of a step {sides}; allowed: small")
-        if eta != 1:
-            raise ValueError(f"the variance beta_t with an eta of {eta}; allowed: small, or an eta of 1")
 
     @property
     def needs_noise(self) -> bool:
@@ -160,14 +151,10 @@ class Transition:
         """M x."""
         return self.scale * self.operator.apply(x)
 
-    def transpose(self, y: Tensor) -> Tensor:
-        """M^T y."""
-        return self.scale * self.operator.transpose(y)
-
     def mean(self, x: Tensor, clean: Tensor) -> Tensor:
         """mu_s + V (g o U^T (x_t - M mu_s) U) V^T with mu_s = a_s clean; for eta = 1 mu_s + rho M^T (x_t - M mu_s).
 
-        x (N, C, h, h) is the state t, clean (N, C, H, H) the clean image at the side of s.
+        x (N, C, h, h) is the state t, clean (N, C, H, H) the clean image at the resolution of s.
         """
         if self.operator.is_identity:
             return torch.add(clean * self.clean_scalar, x, alpha=self.state_scalar)
@@ -179,7 +166,7 @@ class Transition:
     def root(self, noise: Tensor) -> Tensor:
         """Sigma^(1/2) z, exactly: sigma_s z in the space that M forgets, `fresh` times z in the one it keeps.
 
-        noise z (N, C, H, H) is white and has the larger side, that of s. The root is symmetric.
+        noise z (N, C, H, H) is white and has the larger resolution, that of s. The root is symmetric.
         """
         if self.operator.is_identity:
             return noise * self.fresh_scalar
@@ -188,6 +175,6 @@ class Transition:
         return self.sigma_s * noise + sandwich(V, kept, V)
 
     def reverse(self, x: Tensor, clean: Tensor, noise: Tensor | None) -> Tensor:
-        """x_s from x_t, the clean image at the side of s, and white noise of that side (None where none is needed)."""
+        """x_s from x_t, the clean image and white noise, both at the resolution of s (None where none is needed)."""
         mean = self.mean(x, clean)
         return mean if noise is None else mean.add_(self.root(noise))

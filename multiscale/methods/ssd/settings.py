@@ -5,127 +5,142 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from multiscale.methods.ssd import parts as ssd_parts
-from multiscale.networks.settings import UNetNetwork
-from multiscale.settings import (
+from multiscale.core.settings import (
     LARGEST,
+    Above0,
     Bad,
+    Decomposed,
     Experiment,
-    Name,
+    From0,
     Positive,
     Sampled,
     Section,
     Share,
     Trained,
-    Training,
     allowed_of,
 )
+from multiscale.methods.ssd.model import SSDConfig, Use, build_network
+from multiscale.methods.ssd.process import ScaleSpaceProcess, Target
+from multiscale.methods.ssd.resizing import Variance
+from multiscale.networks.unet import UNetNetwork
+from multiscale.training.part import Training
 
 
-class Pixels(Section):
+class Pixels(Decomposed):
     """The images as they are."""
 
     kind: Literal["ssd"]
-    reads: Literal["images.parquet"] = "images.parquet"  # in data/
-
-
-class ScaleSpaceProcess(Section):
-    """SSD's forward process. One level is DDPM."""
-
-    steps: Annotated[int, Field(ge=20, le=LARGEST)] = 1000
-    levels: Positive
-    sizes: Literal["halved", "gradual"] = "halved"
-    schedule: Literal["equal", "convex-decay", "tanh-like", "sigmoid-like"] = "convex-decay"
-    gamma: Annotated[float, Field(gt=0)] = 0.5  # the schedule's exponent; from 1 on for tanh- and sigmoid-like
-    operator: Literal["bilinear", "box", "identity"] = "bilinear"
-    noise_factor: Annotated[float, Field(gt=0, le=1)] = 1.0  # of sigma, a level; 1 as published, 0.505 keeps the SNR
-
-    @property
-    def shrinks(self) -> bool:
-        """Whether its states have more than one side."""
-        return self.levels > 1 and self.operator != "identity"
+    source: Literal["images.parquet"] = "images.parquet"
 
 
 class SSDPart(Trained):
-    """The one network of SSD, or with one level of the DDPM control."""
+    """The denoiser of SSD; with one level that of its control DDPM."""
 
     kind: Literal["ssd"]
-    reads: Name
     process: ScaleSpaceProcess
-    unet: Literal["flexi", "full", "enlarged"] = "flexi"  # 'full': every side runs the whole network
+    """forward process"""
+    unet: Use = "flexi"
+    """flexi: small states skip levels; full, enlarged: they run all"""
     network: UNetNetwork
+    """size of the UNet"""
     conditional: bool = True
+    """on the class label"""
     label_dropout: Share = 0.1
+    """share of labels dropped, for guidance"""
     flip: bool = False
-    predicts: Literal["x0", "noise"] = "x0"  # 'noise' with one side only
-    # Of the Min-SNR weight; a lower one favours the noisy states. null is none: the plain loss of the noise
-    snr_cap: Annotated[float, Field(gt=0)] | None = 5.0
-    oversample: Positive = 1  # how much likelier than uniform a change of side is drawn
-    reweight: bool = True  # weigh back what is drawn too often; false: it counts so many times as much
+    """mirror half of the images"""
+    predicts: Target = "x0"
+    """clean image, or noise: with one resolution only"""
+    snr_cap: Above0 | None = 5.0
+    """cap of the Min-SNR weight; lower favours noisy states; null: none"""
+    oversample: Positive = 1
+    """how much likelier a change of resolution is drawn than uniformly"""
+    reweight: bool = True
+    """divide the loss of what is oversampled by that factor"""
     training: Training
+    """budget and optimiser"""
+
+    @model_validator(mode="after")
+    def _check(self) -> SSDPart:
+        if self.predicts == "noise" and self.process.shrinks:
+            raise Bad("predicts", self.predicts, "x0, since the network answers at the resolution of the next state")
+        return self
+
+    def config(self, channels: int, resolution: int, classes: int) -> SSDConfig:
+        """The config of its model, for images of so many channels and classes."""
+        return SSDConfig(
+            channels=channels,
+            resolution=resolution,
+            classes=classes if self.conditional else 0,
+            process=self.process,
+            unet=self.unet,
+            predicts=self.predicts,
+            network=self.network,
+        )
 
 
 class AncestralSolver(Section):
     """How a diffusion chain is sampled."""
 
-    steps: Annotated[int, Field(ge=2, le=LARGEST)]  # of the process, besides those that change the side
-    eta: Share = 1.0  # 1: the posterior (DDPM); 0: DDIM
-    variance: Literal["small", "large"] = "small"  # the posterior's, or beta_t: with one side and an eta of 1 only
-    cfg: Annotated[float, Field(ge=0)] = 1.0
+    steps: Annotated[int, Field(ge=2, le=LARGEST)] = 250
+    """of the process, besides those that change the resolution"""
+    eta: Share = 1.0
+    """1: the posterior (DDPM); 0: DDIM"""
+    variance: Variance = "small"
+    """the posterior's; large: beta_t, with one resolution and eta 1 only"""
+    guidance_scale: From0 = 1.0
+    """of classifier-free guidance; 1: none"""
     last_step: Literal["clean", "as-released"] = "clean"
+    """as-released: keeps the noise of state 0, sigma 0.01"""
+
+    @model_validator(mode="after")
+    def _check(self) -> AncestralSolver:
+        if self.variance == "large" and self.eta != 1:
+            raise Bad("variance", self.variance, f"small, since an eta of {self.eta} draws less already")
+        return self
 
 
 class SSDMethod(Sampled):
-    """The sampler of SSD, or of the DDPM control."""
+    """The sampler of SSD and of its control DDPM."""
 
     kind: Literal["ssd"]
-    parts: Annotated[list[Name], Field(min_length=1, max_length=1)]
-    solver: AncestralSolver
+    solver: AncestralSolver = AncestralSolver()
+    """how its chain is sampled"""
 
 
 DECOMPOSITION, PART, METHOD = Pixels, SSDPart, SSDMethod
-READS = ("ssd",)
+DATASETS = ("ssd",)
 
 
 def check_decomposition(experiment: Experiment, key: str, section: Pixels) -> None:
-    """Images as they are fit everything."""
+    """Refuses nothing: images as they are fit everything."""
 
 
 def check_part(experiment: Experiment, key: str, part: SSDPart) -> None:
-    """Whether the process can be built, and the network takes each of its sides."""
-    classes = 1 if part.conditional else 0
-    config = {
-        **part.model_dump(),
-        "channels": experiment.data.channels,
-        "side": experiment.data.size,
-        "classes": classes,
-    }
+    """Refuses a process that images of this resolution cannot have, and a network that cannot take its states."""
+    config = part.config(experiment.data.channels, experiment.data.resolution, classes=1)
     try:
-        process = ssd_parts.build_process(config)
+        config.process.build(config.resolution)
     except ValueError as error:
-        fault = "gamma" if "exponent" in str(error) else "levels"
-        raise Bad(f"{key}.process.{fault}", getattr(part.process, fault), allowed_of(error)) from None
+        raise Bad(f"{key}.process.levels", part.process.levels, allowed_of(error)) from None
     try:
         with torch.device("meta"):
-            ssd_parts.build_network(config, process)
+            build_network(config)
     except ValueError as error:
         raise Bad(f"{key}.network.multipliers", part.network.multipliers, allowed_of(error)) from None
-    if part.predicts == "noise" and part.process.shrinks:
-        raise Bad(f"{key}.predicts", part.predicts, "x0, since the network answers at the side of the next state")
 
 
 def check_method(experiment: Experiment, key: str, method: SSDMethod, parts: list[SSDPart]) -> None:
-    """Whether the solver suits the one part."""
-    (part,) = parts
-    if method.solver.steps > part.process.steps:
-        raise Bad(f"{key}.solver.steps", method.solver.steps, f"at most the process's {part.process.steps}")
-    if method.solver.variance == "large" and part.process.shrinks:
-        raise Bad(
-            f"{key}.solver.variance", "large", "small, since beta_t is no variance of a step that changes the side"
-        )
-    if method.solver.variance == "large" and method.solver.eta != 1:
-        raise Bad(f"{key}.solver.variance", "large", f"small, since an eta of {method.solver.eta} draws less already")
-    if method.solver.cfg != 1 and not part.conditional:
-        raise Bad(f"{key}.solver.cfg", method.solver.cfg, "1.0, since the part is not conditional")
+    """Refuses anything but one part, and a solver that does not suit it."""
+    if len(parts) != 1:
+        raise Bad(key, method.kind, f"one part that names this method, not {len(parts)}")
+    (part,), solver = parts, method.solver
+    if solver.steps > part.process.steps:
+        raise Bad(f"{key}.solver.steps", solver.steps, f"at most the process's {part.process.steps}")
+    if solver.variance == "large" and part.process.shrinks:
+        reason = "beta_t is no variance of a step that changes the resolution"
+        raise Bad(f"{key}.solver.variance", solver.variance, f"small, since {reason}")
+    if solver.guidance_scale != 1 and not part.conditional:
+        raise Bad(f"{key}.solver.guidance_scale", solver.guidance_scale, "1.0, since the part is not conditional")

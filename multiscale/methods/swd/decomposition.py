@@ -1,4 +1,4 @@
-"""SwD's pyramid: the latents of each image at several sides."""
+"""SwD's pyramid: the latents of each image at several resolutions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from multiscale.core.pixels import per_channel
 from multiscale.core.storage import Table
 from multiscale.decomposition import Source, of_images
 
@@ -15,32 +14,31 @@ if TYPE_CHECKING:
 
 
 class Latents:
-    """z{side} (N, c, h, h) of every side, normalised by the full side's statistics.
+    """z{resolution} (N, c, h, h) at every resolution, normalised by the full resolution's statistics.
 
-    SwD downsamples twice to get to the smaller side of a step; here every side comes from the image at once, so that
-    one latent serves as the target of one step and the low version of the next. The posterior's means are taken, as
-    for every method here, not samples of it.
+    SwD downsamples twice to get to the lower resolution of a step. Here every resolution is downsampled from the image
+    at once, so that one latent serves as the target of one step and as the low version of the next. Latents are means
+    of the posterior, as for every method here, not samples of it.
     """
 
-    def __init__(self, sides: list[int], source: Source):
-        self.side = sides[-1]
-        self.tables = {side: source.latents(side) for side in sides}
-        self.of_latents = source.statistics(self.side)
-        self.shift, self.scale = per_channel(self.of_latents["shift"]), per_channel(self.of_latents["scale"])
-        self.count = len(self.tables[self.side])
-        arrays = {side: table.arrays["mean"] for side, table in self.tables.items()}
-        self.shapes = of_images(self.count, {f"z{side}": array.shape[1:] for side, array in arrays.items()})
+    def __init__(self, resolutions: list[int], source: Source):
+        self.resolution = resolutions[-1]
+        self.tables = {resolution: source.latents(resolution) for resolution in resolutions}
+        self.latent = source.normalisation(self.resolution)
+        self.count = len(self.tables[self.resolution])
+        arrays = {resolution: table.arrays["mean"] for resolution, table in self.tables.items()}
+        self.shapes = of_images(self.count, {f"z{resolution}": array.shape[1:] for resolution, array in arrays.items()})
 
     def block(self, rows: slice) -> dict[str, Tensor]:
-        blocks = {side: table[rows] for side, table in self.tables.items()}
-        latents = {f"z{side}": (block["mean"] - self.shift) / self.scale for side, block in blocks.items()}
-        return {**latents, "label": blocks[self.side]["label"]}
+        blocks = {resolution: table[rows] for resolution, table in self.tables.items()}
+        latents = {f"z{resolution}": self.latent.apply(block["mean"]) for resolution, block in blocks.items()}
+        return {**latents, "label": blocks[self.resolution]["label"]}
 
     def statistics(self, made: Table) -> dict[str, Any]:
-        grids = {side: table.arrays["mean"].shape[-1] for side, table in self.tables.items()}
-        return {**self.of_latents, "grids": grids}
+        grids = {resolution: table.arrays["mean"].shape[-1] for resolution, table in self.tables.items()}
+        return {"latent": self.latent.model_dump(), "grids": grids}
 
 
 def decompose(section: Pyramid, source: Source) -> Latents:
     """The decomposition of a section of the experiment."""
-    return Latents(section.sides, source)
+    return Latents(section.resolutions, source)

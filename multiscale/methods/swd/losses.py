@@ -1,14 +1,20 @@
-"""What a few-step generator is trained with: the losses of distribution matching (SwD, arXiv 2503.16397, section 3.2).
+"""The losses of a few-step generator, L = L_MMD + alpha L_DMD + beta L_GAN (SwD, arXiv 2503.16397, section 3.2).
 
-x (N, C, h, h) is the generator's clean prediction; a rectified flow makes of it x_sigma = (1 - sigma) x + sigma eps,
+x (N, C, h, h) is the generator's clean prediction; a rectified flow noises it to x_sigma = (1 - sigma) x + sigma eps,
 with the velocity v = eps - x. The adversarial terms are `adversarial`'s, form 'logistic'.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+Penalty = Literal["huber", "mse"]
+Average = Literal["image", "batch"]
+Target = Literal["x0", "v"]
 FLOOR = 1e-5  # of DMD's normaliser
 
 
@@ -18,34 +24,35 @@ def clean(x: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
 
 
 def huber(difference: Tensor, c: float = 1e-3) -> Tensor:
-    """sqrt(d^2 + c^2) - c: |d| for large differences, d^2 / 2c for small ones. The released code's penalty."""
+    """sqrt(d^2 + c^2) - c: |d| for large differences, d^2 / 2c for small ones; the penalty of the released code."""
     return (difference.square() + c**2).sqrt() - c
 
 
-def _sets(tokens: Tensor, average: str) -> Tensor:
+def _sets(tokens: Tensor, average: Average) -> Tensor:
     """Tokens (N, T, D) in at least single precision, as N sets or as one."""
     tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
     return tokens.flatten(0, 1).unsqueeze(0) if average == "batch" else tokens
 
 
-PENALTIES = {"huber": huber, "mse": torch.square}
+PENALTIES: dict[Penalty, Callable[[Tensor], Tensor]] = {"huber": huber, "mse": torch.square}
 
 
-def mmd(fake: Tensor, real: Tensor, penalty: str, average: str = "image") -> Tensor:
-    """Squared maximum mean discrepancy of two sets of tokens (N, T, D) under the linear kernel, image by image.
+def mmd(fake: Tensor, real: Tensor, penalty: Penalty, average: Average = "image") -> Tensor:
+    """L_MMD: the squared maximum mean discrepancy of tokens (N, T, D) under the linear kernel, image by image.
 
-    It is the squared distance of the two means; here each of its D terms under a penalty, averaged: with 'mse' the
-    paper's sum over images divided by N D. average='batch' takes all images as one set, an ablation.
+    It is the squared distance of the two means, sum_n |m_n|^2 with m_n = mean_t fake_nt - mean_t real_nt (section 3.2).
+    Here each of the D terms is under a penalty, and averaged: 'mse' is the paper's sum over N D. average='batch'
+    takes all images as one set, an ablation (table 6).
     """
     fake, real = _sets(fake, average), _sets(real, average)
     return PENALTIES[penalty](fake.mean(1) - real.mean(1)).mean()
 
 
-def mmd_rbf(fake: Tensor, real: Tensor, average: str = "image", width: float = 100.0) -> Tensor:
-    """The same under the kernel exp(-|a - b|^2 / 2 width^2).
+def mmd_rbf(fake: Tensor, real: Tensor, average: Average = "image", width: float = 100.0) -> Tensor:
+    """The same under the kernel exp(-|a - b|^2 / 2 width^2) (table 6).
 
-    Within a set the diagonal is left out (unbiased), across them it stays, as released: of two equal sets the
-    estimate is slightly negative.
+    Within a set the diagonal is left out (unbiased), across the sets it stays, as released. So the estimate is
+    slightly negative for equal sets.
     """
     fake, real = _sets(fake, average), _sets(real, average)
     tokens = fake.shape[1]
@@ -66,25 +73,26 @@ def mmd_rbf(fake: Tensor, real: Tensor, average: str = "image", width: float = 1
 
 
 def dmd_gradient(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
-    """(fake - real) / mean |x - real|: the direction of the reverse KL between two scores' clean predictions.
+    """(fake - real) / mean |x - real|: the direction of the reverse KL's gradient (DMD, arXiv 2311.18828, eqs. 7, 8).
 
-    One normaliser an image, held above 1e-5: where x equals `real` the released code divides by zero.
+    real and fake are clean predictions, by the teacher's score under guidance and by the fake score. Each image has one
+    normaliser, of at least 1e-5: the released code divides by zero where x equals `real`.
     """
     scale = (x - real).abs().mean((1, 2, 3), keepdim=True).clamp_min(FLOOR)
     return (fake - real) / scale
 
 
 def dmd(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
-    """The loss 1/2 mean (x - sg(x - g))^2, whose gradient in x is g over the number of elements."""
+    """L_DMD: 1/2 mean (x - sg(x - g))^2, whose gradient in x is g = `dmd_gradient` over the number of elements."""
     with torch.no_grad():
         target = x - dmd_gradient(x, real, fake)
     return 0.5 * (x - target).square().mean()
 
 
-def fake_score(x: Tensor, noise: Tensor, velocity: Tensor, sigma: Tensor, target: str) -> Tensor:
-    """Flow matching on generated images x: squared error of the clean prediction ('x0', as released) or the velocity.
+def fake_score(x: Tensor, noise: Tensor, velocity: Tensor, sigma: Tensor, target: Target) -> Tensor:
+    """The fake score's loss: flow matching on generated latents x (section 3.2).
 
-    The first is sigma^2 times the second, target='v'.
+    target='x0' is the squared error of the clean prediction, as released: sigma^2 times that of the velocity, 'v'.
     """
     error = (velocity.to(x.dtype) - (noise - x)).square()
     return (sigma.view(-1, 1, 1, 1).square() * error if target == "x0" else error).mean()

@@ -1,107 +1,105 @@
-"""SwD's samplers: the teacher's flow, and the few steps of a student (Algorithm 2)."""
+"""SwD's samplers: the teacher's flow, and the few steps of a student."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from multiscale import flow
-from multiscale.core.device import autocast, cast_weights, default_device, resolve_precision
-from multiscale.core.pixels import per_channel, to_unit
-from multiscale.core.storage import read_json
+from multiscale import flow, solvers
+from multiscale.core import models
+from multiscale.core.pixels import to_unit
 from multiscale.core.streams import noise_of_seeds
+from multiscale.guidance import guided
+from multiscale.methods.swd.config import NetworkConfig, StudentConfig, TeacherConfig
 from multiscale.methods.swd.losses import clean
-from multiscale.methods.swd.parts import build_network, load_teacher
+from multiscale.methods.swd.parts import load_teacher
+from multiscale.methods.swd.settings import SwDMethod
 from multiscale.methods.swd.upscaling import noisy
+from multiscale.networks.autoencoder import Codec
 from multiscale.networks.dit import DiT
-from multiscale.sampling import Trace
-
-if TYPE_CHECKING:  # importing diffusers takes seconds that training a part has no use for
-    from multiscale.networks.autoencoder import Codec
+from multiscale.sampling import NetworkSampler, Trace
 
 
-def solved(net: nn.Module, null: int, shape: tuple[int, ...], seeds: list[int], labels: Tensor, solver: dict, watch):
-    """Normalised latents (N, *shape) that a teacher makes at a side; `watch` is called with the state of each step."""
-    velocity = flow.guided(lambda x, t, c: net(x, t, c).float(), labels, null, solver["cfg"])
-    x = noise_of_seeds(seeds, "teacher", shape).to(labels.device)
-    return flow.SOLVERS[solver["method"]](velocity, x, solver["steps"], watch)
+def solved(
+    net: DiT,
+    shape: tuple[int, ...],
+    seeds: list[int],
+    labels: Tensor,
+    solver: flow.Solver,
+    watch: solvers.Watch = solvers.ignore,
+) -> Tensor:
+    """Normalised latents (N, *shape) that a teacher generates; `watch` is called with the state after each step."""
+    velocity = guided(lambda x, t, c: net(x, t, c).float(), labels, net.null_label, solver.guidance_scale)
+    return flow.solve(velocity, noise_of_seeds(seeds, "teacher", shape).to(labels.device), solver, watch)
 
 
-class LatentSampler:
-    """What the samplers of teacher and student share: a network on its device, and latents to images."""
+class LatentSampler(NetworkSampler):
+    """What the samplers of teacher and student share: from latents to images."""
 
-    def __init__(self, name: str, net: DiT, config: dict, codec: Codec, precision: str):
-        self.device = default_device()
-        self.precision = resolve_precision(precision, self.device)
-        self.net = cast_weights(net.eval().requires_grad_(False), self.precision).to(self.device)
-        self.networks: dict[str, nn.Module] = {name: self.net}
-        self.codec = cast_weights(codec, self.precision).to(self.device, memory_format=torch.channels_last)
-        self.config = config
+    def __init__(self, net: DiT, config: NetworkConfig, codec: Codec, precision: str):
+        super().__init__({config.role: net}, precision)
+        self.net, self.codec, self.latent = net, self.placed(codec), config.latent
 
-    @torch.inference_mode()
-    def __call__(self, seeds: list[int], labels: Tensor, trace: Trace | None = None) -> Tensor:
+    def images(self, seeds: list[int], labels: Tensor, trace: Trace | None) -> Tensor:
         def watch(z: Tensor) -> None:
             if trace is not None:
-                image = self._image(z)
+                image = self.decoded(z)
                 trace(f"{image.shape[-1]} px", image)
 
-        with autocast(self.precision, self.device):
-            return self._image(self.latents(seeds, labels.to(self.device), watch))
+        return self.decoded(self.latents(seeds, labels, watch))
 
-    def _image(self, z: Tensor) -> Tensor:
-        shift, scale = per_channel(self.config["latent_shift"]).to(z), per_channel(self.config["latent_scale"]).to(z)
-        return to_unit(self.codec.decode(z * scale + shift))
+    def latents(self, seeds: list[int], labels: Tensor, watch: solvers.Watch) -> Tensor:
+        """Normalised latents (N, c, h, h); `watch` is called after each step."""
+        raise NotImplementedError
+
+    def decoded(self, z: Tensor) -> Tensor:
+        """Images (N, C, H, H) in [0, 1] of normalised latents."""
+        return to_unit(self.codec.decode(self.latent.undo(z)))
 
 
 class TeacherSampler(LatentSampler):
-    """The teacher's ODE, guided, at the full side."""
+    """The teacher's ODE at the full resolution, with classifier-free guidance."""
 
-    def __init__(self, net: DiT, config: dict, codec: Codec, solver: dict, precision: str):
-        super().__init__("teacher", net, config, codec, precision)
-        self.solver, self.side = solver, config["side"]
+    def __init__(self, net: DiT, config: TeacherConfig, codec: Codec, solver: flow.Solver, precision: str):
+        super().__init__(net, config, codec, precision)
+        self.solver, self.shape = solver, (config.channels, config.resolution, config.resolution)
 
-    def latents(self, seeds: list[int], labels: Tensor, watch) -> Tensor:
-        shape = (self.config["channels"], self.side, self.side)
-        return solved(self.net, self.net.null_label, shape, seeds, labels, self.solver, watch)
+    def latents(self, seeds: list[int], labels: Tensor, watch: solvers.Watch) -> Tensor:
+        return solved(self.net, self.shape, seeds, labels, self.solver, watch)
 
 
 class StudentSampler(LatentSampler):
-    """N steps at the sides and noise levels that the student was trained with: they come with its weights.
+    """The student's N steps, at the resolutions and noise levels that it was trained for (section 3.1).
 
-    Each step predicts the clean latent; between steps it is enlarged and noised anew. No guidance.
+    Each step predicts the clean latent; between steps this is enlarged and noised anew. No guidance.
     """
 
-    def __init__(self, net: DiT, config: dict, codec: Codec, precision: str):
-        super().__init__("student", net, config, codec, precision)
-        self.steps = list(zip(config["schedule"]["sides"], config["schedule"]["sigmas"]))
+    def __init__(self, net: DiT, config: StudentConfig, codec: Codec, precision: str):
+        super().__init__(net, config, codec, precision)
+        self.channels, self.upscaling = config.channels, config.upscaling
+        self.steps = list(zip(config.schedule.resolutions, config.schedule.sigmas))
 
-    def latents(self, seeds: list[int], labels: Tensor, watch) -> Tensor:
-        made: Tensor | None = None
-        for k, (side, sigma) in enumerate(self.steps):
+    def latents(self, seeds: list[int], labels: Tensor, watch: solvers.Watch) -> Tensor:
+        z = torch.zeros(len(seeds), self.channels, *[self.steps[0][0]] * 2, device=self.device)  # hidden: sigma_1 is 1
+        for k, (resolution, sigma) in enumerate(self.steps):
 
             def draw(shape: tuple[int, ...], k: int = k) -> Tensor:
                 return noise_of_seeds(seeds, f"step-{k}", shape).to(self.device)
 
-            if made is None:
-                x = draw((self.config["channels"], side, side))
-            else:
-                x = noisy(made, side, sigma, draw, self.config["upscaling"])
+            x = noisy(z, resolution, sigma, draw, self.upscaling)
             t = x.new_full((len(x),), sigma)
-            made = clean(x, self.net(x, t, labels), t)
-            watch(made)
-        return made
+            z = clean(x, self.net(x, t, labels), t)
+            watch(z)
+        return z
 
 
-def load_sampler(folders: list[Path], settings: dict, codec: Codec, precision: str) -> LatentSampler:
-    """The sampler of a trained teacher or student: the config beside the weights says which."""
+def load_sampler(folders: Sequence[Path], settings: SwDMethod, codec: Codec, precision: str) -> LatentSampler:
+    """The sampler of a trained teacher or student, whose config says which. Raises ValueError for another model."""
     (folder,) = folders
-    config = read_json(folder / "config.json")
-    if config["role"] == "teacher":
-        return TeacherSampler(*load_teacher(folder), codec, settings["solver"], precision)
-    net = build_network(config)
-    net.load_state_dict(load_file(folder / "model.safetensors"))
-    return StudentSampler(net, config, codec, precision)
+    if models.about(folder).get("role") == "student":
+        config = models.config(folder, StudentConfig)
+        return StudentSampler(models.load_weights(config.build(), folder), config, codec, precision)
+    return TeacherSampler(*load_teacher(folder), codec, settings.solver or flow.Solver(), precision)

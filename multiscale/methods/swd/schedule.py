@@ -1,26 +1,28 @@
-"""SwD's schedules: at which noise and at which side each step of a few-step generator runs (arXiv 2503.16397).
+"""SwD's schedules: at which noise and at which resolution each step of a few-step generator runs (arXiv 2503.16397).
 
-Noise sigma in [0, 1] is the time of a rectified flow. All noise is taken from one fine grid, the 28 steps of Stable
-Diffusion 3.5 with its time shift of 3, and is addressed by its index there, as in the released code.
+Noise sigma in [0, 1] is the time of a rectified flow. All noise levels come from one fine grid, the 28 steps of Stable
+Diffusion 3.5 with its time shift of 3, and are addressed by their index there, as in the released code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
+
+from multiscale.core.settings import Bad, Positive, Section, preset
 
 STEPS = 28  # of the fine grid
 SHIFT = 3.0
 DMD_RANGE, MMD_RANGE, FAKE_RANGE = (12, STEPS), (18, STEPS), (0, STEPS)  # half-open; the GAN shares DMD's
 BOUNDARIES = {4: (0, 7, 14, 18), 6: (0, 4, 7, 12, 14, 18)}  # of few-step generators
 
-#                        1000 t                           sides of the latents
+# Schedules of rectified flows; SDXL's times belong to a variance-preserving process.
+#                        1000 t                           resolutions of the latents
 PUBLISHED = {
-    "SDXL":             ((1000, 800, 600, 400),           (64, 80, 96, 128)),
     "SD3.5-M":          ((1000, 945, 896, 790, 737, 602), (32, 48, 64, 80, 96, 128)),
     "SD3.5-M 4 steps":  ((1000, 896, 737, 602),           (64, 80, 96, 128)),
     "SD3.5-M 2025":     ((1000, 945, 790, 602),           (32, 64, 96, 128)),
@@ -28,8 +30,51 @@ PUBLISHED = {
     "FLUX":             ((1000, 945, 790, 602),           (32, 64, 96, 128)),
     "FLUX released":    ((1000, 896, 736, 601),           (64, 80, 96, 128)),
 }  # fmt: skip
-VARIANCE_PRESERVING = ("SDXL",)  # its times are steps of another process: over 1000 they are no sigma of a flow
-FACTOR = 8  # pixels a cell of these models' latents
+FACTOR = 8  # of these models' autoencoders
+PRESETS = {  # the same in pixels
+    name: (tuple(FACTOR * resolution for resolution in resolutions), tuple(time / 1000 for time in times))
+    for name, (times, resolutions) in PUBLISHED.items()
+}
+
+
+class Schedule(Section):
+    """The student's steps: step k runs at noise sigmas[k] and resolutions[k]; `preset: NAME` stands for both."""
+
+    resolutions: Annotated[list[Positive], Field(min_length=1)]
+    """of each step in pixels, growing to the full one"""
+    sigmas: Annotated[list[float], Field(min_length=1)]
+    """noise level of each step, falling from 1"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("preset") == "SDXL":
+            reason = "its times belong to a variance-preserving process and are no noise levels of a rectified flow"
+            raise Bad("preset", "SDXL", f"one of {', '.join(PRESETS)} ({reason})")
+        return preset(value, PRESETS, ("resolutions", "sigmas"))
+
+    @model_validator(mode="after")
+    def _check(self) -> Schedule:
+        resolutions, sigmas = self.resolutions, self.sigmas
+        if len(resolutions) != len(sigmas):
+            raise Bad("sigmas", sigmas, f"one for each resolution ({len(resolutions)})")
+        if not all(0 < sigma <= 1 for sigma in sigmas):
+            raise Bad("sigmas", sigmas, "noise levels in (0, 1]")
+        if sigmas[0] != 1 or sigmas != sorted(set(sigmas), reverse=True):
+            raise Bad("sigmas", sigmas, "noise levels that fall from 1, pure noise")
+        if resolutions != sorted(resolutions):
+            raise Bad("resolutions", resolutions, "resolutions that never shrink from step to step")
+        return self
+
+    @property
+    def cost(self) -> float:
+        """Tokens of all steps, relative to as many steps at the last resolution: sum s_k^2 / (N s_N^2)."""
+        tokens = [resolution**2 for resolution in self.resolutions]
+        return sum(tokens) / (len(tokens) * tokens[-1])
+
+    def low(self, k: int) -> int:
+        """The resolution of the latent that step k starts from: that of the step before, or the first step's own."""
+        return self.resolutions[max(0, k - 1)]
 
 
 def shifted(u: Tensor, shift: float = SHIFT) -> Tensor:
@@ -38,47 +83,12 @@ def shifted(u: Tensor, shift: float = SHIFT) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def sigma_grid(shift: float = SHIFT, steps: int = STEPS) -> Tensor:
-    """sigma_0 = 1 > ... > sigma_{steps-1} (float64). Its end point is shifted once before the grid is, as released."""
+def sigma_grid(shift: float = SHIFT) -> Tensor:
+    """sigma_0 = 1 > ... > sigma_27 (float64). Its end point is shifted once before the grid is, as released."""
     end = shifted(torch.tensor(0.001, dtype=torch.float64), shift).item()
-    return shifted(torch.linspace(1, end, steps, dtype=torch.float64), shift)
+    return shifted(torch.linspace(1, end, STEPS, dtype=torch.float64), shift)
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Step k runs at noise sigmas[k] and side sides[k]. Raises ValueError for what no generator can follow."""
-
-    sides: tuple[int, ...]
-    sigmas: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        sides, sigmas = list(self.sides), list(self.sigmas)
-        if len(sides) != len(sigmas):
-            raise ValueError(f"sigmas: {len(sigmas)} noise levels for {len(sides)} sides; allowed: one for each side")
-        if not all(0 < sigma <= 1 for sigma in sigmas):
-            raise ValueError(f"sigmas: {sigmas}; allowed: noise levels in (0, 1]")
-        if sigmas[0] != 1 or sigmas != sorted(set(sigmas), reverse=True):
-            raise ValueError(f"sigmas: {sigmas}; allowed: noise levels that fall from 1, pure noise")
-        if sides != sorted(sides):
-            raise ValueError(f"sides: {sides}; allowed: sides that never shrink from step to step")
-
-    @property
-    def cost(self) -> float:
-        """Tokens of all steps, relative to as many steps at the last side: sum s_k^2 / (N s_N^2)."""
-        return sum(side**2 for side in self.sides) / (len(self.sides) * self.sides[-1] ** 2)
-
-    def low(self, k: int) -> int:
-        """The side that step k comes from: that of the step before, and the first step's own."""
-        return self.sides[max(0, k - 1)]
-
-
-def published(name: str) -> Schedule:
-    """The schedule of a published model, in sides of its latents."""
-    times, sides = PUBLISHED[name]
-    return Schedule(sides, tuple(time / 1000 for time in times))
-
-
-def few_steps(steps: int, sides: Sequence[int], shift: float = SHIFT) -> Schedule:
-    """A schedule with the published noise levels of 4 or 6 steps."""
-    grid = sigma_grid(shift)
-    return Schedule(tuple(sides), tuple(grid[index].item() for index in BOUNDARIES[steps]))
+def few_steps(steps: int) -> list[float]:
+    """The published noise levels of 4 or 6 steps."""
+    return sigma_grid()[list(BOUNDARIES[steps])].tolist()

@@ -1,4 +1,4 @@
-"""SwD: the pyramid of latents, its teacher, and students of a few steps at growing sides."""
+"""SwD: the pyramid of latents, its teacher, and students of a few steps at growing resolutions."""
 
 from __future__ import annotations
 
@@ -6,118 +6,105 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from multiscale.flow import Solver
-from multiscale.methods.swd.schedule import FACTOR, PUBLISHED, VARIANCE_PRESERVING, Schedule, published
-from multiscale.networks.settings import DiTNetwork
-from multiscale.settings import (
+from multiscale.core.settings import (
+    Above0,
     Bad,
     Count,
+    Decomposed,
     Experiment,
+    From0,
     Name,
     Positive,
     Sampled,
     Section,
     Share,
     Trained,
-    Training,
-    allowed_of,
-    preset,
 )
+from multiscale.flow import Solver, Timesteps
+from multiscale.methods.swd.losses import Average, Penalty, Target
+from multiscale.methods.swd.schedule import SHIFT, Schedule
+from multiscale.methods.swd.upscaling import Strategy
+from multiscale.networks.dit import DiTNetwork
+from multiscale.training.part import Training
 
-Weight = Annotated[float, Field(ge=0)]
-PRESETS = {  # the published schedules of rectified flows, in pixels
-    name: (tuple(FACTOR * side for side in published(name).sides), published(name).sigmas)
-    for name in PUBLISHED
-    if name not in VARIANCE_PRESERVING
-}
 
-
-class Pyramid(Section):
-    """The latents of each image at several sides in pixels, each encoded from the image downsampled to it."""
+class Pyramid(Decomposed):
+    """The latents of each image at several resolutions, each encoded from the image downsampled to it."""
 
     kind: Literal["swd"]
-    reads: Literal["latents"] = "latents"  # in data/
-    sides: Annotated[list[Positive], Field(min_length=1)]
+    source: Literal["latents"] = "latents"
+    resolutions: Annotated[list[Positive], Field(min_length=1)]
+    """in pixels, growing to the full one"""
 
     @model_validator(mode="after")
     def _check(self) -> Pyramid:
-        if self.sides != sorted(set(self.sides)):
-            raise Bad("sides", self.sides, "sides that grow")
+        if self.resolutions != sorted(set(self.resolutions)):
+            raise Bad("resolutions", self.resolutions, "resolutions that grow")
         return self
 
 
-class TeacherPart(Trained):
-    """A rectified-flow DiT trained at a random side of a pyramid each batch."""
+class Teacher(Trained):
+    """A rectified-flow DiT that trains at a random resolution of a pyramid each batch."""
 
     kind: Literal["swd"]
-    reads: Name
     network: DiTNetwork
     label_dropout: Share = 0.1
-    times: Literal["uniform", "logit-normal"] = "logit-normal"
+    """share of labels dropped, for classifier-free guidance"""
+    timesteps: Timesteps = "logit-normal"
+    """timestep sampler of training"""
     training: Training
 
 
-class Steps(Section):
-    """The student's steps: side in pixels and noise level of each; `preset: NAME` in a recipe stands for both."""
-
-    sides: Annotated[list[Positive], Field(min_length=1)]
-    sigmas: Annotated[list[float], Field(min_length=1)]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("preset") in VARIANCE_PRESERVING:
-            reason = "its times belong to a variance-preserving process and are no noise levels of a rectified flow"
-            raise Bad("preset", value["preset"], f"one of {', '.join(PRESETS)} ({reason})")
-        return preset(value, PRESETS, ("sides", "sigmas"))
-
-    @model_validator(mode="after")
-    def _check(self) -> Steps:
-        try:
-            Schedule(tuple(self.sides), tuple(self.sigmas))
-        except ValueError as error:
-            key = str(error).partition(":")[0]
-            raise Bad(key, getattr(self, key), allowed_of(error)) from None
-        return self
-
-
 class MMD(Section):
-    """Matching of mean token features; weight 0 leaves it out."""
+    """Maximum mean discrepancy of the tokens of generated and real latents."""
 
-    weight: Weight = 1.0
+    weight: From0 = 1.0
+    """of the term; 0: none"""
     kernel: Literal["linear", "rbf"] = "linear"
-    width: Annotated[float, Field(gt=0)] = 100.0  # of the rbf kernel
-    penalty: Literal["huber", "mse"] = "huber"  # of the linear kernel: as released, or the paper's
-    average: Literal["image", "batch"] = "image"
-    features: Literal["teacher", "fake"] = "teacher"  # as in the paper, or as released
-    noised: bool = True  # false: features of clean latents, an ablation
+    width: Above0 = 100.0
+    """of the rbf kernel"""
+    penalty: Penalty = "huber"
+    """of the linear kernel: huber as released, mse as in the paper"""
+    average: Average = "image"
+    """of the tokens; batch: over all images, an ablation (table 6)"""
+    features: Literal["teacher", "fake"] = "teacher"
+    """network of the tokens: as in the paper, or as released"""
+    noised: bool = True
+    """false: tokens of clean latents, an ablation (table 6)"""
 
 
 class DMD(Section):
-    """Distribution matching through the teacher's score and the fake one; weight 0 leaves it out."""
+    """Distribution matching by the scores of the teacher and of the generator."""
 
-    weight: Weight = 0.0
-    cfg: Weight = 2.0  # guidance of the teacher's score
+    weight: From0 = 0.0
+    """of the term; 0: none; published: 1"""
+    guidance_scale: From0 = 2.0
+    """of the teacher's score; published: 4.5 to 7"""
 
 
 class GAN(Section):
-    """A discriminator on the fake score's features; weight 0 leaves it out (5e-3 is published)."""
+    """A discriminator on the fake score's tokens."""
 
-    weight: Weight = 0.0
-    discriminator: Weight = 1e-2  # weight of its own loss beside the fake score's
+    weight: From0 = 0.0
+    """of the generator's term; 0: none; published: 5e-3"""
+    discriminator: From0 = 1e-2
+    """weight of its own loss beside the fake score's"""
 
 
 class Fake(Section):
-    """How the fake score is trained; it exists with DMD or GAN only."""
+    """The fake score, which only DMD and the GAN need."""
 
-    updates: Positive = 5  # for each update of the generator
-    target: Literal["x0", "v"] = "x0"
+    updates: Positive = 5
+    """for each update of the generator"""
+    target: Target = "x0"
+    """error of the clean prediction, as released, or of the velocity"""
 
 
 class Synthetic(Section):
-    """Training images made by the teacher at the full side."""
+    """Training images that the teacher generates at the full resolution."""
 
     images: Positive
+    """how many; published: 200000"""
     solver: Solver
 
 
@@ -125,18 +112,23 @@ class Student(Trained):
     """A few-step generator distilled from a teacher, whose network it shares."""
 
     kind: Literal["swd"]
-    reads: Name
-    teacher: Name  # a method of one part: a teacher of kind swd, or a DiT of kind msf
-    schedule: Steps
-    lora_rank: Positive | None = None  # null: full copies of the teacher
-    block: Count  # of the teacher, from zero: the features of MMD and GAN
-    upscaling: Literal["A", "B", "C"] = "B"
-    shift: Annotated[float, Field(gt=0)] = 3.0  # of the grid that all re-noising draws from
+    teacher: Name
+    """a method of one DiT: kind swd, or kind msf with one resolution"""
+    schedule: Schedule
+    lora_rank: Positive | None = None
+    """of adapters on the teacher, published: 64; null: full copies"""
+    block: Count
+    """of the teacher, from zero, whose tokens MMD and the GAN take"""
+    upscaling: Strategy = "B"
+    """B: enlarge, then noise; controls: A (true latents), C (noise first)"""
+    shift: Above0 = SHIFT
+    """time shift of the grid of all re-noising levels"""
     mmd: MMD = MMD()
     dmd: DMD = DMD()
     gan: GAN = GAN()
     fake: Fake = Fake()
-    synthetic: Synthetic | None = None  # null: the data's own images
+    synthetic: Synthetic | None = None
+    """images that the teacher generates; null: the dataset's own"""
     training: Training
 
     @model_validator(mode="after")
@@ -152,37 +144,37 @@ class SwDMethod(Sampled):
     """The sampler of a teacher or of a student, whose steps come with its weights."""
 
     kind: Literal["swd"]
-    parts: Annotated[list[Name], Field(min_length=1, max_length=1)]
-    solver: Solver | None = None  # a teacher's; null for a student
+    solver: Solver | None = None
+    """of a teacher, null: the default one; null for a student"""
 
 
-DECOMPOSITION, PART, METHOD, STUDENT = Pyramid, TeacherPart, SwDMethod, Student
-READS = ("swd",)
+DECOMPOSITION, PART, METHOD, STUDENT = Pyramid, Teacher, SwDMethod, Student
+DATASETS = ("swd",)
 
 
 def check_decomposition(experiment: Experiment, key: str, section: Pyramid) -> None:
-    """Whether its sides exist, end at the full size, and are encoded."""
-    if section.sides[-1] != experiment.data.size:
-        raise Bad(f"{key}.sides", section.sides, f"a last side of data.size ({experiment.data.size})")
-    for side in section.sides:
-        if side not in experiment.latents.sides:
-            raise Bad("latents.sides", experiment.latents.sides, f"{side} among them, since {key}.sides needs it")
+    """Refuses resolutions that are not encoded or do not end at the full one."""
+    resolutions, full, encoded = section.resolutions, experiment.data.resolution, experiment.latents.resolutions
+    if resolutions[-1] != full:
+        raise Bad(f"{key}.resolutions", resolutions, f"a last resolution of data.resolution ({full})")
+    for resolution in resolutions:
+        if resolution not in encoded:
+            raise Bad("latents.resolutions", encoded, f"{resolution} among them, since {key}.resolutions needs it")
 
 
-def check_part(experiment: Experiment, key: str, part: TeacherPart) -> None:
-    """Whether the teacher's patch divides every side."""
-    check_patch(experiment, f"{key}.network.patch", part.network.patch, experiment.decompose[part.reads].sides)
+def check_part(experiment: Experiment, key: str, part: Teacher) -> None:
+    """Refuses a patch that does not divide the latents of every resolution."""
+    _check_patch(experiment, f"{key}.network.patch", part.network.patch, experiment.decompose[part.dataset].resolutions)
 
 
-def check_patch(experiment: Experiment, key: str, patch: int, sides: list[int]) -> None:
-    """Whether a patch divides the latents of each side in pixels."""
-    for side in sides:
-        if side // experiment.vae.factor % patch:
-            raise Bad(key, patch, f"a divisor of the latent side {side // experiment.vae.factor}")
+def _check_patch(experiment: Experiment, key: str, patch: int, resolutions: list[int]) -> None:
+    for resolution in resolutions:
+        if resolution // experiment.vae.factor % patch:
+            raise Bad(key, patch, f"a divisor of the latent resolution {resolution // experiment.vae.factor}")
 
 
 def check_student(experiment: Experiment, key: str, student: Student) -> None:
-    """Whether its teacher is a DiT that fits, its block exists, and its steps end at the full side."""
+    """Refuses a teacher that is no single DiT, a block that it lacks, and steps that do not fit the pyramid."""
     teachers = {name: part for name in experiment.methods if (part := _teacher(experiment, name))}
     if student.teacher not in teachers:
         allowed = f"one of {', '.join(teachers) or 'none'}: methods of one DiT (kind swd, or msf with one scale)"
@@ -190,31 +182,28 @@ def check_student(experiment: Experiment, key: str, student: Student) -> None:
     network = teachers[student.teacher].network
     if student.block >= network.depth:
         raise Bad(f"{key}.block", student.block, f"0 to {network.depth - 1}, the blocks of {student.teacher}")
-    sides, encoded = student.schedule.sides, experiment.decompose[student.reads].sides
-    if sides[-1] != encoded[-1]:
-        raise Bad(f"{key}.schedule.sides", sides, f"a last side of data.size ({encoded[-1]})")
-    for side in sides:
-        if side not in encoded:
-            raise Bad(f"{key}.schedule.sides", sides, f"sides of decompose.{student.reads}, {encoded}")
-    check_patch(experiment, f"{key}.schedule.sides", network.patch, sides)
+    steps, resolutions, decomposed = f"{key}.schedule.resolutions", student.schedule.resolutions, experiment.decompose
+    encoded = decomposed[student.dataset].resolutions
+    if resolutions[-1] != encoded[-1]:
+        raise Bad(steps, resolutions, f"a last resolution of data.resolution ({encoded[-1]})")
+    if not set(resolutions) <= set(encoded):
+        raise Bad(steps, resolutions, f"resolutions of decompose.{student.dataset}, {encoded}")
+    _check_patch(experiment, steps, network.patch, resolutions)
 
 
-def _teacher(experiment: Experiment, method: str):
+def _teacher(experiment: Experiment, method: str) -> Any:
     """The part of a method that can teach, or None."""
-    names = experiment.methods[method].parts
-    part = experiment.parts.get(names[0]) if len(names) == 1 else None
-    one_scale = part and part.kind == "msf" and len(experiment.decompose[part.reads].sides) == 1
-    return part if one_scale or isinstance(part, TeacherPart) else None
+    parts = list(experiment.parts_of(method).values())
+    if len(parts) != 1:
+        return None
+    one_scale = parts[0].kind == "msf" and len(experiment.decompose[parts[0].dataset].resolutions) == 1
+    return parts[0] if one_scale or isinstance(parts[0], Teacher) else None
 
 
-def check_method(experiment: Experiment, key: str, method: SwDMethod, parts: list[TeacherPart | Student]) -> None:
-    """Whether a teacher has a solver and a student none."""
-    student = isinstance(parts[0], Student)
-    if student and method.solver:
-        raise Bad(
-            f"{key}.solver",
-            method.solver.model_dump(),
-            "null, since a student is sampled by the steps that it was trained for",
-        )
-    if not student and not method.solver:
-        raise Bad(f"{key}.solver", None, "a solver, since the part is a teacher")
+def check_method(experiment: Experiment, key: str, method: SwDMethod, parts: list[Teacher | Student]) -> None:
+    """Refuses anything but one part, and a solver for a student."""
+    if len(parts) != 1:
+        raise Bad(key, len(parts), "one part: a teacher or a student")
+    if method.solver and isinstance(parts[0], Student):
+        allowed = "null, since a student is sampled by the steps that it was trained for"
+        raise Bad(f"{key}.solver", method.solver.model_dump(), allowed)

@@ -1,8 +1,9 @@
-"""The spectral rule: how small a grid may be at a noise level without losing what the noise has left visible.
+"""The spectral rule: how low a resolution may be at a noise level without losing what the noise leaves visible.
 
 A frequency of power P(f) is masked at noise sigma when (1 - sigma)^2 P(f) <= sigma^2, since unit white noise has power
-1 at every frequency. A grid of side s keeps the frequencies below s / (2 S) cycles a pixel of the full side S. So the
-smallest safe side at sigma is the one that discards masked frequencies alone (SwD, arXiv 2503.16397, section 3).
+1 at every frequency. A resolution s keeps the frequencies below s / (2 S) cycles a pixel of the full resolution S. So
+the smallest safe resolution at sigma is the smallest that discards only masked frequencies (SwD, arXiv 2503.16397,
+section 3).
 """
 
 from __future__ import annotations
@@ -13,43 +14,21 @@ import torch
 from torch import Tensor
 
 
-class RadialPower:
-    """The radially averaged power spectrum of images (N, C, h, h) that are seen block by block, over all channels.
+def radial_power(blocks: Iterable[Tensor], resolution: int) -> tuple[Tensor, Tensor]:
+    """The frequencies and the radially averaged power spectrum of blocks of images (N, C, h, h), over all channels.
 
-    Normalised so that unit white noise has 1 everywhere. Bins are rings of one cycle an image around 1/h, ..., 1/2
-    cycles a pixel; the corners beyond 1/2 belong to the last.
+    Normalised so that unit white noise has power 1 everywhere. Bins are rings of one cycle an image around 1/h, ...,
+    1/2 cycles a pixel; the corners beyond 1/2 belong to the last. The mean (ring 0) is left out.
     """
-
-    def __init__(self, side: int):
-        self.side = side
-        place = torch.fft.fftfreq(side, dtype=torch.float64) * side
-        radius = (place[:, None].square() + place.square()).sqrt().round().clamp_max(side // 2).long().flatten()
-        self.ring, self.size = radius, torch.bincount(radius).double()
-        self.total, self.count = torch.zeros(len(self.size), dtype=torch.float64), 0
-
-    def add(self, x: Tensor) -> None:
-        """Takes in a block (N, C, h, h)."""
+    place = torch.fft.fftfreq(resolution, dtype=torch.float64) * resolution
+    ring = (place[:, None].square() + place.square()).sqrt().round().clamp_max(resolution // 2).long().flatten()
+    size = torch.bincount(ring).double()
+    total, count = torch.zeros(len(size), dtype=torch.float64), 0
+    for x in blocks:
         energy = torch.fft.fft2(x.double(), norm="ortho").abs().square().mean(1).sum(0).flatten().cpu()
-        self.total.index_add_(0, self.ring, energy)
-        self.count += len(x)
-
-    @property
-    def frequencies(self) -> Tensor:
-        """Cycles a pixel of each ring, the mean (ring 0) left out."""
-        return torch.arange(1, len(self.size), dtype=torch.float64) / self.side
-
-    @property
-    def power(self) -> Tensor:
-        """The mean power of each ring, the mean (ring 0) left out."""
-        return (self.total / self.size / self.count)[1:]
-
-
-def radial_power(blocks: Iterable[Tensor], side: int) -> tuple[Tensor, Tensor]:
-    """(frequencies, power) of blocks of images (N, C, side, side)."""
-    spectrum = RadialPower(side)
-    for block in blocks:
-        spectrum.add(block)
-    return spectrum.frequencies, spectrum.power
+        total.index_add_(0, ring, energy)
+        count += len(x)
+    return torch.arange(1, len(size), dtype=torch.float64) / resolution, (total / size / count)[1:]
 
 
 def cutoff(frequencies: Tensor, power: Tensor, sigma: float) -> float:
@@ -59,12 +38,12 @@ def cutoff(frequencies: Tensor, power: Tensor, sigma: float) -> float:
     return frequencies[first].item() if first < len(frequencies) else float("inf")
 
 
-def smallest_safe(frequencies: Tensor, power: Tensor, sigma: float, sides: Sequence[int]) -> int:
-    """The smallest of `sides` that discards masked frequencies alone; the largest is the full side."""
-    full, masked_from = max(sides), cutoff(frequencies, power, sigma)
-    return next((side for side in sorted(sides) if side / (2 * full) >= masked_from), full)
+def smallest_safe(frequencies: Tensor, power: Tensor, sigma: float, resolutions: Sequence[int]) -> int:
+    """The smallest of `resolutions` that discards only masked frequencies; the largest is the full resolution."""
+    full, masked_from = max(resolutions), cutoff(frequencies, power, sigma)
+    return next((resolution for resolution in sorted(resolutions) if resolution / (2 * full) >= masked_from), full)
 
 
-def proposed(frequencies: Tensor, power: Tensor, sigmas: Sequence[float], sides: Sequence[int]) -> list[int]:
-    """A side for each falling noise level: the smallest safe one, the full side at the last step."""
-    return [smallest_safe(frequencies, power, sigma, sides) for sigma in sigmas[:-1]] + [max(sides)]
+def proposed(frequencies: Tensor, power: Tensor, sigmas: Sequence[float], resolutions: Sequence[int]) -> list[int]:
+    """A resolution for each falling noise level: the smallest safe one, and the full one at the last step."""
+    return [smallest_safe(frequencies, power, sigma, resolutions) for sigma in sigmas[:-1]] + [max(resolutions)]

@@ -1,31 +1,31 @@
-"""How WMGM takes an image apart: a coarse band and the details of each level, with the statistics of all of them.
+"""WMGM's decomposition of an image: a coarse band and the details of each level, with their statistics.
 
-Two ways share one interface: wavelets, and the ablation in pixels (area-averaged image, residual against its bilinear
-enlargement). Level j turns x_{j-1} into x_j and d_j; x_0 is the image in [0, 1], x_J the coarse band.
+Two transforms share one interface: wavelets, and the ablation in pixels (area-averaged image, residual against its
+bilinear enlargement). Level j turns x_{j-1} into x_j and d_j; x_0 is the image in [0, 1], x_J the coarse band.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from multiscale.core.resize import area_to, bilinear_to
 from multiscale.core.storage import Table
-from multiscale.methods.wmgm.wavelet import Wavelet, check_sides
+from multiscale.methods.wmgm.wavelet import Wavelet, check_resolutions
 from multiscale.methods.wmgm.whitening import BandStatistics
 
-PIXELS = "pixels"  # the name that stands for the ablation where a wavelet's is expected
+PIXELS = "pixels"  # stands for the ablation where the name of a wavelet is expected
 LOW = "ll"
-BLOCK = 2**22  # numbers that are gathered at once
+BLOCK = 2**22  # numbers in memory at once
 
 
 class Transform(Protocol):
-    """One level of a decomposition."""
+    """One level of a decomposition; `wavelet.Wavelet` is one."""
 
-    gain: int  # by how much the range of the values grows each level
+    gain: int  # growth of the range of values each level
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x_{j-1} -> (x_j, d_j)."""
@@ -36,26 +36,17 @@ class Transform(Protocol):
         ...
 
     def grid(self, low: Tensor) -> Tensor:
-        """x_j on the grid of d_j: what a generator of d_j is given."""
+        """x_j on the grid of d_j: the condition of a generator of d_j."""
         ...
 
 
-class WaveletTransform(Wavelet):
-    """Orthonormal wavelets: d_j are the three bands (N, 3C, h, h) on the grid of x_j; a constant doubles each level."""
-
-    gain = 2
-
-    def grid(self, low: Tensor) -> Tensor:
-        return low
-
-
 class PixelTransform:
-    """x_j averages 2 x 2 pixels; d_j (N, C, 2h, 2h) is what its bilinear enlargement lacks."""
+    """x_j averages 2 x 2 pixels; d_j (N, C, 2h, 2h) is the residual of its bilinear enlargement."""
 
     gain = 1
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        check_sides(x.shape[-2:], 1)
+        check_resolutions(x.shape[-2:], 1)
         low = area_to(x, x.shape[-1] // 2)
         return low, x - self.grid(low)
 
@@ -67,8 +58,8 @@ class PixelTransform:
 
 
 def transform_of(name: str) -> Transform:
-    """The decomposition of a name: an orthogonal wavelet's, or 'pixels'. Raises ValueError for any other."""
-    return PixelTransform() if name == PIXELS else WaveletTransform(name)
+    """The transform of an orthogonal wavelet's name, or of 'pixels'. Raises ValueError for any other."""
+    return PixelTransform() if name == PIXELS else Wavelet(name)
 
 
 def detail(level: int) -> str:
@@ -79,24 +70,24 @@ def detail(level: int) -> str:
 def decompose_images(pixels: Tensor, wavelet: str, levels: int) -> dict[str, Tensor]:
     """uint8 pixels (N, C, H, H) -> float32 bands 'll' (N, C, H / 2^J, H / 2^J) and 'details-1', ..., 'details-J'.
 
-    details-j is (N, 3C, H / 2^j, H / 2^j), or (N, C, H / 2^(j-1), H / 2^(j-1)) for the ablation 'pixels'. Bands are
-    those of images in [0, 1], not whitened. Raises ValueError for zero levels, a side that 2^levels does not divide,
-    and a wavelet that is unknown or not orthogonal.
+    details-j is (N, 3C, H / 2^j, H / 2^j), or (N, C, H / 2^(j-1), H / 2^(j-1)) for the ablation 'pixels'. The bands are
+    those of images in [0, 1], not whitened. Raises ValueError for zero levels, a resolution that 2^levels does not
+    divide, and a wavelet that is unknown or not orthogonal.
     """
-    check_sides(pixels.shape[-2:], levels)
+    check_resolutions(pixels.shape[-2:], levels)
     transform, x, bands = transform_of(wavelet), pixels.float() / 255, {}
     for level in range(1, levels + 1):
         x, bands[detail(level)] = transform.split(x)
     return {LOW: x.contiguous(), **bands}
 
 
-def shapes(channels: int, side: int, wavelet: str, levels: int) -> dict[str, tuple[int, ...]]:
+def shapes(channels: int, resolution: int, wavelet: str, levels: int) -> dict[str, tuple[int, ...]]:
     """The shape of each band of one image. Raises ValueError as `decompose_images` does."""
-    bands = decompose_images(torch.zeros(1, channels, side, side, dtype=torch.uint8), wavelet, levels)
+    bands = decompose_images(torch.zeros(1, channels, resolution, resolution, dtype=torch.uint8), wavelet, levels)
     return {name: tuple(band.shape[1:]) for name, band in bands.items()}
 
 
-def coarse(batch: dict[str, Tensor], transform: Transform, levels: int, down_to: int = 0) -> dict[int, Tensor]:
+def coarse(batch: Mapping[str, Tensor], transform: Transform, levels: int, down_to: int = 0) -> dict[int, Tensor]:
     """x_j for j from `levels` down to `down_to`, from the bands of a batch."""
     found = {levels: batch[LOW]}
     for level in range(levels, down_to, -1):
@@ -104,11 +95,11 @@ def coarse(batch: dict[str, Tensor], transform: Transform, levels: int, down_to:
     return found
 
 
-def statistics(table: Table, wavelet: str, levels: int) -> dict:
+def statistics(table: Table, wavelet: str, levels: int) -> dict[str, Any]:
     """What statistics.json holds of a decomposition: `BandStatistics.summary` of each band, and of the images.
 
-    'bands' has 'll', 'details-1', ..., 'details-J' and 'pixels'; 'coarse' lists mean and std of x_0, ..., x_J. The
-    table is read twice: the moments are taken about the means. Raises ValueError for an empty table.
+    'bands' has 'll', 'details-1', ..., 'details-J' and 'pixels'; 'coarse' lists mean and std of x_0, ..., x_J. Reads
+    the table twice, since the moments are taken about the means. Raises ValueError for an empty table.
     """
     if len(table) == 0:
         raise ValueError("a decomposition of no images has no statistics; allowed: at least 1 image")
@@ -124,7 +115,8 @@ def statistics(table: Table, wavelet: str, levels: int) -> dict:
     totals: dict[str, Tensor] = {}
     for block in blocks():
         for name, x in block.items():
-            totals[name] = totals.get(name, 0) + x.double().mean((2, 3)).sum(0)
+            total = x.double().mean((2, 3)).sum(0)
+            totals[name] = totals[name] + total if name in totals else total
     gathered = {name: BandStatistics(name, total / len(table)) for name, total in totals.items()}
     for block in blocks():
         for name, x in block.items():
@@ -135,7 +127,7 @@ def statistics(table: Table, wavelet: str, levels: int) -> dict:
         "wavelet": wavelet,
         "levels": levels,
         "channels": summaries["x0"]["channels"],
-        "side": summaries["x0"]["side"],
+        "resolution": summaries["x0"]["resolution"],
         "bands": named | {detail(j): summaries[detail(j)] for j in range(1, levels + 1)},
         "coarse": [{key: summaries[f"x{j}"][key] for key in ("mean", "std")} for j in range(levels + 1)],
     }

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 class Bands:
     """The bands of `bands.decompose_images`, in fp32: half precision would lose 8-bit steps."""
 
-    side = None
+    resolution = None
 
-    def __init__(self, wavelet: str, levels: int, source: Source):
-        self.wavelet, self.levels, self.table = wavelet, levels, source.pixels()
-        self.count, channels, side, _ = self.table.arrays["pixels"].shape
-        self.shapes = of_images(self.count, bands.shapes(channels, side, wavelet, levels))
+    def __init__(self, section: Wavelet, source: Source):
+        self.wavelet, self.levels, self.table = section.filter, section.levels, source.pixels()
+        self.count, channels, resolution, _ = self.table.arrays["pixels"].shape
+        self.shapes = of_images(self.count, bands.shapes(channels, resolution, self.wavelet, self.levels))
 
     def block(self, rows: slice) -> dict[str, Tensor]:
         block = self.table[rows]
@@ -33,5 +33,5 @@ class Bands:
 
 
 def decompose(section: Wavelet, source: Source) -> Bands:
-    """The decomposition of a section of the experiment."""
-    return Bands(section.filter, section.levels, source)
+    """The decomposition that a section of the experiment describes."""
+    return Bands(section, source)

@@ -1,116 +1,184 @@
 """The detail bands d_j given the coarse band x_j: one forward pass (adversarial or regression), or a small diffusion.
 
-One network serves every level by default. Level by level its input is the data's own x_j (teacher forcing).
+One network serves every level by default. Each level is trained on the data's own x_j (teacher forcing).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from multiscale import adversarial, flow
-from multiscale.core.pixels import per_channel
+from multiscale import adversarial
+from multiscale.core.models import ModelConfig
+from multiscale.core.normalisation import Normalisation
 from multiscale.core.resize import bilinear_to
+from multiscale.core.settings import Section
 from multiscale.core.streams import Draws, noise_of_seeds
+from multiscale.guidance import concatenated, drop_labels
 from multiscale.methods.wmgm import score
-from multiscale.methods.wmgm.attention_unet import AttentionUNet, Discriminator
-from multiscale.methods.wmgm.bands import coarse, detail, transform_of
+from multiscale.methods.wmgm.attention_unet import AttentionUNet, GeneratorNetwork
+from multiscale.methods.wmgm.bands import Transform, coarse, detail, transform_of
+from multiscale.methods.wmgm.score import Predicts
 from multiscale.methods.wmgm.score_net import ScoreNet
-from multiscale.training.part import Data, Nets, Part
+from multiscale.methods.wmgm.settings import DetailModel, DetailsPart, ScoreDetailsPart
+from multiscale.networks.unet import UNetNetwork
+from multiscale.training.part import Batch, Data, Loss, Nets, Part
 
-EXAMINED = 64  # images whose details are made several times over to see how much they vary
+EXAMINED = 64  # images whose details are generated several times to measure how much they vary
 
 
-class Levels:
-    """What stands between bands and networks: the transform, and how each level is scaled.
+class Levels(Section):
+    """What stands between bands and networks: the transform, and the normalisation of each level.
 
     With `standardised` bands networks see (x_j - mean) / std of the channels of that level and make d_j / std; without,
     the bands as they are, x_j in [0, 2^j] (the released code).
     """
 
-    def __init__(self, config: dict):
-        self.transform, self.count = transform_of(config["wavelet"]), config["levels"]
-        self.standardised, self.statistics = config["standardised"], config["statistics"]
+    wavelet: str
+    """name of the transform"""
+    standardised: bool
+    """whether networks see and make bands of unit variance"""
+    coarse: list[Normalisation]
+    """of x_0, ..., x_J"""
+    details: list[Normalisation]
+    """of d_1, ..., d_J, without a shift"""
+
+    @cached_property
+    def transform(self) -> Transform:
+        """One level of the decomposition."""
+        return transform_of(self.wavelet)
+
+    def low(self, bands: Batch, level: int) -> Tensor:
+        """x_level from the bands of images."""
+        return coarse(bands, self.transform, len(self.details), level)[level]
 
     def image(self, x: Tensor, level: int) -> Tensor:
         """x_level as networks see it."""
-        if not self.standardised:
-            return x
-        entry = self.statistics["coarse"][level]
-        return (x - per_channel(entry["mean"]).to(x)) / per_channel(entry["std"]).to(x)
+        return self.coarse[level].apply(x) if self.standardised else x
 
     def condition(self, low: Tensor, level: int) -> Tensor:
         """x_level on the grid of d_level, as networks see it."""
         return self.transform.grid(self.image(low, level))
 
-    def _std(self, level: int, like: Tensor) -> Tensor:
-        return per_channel(self.statistics["details"][level - 1]).to(like)
-
     def encode(self, details: Tensor, level: int) -> Tensor:
         """d_level as networks make it."""
-        return details / self._std(level, details) if self.standardised else details
+        return self.details[level - 1].apply(details) if self.standardised else details
 
     def decode(self, made: Tensor, level: int) -> Tensor:
         """Undoes `encode`."""
-        return made * self._std(level, made) if self.standardised else made
+        return self.details[level - 1].undo(made) if self.standardised else made
 
 
-class DetailPart(Part):
+class DetailConfig(ModelConfig):
+    """What the models of details share."""
+
+    kind: Literal["wmgm"] = "wmgm"
+    covers: list[int]
+    """levels whose details it makes, the finest first"""
+    levels: Levels
+
+
+class DetailsConfig(DetailConfig):
+    """A generator of details."""
+
+    role: Literal["details"] = "details"
+    noisy: bool
+    """whether its input has noise; a regression has none"""
+    generator: GeneratorNetwork
+
+    def build(self) -> AttentionUNet:
+        """The network with random weights; its input is the condition, and noise of as many channels."""
+        outputs, channels = self.levels.details[0].channels, self.levels.coarse[0].channels
+        return self.generator.build(channels * (2 if self.noisy else 1), outputs)
+
+
+class ScoreDetailsConfig(DetailConfig):
+    """A score model of details."""
+
+    role: Literal["score-details"] = "score-details"
+    resolution: int
+    """of its finest details"""
+    classes: int
+    predicts: Predicts
+    network: UNetNetwork
+
+    def build(self) -> ScoreNet:
+        """The network with random weights; its input is the noisy details and the condition."""
+        outputs = self.levels.details[0].channels
+        inputs = outputs + self.levels.coarse[0].channels
+        return ScoreNet(outputs, inputs, self.resolution, self.classes, self.network, self.predicts)
+
+
+class Details(Part):
     """What the parts of the details share: a level for each step, and the bands of the batch at that level."""
 
-    def __init__(self, name: str, data: Data, players: dict, config: dict, part: dict):
-        super().__init__(name, data, players)
-        self.levels, self.covered = Levels(config), config["covers"]
-        self.condition_noise = part["condition_noise"]
-        self.by_pass = (part.get("loss") or {}).get("levels") == "pass"
+    by_pass = False  # whether the level changes after each pass over the data, or is drawn each step
 
-    def given(self, batch: dict[str, Tensor], draws: Draws) -> tuple[int, Tensor, Tensor, Tensor]:
+    def __init__(
+        self, name: str, data: Data, networks: dict[str, nn.Module], config: DetailConfig, settings: DetailModel
+    ):
+        super().__init__(name, data, networks, config)
+        self.levels, self.covers = config.levels, config.covers
+        self.condition_noise = settings.condition_noise
+
+    def given(self, batch: Batch, draws: Draws) -> tuple[int, Tensor, Tensor, Tensor]:
         """The level j of this step, x_j and d_j of the data, and the network's condition."""
-        if self.by_pass:  # one pass over the data at each level in turn, as released: batch norms remember the last one
+        if self.by_pass:  # as released: batch norms remember the level of the last pass
             turn = draws.step * draws.batch // len(self.data)
-            level = self.covered[turn % len(self.covered)]
+            level = self.covers[turn % len(self.covers)]
         else:
-            level = self.covered[draws.choice("level", len(self.covered))]
-        low = coarse(batch, self.levels.transform, self.levels.count, level)[level]
+            level = self.covers[draws.choice("level", len(self.covers))]
+        low = self.levels.low(batch, level)
         condition = self.levels.condition(low, level)
         if self.condition_noise:  # against the gap between the data's coarse band and a sampled one
             condition = condition + self.condition_noise * draws.normal("condition", *condition.shape[1:])
         return level, low, batch[detail(level)], condition
 
 
-class PassPart(DetailPart):
+class GeneratedDetails(Details):
     """The details in one pass: a generator against a discriminator of the next finer image, or alone (regression).
 
-    L_G = adversarial A(D(y')) + mse MSE + ssim (1 - SSIM((y'+1)/2, (y+1)/2)), y' = merge(x_j, G([x_j, n])). MSE is of
-    the images, or of standardised bands. With two draws of the noise it is the mean of (G(n_1) - d)(G(n_2) - d), an
-    unbiased |E_n G - d|^2: the mean is fitted, and how far G spreads is left to the adversary. The plain MSE punishes
-    all spread, so that a generator that ignores its noise is its optimum.
+    With y = merge(x_j, d_j) and y' = merge(x_j, G([x_j, n])), as in the released code (lambda, nu, alpha: the weights
+    `mse`, `ssim`, `adversarial`):
+        L_G = lambda MSE(y', y) + nu (1 - SSIM((y'+1)/2, (y+1)/2)) + alpha A_G(D(y'))
+        L_D = A_D(D(y), D(y')) + r1 R1(D, y)
+    where A_G, A_D are `adversarial.adversarial_for_*`. With standardised bands MSE is that of d_j / std. With two draws
+    of the noise it is the mean of (G(n_1) - d)(G(n_2) - d), an unbiased |E_n G - d|^2, which fits the mean and leaves
+    the spread of G to the discriminator. The plain MSE penalises the spread: a generator that ignores its noise is
+    optimal.
     """
 
     main = "generator"
 
-    def __init__(self, name: str, data: Data, players: dict, config: dict, part: dict):
-        super().__init__(name, data, players, config, part)
-        self.noisy, self.settings = config["noisy"], part["loss"]
-        self.conditional = "discriminator" in players and part["discriminator"]["conditional"]
-        self.rates = {"discriminator": part["discriminator"]["lr_factor"]} if "discriminator" in players else {}
+    def __init__(self, name: str, data: Data, config: DetailsConfig, settings: DetailsPart):
+        networks: dict[str, nn.Module] = {"generator": config.build()}
+        super().__init__(name, data, networks, config, settings)
+        self.noisy, self.weights, self.by_pass = config.noisy, settings.loss, settings.loss.levels == "pass"
+        self.conditional, self.dropped = False, 0  # the discriminator's: sees x_j; features that dropout acts on
+        if settings.discriminator is not None:
+            discriminator = settings.discriminator.build(self.levels.coarse[0].channels)
+            networks["discriminator"] = discriminator
+            self.conditional = settings.discriminator.conditional
+            self.dropped = discriminator.features if discriminator.dropout else 0
+            self.rates = {"discriminator": settings.discriminator.lr_factor}
 
     @torch.inference_mode()
-    def examine(self) -> dict:
+    def examine(self) -> dict[str, Any]:
         """`adversarial.diversity` of each level from the coarsest, on the data's own coarse bands; {} without noise."""
         if not self.noisy:
             return {}
-        net = self.players["generator"].eval()
+        net = self.networks["generator"].eval()
         device = next(net.parameters()).device
         count = min(EXAMINED, len(self.data))
         rows = self.data[torch.linspace(0, len(self.data) - 1, count).long()]
         batch = {name: x.to(device) for name, x in rows.items()}
         found = []
-        for level in sorted(self.covered, reverse=True):
-            low = coarse(batch, self.levels.transform, self.levels.count, level)[level]
-            condition = self.levels.condition(low, level)
+        for level in sorted(self.covers, reverse=True):
+            condition = self.levels.condition(self.levels.low(batch, level), level)
 
             def generate(k: int, condition: Tensor = condition, level: int = level) -> Tensor:
                 seeds = list(range(k * count, (k + 1) * count))
@@ -121,21 +189,17 @@ class PassPart(DetailPart):
         return {"diversity": found}
 
     def turns(self, step: int) -> Sequence[str]:
-        if "discriminator" in self.players and (step + 1) % self.settings["discriminator_every"] == 0:
-            return ("generator", "discriminator")
-        return ("generator",)
+        due = "discriminator" in self.networks and (step + 1) % self.weights.discriminator_every == 0
+        return ("generator", "discriminator") if due else ("generator",)
 
-    def loss(self, player: str, nets: Nets, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, network: str, nets: Nets, batch: Batch, draws: Draws) -> Loss:
         level, low, real, condition = self.given(batch, draws)
-        if player == "generator":
-            return self._generator(nets, level, low, real, condition, draws)
-        return self._discriminator(nets, level, low, real, condition, draws)
+        of = self._of_generator if network == "generator" else self._of_discriminator
+        return of(nets, level, low, real, condition, draws)
 
-    def _generator(
-        self, nets: Nets, level: int, low: Tensor, real: Tensor, condition: Tensor, draws: Draws
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        weights, merge = self.settings, self.levels.transform.merge
-        made = [self._made(nets, condition, draws, k) for k in range(weights["draws"])]
+    def _of_generator(self, nets: Nets, level: int, low: Tensor, real: Tensor, condition: Tensor, draws: Draws) -> Loss:
+        weights, merge = self.weights, self.levels.transform.merge
+        made = [self._made(nets, condition, draws, k) for k in range(weights.draws)]
         truth = merge(low, real)
         images = [merge(low, self.levels.decode(each, level)) for each in made]
         if self.levels.standardised:
@@ -143,39 +207,39 @@ class PassPart(DetailPart):
         else:
             errors = [image - truth for image in images]
         terms = {"mse": (errors[0] * errors[-1]).mean()}
-        total = weights["mse"] * terms["mse"]
-        if weights["ssim"]:
+        total = weights.mse * terms["mse"]
+        if weights.ssim:
             terms["ssim"] = adversarial.ssim((images[0] + 1) / 2, (truth + 1) / 2)
-            total = total + weights["ssim"] * (1 - terms["ssim"])
-        if "discriminator" in self.players:
-            with adversarial.listening(self.players["discriminator"]):
-                shown = self._beside(self.levels.image(images[0], level - 1), low, level)
-                fake = self._logits(nets, shown, draws, "generator")
-            terms["adversarial"] = adversarial.adversarial_for_generator(weights["form"], fake)
-            total = total + weights["adversarial"] * terms["adversarial"]
+            total = total + weights.ssim * (1 - terms["ssim"])
+        if "discriminator" in self.networks:
+            with adversarial.listening(self.networks["discriminator"]):
+                shown = self.levels.image(images[0], level - 1)
+                fake = self._logits(nets, shown, low, level, draws, "generator")
+            terms["adversarial"] = adversarial.adversarial_for_generator(weights.form, fake)
+            total = total + weights.adversarial * terms["adversarial"]
         return total, terms
 
-    def _discriminator(
+    def _of_discriminator(
         self, nets: Nets, level: int, low: Tensor, real: Tensor, condition: Tensor, draws: Draws
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        weights, merge = self.settings, self.levels.transform.merge
-        with torch.no_grad(), adversarial.listening(self.players["generator"]):
+    ) -> Loss:
+        weights, merge = self.weights, self.levels.transform.merge
+        with torch.no_grad(), adversarial.listening(self.networks["generator"]):
             made, twin = (self._made(nets, condition, draws, k) for k in range(2))
         truth = merge(low, real)
-        turn = draws.step // weights["discriminator_every"]
-        lazy = bool(weights["r1"]) and turn % weights["r1_every"] == 0
+        turn = draws.step // weights.discriminator_every
+        lazy = bool(weights.r1) and turn % weights.r1_every == 0
         shown = self.levels.image(truth, level - 1).clone().requires_grad_(lazy)
-        real_logits = self._logits(nets, self._beside(shown, low, level), draws, "real")
+        real_logits = self._logits(nets, shown, low, level, draws, "real")
         fakes = self.levels.image(merge(low, self.levels.decode(made, level)), level - 1)
-        fake_logits = self._logits(nets, self._beside(fakes, low, level), draws, "fake")
-        total = adversarial.adversarial_for_discriminator(weights["form"], real_logits, fake_logits)
+        fake_logits = self._logits(nets, fakes, low, level, draws, "fake")
+        total = adversarial.adversarial_for_discriminator(weights.form, real_logits, fake_logits)
         terms = adversarial.health(real_logits, fake_logits)
         target = self.levels.encode(real, level)
         terms["spread"] = (made - twin).square().mean() / 2  # of one image's details over the noise
         terms["residual"] = ((made - target) * (twin - target)).mean()  # what the spread should be: see `diversity`
-        if weights["r1"]:
+        if weights.r1:
             penalty = adversarial.gradient_penalty(real_logits, shown) if lazy else torch.zeros_like(total)
-            terms["r1"] = weights["r1"] * weights["r1_every"] * penalty
+            terms["r1"] = weights.r1 * weights.r1_every * penalty
             total = total + terms["r1"]
         return total, terms
 
@@ -183,96 +247,33 @@ class PassPart(DetailPart):
         noise = draws.normal(f"noise-{k}", *condition.shape[1:]) if self.noisy else None
         return generated(nets["generator"], condition, noise)
 
-    def _beside(self, image: Tensor, low: Tensor, level: int) -> Tensor:
-        """What the discriminator is shown: x_{level-1}, beside the enlarged x_level where it is conditional."""
+    def _logits(self, nets: Nets, image: Tensor, low: Tensor, level: int, draws: Draws, of: str) -> Tensor:
+        """The discriminator's logits of x_{level-1}, beside the enlarged x_level where it is conditional."""
         if self.conditional:
-            return torch.cat([image, bilinear_to(self.levels.image(low, level), image.shape[-1])], 1)
-        return image
-
-    def _logits(self, nets: Nets, seen: Tensor, draws: Draws, of: str) -> Tensor:
-        net = self.players["discriminator"]
-        uniform = draws.uniform(f"dropout/{of}", net.features) if net.dropout else None
-        return nets["discriminator"](seen, uniform).float()
+            image = torch.cat([image, bilinear_to(self.levels.image(low, level), image.shape[-1])], 1)
+        uniform = draws.uniform(f"dropout/{of}", self.dropped) if self.dropped else None
+        logits: Tensor = nets["discriminator"](image, uniform)
+        return logits.float()
 
 
-class ScoreDetailPart(DetailPart):
-    """The details by diffusion: eps(d_j at time t, x_j), for the ablations (WSGM; a small diffusion)."""
+class DiffusedDetails(Details):
+    """The details by diffusion, eps(d_j at time t, x_j): the ablations WSGM (arXiv 2208.05003) and small diffusion."""
 
-    def __init__(self, name: str, data: Data, net: ScoreNet, config: dict, part: dict):
-        super().__init__(name, data, {"net": net}, config, part)
-        self.label_dropout, self.null = part["label_dropout"], net.null_label
-        self.weight = score.weight_of(part["predicts"], part["snr_cap"])
+    def __init__(self, name: str, data: Data, config: ScoreDetailsConfig, settings: ScoreDetailsPart):
+        net = config.build()
+        super().__init__(name, data, {"net": net}, config, settings)
+        self.label_dropout, self.null = settings.label_dropout, net.null_label
+        self.weight = score.weight_of(settings.predicts, settings.snr_cap)
 
-    def loss(self, player: str, nets: Nets, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, network: str, nets: Nets, batch: Batch, draws: Draws) -> Loss:
+        """`score.loss` of d_j given x_j."""
         level, _, real, condition = self.given(batch, draws)
-        predict, labels = conditioned(nets["net"], condition), dropped(self.null, self.label_dropout, batch, draws)
-        data = self.levels.encode(real, level)
-        return score.loss(lambda x, t: predict(x, t, labels), data, draws, self.weight), {}
+        net = concatenated(nets["net"], condition)
+        labels = drop_labels(batch["label"], self.null, self.label_dropout, draws)
+        return score.loss(lambda x, t: net(x, t, labels), self.levels.encode(real, level), draws, self.weight), {}
 
 
-def generated(net: AttentionUNet, condition: Tensor, noise: Tensor | None) -> Tensor:
-    """The generator's details, as networks make them, from its condition and noise of the same shape (or none)."""
-    return net(condition if noise is None else torch.cat([condition, noise], 1)).float()
-
-
-def conditioned(net: ScoreNet, condition: Tensor | None):
-    """The score network with its condition concatenated, if it has one; twice for a guided, doubled batch."""
-    if condition is None:
-        return net
-    return lambda x, t, c: net(torch.cat([x, condition.repeat(len(x) // len(condition), 1, 1, 1)], 1), t, c)
-
-
-def dropped(null: int | None, share: float, batch: dict[str, Tensor], draws: Draws) -> Tensor | None:
-    """The labels of a batch, a share of them replaced by 'no class'; None for a network without classes."""
-    if null is None:
-        return None
-    return torch.where(draws.uniform("label") < share, null, batch["label"])
-
-
-def solve(
-    net: ScoreNet,
-    condition: Tensor | None,
-    labels: Tensor,
-    seeds: list[int],
-    stream: str,
-    shape: tuple[int, ...],
-    solver: dict,
-    watch: score.Watch = lambda x: None,
-) -> Tensor:
-    """Runs a score model from noise: `solver` has a method, a number of steps and a guidance weight `cfg`.
-
-    Image k depends on seeds[k]. Raises ValueError for guidance of a network without classes.
-    """
-    network = conditioned(net, condition)
-    device = labels.device
-
-    def noise(step: int) -> Tensor:
-        return noise_of_seeds(seeds, f"{stream}/{step}", shape).to(device)
-
-    if net.null_label is None:
-        if solver["cfg"] != 1:
-            raise ValueError(f"a guidance weight of {solver['cfg']} for a network without classes; allowed: 1")
-        predict = lambda x, t: network(x, t, None).float()  # noqa: E731
-    else:
-        predict = flow.guided(lambda x, t, c: network(x, t, c).float(), labels, net.null_label, solver["cfg"])
-    start = noise_of_seeds(seeds, stream, shape).to(device)
-    return score.SOLVERS[solver["method"]](predict, start, solver["steps"], noise, watch)
-
-
-def build_generator(config: dict) -> AttentionUNet:
-    """The generator of a config: its input holds the condition, and as many channels of noise where it is noisy."""
-    channels, outputs = config["channels"], len(config["statistics"]["details"][0])
-    return AttentionUNet(channels * (2 if config["noisy"] else 1), outputs, **config["generator"])
-
-
-def build_discriminator(config: dict, section: dict) -> Discriminator:
-    """The discriminator of a part, of one image or, where it is conditional, of two."""
-    sizes = {key: section[key] for key in ("width", "blocks", "norm", "dropout")}
-    return Discriminator(config["channels"] * (2 if section["conditional"] else 1), **sizes)
-
-
-def build_score(config: dict) -> ScoreNet:
-    """The score network of the details of a config."""
-    channels, outputs = config["channels"], len(config["statistics"]["details"][0])
-    inputs = outputs + channels
-    return ScoreNet(outputs, inputs, config["side"], config["classes"], config["network"], None, config["predicts"])
+def generated(net: nn.Module, condition: Tensor, noise: Tensor | None) -> Tensor:
+    """A generator's details, as networks make them, from its condition and noise of the same shape (or none)."""
+    details: Tensor = net(condition if noise is None else torch.cat([condition, noise], 1))
+    return details.float()

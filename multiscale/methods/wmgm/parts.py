@@ -1,40 +1,74 @@
 """WMGM: a score model for the coarse wavelet band, one forward pass a level for the details (arXiv 2411.09356).
 
-p(x_0) = p(x_J) prod_j p(d_j | x_j). Parts have a role: 'low' is the score model of x_J; 'detail' makes the d_j by a
-'gan', a 'regression' or a 'score' model (WSGM), one network for every level or one a level, from wavelets or from
-pixels. Without any detail part, on the images themselves, this is SGM (arXiv 2011.13456), its control.
+p(x_0) = p(x_J) prod_j p(d_j | x_j), the factorisation of WSGM (arXiv 2208.05003). Parts have a role: 'coarse' is the
+score model of x_J; 'details' makes the d_j in one pass, 'score-details' by diffusion (WSGM). The details have one
+network for every level or one a level, from wavelets or from pixels. Without details, on the images themselves, this is
+the control SGM (arXiv 2011.13456).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from multiscale.core.models import ModelConfig
+from multiscale.core.moments import Moments
+from multiscale.core.normalisation import Normalisation
 from multiscale.core.storage import Table, read_json
 from multiscale.core.streams import Draws
-from multiscale.methods.wmgm import details, score, whitening
+from multiscale.guidance import drop_labels
+from multiscale.methods.wmgm import details, score
 from multiscale.methods.wmgm.bands import LOW, PIXELS, detail
+from multiscale.methods.wmgm.score import Predicts
 from multiscale.methods.wmgm.score_net import ScoreNet
-from multiscale.training.part import Data, Nets, Part
+from multiscale.methods.wmgm.settings import CoarsePart, DetailsPart, ScoreDetailsPart
+from multiscale.methods.wmgm.whitening import Kind, fully_whitened, scaled, unfitted
+from multiscale.networks.unet import UNetNetwork
+from multiscale.training.part import Batch, Loss, Nets, Part
 
 BLOCK = 1024
 
 
-class ScorePart(Part):
+class CoarseConfig(ModelConfig):
+    """The score model of the coarse band, or of the images (SGM)."""
+
+    kind: Literal["wmgm"] = "wmgm"
+    role: Literal["coarse"] = "coarse"
+    channels: int
+    resolution: int
+    """of the coarse band"""
+    wavelet: str
+    """name of the transform; without levels it has no effect"""
+    levels: int
+    """of the transform; 0: the images themselves"""
+    classes: int
+    whitening: Kind
+    predicts: Predicts
+    network: UNetNetwork
+
+    def build(self) -> ScoreNet:
+        """The network with random weights, its whitening still to be fitted or loaded."""
+        net = ScoreNet(self.channels, self.channels, self.resolution, self.classes, self.network, self.predicts)
+        net.whitening = unfitted(self.whitening, self.channels, self.resolution)
+        return net
+
+
+class CoarseScore(Part):
     """The score model of the coarse band, or of the images themselves (SGM), whitened."""
 
-    def __init__(self, name: str, data: Data, net: ScoreNet, config: dict, part: dict):
-        super().__init__(name, data, {"net": net})
-        self.column, self.label_dropout = config["column"], part["label_dropout"]
-        self.weight = score.weight_of(part["predicts"], part["snr_cap"])
+    def __init__(self, name: str, table: Table, column: str, config: CoarseConfig, settings: CoarsePart):
+        self.net = config.build()
+        super().__init__(name, table, {"net": self.net}, config)
+        self.column, self.label_dropout = column, settings.label_dropout
+        self.weight = score.weight_of(settings.predicts, settings.snr_cap)
 
-    def loss(self, player: str, nets: Nets, batch: dict[str, Tensor], draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        net = self.players["net"]
-        labels = details.dropped(net.null_label, self.label_dropout, batch, draws)
-        data = net.whitening(images_of(batch[self.column]))
+    def loss(self, network: str, nets: Nets, batch: Batch, draws: Draws) -> Loss:
+        """`score.loss` of the whitened band."""
+        labels = drop_labels(batch["label"], self.net.null_label, self.label_dropout, draws)
+        data = self.net.whitening(images_of(batch[self.column]))
         return score.loss(lambda x, t: nets["net"](x, t, labels), data, draws, self.weight), {}
 
 
@@ -43,82 +77,69 @@ def images_of(rows: Tensor) -> Tensor:
     return rows.float() / 255 if rows.dtype == torch.uint8 else rows
 
 
-def build_network(config: dict) -> nn.Module:
-    """The network of a config, its numbers still to be loaded."""
-    if config["role"] == "detail":
-        return details.build_score(config) if config["model"] == "score" else details.build_generator(config)
-    channels, side = config["channels"], config["side"]
-    unfitted = whitening.unfitted(config["whitening"], channels, side)
-    return ScoreNet(channels, channels, side, config["classes"], config["network"], unfitted, config["predicts"])
+def build_part(name: str, settings: CoarsePart | DetailsPart | ScoreDetailsPart, folder: Path) -> Part:
+    """The part on the decomposition in `folder`. Raises ValueError for a level that the decomposition lacks."""
+    return _coarse(name, settings, folder) if isinstance(settings, CoarsePart) else _details(name, settings, folder)
 
 
-def build_part(name: str, part: dict, folder: Path, classes: int) -> tuple[Part, dict]:
-    """The part `part` (its params section) on the decomposition in `folder`."""
-    build = {"low": _build_low, "detail": _build_detail}[part["role"]]
-    return build(name, part, folder, classes)
-
-
-def _build_low(name: str, part: dict, folder: Path, classes: int) -> tuple[ScorePart, dict]:
-    path = folder / "targets.safetensors"
-    every = Table.open(path)
-    column = LOW if LOW in every.arrays else PIXELS
+def _coarse(name: str, settings: CoarsePart, folder: Path) -> CoarseScore:
+    path, about = folder / "targets.safetensors", read_json(folder / "statistics.json")
+    column = LOW if "levels" in about else PIXELS
     table = Table.open(path, column, "label")
-    _, channels, side, _ = table.arrays[column].shape
-    decomposed = read_json(folder / "statistics.json") if column == LOW else {"wavelet": None, "levels": 0}
-    config = {
-        "role": "low",
-        "column": column,
-        "channels": channels,
-        "side": side,
-        "classes": classes if part["conditional"] else 0,
-        "wavelet": decomposed["wavelet"],
-        "levels": decomposed["levels"],
-        "whitening": part["whitening"],
-        "predicts": part["predicts"],
-        "network": part["network"],
-    }
-    net = build_network(config)
+    _, channels, resolution, _ = table.arrays[column].shape
+    config = CoarseConfig(
+        channels=channels,
+        resolution=resolution,
+        wavelet=about.get("wavelet", PIXELS),
+        levels=about.get("levels", 0),
+        classes=about["classes"] if settings.conditional else 0,
+        whitening=settings.whitening,
+        predicts=settings.predicts,
+        network=settings.network,
+    )
+    part = CoarseScore(name, table, column, config, settings)
+    blocks = (images_of(table[slice(k, k + BLOCK)][column]) for k in range(0, len(table), BLOCK))
+    if settings.whitening == "full":
+        part.net.whitening = fully_whitened((channels, resolution, resolution), blocks)
+    elif column == LOW:
+        part.net.whitening = scaled(_normalisation(about["coarse"][-1]))
+    else:
+        moments = Moments()
+        for block in blocks:
+            moments.add(block)
+        part.net.whitening = scaled(Normalisation(shift=moments.mean(), scale=moments.std()))
+    return part
 
-    def blocks() -> Iterator[Tensor]:
-        return (images_of(table[slice(k, k + BLOCK)][column]) for k in range(0, len(table), BLOCK))
 
-    summary = decomposed["bands"][LOW] if column == LOW else whitening.channel_summary(blocks())
-    net.whitening = whitening.fitted(part["whitening"], summary, blocks())
-    return ScorePart(name, table, net, config, part), config
+def _details(name: str, settings: DetailsPart | ScoreDetailsPart, folder: Path) -> details.Details:
+    about = read_json(folder / "statistics.json")
+    every = range(1, about["levels"] + 1)
+    covers = list(every) if settings.level is None else [settings.level]
+    if covers[0] not in every:
+        raise ValueError(f"level {covers[0]} of a decomposition of {len(every)}; allowed: 1 to {every[-1]}")
+    needed = [detail(j) for j in every if j >= covers[0]]  # the finer bands have no part in it
+    table = Table.open(folder / "targets.safetensors", LOW, "label", *needed)
+    stds = [about["bands"][detail(j)]["std"] for j in every]
+    levels = details.Levels(
+        wavelet=about["wavelet"],
+        standardised=settings.standardised,
+        coarse=[_normalisation(entry) for entry in about["coarse"]],
+        details=[Normalisation(shift=[0.0] * len(std), scale=std) for std in stds],
+    )
+    if isinstance(settings, DetailsPart):
+        noisy = settings.discriminator is not None
+        generator = details.DetailsConfig(covers=covers, levels=levels, noisy=noisy, generator=settings.generator)
+        return details.GeneratedDetails(name, table, generator, settings)
+    config = details.ScoreDetailsConfig(
+        covers=covers,
+        levels=levels,
+        resolution=table.arrays[needed[0]].shape[-1],
+        classes=about["classes"] if settings.conditional else 0,
+        predicts=settings.predicts,
+        network=settings.network,
+    )
+    return details.DiffusedDetails(name, table, config, settings)
 
 
-def _build_detail(name: str, part: dict, folder: Path, classes: int) -> tuple[details.DetailPart, dict]:
-    statistics = read_json(folder / "statistics.json")
-    levels = range(1, statistics["levels"] + 1)
-    covers = list(levels) if part["level"] is None else [part["level"]]
-    if covers[0] not in levels:
-        raise ValueError(f"level {covers[0]} of a decomposition of {statistics['levels']}; allowed: 1 to {levels[-1]}")
-    coarsest = min(covers)
-    table = Table.open(folder / "targets.safetensors", LOW, "label", *(detail(j) for j in levels if j >= coarsest))
-    config = {
-        "role": "detail",
-        "model": part["model"],
-        "channels": statistics["channels"],
-        "side": table.arrays[detail(coarsest)].shape[-1],  # the largest grid of the details that it makes
-        "wavelet": statistics["wavelet"],
-        "levels": statistics["levels"],
-        "covers": covers,
-        "standardised": part["standardised"],
-        "statistics": {
-            "coarse": statistics["coarse"],
-            "details": [statistics["bands"][detail(j)]["std"] for j in levels],
-        },
-    }
-    if part["model"] == "score":
-        config |= {
-            "classes": classes if part["conditional"] else 0,
-            "predicts": part["predicts"],
-            "network": part["network"],
-        }
-        net = build_network(config)
-        return details.ScoreDetailPart(name, table, net, config, part), config
-    config |= {"noisy": part["model"] == "gan", "generator": part["generator"]}
-    players = {"generator": build_network(config)}
-    if part["model"] == "gan":
-        players["discriminator"] = details.build_discriminator(config, part["discriminator"])
-    return details.PassPart(name, table, players, config, part), config
+def _normalisation(summary: dict[str, list[float]]) -> Normalisation:
+    return Normalisation(shift=summary["mean"], scale=summary["std"])

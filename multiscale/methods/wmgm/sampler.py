@@ -2,93 +2,106 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from multiscale.core.device import autocast, cast_weights, default_device, resolve_precision
-from multiscale.core.storage import read_json
+from multiscale.core import models
 from multiscale.core.streams import noise_of_seeds
-from multiscale.methods.wmgm import details
+from multiscale.guidance import concatenated
+from multiscale.methods.wmgm import score
 from multiscale.methods.wmgm.bands import detail, transform_of
-from multiscale.methods.wmgm.parts import build_network
-from multiscale.sampling import Trace
+from multiscale.methods.wmgm.details import DetailsConfig, ScoreDetailsConfig, generated
+from multiscale.methods.wmgm.parts import CoarseConfig
+from multiscale.methods.wmgm.score_net import ScoreNet
+from multiscale.methods.wmgm.settings import WMGMMethod
+from multiscale.networks.autoencoder import Codec
+from multiscale.sampling import NetworkSampler, Trace
 
-if TYPE_CHECKING:  # importing diffusers takes seconds that a method in pixels has no use for
-    from multiscale.networks.autoencoder import Codec
+Maker = tuple[DetailsConfig | ScoreDetailsConfig, nn.Module]
 
 
-class WMGMSampler:
-    """The coarse band by the score model, then level by level the details and the inverse transform.
+class WMGMSampler(NetworkSampler):
+    """x_J from the score model; for j = J ... 1: d_j given x_j, x_{j-1} = merge(x_j, d_j); x_0 is clipped to [0, 1].
 
-    A generator's pass counts as a network call like any other. Raises ValueError unless the parts make each level's
-    details once.
+    d_j is one pass of a generator over x_j and noise, which counts as a network call, or comes from a score model.
+    makers: models of details, which together make each level once.
     """
 
-    def __init__(self, networks: list[nn.Module], configs: list[dict], settings: dict, precision: str):
-        self.device = default_device()
-        self.precision = resolve_precision(precision, self.device)
-        for net in networks:  # eval: batch norms use their running averages, so that every image stands alone
-            cast_weights(net.eval().requires_grad_(False), self.precision)
-            net.to(self.device, memory_format=torch.channels_last)
-        self.settings = settings
-        (self.net, self.config), *others = zip(networks, configs)
-        self.depth = self.config["levels"]
-        self.makers = {j: (net, config, details.Levels(config)) for net, config in others for j in config["covers"]}
-        wanted = list(range(1, self.depth + 1))
-        covered = sorted(j for _, config in others for j in config["covers"])
-        if covered != wanted:
-            raise ValueError(f"detail parts for the levels {covered}; allowed: each of {wanted or 'none'} once")
-        self.transform = transform_of(self.config["wavelet"]) if covered else None
-        self.networks: dict[str, nn.Module] = {"low": self.net}
-        for net, config in others:
-            every = len(others) == 1
-            self.networks["details" if every else "details-" + "-".join(map(str, config["covers"]))] = net
+    def __init__(
+        self, config: CoarseConfig, net: ScoreNet, makers: Sequence[Maker], settings: WMGMMethod, precision: str
+    ):
+        networks: dict[str, nn.Module] = {"coarse": net}
+        for made, maker in makers:
+            networks["-".join(["details", *(map(str, made.covers) if len(makers) > 1 else ())])] = maker
+        super().__init__(networks, precision)
+        self.config, self.net, self.transform = config, net, transform_of(config.wavelet)
+        self.makers = {level: maker for maker in makers for level in maker[0].covers}
+        self.solver, self.detail_solver = settings.solver, settings.detail_solver or settings.solver
 
-    @torch.inference_mode()
-    def __call__(self, seeds: list[int], labels: Tensor, trace: Trace | None = None) -> Tensor:
-        labels = labels.to(self.device)
-        with autocast(self.precision, self.device):
-            x = self.coarse_band(seeds, labels, trace)
-            for level in range(self.depth, 0, -1):
-                x = self.transform.merge(x, self.detail_bands(x, level, seeds, labels))
-                if trace is not None:
-                    trace(*self._picture(x, level - 1))
+    def images(self, seeds: list[int], labels: Tensor, trace: Trace | None) -> Tensor:
+        x = self.coarse_band(seeds, labels, trace)
+        for level in range(self.config.levels, 0, -1):
+            x = self.transform.merge(x, self.detail_bands(x, level, seeds, labels))
+            if trace is not None:
+                trace(*self._picture(x, level - 1))
         return x.clamp(0, 1)
 
     def coarse_band(self, seeds: list[int], labels: Tensor, trace: Trace | None = None) -> Tensor:
-        """x_J (N, C, h, h) from the score model."""
-        config = self.config
-        undo = self.net.whitening.undo
-        watch = (lambda z: None) if trace is None else (lambda z: trace(*self._picture(undo(z), self.depth)))
-        shape = config["channels"], config["side"], config["side"]
-        return undo(details.solve(self.net, None, labels, seeds, "low", shape, self.settings["solver"], watch))
+        """x_J (N, C, h, h): `score.solve` in whitened coordinates."""
+        config, undo = self.config, self.net.whitening.undo
+
+        def watch(z: Tensor) -> None:
+            if trace is not None:
+                trace(*self._picture(undo(z), config.levels))
+
+        shape = config.channels, config.resolution, config.resolution
+        return undo(score.solve(self.net, self.net.null_label, labels, seeds, "low", shape, self.solver, watch))
 
     def detail_bands(self, x: Tensor, level: int, seeds: list[int], labels: Tensor) -> Tensor:
-        """d_level given x_level, from the seeds' noise."""
-        net, config, levels = self.makers[level]
-        condition, stream = levels.condition(x, level), detail(level)
-        if config["model"] == "score":
-            shape = len(config["statistics"]["details"][level - 1]), *condition.shape[2:]
-            made = details.solve(net, condition, labels, seeds, stream, shape, self.settings["detail_solver"])
+        """d_level given x_level, from the noise of the seeds."""
+        config, net = self.makers[level]
+        condition, stream = config.levels.condition(x, level), detail(level)
+        if isinstance(config, DetailsConfig):
+            shape = tuple(condition.shape[1:])
+            noise = noise_of_seeds(seeds, stream, shape).to(x.device) if config.noisy else None
+            made = generated(net, condition, noise)
         else:
-            noise = noise_of_seeds(seeds, stream, tuple(condition.shape[1:])).to(x.device) if config["noisy"] else None
-            made = details.generated(net, condition, noise)
-        return levels.decode(made, level)
+            shape = config.levels.details[0].channels, *condition.shape[2:]
+            network = concatenated(net, condition)
+            made = score.solve(network, config.classes or None, labels, seeds, stream, shape, self.detail_solver)
+        return config.levels.decode(made, level)
 
     def _picture(self, x: Tensor, level: int) -> tuple[str, Tensor]:
         """x_level as a small image in [0, 1]."""
-        gain = self.transform.gain**level if level else 1
-        return f"{x.shape[-1]} px", (x / gain).clamp(0, 1)
+        return f"{x.shape[-1]} px", (x / self.transform.gain**level).clamp(0, 1)
 
 
-def load_sampler(folders: list[Path], settings: dict, codec: Codec | None, precision: str) -> WMGMSampler:
-    """The sampler of the trained parts, the coarse band's first; images are pixels, so the codec has no say."""
-    configs = [read_json(folder / "config.json") for folder in folders]
-    networks = [build_network(config) for config in configs]
-    for net, folder in zip(networks, folders):
-        net.load_state_dict(load_file(folder / "model.safetensors"))
-    return WMGMSampler(networks, configs, settings, precision)
+def load_sampler(folders: Sequence[Path], settings: WMGMMethod, codec: Codec, precision: str) -> WMGMSampler:
+    """The sampler of the trained parts in `folders`, in any order; its images are pixels, which need no codec.
+
+    Raises ForeignModel where they are not one coarse model and details of each level once.
+    """
+    coarse: list[tuple[CoarseConfig, ScoreNet]] = []
+    makers: list[Maker] = []
+    for folder in folders:
+        role = models.about(folder).get("role")
+        if role == "details":
+            generator = models.config(folder, DetailsConfig)
+            makers.append((generator, models.load_weights(generator.build(), folder)))
+        elif role == "score-details":
+            diffusion = models.config(folder, ScoreDetailsConfig)
+            makers.append((diffusion, models.load_weights(diffusion.build(), folder)))
+        else:
+            config = models.config(folder, CoarseConfig)
+            coarse.append((config, models.load_weights(config.build(), folder)))
+    makers.sort(key=lambda maker: maker[0].covers, reverse=True)
+    levels = [level for made, _ in makers for level in made.covers]
+    wanted = range(1, coarse[0][0].levels + 1) if coarse else []
+    if len(coarse) != 1 or sorted(levels) != list(wanted):
+        raise models.ForeignModel(
+            f"{folders[0].parent}: {len(coarse)} coarse models and details of the levels {levels} are not allowed; "
+            f"allowed: 1 and each of {list(wanted)} once"
+        )
+    return WMGMSampler(*coarse[0], makers, settings, precision)

@@ -2,26 +2,41 @@
 
     dx = -1/2 beta(t) x dt + sqrt(beta(t)) dW,    x_t = alpha(t) y + sigma(t) eps,    alpha^2 + sigma^2 = 1
 
-Time runs from t = 0 (data) to t = 1 (noise); the network predicts eps; the score is -eps / sigma (arXiv 2011.13456).
-Euler's and Heun's method of N steps ask the network at t = 1, 1 - 1/N, ..., 1/N, DPM-Solver++ at times evenly spaced in
-log(alpha / sigma). All end with the posterior mean: the noise that is left is taken out, none is put in.
+The SDE is eq. 11 of arXiv 2011.13456. Time runs from t = 0 (data) to t = 1 (noise); the network predicts eps; the score
+is -eps / sigma. Euler's and Heun's method of N steps evaluate the network at t = 1, 1 - 1/N, ..., 1/N, DPM-Solver++ at
+times evenly spaced in log(alpha / sigma). All end with the posterior mean: the last step removes noise and adds none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from multiscale.core.streams import Draws
+from multiscale import solvers
+from multiscale.core.settings import From0, Positive, Section
+from multiscale.core.streams import Draws, noise_of_seeds
+from multiscale.guidance import Conditional, Predict, guided
 
+Predicts = Literal["noise", "velocity", "x0"]
 Noise = Callable[[int], Tensor]  # step k -> unit Gaussian noise shaped like the state
-Predict = Callable[[Tensor, Tensor], Tensor]  # (x (N,C,h,h), t (N,)) -> eps (N,C,h,h)
-Watch = Callable[[Tensor], None]
 Weight = Callable[[Tensor, Tensor], Tensor]  # (alpha, sigma) -> the weight of the noise's squared error
 EARLIEST = 1e-3  # the least training time: the score grows like 1 / sigma below
+
+
+class ScoreSolver(Section):
+    """How a score model is sampled."""
+
+    name: Literal["euler-maruyama", "ode-euler", "ode-heun", "dpm-solver++"] = "dpm-solver++"
+    """euler-maruyama: of the reverse SDE; the others: of its ODE"""
+    steps: Positive = 50
+    """ode-heun evaluates the network twice a step, the others once"""
+    guidance_scale: From0 = 1.0
+    """of classifier-free guidance; 1: none"""
 
 
 @dataclass(frozen=True)
@@ -59,82 +74,80 @@ class VPSchedule:
 
 
 VP = VPSchedule()
-
-
-PLAIN: dict[str, Weight] = {  # the weights with which what is predicted has an error of weight 1 at every t
+PLAIN: dict[Predicts, Weight] = {  # of the noise's error, so that the prediction's own has weight 1 at every t
     "noise": lambda alpha, sigma: torch.ones_like(alpha),
     "velocity": lambda alpha, sigma: alpha**-2,
     "x0": lambda alpha, sigma: (sigma / alpha) ** 2,
 }
 
 
-def weight_of(predicts: str, snr_cap: float | None) -> Weight:
+def weight_of(predicts: Predicts, snr_cap: float | None) -> Weight:
     """The loss's weight: the prediction's own plain error, or Min-SNR where there is a cap (arXiv 2303.09556).
 
-    With a cap the clean data's squared error counts min(SNR, cap) times, whatever is predicted: the noise's min(1,
-    cap / SNR) times. Plain, 'velocity' is EDM's weight with its preconditioning (arXiv 2206.00364, section 5).
+    With a cap the clean data's squared error has the weight min(SNR, cap), whatever is predicted; the noise's then has
+    min(1, cap / SNR). Plain, 'velocity' is EDM's weight with its preconditioning (arXiv 2206.00364, section 5).
     """
     if snr_cap is None:
         return PLAIN[predicts]
     return lambda alpha, sigma: (snr_cap * (sigma / alpha) ** 2).clamp_max(1)
 
 
-def loss(predict: Predict, data: Tensor, draws: Draws, weight: Weight, schedule: VPSchedule = VP) -> Tensor:
-    """Denoising score matching, E weight(t) || eps(x_t, t) - eps ||^2 with t uniform on [0.001, 1]."""
+def loss(predict: Predict, data: Tensor, draws: Draws, weight: Weight) -> Tensor:
+    """Denoising score matching, E weight(t) || eps(x_t, t) - eps ||^2 with t uniform on [0.001, 1].
+
+    Eq. 7 of arXiv 2011.13456 for the score -eps / sigma, its lambda(t) being weight(t) sigma(t)^2.
+    """
     noise = draws.normal("noise", *data.shape[1:])
     t = EARLIEST + (1 - EARLIEST) * draws.uniform("time")
-    alpha, sigma = (factor(t.double()).to(data).view(-1, 1, 1, 1) for factor in (schedule.alpha, schedule.sigma))
+    alpha, sigma = (factor(t.double()).to(data).view(-1, 1, 1, 1) for factor in (VP.alpha, VP.sigma))
     predicted = predict(alpha * data + sigma * noise, t)
     return (weight(alpha, sigma) * (predicted.float() - noise).square()).mean()
 
 
 def times(steps: int) -> list[float]:
-    """The grid t_0 = 1 > ... > t_steps = 0, evenly spaced. Raises ValueError for no step at all."""
+    """The grid t_0 = 1 > ... > t_steps = 0, evenly spaced. Raises ValueError for zero steps."""
     if steps < 1:
         raise ValueError(f"{steps} sampling steps; allowed: at least 1")
     return [1 - k / steps for k in range(steps)] + [0.0]
 
 
-def ratio_times(steps: int, schedule: VPSchedule = VP) -> list[float]:
+def ratio_times(steps: int) -> list[float]:
     """As `times`, but from 1 to 0.001 evenly spaced in log(alpha / sigma), then 0 (DPM-Solver, arXiv 2206.00927)."""
-    times(steps)  # refuses no step at all
-    ends = schedule.log_ratio(torch.tensor([1.0, EARLIEST], dtype=torch.float64)).tolist()
-    return [1.0, *schedule.time(torch.linspace(*ends, steps, dtype=torch.float64))[1:].tolist(), 0.0]
+    times(steps)  # refuses zero steps
+    first, last = VP.log_ratio(torch.tensor([1.0, EARLIEST], dtype=torch.float64)).tolist()
+    return [1.0, *VP.time(torch.linspace(first, last, steps, dtype=torch.float64))[1:].tolist(), 0.0]
 
 
 class Grid:
-    """The numbers that the steps of a solver need, in float64: t, alpha, sigma and beta at each time of the grid.
+    """The coefficients of a solver's steps, in float64: t, alpha, sigma and beta at each time of the grid.
 
-    `h` is the step of the evenly spaced one.
+    `h` is the step of the evenly spaced grid.
     """
 
-    def __init__(self, steps: int, spaced: Callable[[int], list[float]] = times, schedule: VPSchedule = VP):
+    def __init__(self, steps: int, spaced: Callable[[int], list[float]] = times):
         self.t = spaced(steps)
         t = torch.tensor(self.t, dtype=torch.float64)
-        self.alpha, self.sigma, self.beta = (f(t).tolist() for f in (schedule.alpha, schedule.sigma, schedule.beta))
-        self.steps, self.h = steps, 1 / steps
+        factors: list[list[float]] = [f(t).tolist() for f in (VP.alpha, VP.sigma, VP.beta)]
+        self.alpha, self.sigma, self.beta = factors
+        self.h = 1 / steps
 
     def predict(self, eps: Predict, x: Tensor, k: int) -> Tensor:
         """The network at time t_k."""
         return eps(x, torch.full((len(x),), self.t[k], device=x.device, dtype=x.dtype))
 
     def clean(self, x: Tensor, e: Tensor, k: int) -> Tensor:
-        """The posterior mean of the data at time t_k (Tweedie)."""
+        """The posterior mean of the data at time t_k (Tweedie's formula)."""
         return (x - self.sigma[k] * e) / self.alpha[k]
 
     def velocity(self, x: Tensor, e: Tensor, k: int) -> Tensor:
-        """dx/dt of the probability-flow ODE, -1/2 beta (x - eps / sigma)."""
+        """dx/dt of the probability-flow ODE, -1/2 beta (x - eps / sigma) (arXiv 2011.13456, eq. 13)."""
         return -0.5 * self.beta[k] * (x - e / self.sigma[k])
 
 
-def _ignore(x: Tensor) -> None:
-    pass
-
-
 def euler_maruyama(
-    eps: Predict, x: Tensor, steps: int, noise: Noise, watch: Watch = _ignore, denoise: bool = True
+    eps: Predict, x: Tensor, steps: int, noise: Noise, watch: solvers.Watch = solvers.ignore, denoise: bool = True
 ) -> Tensor:
-    """The reverse SDE by Euler's method: x + h beta (x / 2 - eps / sigma) + sqrt(h beta) z.
+    """The reverse SDE (arXiv 2011.13456, eq. 6) by Euler's method: x + h beta (x / 2 - eps / sigma) + sqrt(h beta) z.
 
     `denoise` False makes the last step one like the others: the linear recursion of `multiscale.methods.wmgm.theory`.
     """
@@ -150,41 +163,33 @@ def euler_maruyama(
     return x
 
 
-def ode_euler(eps: Predict, x: Tensor, steps: int, noise: Noise | None = None, watch: Watch = _ignore) -> Tensor:
-    """The probability-flow ODE by Euler's method."""
+def probability_flow(
+    solver: Callable[..., Tensor],
+    eps: Predict,
+    x: Tensor,
+    steps: int,
+    noise: Noise | None = None,
+    watch: solvers.Watch = solvers.ignore,
+) -> Tensor:
+    """The probability-flow ODE (arXiv 2011.13456, eq. 13) by a solver of `multiscale.solvers`; `noise` is not used."""
     grid = Grid(steps)
-    for k in range(steps):
-        e = grid.predict(eps, x, k)
-        x = x - grid.h * grid.velocity(x, e, k) if k < steps - 1 else grid.clean(x, e, k)
-        watch(x)
-    return x
+    slope = lambda x, k: grid.velocity(x, grid.predict(eps, x, k), k)  # noqa: E731
+    last = lambda x, k: grid.clean(x, grid.predict(eps, x, k), k)  # noqa: E731
+    return solver(slope, x, [-grid.h] * steps, watch, last)
 
 
-def ode_heun(eps: Predict, x: Tensor, steps: int, noise: Noise | None = None, watch: Watch = _ignore) -> Tensor:
-    """The probability-flow ODE by the trapezoid rule: two evaluations a step but the last, second order."""
-    grid = Grid(steps)
-    for k in range(steps):
-        e = grid.predict(eps, x, k)
-        if k < steps - 1:
-            slope = grid.velocity(x, e, k)
-            ahead = x - grid.h * slope
-            x = x - grid.h * (slope + grid.velocity(ahead, grid.predict(eps, ahead, k + 1), k + 1)) / 2
-        else:
-            x = grid.clean(x, e, k)
-        watch(x)
-    return x
+def dpm_solver(
+    eps: Predict, x: Tensor, steps: int, noise: Noise | None = None, watch: solvers.Watch = solvers.ignore
+) -> Tensor:
+    """DPM-Solver++(2M) of diffusers (arXiv 2211.01095, algorithm 2); `noise` is not used.
 
-
-def dpm_solver(eps: Predict, x: Tensor, steps: int, noise: Noise | None = None, watch: Watch = _ignore) -> Tensor:
-    """DPM-Solver++(2M) through diffusers (arXiv 2211.01095): second order in log(alpha / sigma), one evaluation a step.
-
-    The scheduler counts training steps; its table of sigma / alpha is replaced by that of our grid, which is all that
-    its coefficients are made of.
+    Second order in log(alpha / sigma), one evaluation a step. The scheduler counts training steps; its table of
+    sigma / alpha, the only thing that its coefficients depend on, is replaced by that of our grid.
     """
     from multiscale.core.compat import make_torchvision_importable
 
     make_torchvision_importable()
-    from diffusers.schedulers import DPMSolverMultistepScheduler  # takes seconds: only who samples with it pays
+    from diffusers.schedulers import DPMSolverMultistepScheduler  # takes seconds to import
 
     grid = Grid(steps, ratio_times)
     scheduler = DPMSolverMultistepScheduler(solver_order=2, algorithm_type="dpmsolver++")
@@ -201,7 +206,31 @@ def dpm_solver(eps: Predict, x: Tensor, steps: int, noise: Noise | None = None, 
 
 SOLVERS: dict[str, Callable[..., Tensor]] = {
     "euler-maruyama": euler_maruyama,
-    "ode-euler": ode_euler,
-    "ode-heun": ode_heun,
+    "ode-euler": partial(probability_flow, solvers.euler),
+    "ode-heun": partial(probability_flow, solvers.heun),
     "dpm-solver++": dpm_solver,
 }
+
+
+def solve(
+    network: Conditional,
+    null: int | None,
+    labels: Tensor,
+    seeds: list[int],
+    stream: str,
+    shape: tuple[int, ...],
+    solver: ScoreSolver,
+    watch: solvers.Watch = solvers.ignore,
+) -> Tensor:
+    """Samples (N, *shape) of a score model under guidance, on the device of the labels (N,).
+
+    Image k depends on labels[k], seeds[k] and the stream alone. null is the label of 'no class', None for a network
+    without classes. Raises ValueError for guidance of such a network.
+    """
+
+    def noise(step: int) -> Tensor:
+        return noise_of_seeds(seeds, f"{stream}/{step}", shape).to(labels.device)
+
+    predict = guided(network, labels, null, solver.guidance_scale)
+    start = noise_of_seeds(seeds, stream, shape).to(labels.device)
+    return SOLVERS[solver.name](predict, start, solver.steps, noise, watch)

@@ -2,81 +2,76 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field, model_validator
 
-from multiscale.adversarial import LOSSES
-from multiscale.methods.wmgm import bands
-from multiscale.methods.wmgm.attention_unet import DISCRIMINATORS, GENERATORS
-from multiscale.methods.wmgm.whitening import FULL
-from multiscale.networks.settings import UNetNetwork, check_unet
-from multiscale.settings import (
+from multiscale.adversarial import Form
+from multiscale.core.settings import (
+    Above0,
     Bad,
+    Decomposed,
     Experiment,
-    Name,
+    From0,
     Positive,
     Sampled,
     Section,
     Share,
     Text,
     Trained,
-    Training,
     allowed_of,
     preset,
 )
+from multiscale.methods.wmgm import bands
+from multiscale.methods.wmgm.attention_unet import DiscriminatorNetwork, GeneratorNetwork
+from multiscale.methods.wmgm.score import Predicts, ScoreSolver
+from multiscale.methods.wmgm.whitening import FULL, Kind
+from multiscale.networks.unet import UNetNetwork
+from multiscale.training.part import Training
+
+#                form            mse   ssim  adversarial  r1   r1_every  discriminator_every  draws  levels
+LOSSES = {
+    # the released code's weights lambda, nu, alpha; the squared error is that of images in [0, 2^(j-1)]
+    "official":   ("sigmoid-mean", 20.0, 0.5,  0.1,         0.0, 16,       4,                   1,     "pass"),
+    # the squared error is that of standardised bands, and of their mean over the noise (two draws)
+    "stabilised": ("logistic",     5.0,  0.0,  0.4,         1.0, 16,       1,                   2,     "random"),
+    # no discriminator: the plain U-Net that the reviewers asked for
+    "regression": ("logistic",     20.0, 0.5,  0.0,         0.0, 16,       1,                   1,     "random"),
+}  # fmt: skip
 
 
-class Wavelet(Section):
+class Wavelet(Decomposed):
     """Wavelet bands of the images: a coarse one and the details of each level."""
 
     kind: Literal["wmgm"]
-    reads: Literal["images.parquet"] = "images.parquet"  # in data/
-    filter: Text = "haar"  # an orthogonal one; 'pixels' stands for residuals of averaged pixels, an ablation
+    source: Literal["images.parquet"] = "images.parquet"
+    filter: Text = "haar"
+    """an orthogonal wavelet; pixels: residuals of averages, an ablation"""
     levels: Positive = 1
-
-
-class Generator(Section):
-    """The generator of details; `preset: NAME` stands for all of it."""
-
-    widths: Annotated[list[Positive], Field(min_length=2)]
-    norm: Literal["batch", "group"]
-    head: Literal["tanh", "linear"]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand(cls, value: Any) -> Any:
-        return preset(value, GENERATORS, ("widths", "norm", "head"))
-
-
-class Discriminator(Section):
-    """The generator's opponent; `preset: NAME` stands for its size."""
-
-    width: Positive
-    blocks: Positive
-    norm: Literal["batch", "group"]
-    dropout: Share
-    conditional: bool = True  # shown the enlarged coarse image too
-    lr_factor: Annotated[float, Field(gt=0)] = 1.0  # of the generator's learning rate; the released code's is 0.1
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand(cls, value: Any) -> Any:
-        return preset(value, DISCRIMINATORS, ("width", "blocks", "norm", "dropout"))
+    """each halves the resolution of the coarse band"""
 
 
 class DetailLoss(Section):
     """The weights of the details' losses; `preset: NAME` stands for all of them."""
 
-    form: Literal["sigmoid-mean", "logistic"]
-    mse: Annotated[float, Field(ge=0)]
-    ssim: Annotated[float, Field(ge=0)]
-    adversarial: Annotated[float, Field(ge=0)]
-    r1: Annotated[float, Field(ge=0)]
+    form: Form
+    """of the adversarial loss"""
+    mse: From0
+    """weight of the squared error, the paper's lambda"""
+    ssim: From0
+    """weight of 1 - SSIM, the paper's nu"""
+    adversarial: From0
+    """weight of the adversarial loss, the paper's alpha"""
+    r1: From0
+    """weight of the discriminator's gradient penalty; 0: none"""
     r1_every: Positive
+    """discriminator updates for each penalty, which is scaled by them"""
     discriminator_every: Positive
+    """generator updates for each update of the discriminator"""
     draws: Literal[1, 2]
-    levels: Literal["random", "pass"]  # a level for each step, or one after the other for a whole pass over the data
+    """of noise a step; 2: the squared error is that of the mean details"""
+    levels: Literal["random", "pass"]
+    """random: a level each step; pass: the next one after each epoch"""
 
     @model_validator(mode="before")
     @classmethod
@@ -85,109 +80,143 @@ class DetailLoss(Section):
 
 
 class WMGMPart(Trained):
-    """A network of WMGM: the score model of the coarse band, or of the pixels (SGM, the control); or the details."""
+    """What every part of WMGM says of itself."""
 
     kind: Literal["wmgm"]
-    reads: Name
-    role: Literal["low", "detail"]
-    # score models
-    network: UNetNetwork | None = None
+    role: str
+
+
+class ScoreModel(Section):
+    """What every score model says of itself."""
+
+    network: UNetNetwork
     conditional: bool = True
+    """whether the network knows the classes"""
     label_dropout: Share = 0.1
-    whitening: Literal["scale", "full"] = "scale"
-    predicts: Literal["noise", "velocity", "x0"] = "velocity"  # what the network stands for
-    snr_cap: Annotated[float, Field(gt=0)] | None = None  # of the Min-SNR weight; null: the prediction's plain error
-    # details
-    model: Literal["gan", "regression", "score"] = "gan"
-    level: Positive | None = None  # null: one network for every level
+    """share of labels dropped, for classifier-free guidance"""
+    predicts: Predicts = "velocity"
+    """what the network predicts"""
+    snr_cap: Above0 | None = None
+    """of Min-SNR weighting; null: the plain error of the prediction"""
+
+
+class DetailModel(Section):
+    """What every model of details says of itself."""
+
+    level: Positive | None = None
+    """that it makes, 1: the finest; null: one network for every level"""
     standardised: bool = True
-    condition_noise: Annotated[float, Field(ge=0)] = 0.0
-    generator: Generator | None = None
-    discriminator: Discriminator | None = None
-    loss: DetailLoss | None = None
+    """whether bands have unit variance; the released code's have not"""
+    condition_noise: From0 = 0.0
+    """standard deviation of noise on the coarse band in training"""
+
+
+class CoarsePart(ScoreModel, WMGMPart):
+    """The score model of the coarse band, or of the pixels (SGM, the control)."""
+
+    role: Literal["coarse"]
+    """which of WMGM's models: coarse, details or score-details"""
+    whitening: Kind = "scale"
+    """scale: each channel alone; full: the covariance of all numbers"""
+    training: Training
+
+
+class DetailsPart(DetailModel, WMGMPart):
+    """The details in one pass of a generator."""
+
+    role: Literal["details"]
+    """which of WMGM's models: coarse, details or score-details"""
+    generator: GeneratorNetwork
+    loss: DetailLoss
+    discriminator: DiscriminatorNetwork | None = None
+    """null: a regression, without noise"""
     training: Training
 
     @model_validator(mode="after")
-    def _check(self) -> WMGMPart:
-        if self.role == "low" or self.model == "score":
-            needed = ("network",)
-        else:
-            needed = ("generator", "loss", *(("discriminator",) if self.model == "gan" else ()))
-        for key in needed:
-            if getattr(self, key) is None:
-                raise Bad(key, None, f"required with role: {self.role}, model: {self.model}")
+    def _check(self) -> DetailsPart:
+        if self.discriminator is None and self.loss.adversarial:
+            raise Bad("loss.adversarial", self.loss.adversarial, "0, since there is no discriminator")
         return self
 
 
-class ScoreSolver(Section):
-    """How a score model is sampled."""
+class ScoreDetailsPart(ScoreModel, DetailModel, WMGMPart):
+    """The details by a score model, for the ablations (WSGM; a small diffusion)."""
 
-    method: Literal["euler-maruyama", "ode-euler", "ode-heun", "dpm-solver++"] = "dpm-solver++"
-    steps: Positive
-    cfg: Annotated[float, Field(ge=0)] = 1.0
+    role: Literal["score-details"]
+    """which of WMGM's models: coarse, details or score-details"""
+    training: Training
 
 
 class WMGMMethod(Sampled):
     """The sampler of WMGM: the coarse band, then the details; without details SGM, the control."""
 
     kind: Literal["wmgm"]
-    parts: Annotated[list[Name], Field(min_length=1)]  # the coarse band's first
-    solver: ScoreSolver
-    detail_solver: ScoreSolver | None = None  # of details made by a score model
+    solver: ScoreSolver = ScoreSolver()
+    """of the coarse band"""
+    detail_solver: ScoreSolver | None = None
+    """of details made by a score model; null: as `solver`"""
 
 
-DECOMPOSITION, PART, METHOD = Wavelet, WMGMPart, WMGMMethod
-READS = ("wmgm", "ssd")  # SGM reads the images
+Part = CoarsePart | DetailsPart | ScoreDetailsPart
+DECOMPOSITION, METHOD = Wavelet, WMGMMethod
+PART = Annotated[Union[CoarsePart, DetailsPart, ScoreDetailsPart], Field(discriminator="role")]  # noqa: UP007
+DATASETS = ("wmgm", "ssd")  # SGM trains on the images
+
+
+def levels_of(experiment: Experiment, dataset: str) -> int:
+    """The levels of a dataset, 0 for the images themselves."""
+    source = experiment.decompose[dataset]
+    return source.levels if isinstance(source, Wavelet) else 0
 
 
 def check_decomposition(experiment: Experiment, key: str, section: Wavelet) -> None:
-    """Whether the wavelet exists and the size can be halved often enough."""
+    """Refuses a wavelet that does not exist, and more levels than the resolution can be halved."""
     try:
-        bands.shapes(experiment.data.channels, experiment.data.size, section.filter, section.levels)
+        bands.shapes(experiment.data.channels, experiment.data.resolution, section.filter, section.levels)
     except ValueError as error:
         fault = "filter" if "wavelet" in str(error) else "levels"
         raise Bad(f"{key}.{fault}", getattr(section, fault), allowed_of(error)) from None
 
 
-def check_part(experiment: Experiment, key: str, part: WMGMPart) -> None:
-    """Whether its level exists, and its network and whitening take the bands."""
-    source = experiment.decompose[part.reads]
-    levels = source.levels if isinstance(source, Wavelet) else 0
-    if part.role == "detail":
-        if (part.level or 1) > levels:
-            raise Bad(f"{key}.level", part.level, f"a level of decompose.{part.reads}, which has {levels}")
-        enlarged = source.filter == bands.PIXELS  # their details have the side of the finer image
-        for level in [part.level] if part.level else range(1, levels + 1):
-            _check_details(key, part, experiment.data.size >> (level - enlarged))
+def check_part(experiment: Experiment, key: str, part: Part) -> None:
+    """Refuses a level that does not exist, and a network or whitening that does not fit the bands."""
+    levels, full = levels_of(experiment, part.dataset), experiment.data.resolution
+    if isinstance(part, CoarsePart):
+        resolution = full >> levels
+        part.network.check(f"{key}.network", resolution)
+        numbers = experiment.data.channels * resolution**2
+        if part.whitening == "full" and numbers > FULL:
+            raise Bad(f"{key}.whitening", part.whitening, f"scale (full up to {FULL} numbers, the band has {numbers})")
         return
-    side = experiment.data.size >> levels
-    check_unet(key, part.network, side)
-    numbers = experiment.data.channels * side**2
-    if part.whitening == "full" and numbers > FULL:
-        raise Bad(f"{key}.whitening", part.whitening, f"scale (full up to {FULL} numbers, the band has {numbers})")
+    if (part.level or 1) > levels:
+        raise Bad(f"{key}.level", part.level, f"a level of decompose.{part.dataset}, which has {levels}")
+    enlarged = experiment.decompose[part.dataset].filter == bands.PIXELS  # details at the resolution of x_{j-1}
+    for level in [part.level] if part.level else range(1, levels + 1):
+        resolution = full >> (level - enlarged)
+        if isinstance(part, ScoreDetailsPart):
+            part.network.check(f"{key}.network", resolution)
+        elif resolution % part.generator.factor:
+            fewer = f"fewer, since a resolution of {resolution} is no multiple of {part.generator.factor}"
+            raise Bad(f"{key}.generator.widths", part.generator.widths, fewer)
 
 
-def _check_details(key: str, part: WMGMPart, side: int) -> None:
-    if part.model == "score":
-        check_unet(key, part.network, side)
-        return
-    widths, factor = part.generator.widths, 2 ** (len(part.generator.widths) - 1)
-    if side % factor:
-        raise Bad(f"{key}.generator.widths", widths, f"fewer, since a side of {side} is no multiple of {factor}")
-
-
-def check_method(experiment: Experiment, key: str, method: WMGMMethod, parts: list[WMGMPart]) -> None:
-    """Whether the parts make every band once, and the solvers suit them."""
-    if [part.role for part in parts] != ["low"] + ["detail"] * (len(parts) - 1):
-        raise Bad(f"{key}.parts", method.parts, "the part of role 'low' first, then those of role 'detail'")
-    if len({part.reads for part in parts}) > 1:
-        raise Bad(f"{key}.parts", method.parts, "parts that read one decomposition")
-    source = experiment.decompose[parts[0].reads]
-    levels = list(range(1, source.levels + 1)) if isinstance(source, Wavelet) else []
-    made = sorted(j for part in parts[1:] for j in (levels if part.level is None else [part.level]))
+def check_method(experiment: Experiment, key: str, method: WMGMMethod, parts: list[Part]) -> None:
+    """Refuses parts that do not make every band of one dataset once, and solvers that do not suit them."""
+    datasets, roles = sorted({part.dataset for part in parts}), [part.role for part in parts]
+    if roles.count("coarse") != 1:
+        raise Bad(key, roles, "parts of which one has the role coarse")
+    if len(datasets) > 1:
+        raise Bad(key, datasets, "parts of one dataset")
+    levels = list(range(1, levels_of(experiment, datasets[0]) + 1))
+    details = [part for part in parts if not isinstance(part, CoarsePart)]
+    made = sorted(level for part in details for level in ([part.level] if part.level else levels))
     if made != levels:
-        raise Bad(f"{key}.parts", method.parts, f"details of each of the levels {levels} once")
-    if method.solver.cfg != 1 and not parts[0].conditional:
-        raise Bad(f"{key}.solver.cfg", method.solver.cfg, "1.0, since the part is not conditional")
-    if method.detail_solver is None and any(part.model == "score" for part in parts[1:]):
-        raise Bad(f"{key}.detail_solver", None, "a solver, since details are made by a score model")
+        raise Bad(key, made, f"parts that make the details of each of the levels {levels} once")
+    if method.detail_solver and not any(isinstance(part, ScoreDetailsPart) for part in details):
+        raise Bad(f"{key}.detail_solver", method.detail_solver.name, "null, since no score model makes details")
+    for part in parts:
+        shared = isinstance(part, CoarsePart) or method.detail_solver is None
+        field = "solver" if shared else "detail_solver"
+        scale = getattr(method, field).guidance_scale
+        if isinstance(part, ScoreModel) and not part.conditional and scale != 1:
+            raise Bad(f"{key}.{field}.guidance_scale", scale, "1.0, since the part is not conditional")

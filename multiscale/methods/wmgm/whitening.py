@@ -1,28 +1,32 @@
 """Statistics of a band (mean, covariance, sparsity, condition numbers) and the affine maps that whiten it.
 
-Images are [0, 1] numbers of 8 bits: their rounding adds noise of variance 1 / (12 255^2) to every coefficient of an
-orthonormal transform. It is the least variance that can be meant, so condition numbers are taken with it added.
+Images are 8-bit numbers in [0, 1]: rounding adds noise of variance 1 / (12 255^2) to every coefficient of an
+orthonormal transform. No smaller variance carries information, so condition numbers are those of the sum with it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from multiscale.core.normalisation import Normalisation
+
+Kind = Literal["scale", "full"]
 ROUNDING = 1 / (12 * 255**2)
 DENSE = 1024  # numbers of a band up to which its whole covariance is diagonalised
 FULL = 4096  # numbers of a band up to which it can be whitened fully
-FLOOR = 1e-4  # of the largest eigenvalue: what full whitening does not amplify further
+FLOOR = 1e-4  # added to the eigenvalues by full whitening, as a share of the largest: limits the amplification
 
 
 class BandStatistics:
     """Streaming moments of one band about a centre (C,) near its mean, in float64; see `summary`.
 
-    Beside the covariance of the channels it gathers that of all numbers of an image where they are few, and the
-    spectral covariance: C x C for each frequency, all there is to know of a stationary band of any side.
+    Beside the covariance of the channels it accumulates that of all numbers of an image where they are few, and the
+    spectral covariance, C x C for each frequency, which determines a stationary Gaussian band of any resolution.
     """
 
     def __init__(self, name: str, centre: Tensor):
@@ -31,7 +35,7 @@ class BandStatistics:
         self.sums: dict[str, Tensor] = {}
 
     def add(self, x: Tensor) -> None:
-        """Takes in a block (N, C, h, w)."""
+        """Accumulates a block (N, C, h, w)."""
         x = x.double() - self.centre
         self.shape = x.shape[1:]
         self.count += len(x)
@@ -49,15 +53,14 @@ class BandStatistics:
             vectors = x.flatten(1)
             sums |= {"vector": vectors.sum(0), "dense": vectors.T @ vectors}
         for key, value in sums.items():
-            self.sums[key] = self.sums.get(key, 0) + value
+            self.sums[key] = self.sums[key] + value if key in self.sums else value
 
-    def summary(self) -> dict:
+    def summary(self) -> dict[str, Any]:
         """Mean, std, covariance of the channels; energy; kurtosis and generalised-Gaussian shape; condition numbers.
 
         `condition` is that of the covariance of all numbers (null where they are too many), `condition_spectral` that
         of the spectral covariance; both after each channel is divided by its standard deviation. With fewer images than
-        numbers the first says what the rounding leaves. Raises ValueError
-        for a band without images.
+        numbers the first is bounded by the rounding alone. Raises ValueError for a band without images.
         """
         if self.count == 0:
             raise ValueError(f"the band {self.name} has no images; allowed: at least 1")
@@ -69,7 +72,7 @@ class BandStatistics:
         mean = self.centre.flatten() + shift
         return {
             "channels": self.shape[0],
-            "side": self.shape[-1],
+            "resolution": self.shape[-1],
             "mean": mean.tolist(),
             "std": variance.sqrt().tolist(),
             "covariance": covariance.tolist(),
@@ -94,11 +97,10 @@ class BandStatistics:
         return condition_number(spectrum * torch.outer(scale, scale), ROUNDING * scale**2)
 
 
-def condition_number(covariance: Tensor, floor: Tensor | float = 0.0) -> float:
+def condition_number(covariance: Tensor, floor: Tensor) -> float:
     """The largest over the least eigenvalue of Hermitian matrices (..., D, D), `floor` (D,) added to the diagonals."""
-    floor = torch.as_tensor(floor, dtype=torch.float64).expand(covariance.shape[-1])
     eigenvalues = torch.linalg.eigvalsh(covariance + torch.diag(floor))
-    return (eigenvalues.max() / eigenvalues.min().clamp_min(1e-300)).item()
+    return float(eigenvalues.max() / eigenvalues.min().clamp_min(1e-300))
 
 
 def gaussian_shape(variance: float, absolute: float) -> float:
@@ -118,6 +120,9 @@ def gaussian_shape(variance: float, absolute: float) -> float:
 class Scale(nn.Module):
     """z = (x - mean) / std for each channel of x (N, C, h, w)."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Tensor, std: Tensor):
         super().__init__()
         self.register_buffer("mean", mean.float().view(-1, 1, 1))
@@ -132,21 +137,17 @@ class Scale(nn.Module):
 
 
 class FullWhitening(nn.Module):
-    """z = (S + f I)^(-1/2) (x - mean) over all numbers of x (N, C, h, w), S their covariance, f a floor (ZCA).
+    """z = W (x - mean) over all numbers of x (N, C, h, w), for matrices W and its inverse; see `fully_whitened`."""
 
-    The square root is the symmetric one, so a whitened band still looks like an image. Raises ValueError for a band of
-    more than 4096 numbers.
-    """
+    mean: Tensor
+    whiten: Tensor
+    colour: Tensor
 
-    def __init__(self, mean: Tensor, covariance: Tensor):
+    def __init__(self, mean: Tensor, whiten: Tensor, colour: Tensor):
         super().__init__()
-        if mean.numel() > FULL:
-            raise ValueError(f"full whitening of a band of {mean.numel()} numbers; allowed: at most {FULL}")
-        eigenvalues, vectors = torch.linalg.eigh(covariance.double())
-        root = (eigenvalues.clamp_min(0) + FLOOR * eigenvalues.max()).sqrt()
         self.register_buffer("mean", mean.float())
-        self.register_buffer("whiten", (vectors / root @ vectors.T).float())
-        self.register_buffer("colour", (vectors * root @ vectors.T).float())
+        self.register_buffer("whiten", whiten.float())
+        self.register_buffer("colour", colour.float())
 
     def forward(self, x: Tensor) -> Tensor:
         return self._apply_matrix(self.whiten, x - self.mean)
@@ -161,32 +162,29 @@ class FullWhitening(nn.Module):
             return (x.float().flatten(1) @ matrix).view(x.shape)
 
 
-def channel_summary(blocks: Iterable[Tensor]) -> dict:
-    """What `fitted` needs to know of a band that has no `summary`, from its images (N, C, h, h), read once."""
-    count, total, squares = 0, torch.zeros(()), torch.zeros(())
-    for x in blocks:
-        x = x.double()
-        count, total, squares = count + len(x), total + x.mean((2, 3)).sum(0), squares + x.square().mean((2, 3)).sum(0)
-        _, channels, side, _ = x.shape
-    if count == 0:
-        raise ValueError("a band of no images has no statistics; allowed: at least 1 image")
-    mean = total / count
-    std = (squares / count - mean**2).clamp_min(1e-12).sqrt()
-    return {"channels": channels, "side": side, "mean": mean.tolist(), "std": std.tolist()}
+Whitening = Scale | FullWhitening
 
 
-def unfitted(kind: str, channels: int, side: int) -> nn.Module:
-    """A map whose numbers are still to be loaded: 'scale' or 'full'."""
+def unfitted(kind: Kind, channels: int, resolution: int) -> Whitening:
+    """A map of a band (C, h, h) whose buffers are still to be loaded."""
     if kind == "scale":
         return Scale(torch.zeros(channels), torch.ones(channels))
-    return FullWhitening(torch.zeros(channels, side, side), torch.eye(channels * side**2))
+    mean = torch.zeros(channels, resolution, resolution)
+    return FullWhitening(mean, *torch.zeros(2, mean.numel(), mean.numel()))
 
 
-def fitted(kind: str, summary: dict, blocks: Iterable[Tensor]) -> nn.Module:
-    """The map that whitens a band: 'scale' from its `summary`, 'full' from its images (N, C, h, h), read once."""
-    if kind == "scale":
-        return Scale(torch.tensor(summary["mean"]), torch.tensor(summary["std"]))
-    numbers = summary["channels"] * summary["side"] ** 2
+def scaled(normalisation: Normalisation) -> Scale:
+    """The map that whitens each channel of a band alone."""
+    return Scale(torch.tensor(normalisation.shift), torch.tensor(normalisation.scale))
+
+
+def fully_whitened(shape: tuple[int, int, int], blocks: Iterable[Tensor]) -> FullWhitening:
+    """W = (S + f I)^(-1/2) for the covariance S of a band of a shape (C, h, h) and a floor f (ZCA whitening).
+
+    From its images (N, C, h, h), read once. The square root is the symmetric one, so that a whitened band still looks
+    like an image. Raises ValueError for a band of more than 4096 numbers.
+    """
+    numbers = math.prod(shape)
     if numbers > FULL:
         raise ValueError(f"full whitening of a band of {numbers} numbers; allowed: at most {FULL}")
     count, total, products = 0, torch.zeros(numbers).double(), torch.zeros(numbers, numbers).double()
@@ -194,5 +192,6 @@ def fitted(kind: str, summary: dict, blocks: Iterable[Tensor]) -> nn.Module:
         x = block.double().flatten(1)
         count, total, products = count + len(x), total + x.sum(0), products + x.T @ x
     mean = total / count
-    shape = summary["channels"], summary["side"], summary["side"]
-    return FullWhitening(mean.view(shape), products / count - torch.outer(mean, mean))
+    eigenvalues, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
+    root = (eigenvalues.clamp_min(0) + FLOOR * eigenvalues.max()).sqrt()
+    return FullWhitening(mean.view(shape), vectors / root @ vectors.T, vectors * root @ vectors.T)

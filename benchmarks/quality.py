@@ -1,0 +1,39 @@
+"""Quality as the stage `evaluate` measures it, for benchmarks that sample many settings."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from multiscale.evaluation import metrics
+from multiscale.evaluation.classifier import accuracy, load
+from stages.cluster import Pool
+from stages.common.paths import CLASSIFIER, REFERENCE
+from stages.reference import Extractor, extract
+from stages.schema.data import Evaluate
+
+
+class Quality:
+    """KID, FD, recall and label accuracy against the reference of the pipeline."""
+
+    def __init__(self, section: Evaluate, batch: int):
+        self.section, self.batch = section, batch
+        self.workers = Pool(partial(Extractor, section.extractor, section.weights))
+        self.real = load_file(REFERENCE / "features.safetensors")["real"]
+        self.classifier = load(CLASSIFIER)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        section, count = self.section, len(images)
+        seen, logits = extract("features", self.workers, images.__getitem__, count, self.batch)
+        values = metrics.distances(
+            seen,
+            self.real,
+            logits,
+            labels,
+            is_splits=min(section.is_splits, count),
+            prc_neighborhood=min(section.prc_neighborhood, count - 1),
+        )
+        right = accuracy(self.classifier, images, labels) if self.classifier else None
+        return {key: values[key] for key in ("kid", "kid_se", "fd", "recall")} | {"label_accuracy": right}

@@ -1,0 +1,45 @@
+"""Searches settings with Ray Tune: a sweep of params/sweeps, on this machine or on the cluster at RAY_ADDRESS.
+
+python -m flows.sweeps            # list the sweeps
+python -m flows.sweeps dit        # run one, or go on with it after a kill
+
+Each trial trains the method's parts on a share of the training images, samples, and is measured as the pipeline
+measures. Trials share what they have in common: settings of the sampler alone train nothing. The pipeline's own
+stages up to `decompose`, `classifier` and `reference` must have run (dvc repro).
+
+It leaves reports/sweeps/NAME: trials.parquet (settings, metrics and history of every trial), trials.md (ranked),
+settings.png, parallel.png; and the winner as a recipe, which you then run at full budget:
+
+python -m stages.recipe dit-best && dvc repro
+
+flows/sweeps/space.py says how a sweep is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from flows.sweeps import search
+from flows.sweeps.space import SWEEPS
+from stages.common.harness import guarded
+
+
+def start(name: str | None) -> None:
+    """Runs a sweep without a dashboard and prints its table; without a name prints the sweeps that there are."""
+    if name:
+        print(search.run(name).read_text())
+        return
+    for path in sorted(SWEEPS.glob("*.yaml")):
+        print(f"{path.stem:20} {path.read_text().partition(chr(10))[0].lstrip('# ')}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.sweeps", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", nargs="?", help="a sweep of params/sweeps; without it they are listed")
+    guarded(start, name=parser.parse_args().name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Runs a sweep with Ray Tune: Optuna or a grid proposes, ASHA stops what falls behind, every trial is recorded.
+
+A killed sweep goes on from its records in .scratch/sweeps: finished trials are not run again, and Optuna learns from
+them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flows.cluster import connect
+from flows.sweeps import outcome, trial
+from flows.sweeps.space import Plan, Point, load
+from flows.sweeps.trial import Pipeline, Records
+from stages import cluster
+from stages.common.harness import progress
+from stages.common.paths import SCRATCH
+
+OnTrial = Callable[[list[dict[str, Any]], int], None]  # (records so far, how many there will be)
+
+
+def run(name: str, on_trial: OnTrial = lambda records, total: None) -> Path:
+    """Runs what is left of a sweep and writes reports/sweeps/NAME and the winner's recipe. Gives the table's path."""
+    plan = load(name)
+    pipeline = Pipeline.read(plan)
+    scratch = Path(SCRATCH, "sweeps", f"{name}-{pipeline.key}").absolute()
+    records = Records(scratch / "records")
+    total = len(plan.sweep.points) or plan.sweep.trials
+    with progress(f"sweep {name}", total, "trial") as reach:
+
+        def tell() -> None:
+            found = records.all()
+            reach(len(found))
+            on_trial(found, total)
+
+        tell()
+        if len(records.all()) < total:
+            _search(plan, pipeline, scratch, records, total, tell)
+            total = len(records.all())  # fewer where a setting with few values was proposed twice
+            tell()
+    return outcome.write(plan, records.all())
+
+
+def _search(
+    plan: Plan, pipeline: Pipeline, scratch: Path, records: Records, total: int, tell: Callable[[], None]
+) -> None:
+    """Runs the trials that have no record yet."""
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # only the last report holds the objective
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    one = plan.experiment.run.model_copy(update={"workers": 1})
+    connect(one)
+    from ray import tune
+
+    asked = cluster.request(one)
+    space, options = _grid(plan, records) if plan.sweep.points else _searched(plan, records, total)
+    trainable = partial(_trial, plan=plan, pipeline=pipeline, scratch=scratch)
+    run_config = tune.RunConfig(
+        storage_path=str(scratch / "tune"), verbose=0, callbacks=[_watcher(plan, records, tell)]
+    )
+    tune.Tuner(
+        tune.with_resources(trainable, {"cpu": asked["CPU"], "gpu": asked["GPU"]}),
+        param_space=space,
+        tune_config=tune.TuneConfig(max_concurrent_trials=plan.sweep.concurrency, **options),
+        run_config=run_config,
+    ).fit()
+
+
+def _grid(plan: Plan, records: Records) -> tuple[dict[str, Any], dict[str, Any]]:
+    from ray import tune
+
+    left = [index for index, point in enumerate(plan.sweep.points) if not records.path(point).exists()]
+    return {"index": tune.grid_search(left)}, {}
+
+
+def _searched(plan: Plan, records: Records, total: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Optuna's search, told of the trials that are done, and ASHA on the images seen."""
+    import optuna
+    from ray import tune
+    from ray.tune.schedulers import AsyncHyperBandScheduler
+    from ray.tune.search.optuna import OptunaSearch
+
+    class Search(OptunaSearch):
+        def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+            """Reports on the way hold the loss, not the objective."""
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sweep, found = plan.sweep, records.all()
+    domains = {
+        "log": tune.loguniform,
+        "uniform": tune.uniform,
+        "int": lambda low, high: tune.randint(low, high + 1),
+        "choice": lambda *values: tune.choice(range(len(values))),  # Optuna takes no lists
+    }
+    (axes,) = sweep.spaces
+    done = [record for record in found if record["state"] == "done"]
+    search = Search(
+        Search.convert_search_space({key: domains[axis.kind](*axis.values) for key, axis in axes.items()}),
+        metric="objective",
+        mode=sweep.mode,
+        points_to_evaluate=[record["config"] for record in done],
+        evaluated_rewards=[record["metrics"][sweep.metric] for record in done],
+        seed=sweep.seed + len(found),  # the seed of before would propose the same again
+    )
+    scheduler = AsyncHyperBandScheduler(
+        time_attr="images",
+        metric="loss",
+        mode="min",
+        grace_period=max(1, plan.images // 6),  # rungs at a sixth and at half of the images
+        reduction_factor=3,
+        max_t=2 * plan.images,  # at plan.images it would end a trial before its samples
+    )
+    options = {"scheduler": scheduler} if sweep.stop_early else {}
+    return {}, {"search_alg": search, "num_samples": total - len(found), **options}
+
+
+def _point(config: dict[str, Any], plan: Plan) -> Point:
+    """The settings that Tune's config stands for."""
+    if "index" in config:
+        return plan.sweep.points[config["index"]]
+    (axes,) = plan.sweep.spaces
+    return {key: axes[key].values[v] if axes[key].kind == "choice" else v for key, v in config.items()}
+
+
+def _trial(config: dict[str, Any], plan: Plan, pipeline: Pipeline, scratch: Path) -> None:
+    """The trainable: runs a trial and records it, also where it fails."""
+    from ray import tune
+
+    os.chdir(pipeline.folder)
+    point, records, started = _point(config, plan), Records(scratch / "records"), time.monotonic()
+
+    def on_row(before: int, row: dict[str, float]) -> None:
+        if "loss" in row:
+            tune.report({"images": before + row["images"], "loss": row["loss"]})
+
+    try:
+        found = trial.run(plan.sweep.method, plan.trial(point), pipeline, scratch, on_row)
+        value = found["metrics"].get(plan.sweep.metric)
+        if value is None or not math.isfinite(value):  # a dataset without classes has no label accuracy
+            raise ArithmeticError(f"the {plan.sweep.metric} of the samples is {value}")
+    except Exception as error:
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        records.add(point, "failed", error=line, seconds=time.monotonic() - started)
+        raise
+    records.add(point, "done", config=config, **found, seconds=time.monotonic() - started)
+    tune.report({"objective": value})
+
+
+def _watcher(plan: Plan, records: Records, tell: Callable[[], None]) -> Any:
+    """Records the trials that could not record themselves, and tells of each that has ended."""
+    from ray import tune
+
+    class Watcher(tune.Callback):
+        def __reduce__(self) -> tuple[Any, ...]:
+            """Tune stores its callbacks for a restore that is not used here; `tell` cannot be stored."""
+            return tune.Callback, ()
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            last = trial.last_result or {}
+            row = {"part": "", "images": last.get("images"), "loss": last.get("loss")}
+            records.add(_point(trial.config, plan), "stopped", history=[row], seconds=last.get("time_total_s"))
+            tell()
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            records.add(_point(trial.config, plan), "failed", error="its process was lost", seconds=None)
+            tell()
+
+    return Watcher()

@@ -1,0 +1,160 @@
+"""One trial of a sweep: trains what its settings ask for, samples, evaluates, by the code of the stages themselves.
+
+A trial works in a folder of its own that links to the pipeline's results. Of each stage dvc.yaml says what its result
+depends on; whatever is equal to the pipeline's is linked, anything else is made once, by the first trial that needs it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from flows import graph
+from flows.sweeps.space import Plan, Point, at
+from multiscale.core.storage import read_json, write_json
+from stages import evaluate, fitting, sample
+from stages.common import keys, paths
+from stages.schema import Experiment
+
+GIVEN = (paths.IMAGES, paths.REFERENCE, paths.VAE, paths.CLASSIFIER)  # what every trial takes from the pipeline
+Row = Callable[[dict[str, float]], None]  # told each row of a history
+OnRow = Callable[[int, dict[str, float]], None]  # the same, after the images of the parts before
+
+
+def stages_of(params: Experiment) -> list[str]:
+    """The stages whose results a trial needs before it samples, each after those that it reads."""
+    latents = [section for section in params.decompose.values() if section.source == "latents"]
+    needed = {resolution for section in latents for resolution in at(section, "resolutions")}
+    return [
+        *(f"latents@{resolution}" for resolution in params.latents.resolutions if resolution in needed),
+        *(f"decompose@{name}" for name in params.decompose),
+        *(f"train@{name}" for name in params.parts),
+        *(f"distill@{name}" for name in params.students),
+    ]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The project that a sweep starts from, and what DVC knows of the stages that trials run: asked once."""
+
+    folder: Path
+    experiment: Experiment
+    stages: dict[str, graph.Declared]
+    key: str  # of all that the trials of the sweep depend on
+
+    @classmethod
+    def read(cls, plan: Plan) -> Pipeline:
+        """From the working directory. Raises BadInput, also where the results that trials start from are missing."""
+        method, resolutions = plan.sweep.method, plan.experiment.latents.resolutions
+        run = [*stages_of(plan.trial({})), f"sample@{method}", f"evaluate@{method}"]
+        stages = graph.declared([*run, *(f"latents@{resolution}" for resolution in resolutions)])
+        code = {file for address in run for file in _of(stages, address).code}
+        return cls(Path.cwd(), plan.experiment, stages, keys.key(plan.settings, GIVEN, code))
+
+    def has(self, stage: graph.Declared, params: Experiment) -> bool:
+        """Whether the pipeline's result of a stage stands, and has these settings and the inputs here."""
+        same = stage.current and all(at(self.experiment, key) == at(params, key) for key in stage.keys)
+        return same and all(path.readlink() == self.folder / path for path in _parts(stage))
+
+
+def _of(stages: dict[str, graph.Declared], address: str) -> graph.Declared:
+    """What dvc.yaml says of a stage; of a resolution that only a trial has, what it says of another one."""
+    if address in stages:
+        return stages[address]
+    group, _, name = address.partition("@")
+    other = next(stage for known, stage in stages.items() if known.startswith(f"{group}@"))
+    return replace(other, out=other.out.with_name(name), current=False)
+
+
+def _parts(stage: graph.Declared) -> list[Path]:
+    """The inputs of a stage; of a folder of results, each result."""
+    folders = [path for path in stage.inputs if path.is_dir() and not path.is_symlink()]
+    return [path for each in stage.inputs for path in (sorted(each.iterdir()) if each in folders else [each])]
+
+
+def run(method: str, params: Experiment, pipeline: Pipeline, scratch: Path, on_row: OnRow) -> dict[str, Any]:
+    """Runs an experiment of one method, after its teacher, in a folder below `scratch`; gives metrics and history.
+
+    Raises what a stage raises. A trial that was killed goes on from its checkpoints when it is run again.
+    """
+    folder = scratch / "work" / hashlib.sha256(params.model_dump_json().encode()).hexdigest()[:16]
+    weights = params.evaluate.weights  # absolute, or relative to the project
+    for path in (*GIVEN, *([Path(weights)] if weights and not Path(weights).is_absolute() else [])):
+        _link(folder / path, pipeline.folder / path)
+    os.chdir(folder)
+    own, before = params.parts_of(method), 0
+    history: list[dict[str, Any]] = []
+    for address in stages_of(params):
+        verb, _, name = address.partition("@")
+        part = own.get(name) if verb in ("train", "distill") else None
+        rows = [partial(on_row, before)] if part else []
+        out = _bring(verb, name, params, pipeline, scratch / "made", rows)
+        if part:
+            before += part.training.images
+            for row in map(json.loads, (out / "history.jsonl").read_text().splitlines()):
+                history.append({"part": name, "images": row["images"], "loss": row.get("loss")})
+    sample.main(params, method)
+    evaluate.main(params, method)
+    quality, cost = read_json(paths.METRICS / f"{method}.json"), read_json(paths.TIMINGS / f"sample-{method}.json")
+    numbers = {key: value for key, value in {**cost, **quality}.items() if isinstance(value, int | float)}
+    os.chdir(pipeline.folder)
+    shutil.rmtree(folder)
+    return {"metrics": numbers, "protocol": quality["protocol"], "history": history}
+
+
+def _bring(verb: str, name: str, params: Experiment, pipeline: Pipeline, made: Path, rows: Sequence[Row]) -> Path:
+    """Links to the result of a stage in the working directory: the pipeline's, an earlier trial's, or a new one."""
+    stage = _of(pipeline.stages, f"{verb}@{name}")
+    if pipeline.has(stage, params):
+        _link(stage.out, pipeline.folder / stage.out)
+        return stage.out
+    module, tree = importlib.import_module(f"stages.{verb}"), params.model_dump()
+    job = module.job(name, params, stage.code) if verb in ("train", "distill") else None
+    settings = {key: at(tree, key) for key in stage.keys}
+    place = made / f"{name}-{job.key if job else keys.key(settings, _parts(stage), stage.code)}"
+    made.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.with_suffix(".lock")):  # another trial may be making it
+        if not place.exists():
+            if job:
+                fitting.work(job, params.run, lambda seen: None, rows)
+            else:
+                module.main(params, name)
+            os.replace(stage.out, place)
+    _link(stage.out, place)
+    return stage.out
+
+
+def _link(path: Path, target: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+class Records:
+    """The finished trials of a sweep, one file each: what a killed sweep goes on from."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def path(self, point: Point) -> Path:
+        """The file of a point's record."""
+        return self.folder / f"{hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:16]}.json"
+
+    def add(self, point: Point, state: str, **about: Any) -> None:
+        """Keeps the outcome of a trial: 'done', 'stopped' or 'failed'. The first word on a trial stays."""
+        if not self.path(point).exists():
+            write_json(self.path(point), {"point": point, "state": state, **about})
+
+    def all(self) -> list[dict[str, Any]]:
+        """Every record, the oldest first."""
+        return [read_json(path) for path in sorted(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime)]

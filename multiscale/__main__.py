@@ -1,0 +1,109 @@
+"""Samples trained methods: `python -m multiscale sample models/msf --classes 3 7 --seeds 0-15 --out grid.png`.
+
+Needs only the folder of the method, not the experiment. An image depends on its seed and class alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+COLUMNS = 16
+
+
+def seeds_of(text: str) -> list[int]:
+    """The seeds in text such as 0-15 (both ends included) or 3,5,8. Raises ValueError."""
+    found: list[int] = []
+    for piece in text.split(","):
+        first, dash, last = piece.partition("-")
+        found += range(int(first), int(last) + 1) if dash else [int(first)]
+    if not found:
+        raise ValueError
+    return found
+
+
+def settings_of(kind: str, given: list[str]) -> Any:
+    """A method's section with settings KEY=VALUE, such as solver.steps=10 or scales.0.guidance_scale=1.5."""
+    from pydantic import ValidationError
+
+    from multiscale import methods
+    from multiscale.core.settings import fault_of
+
+    tree: dict[str, Any] = {"kind": kind}
+    for each in given:
+        key, _, value = each.partition("=")
+        node: Any = tree
+        *path, last = (int(step) if step.isdigit() else step for step in key.split("."))
+        for step, after in zip(path, [*path[1:], last]):
+            if isinstance(step, int):
+                node.extend({} for _ in range(step + 1 - len(node)))
+                node = node[step]
+            else:
+                node = node.setdefault(step, [] if isinstance(after, int) else {})
+        node[last] = value
+        with suppress(ValueError):
+            node[last] = json.loads(value)
+    try:
+        return methods.settings(kind).METHOD.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(f"--set: {fault_of(error)}") from None
+
+
+def sample(folder: Path, classes: list[int] | None, seeds: list[int], out: Path, given: list[str], batch: int) -> None:
+    """Writes a grid: one image for each class and seed. Raises ValueError for classes the method was not trained on."""
+    import torch
+    from tqdm import tqdm
+
+    from multiscale import pictures, sampling
+    from multiscale.core import models
+
+    configs = [models.about(part) for part in sampling.parts_in(folder)]
+    known = max(config.get("classes", 0) for config in configs)
+    chosen = list(range(max(1, known))) if classes is None else classes
+    if known and (unknown := [each for each in chosen if each not in range(known)]):
+        raise ValueError(f"--classes: {unknown[0]} is not allowed; allowed: 0 to {known - 1}")
+    sampler = sampling.load(folder, settings_of(configs[0]["kind"], given))
+    labels = torch.tensor(chosen).repeat_interleave(len(seeds))
+    sampled = []
+    with tqdm(total=len(labels), desc=f"sample {folder.name}", unit="img") as bar:
+        for images in sampling.generate(sampler, seeds * len(chosen), labels, min(batch, len(labels))):
+            sampled.append(images)
+            bar.update(len(images))
+    columns = min(len(seeds), COLUMNS)
+    asked = f"classes {', '.join(map(str, chosen))}" if known > 1 else "no classes"
+    title = f"{folder.name}: {asked}, seeds {seeds[0]} to {seeds[-1]}"
+    pictures.grid(torch.cat(sampled), columns, [str(seed) for seed in seeds[:columns]], title).save(out)
+    print(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m multiscale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command = parser.add_subparsers(required=True, metavar="COMMAND").add_parser("sample", help="make a grid of images")
+    command.add_argument("folder", type=Path, help="a trained method, models/METHOD")
+    command.add_argument("--classes", type=int, nargs="+", help="a row each (default: all classes)")
+    command.add_argument("--seeds", type=seeds_of, default="0-7", help="0-15 or 3,5,8 (default: 0-7)")
+    command.add_argument("--out", type=Path, default=Path("grid.png"), help="the picture to write (default: grid.png)")
+    command.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings of the solver, such as solver.steps=10 (MSF: scales.0.steps=24 scales.1.steps=12, one a scale)",
+    )
+    command.add_argument("--batch", type=int, default=50, help="images a batch (default: 50)")
+    given = parser.parse_args()
+    try:
+        sample(given.folder, given.classes, given.seeds, given.out, given.set, given.batch)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

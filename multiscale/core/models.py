@@ -1,0 +1,79 @@
+"""The folder of a trained model: weights, and the config that rebuilds its network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from multiscale.core.settings import Section, fault_of
+
+FORMAT = 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+IMAGES = "images.json"  # beside an autoencoder: the channels of the images it decodes to
+AUTOENCODER = "autoencoder"  # subfolder of data and models on latents
+
+
+class ForeignModel(ValueError):
+    """A folder without a model of the expected format and kind; names the file and what is allowed."""
+
+
+class ModelConfig(Section):
+    """What a network and its sampler are rebuilt from; the base of every method's configs."""
+
+    format: int = FORMAT
+    """version of the folder's layout"""
+    kind: str
+    """method that the model belongs to"""
+    role: str
+    """which of the method's models this is"""
+
+
+Config = TypeVar("Config", bound=ModelConfig)
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def save(folder: Path, weights: dict[str, Tensor], config: ModelConfig) -> None:
+    """Writes a model into an existing folder."""
+    save_file(weights, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """The config of a model as a dict. Raises ForeignModel where there is none, or one of another format version."""
+    path = folder / CONFIG
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ForeignModel(f"{path}: {_first_line(error)}; allowed: the folder of a trained model") from None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        version = found.get("format") if isinstance(found, dict) else None
+        raise ForeignModel(f"{path}: format: {version!r} is not allowed; allowed: {FORMAT} (train the model again)")
+    return found
+
+
+def config(folder: Path, kind: type[Config]) -> Config:
+    """The validated config of a model. Raises ForeignModel for a model of another kind."""
+    try:
+        return kind.model_validate(about(folder))
+    except ValidationError as error:
+        raise ForeignModel(f"{folder / CONFIG}: {fault_of(error)}"[:400]) from None
+
+
+def load_weights(net: Net, folder: Path) -> Net:
+    """Loads a model's weights into its network. Raises ForeignModel if they do not fit."""
+    path = folder / WEIGHTS
+    try:
+        net.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ForeignModel(f"{path}: {_first_line(error)}; allowed: the weights of the config beside it") from None
+    return net
+
+
+def _first_line(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error).strip() or type(error).__name__).splitlines()[0]

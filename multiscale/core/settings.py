@@ -1,0 +1,147 @@
+"""Settings: frozen sections, field types, presets and error messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+LARGEST = 2**53  # JSON, DVC and torch agree on integers up to here
+Positive = Annotated[int, Field(gt=0, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Above0 = Annotated[float, Field(gt=0)]
+From0 = Annotated[float, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class Bad(ValueError):
+    """A setting that does not fit the others: its key, its value and what is allowed."""
+
+    def __init__(self, key: str, value: object, allowed: str):
+        super().__init__(allowed)
+        self.key, self.value, self.allowed = key, value, allowed
+
+
+class Section(BaseModel):
+    """A frozen section that refuses unknown keys, wrong types and non-finite numbers.
+
+    The docstring of a field is the comment of its key in params/experiment.yaml.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, value: Any) -> Any:
+        # Checked first: a misspelt key should be reported as such, not as a missing one.
+        for key in value if isinstance(value, dict) else ():
+            if key not in cls.model_fields:
+                raise Bad(key, key, f"the keys {', '.join(cls.model_fields)}")
+        return value
+
+
+class Trained(Section):
+    """Fields of every part and student."""
+
+    method: Name
+    """leaderboard row that it belongs to, a key of `methods`"""
+    seed: Count | None = None
+    """of this training; null: the experiment's seed"""
+    kind: str
+    """method that trains it, a folder of multiscale/methods"""
+    dataset: Name
+    """training data, a key of `decompose`"""
+
+
+class Decomposed(Section):
+    """Fields of every decomposition."""
+
+    kind: str
+    """method that defines it, a folder of multiscale/methods"""
+    source: str
+    """input, in data/"""
+
+
+class Sampled(Section):
+    """Fields of every method."""
+
+    kind: str
+    """method that samples it, a folder of multiscale/methods"""
+    repeat_of: Name | None = None
+    """method that this one repeats with another seed; null: none"""
+
+
+class ImageShape(Protocol):
+    """The images of an experiment."""
+
+    @property
+    def resolution(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
+
+
+class Autoencoder(Protocol):
+    """The autoencoder of an experiment."""
+
+    @property
+    def factor(self) -> int: ...
+
+
+class Encoded(Protocol):
+    """The latents of an experiment."""
+
+    @property
+    def resolutions(self) -> list[int]: ...
+
+
+class Experiment(Protocol):
+    """What a method's checks need of the whole experiment."""
+
+    @property
+    def data(self) -> ImageShape: ...
+
+    @property
+    def vae(self) -> Autoencoder: ...
+
+    @property
+    def latents(self) -> Encoded: ...
+
+    @property
+    def decompose(self) -> Mapping[str, Any]: ...
+
+    @property
+    def methods(self) -> Mapping[str, Any]: ...
+
+    def parts_of(self, method: str) -> dict[str, Any]:
+        """The parts and students of a method, in the order of the experiment."""
+
+
+def preset(value: Any, table: Mapping[str, tuple[Any, ...]], fields: tuple[str, ...]) -> Any:
+    """Expands the key `preset` into its fields; fields given beside it override the preset."""
+    if not isinstance(value, dict) or "preset" not in value:
+        return value
+    name, beside = value["preset"], {key: entry for key, entry in value.items() if key != "preset"}
+    if name not in table:
+        raise Bad("preset", name, f"one of {', '.join(table)}")
+    entries = (list(entry) if isinstance(entry, tuple) else entry for entry in table[name])
+    return dict(zip(fields, entries)) | beside
+
+
+def allowed_of(error: ValueError) -> str:
+    """Turns the message `PROBLEM; allowed: VALUES` into `VALUES (PROBLEM)`."""
+    problem, _, allowed = str(error).partition("; allowed: ")
+    return f"{allowed} ({problem})"
+
+
+def fault_of(error: ValidationError) -> str:
+    """The first error as one line, `KEY: VALUE is not allowed; allowed: REASON`."""
+    fault = error.errors()[0]
+    key = ".".join(map(str, fault["loc"])) or "settings"
+    return f"{key}: {fault['input']!r} is not allowed; allowed: {fault['msg']}"

@@ -1,0 +1,149 @@
+"""Renders an experiment as params/experiment.yaml, with the docstring of each field as a comment."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from typing import Any
+
+from pydantic import BaseModel
+from ruamel.yaml import YAML
+
+from stages.schema import Experiment
+
+WIDTH = 120
+SPARSE = ("decompose", "parts", "students", "methods")  # their stages depend on the code that holds the defaults
+LINES = ("decompose", "methods")  # sections whose entries are written on one line where they fit
+HEADER = """\
+# The experiment. Edit it, then run `dvc repro`: it re-runs what depends on your edits, and nothing else.
+# Written by `python -m stages.recipe {name}`. Each key is explained where it first occurs.
+# In decompose, parts, students and methods, keys at their defaults are left out. To print all keys and defaults:
+#   python -m stages.recipe --defaults
+# To run with another value of a key in this file, or of one that is left out (note the +):
+#   dvc exp run -S 'params/experiment.yaml:training.lr=1e-3'
+#   dvc exp run -S 'params/experiment.yaml:+parts.NAME.training.lr=1e-3'
+"""
+WHOLE = "# The experiment of the recipe {name}, with all keys and defaults.\n"
+
+
+def written(experiment: Experiment) -> dict[str, Any]:
+    """The contents of the file: the sections of the methods without defaults, all others in full.
+
+    A training omits what the section `training` already says, and a null that is the default is omitted.
+    """
+    tree: dict[str, Any] = {}
+    for name in Experiment.model_fields:
+        section = getattr(experiment, name)
+        if name in SPARSE:
+            tree[name] = {key: _sparse(entry) for key, entry in section.items()}
+        elif isinstance(section, BaseModel):
+            tree[name] = {key: value for key, value in section.model_dump().items() if not _says_nothing(section, key)}
+        else:
+            tree[name] = section
+    common = experiment.training.model_dump()
+    for section in (tree["vae"], tree["classifier"], *tree["parts"].values(), *tree["students"].values()):
+        if own := section.pop("training", None):
+            if differing := {key: value for key, value in own.items() if value != common[key]}:
+                section["training"] = differing
+    return tree
+
+
+def _sparse(section: BaseModel) -> dict[str, Any]:
+    """A section without defaults, but with `source`, which dvc.yaml refers to, and the whole `training`."""
+    kept = section.model_dump(exclude_defaults=True)
+    full = section.model_dump(include={"source", "training"})
+    return {key: full.get(key, kept.get(key)) for key in type(section).model_fields if key in full or key in kept}
+
+
+def _says_nothing(section: BaseModel, key: str) -> bool:
+    return getattr(section, key) is None and type(section).model_fields[key].default is None
+
+
+def render(experiment: Experiment, whole: bool = False) -> str:
+    """The text of params/experiment.yaml; `whole` writes every key, each on its own line."""
+    tree = experiment.model_dump() if whole else written(experiment)
+    lines = Writer(whole).section(experiment, tree)
+    return "\n".join([(WHOLE if whole else HEADER).format(name=experiment.recipe), *lines, ""])
+
+
+class Writer:
+    """Formats sections as lines; a comment is written once, where its key or section first occurs."""
+
+    def __init__(self, whole: bool):
+        self.whole = whole
+        self.explained: set[tuple[object, str]] = set()
+
+    def section(self, section: BaseModel, tree: dict[str, Any], indent: int = 0) -> list[str]:
+        """The lines of the keys of a section that are in `tree`, with the values there."""
+        lines = []
+        for key, value in tree.items():
+            inside = getattr(section, key)
+            comment = self._about(inside)
+            if not indent or not _model(inside):  # below the top level a model explains more than its key
+                comment = self._once(key, _docstring(type(section), key)) or comment
+            lines += [""] if isinstance(value, dict) and not indent else []
+            lines += self.entry(key, inside, value, comment, indent, indent > 0)
+        return lines
+
+    def entry(self, key: str, inside: Any, value: Any, comment: str, indent: int, one_line: bool) -> list[str]:
+        """The lines of a key whose field holds `inside`, of which `value` is written."""
+        text, head = f"{plain(key)}: {plain(value)}", _line(f"{plain(key)}:", comment, indent)
+        if not value or (one_line and not self.whole and indent + len(text) <= WIDTH):
+            return _line(text, comment, indent)
+        if isinstance(inside, BaseModel):
+            return head + self.section(inside, value, indent + 2)
+        if isinstance(inside, dict):
+            for name, section in inside.items():
+                head += self.entry(name, section, value[name], self._about(section), indent + 2, key in LINES)
+            return head
+        if isinstance(inside, list) and _model(inside):
+            for section, item in zip(inside, value):
+                first, *others = self.section(section, item, indent + 4)
+                head += [" " * (indent + 2) + "- " + first.lstrip(), *others]
+            return head
+        return _line(text, comment, indent)
+
+    def _about(self, inside: Any) -> str:
+        """The first line of a model's docstring, unless already written."""
+        model = _model(inside)
+        text = ((model and model.__doc__) or "").partition("\n")[0].removesuffix(".")
+        return self._once(model, text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text)
+
+    def _once(self, what: object, text: str) -> str:
+        seen = (what, text) in self.explained
+        self.explained.add((what, text))
+        return "" if seen else text
+
+
+def _model(inside: Any) -> type[BaseModel] | None:
+    """The model of a section or of a list of sections."""
+    one = inside[0] if isinstance(inside, list) and inside else inside
+    return type(one) if isinstance(one, BaseModel) else None
+
+
+def _docstring(model: type[BaseModel], key: str) -> str:
+    """The docstring of a field, that of the most basic class first."""
+    bases = [base for base in reversed(model.__mro__) if issubclass(base, BaseModel) and key in base.model_fields]
+    return next((text for base in bases if (text := base.model_fields[key].description)), "")
+
+
+def _line(text: str, comment: str, indent: int) -> list[str]:
+    """A line with its comment, behind it if both fit and above it otherwise."""
+    margin = " " * indent
+    line = f"{margin}{text} # {comment}" if comment else margin + text
+    if not comment or len(line) <= WIDTH:
+        return [line]
+    mark = f"{margin}# "
+    return [*textwrap.wrap(comment, WIDTH, initial_indent=mark, subsequent_indent=mark), margin + text]
+
+
+def plain(value: Any) -> str:
+    """A value as one line of YAML 1.2."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{plain(key)}: {plain(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(plain, value)) + "]"
+    yaml, text = YAML(typ="safe", pure=True), io.StringIO()
+    yaml.default_flow_style, yaml.width = True, 2**31
+    yaml.dump([value], text)
+    return text.getvalue().strip()[1:-1]

@@ -1,0 +1,223 @@
+"""The dashboard as a user has it: schedules that fire, runs that end when cancelled, results that really show."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+from browser import CHROMIUM, Browser
+from conftest import ROOT, Pipeline, free_port, processes, until
+from prefect import get_client, settings
+from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId, FlowRunFilterStartTime
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.states import Cancelling
+
+SLEEP = f"8{os.getpid()}"  # seconds, found in the command line
+STAGES = f"""
+    sample:
+      foreach: {{msf: grid, dit: strip}}
+      do:
+        cmd: mkdir -p samples/${{key}} && cp msf-grid.png samples/${{key}}/grid.png
+        deps: [msf-grid.png]
+        outs: ["samples/${{key}}"]
+    report:
+      cmd: mkdir -p reports && cp leaderboard.md reports/ && echo the report > reports/report.html
+      deps: [leaderboard.md, samples]
+      outs: [reports/report.html, reports/leaderboard.md]
+    slow:
+      cmd: touch started; sleep {SLEEP} & sleep {SLEEP}; echo a > slow
+      outs: [slow]
+"""
+LEADERBOARD = "| method | KID |\n|---|---|\n| msf | 0.054 |\n| dit | 0.055 |\n\nN = 1000\n"
+
+
+class Dashboard:
+    """A dashboard that really runs, and what it printed."""
+
+    def __init__(self, folder: Path, port: int):
+        self.folder, self.port, self.log = folder, port, folder / ".prefect.log"
+        self.api = f"http://127.0.0.1:{port}/api"
+
+    def start(self) -> None:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "PREFECT_HOME": str(self.folder / ".prefect")}
+        for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
+            environment.pop(name, None)
+        command = [sys.executable, "-m", "flows.dashboard", "--port", str(self.port)]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
+        until(lambda: "Ctrl-C" in self.log.read_text() or self.process.poll() is not None)
+        assert self.process.poll() is None, self.log.read_text()
+        self.password = (self.folder / ".prefect" / "password").read_text().strip()
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait()
+
+    def client(self):
+        return get_client(sync_client=True)
+
+    def deployment(self, name: str):
+        """A deployment, once it is served."""
+        return until(lambda: [each for each in self.client().read_deployments() if each.name == name])[0]
+
+    def final(self, run_id):
+        """The last state of a flow run; waits for it."""
+        until(lambda: self.client().read_flow_run(run_id).state.is_final())
+        return self.client().read_flow_run(run_id).state
+
+
+@pytest.fixture(scope="module")
+def board(empty_pipeline, tmp_path_factory):
+    folder = shutil.copytree(empty_pipeline, tmp_path_factory.mktemp("dashboard") / "project")
+    shutil.copy(ROOT / "docs/pictures/msf-grid.png", folder)
+    (folder / "leaderboard.md").write_text(LEADERBOARD)
+    Pipeline(folder).write(STAGES)
+    board = Dashboard(folder, free_port())
+    board.start()
+    with settings.temporary_settings(
+        {settings.PREFECT_API_URL: board.api, settings.PREFECT_API_AUTH_STRING: board.password}
+    ):
+        yield board
+    board.stop()
+
+
+@pytest.fixture(scope="module")
+def done(board):
+    """A run that the deployment's schedule started, seconds after it was set."""
+    schedule = IntervalSchedule(interval=timedelta(seconds=20), anchor_date=datetime.now(UTC))
+    nightly = board.deployment("nightly")
+    board.client().update_deployment(nightly.id, DeploymentUpdate(parameters={"targets": ["report"]}))
+    added = board.client().create_deployment_schedules(nightly.id, [(schedule, True)])
+    started = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[nightly.id]), start_time=FlowRunFilterStartTime(is_null_=False)
+    )
+    run = until(lambda: board.client().read_flow_runs(flow_run_filter=started))[0]
+    board.final(run.id)
+    board.client().delete_deployment_schedule(nightly.id, added[0].id)
+    return board.client().read_flow_run(run.id)
+
+
+def test_a_scheduled_run_completes(board, done):
+    assert done.state.is_completed(), done.state.message
+    assert done.state.message == "3 stages ran, 0 were up to date"
+    assert done.auto_scheduled and (board.folder / "reports/report.html").exists()
+
+
+def test_the_password_is_private_and_the_server_wants_it(board):
+    path = board.folder / ".prefect/password"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert board.log.read_text().count(board.password) == 1
+    assert httpx.get(f"{board.api}/admin/version").status_code == 401
+    report = f"http://127.0.0.1:{board.port + 1}/report.html"
+    assert httpx.get(report).status_code == 401
+
+
+def test_the_report_is_served_to_who_knows_the_password(board, done):
+    report = f"http://127.0.0.1:{board.port + 1}/report.html"
+    user, _, secret = board.password.partition(":")
+    assert httpx.get(report, auth=(user, secret)).text == "the report\n"
+    assert httpx.get(report.replace("report.html", "%2e%2e/dvc.yaml"), auth=(user, secret)).status_code == 404
+
+
+def test_the_form_is_typed_and_refuses_what_cannot_be(board):
+    deployment = board.deployment("on-demand")
+    form = deployment.parameter_openapi_schema["properties"]
+    assert set(form) == {"targets", "recipe", "overrides", "experiment", "slots"}
+    assert form["slots"]["anyOf"][0]["minimum"] == 1 and all(field["description"] for field in form.values())
+    with pytest.raises(PrefectHTTPStatusError, match="409|422"):
+        board.client().create_flow_run_from_deployment(deployment.id, parameters={"slots": 0})
+
+
+def test_bad_input_in_the_form_ends_the_run_with_one_line(board):
+    deployment = board.deployment("on-demand")
+    run = board.client().create_flow_run_from_deployment(deployment.id, parameters={"targets": ["nope"]})
+    state = board.final(run.id)
+    assert state.name == "Failed"
+    assert state.message.startswith("error: dvc.yaml: target: 'nope' is not allowed; allowed: ")
+
+
+def test_a_cancelled_run_ends_its_stages_and_leaves_nothing(board):
+    deployment = board.deployment("on-demand")
+    run = board.client().create_flow_run_from_deployment(deployment.id, parameters={"targets": ["slow"]})
+    until((board.folder / "started").exists)
+    assert processes(f"sleep {SLEEP}")
+    board.client().set_flow_run_state(run.id, Cancelling())
+    until(lambda: not processes(f"sleep {SLEEP}"), 60)
+    assert board.final(run.id).name == "Cancelled"
+    assert not processes("repro -s slow") and not (board.folder / "slow").exists()
+    pipeline = Pipeline(board.folder)
+    pipeline.run("dvc", "repro", "report")
+    assert "slow" in pipeline.run("dvc", "status"), "no lock is in the way"
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
+def test_a_browser_shows_the_run_and_its_pictures(board, done, tmp_path):
+    browser = Browser(tmp_path)
+    try:
+        browser.go(board.api.removesuffix("/api"))
+        browser.type("input[type=password]", "admin:wrong")
+        browser.click("button[type=submit]")
+        browser.shows("document.body.innerText.includes('Invalid credentials')")
+        browser.type("input[type=password]", board.password)
+        browser.click("button[type=submit]")
+        browser.shows("document.body.innerText.includes('Flow Runs')")
+        browser.go(f"{board.api.removesuffix('/api')}/runs/flow-run/{done.id}")
+        browser.shows(
+            f"document.body.innerText.includes({done.name!r}) && document.body.innerText.includes('Completed')"
+        )
+        artifacts = {each.key: each.id for each in board.client().read_artifacts() if each.flow_run_id == done.id}
+        assert set(artifacts) == {"stages", "progress", "samples", "leaderboard", "report"}
+        page = board.api.removesuffix("/api") + "/artifacts/artifact/"
+        for key, sign in (
+            ("samples", "[...document.images].filter(i => i.naturalWidth > 300).length == 2"),
+            ("leaderboard", "document.body.innerText.includes('0.054')"),
+            ("stages", "document.body.innerText.includes('sample@msf')"),
+            ("report", "!!document.querySelector('a[href$=\"/report.html\"]')"),
+        ):
+            browser.go(f"{page}{artifacts[key]}")
+            browser.shows(sign)
+            if folder := os.environ.get("SCREENSHOTS"):
+                browser.picture(Path(folder) / f"{key}.png")
+    finally:
+        browser.close()
+
+
+def test_a_restart_keeps_runs_schedules_and_password(board, done):
+    before = board.password
+    (board.folder / "started").unlink(missing_ok=True)
+    slow = board.deployment("on-demand")
+    board.client().create_flow_run_from_deployment(slow.id, parameters={"targets": ["slow"]})
+    until((board.folder / "started").exists)
+    assert board.stop() == 0
+    assert not processes(f"sleep {SLEEP}"), "a run ends with its dashboard"
+    assert not processes(f"--port {board.port}")
+    board.start()
+    assert board.password == before and before not in board.log.read_text()
+    assert board.client().read_flow_run(done.id).state.is_completed()
+    schedules = board.deployment("nightly").schedules
+    assert [(each.active, each.schedule.cron) for each in schedules] == [(True, "0 2 * * *")]
+
+
+def test_a_busy_port_and_a_wrong_cron_line_are_one_line_each(board):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for options, line in (
+        (
+            ["--port", str(board.port)],
+            rf"error: dashboard: --port: {board.port} is not allowed; allowed: a port that is free",
+        ),
+        (["--nightly", "often"], "error: dashboard: --nightly: 'often' is not allowed; allowed: a cron line"),
+    ):
+        command = [sys.executable, "-m", "flows.dashboard", *options]
+        result = subprocess.run(command, cwd=board.folder, env=environment, capture_output=True, text=True)
+        assert result.returncode == 2 and re.match(line, result.stderr) and result.stderr.count("\n") == 1

@@ -1,0 +1,399 @@
+"""Sweeps: valid or one line; searched, resumed after a kill, failures kept; the winner is a recipe that runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+from conftest import ROOT, Project, as_yaml
+from PIL import Image
+
+from flows.sweeps import outcome, search, space, trial
+from flows.sweeps.space import load
+from flows.sweeps.trial import Pipeline
+from multiscale.core.storage import write_json
+from stages import recipe
+from stages.common import paths, settings
+from stages.common.errors import BadInput
+from stages.schema import Experiment
+
+LR = "parts.dit.training.lr"
+DROPOUT = "parts.dit.label_dropout"
+SEARCH = {
+    "method": "dit",
+    "metric": "kid",
+    "trials": 3,
+    "images": 12,
+    "concurrency": 2,
+    "space": {LR: {"log": [1e-4, 0.1]}},
+}
+
+
+@pytest.fixture
+def swept(trained, working_copy):
+    """Writes params/sweeps/NAME.yaml into a copy of the trained project, which is the working directory."""
+    folder = working_copy(trained)
+    Path(".dvc").mkdir()
+    Path(".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+
+    def swept(name: str, sweep: dict) -> Project:
+        Path("params/sweeps", f"{name}.yaml").write_text(as_yaml(sweep))
+        return Project(folder)
+
+    return swept
+
+
+INVALID = [
+    ("an unknown key", {"trails": 3}, "trails: 'trails'", "method, metric, trials"),
+    ("an unknown metric", {"metric": "fid"}, "metric: 'fid'", "'kid', 'fd'"),
+    ("an unknown method", {"method": "nope"}, "method: 'nope'", "dit, msf"),
+    ("no space", {"space": {}}, "space: {}", "at least one setting"),
+    (
+        "a missing key",
+        {"space": {"parts.dit.training.lrr": {"log": [1e-4, 1e-2]}}},
+        "parts.dit.training.lrr: 'lrr'",
+        "images, batch, lr",
+    ),
+    (
+        "a key of another method",
+        {"space": {"parts.msf-0.training.lr": {"log": [1e-4, 1e-2]}}},
+        "'parts.msf-0",
+        "parts.dit",
+    ),
+    ("an empty range", {"space": {LR: {"log": [1e-2, 1e-2]}}}, f"space.{LR}.log: [0.01, 0.01]", "a lower and a higher"),
+    (
+        "a reversed range",
+        {"space": {LR: {"uniform": [1, 0.5]}}},
+        f"space.{LR}.uniform: [1, 0.5]",
+        "a lower and a higher",
+    ),
+    ("a log range from zero", {"space": {LR: {"log": [0, 1]}}}, f"space.{LR}.log: [0, 1]", "above 0"),
+    ("one end", {"space": {LR: {"log": [1]}}}, f"space.{LR}.log: [1]", "two numbers"),
+    ("no choice", {"space": {LR: {"choice": []}}}, f"space.{LR}.choice: []", "at least one value"),
+    ("an unknown kind", {"space": {LR: {"normal": [0, 1]}}}, f"space.{LR}: ", "log, uniform, int, choice, grid"),
+    (
+        "a grid beside a range",
+        {"space": {LR: {"log": [1, 2]}, DROPOUT: {"grid": [0.1]}}},
+        "space: ",
+        "grid",
+    ),
+    ("an end that no experiment has", {"space": {LR: {"uniform": [-1, 1]}}}, f"{LR}: -1", "greater than 0"),
+    ("a text for a number", {"space": {"parts.dit.network.depth": {"choice": ["deep"]}}}, "depth: 'deep'", "integer"),
+    (
+        "a grid point that cannot be",
+        {"space": {"parts.dit.network.patch": {"grid": [1, 3]}}},
+        "network.patch: 3",
+        "divisor",
+    ),
+    (
+        "a loss that changes",
+        {"stop_early": True, "space": {DROPOUT: {"choice": [0.1]}}},
+        "stop_early: True",
+        DROPOUT,
+    ),
+]
+
+
+@pytest.mark.parametrize("change, fault, allowed", [pytest.param(*row[1:], id=row[0]) for row in INVALID])
+def test_an_invalid_sweep_is_one_line(swept, change, fault, allowed):
+    swept("bad", SEARCH | change)
+    with pytest.raises(BadInput) as error:
+        load("bad")
+    line = str(error.value)
+    assert line.startswith("params/sweeps/bad.yaml: ") and "\n" not in line
+    shown, _, rest = line.partition("allowed: ")
+    assert fault in shown and allowed in rest
+
+
+def test_an_unknown_sweep_ends_in_one_line_that_lists_those_there_are(swept):
+    done = swept("mine", SEARCH).run("-m", "flows.sweeps", "nope")
+    assert done.returncode == 2 and done.stderr.startswith(
+        "error: params/sweeps: sweep: 'nope' is not allowed; allowed: "
+    )
+    assert "mine" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_before_the_pipeline_has_run_a_sweep_is_one_line_and_no_trial_is_taken_for_failed(swept):
+    swept("mine", SEARCH)
+    shutil.rmtree("data/reference")
+    with pytest.raises(BadInput, match=r"^data/reference: missing; allowed: the output of an earlier stage .*$"):
+        search.run("mine")
+    assert not Path(".scratch/sweeps").exists()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("params/sweeps/*.yaml")))
+def test_every_shipped_sweep_suits_the_shipped_experiment(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    plan = load(name)
+    assert len(plan.sweep.points or range(plan.sweep.trials)) > 5
+    assert plan.file.read_text().startswith("# ")
+
+
+def test_a_trial_is_the_one_method_at_the_budget(swept):
+    swept("half", SEARCH | {"budget": 0.5})
+    found = load("half").trial({LR: 0.25})
+    assert set(found.methods) == set(found.parts) == {"dit"} and found.sample.images == 12
+    assert found.parts["dit"].training.images == 16, "at least one batch"
+    assert found.parts["dit"].training.lr == 0.25
+    assert load("half").changed({LR: 0.25}).parts["dit"].training.images == 16
+    assert found.evaluate.second_extractor is None, "one extractor ranks"
+
+
+def test_a_key_may_be_one_that_the_experiment_leaves_at_its_default(swept):
+    project = swept("default", SEARCH | {"space": {DROPOUT: {"grid": [0.25]}}})
+    assert "label_dropout" not in project.read()["parts"]["dit"]
+    assert load("default").trial({DROPOUT: 0.25}).parts["dit"].label_dropout == 0.25
+
+
+def test_a_trial_that_copies_comes_after_those_that_do_not_and_before_those_that_failed(swept):
+    swept("mine", SEARCH)
+    found = [("copier", 0.1, True), ("good", 0.2, False), ("bad", 0.3, False)]
+    records = [{"state": "done", "name": name, "metrics": {"kid": kid, "copies": c}} for name, kid, c in found]
+    ranked = outcome.ranked(load("mine"), [{"state": "failed", "name": "failed"}, *records])
+    assert [record["name"] for record in ranked] == ["good", "bad", "copier", "failed"]
+
+
+def test_a_student_is_swept_with_its_own_settings_after_its_teacher(swept):
+    swept("few", SEARCH | {"method": "swd", "space": {"students.swd.mmd.kernel": {"grid": ["linear", "rbf"]}}})
+    plan, root = load("few"), Path.cwd()
+    params = plan.trial({"students.swd.mmd.kernel": "rbf"})
+    assert set(params.methods) == {"swd", "swd-teacher"} and set(params.decompose) == {"pyramid"}
+    assert params.students["swd"].mmd.kernel == "rbf" and plan.images == params.students["swd"].training.images
+
+    found = trial.run("swd", params, Pipeline.read(plan), root / ".scratch/sweeps/few", lambda *row: None)
+    assert {row["part"] for row in found["history"]} == {"swd"} and found["metrics"]["network_calls"] == 4
+    swept("teacher", SEARCH | {"method": "swd", "space": {"parts.swd-teacher.training.lr": {"log": [1e-4, 1e-2]}}})
+    with pytest.raises(
+        BadInput, match="keys below methods.swd, students.swd, decompose.pyramid, and latents.resolutions"
+    ):
+        load("teacher")
+
+
+def test_points_of_several_grids_are_tried_once_each(swept):
+    steps, guidance_scale = "methods.dit.scales.0.steps", "methods.dit.scales.0.guidance_scale"
+    swept(
+        "grids",
+        SEARCH | {"space": [{steps: {"grid": [1, 2]}}, {steps: {"grid": [2]}}, {guidance_scale: {"grid": [1.0, 2.0]}}]},
+    )
+    assert load("grids").sweep.points == [{steps: 1}, {steps: 2}, {guidance_scale: 1.0}, {guidance_scale: 2.0}]
+
+
+def test_a_recipe_says_what_differs_and_no_more():
+    base = {"a": {"b": 1, "c": [{"d": 2}]}, "e": {"f": 3}, "g": {"h": 4}, "i": {"kind": "one", "j": 5, "k": 6}}
+    other = {"a": {"b": 1, "c": [{"d": 5}]}, "e": {"f": 3, "l": 6}, "g": None, "i": {"kind": "two", "j": 5}}
+    changes = {"a": {"c": [{"d": 5}]}, "e": {"l": 6}, "g": None, "i": {"kind": "two", "j": 5}}
+    assert outcome.difference(base, other) == changes
+
+
+def test_a_killed_sweep_goes_on_keeps_what_failed_and_leaves_a_winner_that_runs(swept):
+    # One learning rate diverges: its trials fail, the others go on.
+    axes = {LR: {"choice": [1e-3, 1e-2, 1e30]}, DROPOUT: {"uniform": [0, 0.5]}}
+    project = swept("mine", SEARCH | {"trials": 5, "space": axes, "settings": {"parts.dit.training.images": 32}})
+    command = [sys.executable, "-m", "flows.sweeps", "mine"]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as child:
+        while not (kept := sorted(Path(".scratch").glob("sweeps/mine-*/records/*.json"))):
+            assert child.poll() is None
+            time.sleep(0.05)
+        os.killpg(child.pid, signal.SIGKILL)
+    before = {path: path.read_bytes() for path in kept}
+    done = project.run(*command[1:])
+    assert done.returncode == 0, done.stderr
+    assert {path: path.read_bytes() for path in kept} == before, "finished trials are not run again"
+
+    folder = Path("reports/sweeps/mine")
+    rows = pl.read_parquet(folder / "trials.parquet")
+    assert len(rows) == 5 and set(rows["state"]) <= {"done", "failed"}
+    finished = rows.filter(pl.col("state") == "done")
+    assert finished["kid"].to_list() == sorted(finished["kid"]) and finished["rank"].to_list() == list(
+        range(1, len(finished) + 1)
+    )
+    assert {LR, DROPOUT, "fd", "seconds_per_image", "history"} <= set(rows.columns)
+    assert finished["history"][0].struct.field("images").to_list() == [16, 32]
+    failed = rows.filter(pl.col("state") == "failed")
+    assert failed["error"].str.contains("Error: ").all()
+    assert (folder / "trials.md").read_text() == done.stdout.rstrip("\n") + "\n"
+    for name in ("settings", "parallel"):
+        with Image.open(folder / f"{name}.png") as picture:
+            assert picture.width > 300 and len(picture.convert("L").getcolors(256)) > 10
+
+    assert recipe.experiment_of("mine-best").parts["dit"].training.lr == finished[LR][0]
+    assert project.stage("recipe", "mine-best", "--force").returncode == 0
+    assert settings.load().parts["dit"].label_dropout == pytest.approx(finished[DROPOUT][0])
+    assert project.stage("train", "dit").returncode == 0
+
+
+def test_a_sweep_in_the_dashboard_stops_trials_early_and_shows_its_table_and_pictures(swept, server):
+    rates = [1e-5, 3e-3, 1e-2, 1e-1]
+    sweep = {"trials": 4, "stop_early": True, "concurrency": 1, "space": {LR: {"choice": rates}}}
+    training = {"images": 96, "log_images": 16, "warmup_images": 0}
+    fixed = {f"parts.dit.training.{key}": value for key, value in training.items()}
+    project = swept("early", SEARCH | sweep | {"budget": 1.0, "settings": fixed})
+    done = project.run("-c", "from flows.sweeps.board import sweep; print(sweep('early', return_state=True).message)")
+    assert "reports/sweeps/early/trials.md ranks the trials" in done.stdout, done.stdout + done.stderr
+    rows = pl.read_parquet("reports/sweeps/early/trials.parquet")
+    stopped = rows.filter(pl.col("state") == "stopped")
+    assert 0 < len(stopped) < 4 and stopped["kid"].is_null().all()
+    from prefect import get_client
+
+    artifacts = {each.key: each for each in get_client(sync_client=True).read_artifacts() if "early" in each.key}
+    assert artifacts["sweep-early"].data == 100
+    assert "stopped" in artifacts["sweep-early-trials"].data
+    assert artifacts["sweep-early-plots"].data.count("data:image/png") == 2
+
+
+@pytest.fixture
+def recorded():
+    """Has DVC record what the stages have left, as if it had run them."""
+    from dvc.repo import Repo
+
+    def record(*addresses: str) -> None:
+        with Repo() as repo:
+            for address in addresses:
+                repo.commit(address, force=True)
+
+    return record
+
+
+MSF = ("latents@24", "latents@32", "decompose@residual", "train@msf-0", "train@msf-1")
+
+
+def edited(file: str) -> None:
+    """One more line of code."""
+    with open(file, "a") as opened:
+        opened.write("EDITED = True\n")
+
+
+def test_settings_of_the_sampler_train_nothing_and_take_the_models_of_the_experiment(swept, recorded, monkeypatch):
+    steps = "methods.msf.scales.1.steps"
+    swept("steps", SEARCH | {"method": "msf", "space": {steps: {"grid": [1, 2]}}})
+    recorded(*MSF)
+    models = {path: path.stat().st_mtime_ns for path in Path("models").rglob("*")}
+    plan, root = load("steps"), Path.cwd()
+    pipeline = Pipeline.read(plan)
+    for name in ("stages.fitting.work", "stages.latents.main", "stages.decompose.main"):
+        monkeypatch.setattr(name, None)  # nothing is made anew
+    found = [
+        trial.run("msf", plan.trial(point), pipeline, root / ".scratch/sweeps/steps", lambda *row: None)
+        for point in plan.sweep.points
+    ]
+    assert [result["metrics"]["network_calls"] for result in found] == [4 * 2 + 1, 4 * 2 + 2]
+    assert {path: path.stat().st_mtime_ns for path in Path("models").rglob("*")} == models
+    other = plan.trial(plan.sweep.points[0] | {"parts.msf-1.training.lr": 1e-5})
+    with pytest.raises(TypeError, match="not callable"):  # it would train
+        trial.run("msf", other, pipeline, root / ".scratch/sweeps/steps", lambda *row: None)
+
+
+def test_a_result_of_the_pipeline_fits_while_its_code_its_inputs_and_itself_are_as_recorded(swept, recorded):
+    swept("msf", SEARCH | {"method": "msf", "space": {"methods.msf.scales.1.steps": {"grid": [1]}}})
+    recorded(*MSF)
+    plan = load("msf")
+
+    def fitting() -> set[str]:
+        return {address for address, stage in Pipeline.read(plan).stages.items() if stage.current}
+
+    assert fitting() == set(MSF)
+    edited("multiscale/methods/ssd/parts.py")
+    edited("flows/sweeps/search.py")
+    assert fitting() == set(MSF), "code of another method, code that orders"
+    model = Path("models/msf/msf-1/model.safetensors")
+    before = model.read_bytes()
+    model.write_bytes(before + b" ")
+    assert fitting() == set(MSF) - {"train@msf-1"}, "another result"
+    model.write_bytes(before)
+    edited("multiscale/flow.py")
+    assert fitting() == {"latents@24", "latents@32", "decompose@residual"}, "another loss"
+    Path("data/latents/24/statistics.json").write_text("{}")
+    assert fitting() == {"latents@32"}, "other inputs"
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Trials that end with their trainings: nothing is sampled."""
+
+    def measured(params: Experiment, method: str) -> None:
+        write_json(paths.METRICS / f"{method}.json", {"protocol": {}})
+        write_json(paths.TIMINGS / f"sample-{method}.json", {})
+
+    monkeypatch.setattr("stages.sample.main", measured)
+    monkeypatch.setattr("stages.evaluate.main", measured)
+
+
+def made_in(scratch: Path) -> dict[str, int]:
+    """How many of each thing that trials share lie there."""
+    names = [path.name.rpartition("-")[0] for path in (scratch / "made").iterdir() if path.is_dir()]
+    return {name: names.count(name) for name in sorted(set(names))}
+
+
+def test_where_a_trial_encodes_anew_it_takes_nothing_that_came_of_the_old_latents(swept, recorded, unmeasured):
+    swept("msf", SEARCH | {"method": "msf", "space": {"methods.msf.scales.1.steps": {"grid": [1]}}})
+    recorded(*MSF)
+    edited("multiscale/networks/autoencoder.py")  # code of the latents alone
+    plan, root = load("msf"), Path.cwd()
+    pipeline = Pipeline.read(plan)
+    current = {address for address, stage in pipeline.stages.items() if stage.current}
+    assert current == set(MSF) - {"latents@24", "latents@32"}
+    trial.run("msf", plan.trial({}), pipeline, root / ".scratch/sweeps/msf", lambda *row: None)
+    assert made_in(root / ".scratch/sweeps/msf") == dict.fromkeys(["24", "32", "msf-0", "msf-1", "residual"], 1)
+
+
+def test_a_trial_of_other_code_finds_nothing_of_before(swept, unmeasured):
+    """Of the records of a sweep, and of what its trials share."""
+    swept("mine", SEARCH)
+    plan, root = load("mine"), Path.cwd()
+    pipeline, params = Pipeline.read(plan), plan.trial({LR: 0.01})
+    for file in (
+        "multiscale/methods/ssd/parts.py",
+        "flows/sweeps/search.py",
+        "stages/cluster.py",
+    ):
+        edited(file)
+    assert Pipeline.read(plan).key == pipeline.key, "code of another method, code that orders, code that spreads"
+    found = [pipeline.key]
+    for file in ("multiscale/flow.py", "stages/evaluate.py", "data/reference/reference.json"):
+        edited(file)
+        found.append(Pipeline.read(plan).key)
+    assert len(set(found)) == 4
+
+    def made() -> dict[str, int]:
+        trial.run("dit", params, pipeline, root / ".scratch/sweeps/mine", lambda *row: None)
+        return made_in(root / ".scratch/sweeps/mine")
+
+    assert made() == made() == {"32": 1, "full": 1, "dit": 1}
+    edited("multiscale/flow.py")
+    assert made() == {"32": 1, "full": 1, "dit": 2}
+    edited("stages/decompose.py")
+    assert made() == {"32": 1, "full": 2, "dit": 2}, "equal data train equal networks"
+    edited("multiscale/networks/autoencoder.py")
+    assert made() == {"32": 2, "full": 2, "dit": 2}
+
+
+def test_a_decomposition_is_swept_with_the_latents_that_it_needs(swept, monkeypatch):
+    resolutions = "decompose.residual.resolutions"
+    sweep = {
+        "method": "msf",
+        "settings": {"latents.resolutions": [8, 16, 24, 32]},
+        "space": {resolutions: {"grid": [[8, 32], [24, 32]]}},
+    }
+    swept("ratio", SEARCH | sweep)
+    plan, root = load("ratio"), Path.cwd()
+    scratch, pipeline = root / ".scratch/sweeps/ratio", Pipeline.read(plan)
+    assert "latents@8" not in pipeline.stages
+    params = plan.trial({resolutions: [8, 32]})
+    first = trial.run("msf", params, pipeline, scratch, lambda *row: None)
+    monkeypatch.setattr("stages.fitting.work", None)  # nothing trains again
+    again = trial.run("msf", params, pipeline, scratch, lambda *row: None)
+    assert first["metrics"]["kid"] == again["metrics"]["kid"]
+    assert [row["part"] for row in first["history"]] == ["msf-0", "msf-1"]
+    made = {path.name.rpartition("-")[0] for path in (scratch / "made").iterdir() if path.is_dir()}
+    assert made == {"8", "32", "residual", "msf-0", "msf-1"}
+
+
+def test_the_space_is_told_in_the_words_of_the_file():
+    assert all(f"{kind}" in space.__doc__ for kind in space.KINDS)

@@ -1,0 +1,92 @@
+"""The sizes of pictures, and every pixel of every image in its place."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from multiscale import pictures
+from multiscale.pictures import GAP, PAPER
+
+
+def images(count: int, resolution: int, first: int = 10) -> torch.Tensor:
+    """Red images, unlike any text: one tone each (first, first + 1, ...), the upper right pixel brighter by 100."""
+    pixels = torch.zeros(count, 3, resolution, resolution, dtype=torch.uint8)
+    pixels[:, 0] = torch.arange(first, first + count).view(-1, 1, 1)
+    pixels[:, 0, 0, -1] += 100
+    return pixels
+
+
+def box(picture, tone: int) -> tuple[int, int, int, int]:
+    """The bounding box of a red tone: left, top, width, height."""
+    rows, columns = np.nonzero((np.asarray(picture) == (tone, 0, 0)).all(2))
+    edges = columns.min(), rows.min(), columns.max() - columns.min() + 1, rows.max() - rows.min() + 1
+    return tuple(int(x) for x in edges)
+
+
+@pytest.mark.parametrize("resolution, zoom", [(8, 8), (32, 2), (64, 1), (100, 1)])
+def test_a_grid_holds_every_image_in_its_row_and_column(resolution, zoom):
+    sheet = pictures.grid(images(5, resolution), 3, ["a", "b", "c"], "title")
+    step = resolution * zoom + GAP
+    assert sheet.mode == "RGB" and sheet.width == 3 * step + GAP
+    top = sheet.height - 2 * step  # five images in three columns are two rows
+    assert 30 < top < 80
+    for k in range(5):
+        left, upper = GAP + k % 3 * step, top + k // 3 * step
+        assert box(sheet, 10 + k) == (left, upper, resolution * zoom, resolution * zoom)
+        assert box(sheet, 110 + k) == (left + (resolution - 1) * zoom, upper, zoom, zoom)
+    assert sheet.getpixel((GAP + 2 * step + 1, top + step + 1)) == PAPER, "the sixth place is empty"
+
+
+def test_grey_images_look_like_their_rgb_copies():
+    grey = torch.arange(4 * 64).to(torch.uint8).view(4, 1, 8, 8)
+    ours, theirs = (pictures.grid(pixels, 2, [], "title") for pixels in (grey, grey.repeat(1, 3, 1, 1)))
+    assert np.array_equal(ours, theirs)
+
+
+def test_a_grid_shows_colours_as_they_are():
+    pixels = torch.tensor([255, 128, 0], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 16, 16)
+    sheet = pictures.grid(pixels, 1, [], "")
+    assert sheet.getpixel((GAP + 5, sheet.height - GAP - 5)) == (255, 128, 0)
+
+
+def test_a_grid_has_its_title_and_a_heading_over_each_column():
+    def ink(title: str, headings: list[str]) -> np.ndarray:
+        sheet = np.asarray(pictures.grid(images(4, 32), 2, headings, title).convert("L"))
+        return sheet[:52] < 200
+
+    assert not ink("", []).any()
+    assert ink("some title", [])[:26].any() and not ink("some title", [])[30:].any()
+    first, second = ink("", ["one"]), ink("", ["one", "two"])
+    assert first[30:, :68].any() and not first[:, 72:].any()
+    assert second[30:, 72:].any()
+
+
+@pytest.mark.parametrize("full, zoom", [(32, 3), (96, 1), (128, 1)])
+def test_a_strip_shows_steps_from_left_to_right_and_smaller_frames_smaller(full, zoom):
+    resolutions = [full // 2, full * 3 // 4, full]
+    frames = [
+        (f"{resolution} px", images(2, resolution, 10 + 20 * column)) for column, resolution in enumerate(resolutions)
+    ]
+    sheet = pictures.strip(frames, "title")
+    step = full * zoom + GAP
+    assert sheet.width == 3 * step + GAP
+    tops = [box(sheet, 50 + row)[1] for row in range(2)]  # of the full frames
+    assert 20 < tops[0] < 60 and tops[1] == tops[0] + step
+    for column, resolution in enumerate(resolutions):
+        inset = (full - resolution) * zoom // 2  # a smaller frame lies in the middle of its place
+        for row in range(2):
+            left, upper = GAP + column * step + inset, tops[row] + inset
+            assert box(sheet, 10 + 20 * column + row) == (left, upper, resolution * zoom, resolution * zoom)
+            assert box(sheet, 110 + 20 * column + row) == (left + (resolution - 1) * zoom, upper, zoom, zoom)
+    below = np.asarray(sheet.convert("L"))[tops[1] + full * zoom :]
+    for column in range(3):
+        assert (below[:, GAP + column * step : (column + 1) * step] < 200).any(), "a caption under each"
+
+
+def test_captions_wider_than_their_pictures_do_not_touch():
+    frames = [(caption, torch.full((1, 1, 64, 64), 255, dtype=torch.uint8)) for caption in ("M" * 20, "M" * 20)]
+    line = np.asarray(pictures.strip(frames, "").convert("L"))[-22:]
+    inked = (line < 200).any(0).nonzero()[0]
+    assert np.diff(inked).max() > 2 * GAP, "there is paper between the two"

@@ -1,0 +1,257 @@
+"""The stages on a real Ray cluster of several nodes: the same results whoever dies, one line where it cannot be."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import ROOT, Project
+
+from flows.cluster import slots
+from flows.reproduce import reproduce
+from stages import cluster
+from stages.common.paths import SAMPLES, VAE
+from stages.common.settings import BadInput
+from stages.schema.data import Run
+
+LONG = {  # a training of a hundred steps, with a checkpoint after each
+    "parts.msf-1.training.images": 1600,
+    "parts.msf-1.training.log_images": 400,
+    "run.checkpoint_seconds": 0,
+    "parts.msf-1.training.precision": "fp32",
+}
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    """A cluster of a head without cores and two nodes of two cores each; RAY_ADDRESS leads there."""
+    before = dict(os.environ)
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
+    folders = (Path(__file__).parent, ROOT / "tests")  # what a test sends to a worker is found there
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, folders))
+    import ray
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 10**8})
+    for _ in range(2):
+        nodes.add_node(num_cpus=2, object_store_memory=10**8)
+    os.environ["RAY_ADDRESS"] = nodes.address
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def spread(trained, working_copy) -> Project:
+    """A copy of the trained project; it is the working directory."""
+    return Project(working_copy(trained))
+
+
+def workers_in(folder: Path) -> list[int]:
+    """The processes that train in a folder: Ray names them after their class."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                trains = (entry / "cmdline").read_text().startswith("ray::RayTrainWorker")
+                found += [int(entry.name)] if trains and (entry / "cwd").resolve() == folder.resolve() else []
+            except OSError:
+                continue  # it has ended
+    return found
+
+
+def parent_of(process: int) -> int:
+    return int(Path("/proc", str(process), "stat").read_text().rpartition(")")[2].split()[1])
+
+
+def start(stage: str, project: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", *f"stages.{stage}".split()]
+    return subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def seen_by(child: subprocess.Popen, folder: Path, least: int) -> int:
+    """Waits until a checkpoint holds at least so many images; gives how many."""
+    while True:
+        assert child.poll() is None, child.stderr.read()
+        newest = max((int(path.stem) for path in folder.glob(".scratch/checkpoints/*/[0-9]*.safetensors")), default=-1)
+        if newest >= least:
+            return newest
+        time.sleep(0.05)
+
+
+def test_the_stages_of_a_flow_share_the_cluster_that_it_starts(spread, server, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    spread.change({"run.workers": 1})
+    tell = "import os, ray, sys; ray.init(log_to_driver=False); open(sys.argv[1], 'w').write(os.environ['RAY_ADDRESS'])"
+    Path("tell.py").write_text(tell)
+    stages = {name: {"cmd": f"python tell.py {name}", "outs": [name]} for name in ("a", "b")}
+    Path("dvc.yaml").write_text(json.dumps({"stages": stages}))
+    for command in ("git init -q", "git add -A", "git commit -qm all", "dvc init -q"):
+        subprocess.run(command.split(), check=True)
+    path = os.pathsep.join([str(spread.folder), str(ROOT)])
+    done = spread.run("-m", "flows.reproduce", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64, PYTHONPATH=path)
+    assert done.returncode == 0 and "2 stages ran" in done.stdout, done.stderr
+    assert Path("a").read_text() == Path("b").read_text() != ""
+    assert not [each for each in psutil.process_iter() if each.name() == "raylet" and each.ppid() == 1]
+
+
+@pytest.mark.parametrize("device, workers, at_once", [("cuda", 0, 1), ("cuda", 2, 4), ("cpu", 0, 4), ("cpu", 2, 4)])
+def test_stages_that_ask_for_nothing_never_share_a_gpu(monkeypatch, device, workers, at_once):
+    monkeypatch.setattr("flows.cluster.default_device", lambda: torch.device(device))
+    assert slots(Run(workers=workers), 4) == at_once
+
+
+@pytest.mark.parametrize("cores, threads, at_once", [(8, 1, 8), (8, 3, 2), (2, 4, 1)])
+def test_by_default_as_many_stages_run_as_there_are_cores_for(monkeypatch, cores, threads, at_once):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    assert slots(Run(threads=threads), None) == at_once
+
+
+def test_a_flow_on_a_gpu_without_workers_runs_one_stage_at_a_time(spread, server, monkeypatch):
+    stages = {name: {"cmd": f"mkdir busy && sleep 2 && rmdir busy && echo > {name}", "outs": [name]} for name in "ab"}
+    Path("dvc.yaml").write_text(json.dumps({"stages": stages}))
+    for command in ("git init -q", "dvc init -q"):
+        subprocess.run(command.split(), check=True)
+    monkeypatch.setattr("flows.cluster.default_device", lambda: torch.device("cuda"))
+    state = reproduce(slots=2, return_state=True)
+    assert state.is_completed() and state.message.startswith("2 stages ran"), state.message
+
+
+def test_training_survives_a_killed_worker_and_a_killed_node_to_the_same_bytes(nodes, spread, tmp_path):
+    spread.change(LONG | {"run.workers": 2})
+    quiet = tmp_path / "quiet"
+    shutil.copytree(spread.folder, quiet)
+    child = start("train msf-1", spread.folder)
+    seen_by(child, spread.folder, 16)
+    first = workers_in(spread.folder)
+    os.kill(first[0], signal.SIGKILL)
+    while not (second := set(workers_in(spread.folder)) - set(first)):
+        assert child.poll() is None, child.stderr.read()
+        time.sleep(0.05)
+    seen = seen_by(child, spread.folder, 0)
+    seen_by(child, spread.folder, seen + 16)
+    node = parent_of(min(second))
+    for process in [node, *(worker for worker in second if parent_of(worker) == node)]:  # all that a node takes along
+        os.kill(process, signal.SIGKILL)
+    _, said = child.communicate()
+    assert child.returncode == 0, said
+    assert said.count("lost a worker") >= 2 and "going on from the last checkpoint" in said
+    assert "train msf-1: 100%" in said, "there is a bar"
+    assert json.loads((spread.folder / "reports/timing/msf-1.json").read_text())["workers"] == 2
+
+    with start("train msf-1", quiet) as child:
+        _, said = child.communicate()
+        assert child.returncode == 0 and "lost" not in said, said
+    results = [
+        {path.name: path.read_bytes() for path in (folder / "models/msf/msf-1").rglob("*") if path.is_file()}
+        for folder in (spread.folder, quiet)
+    ]
+    assert results[0] == results[1]
+
+    spread.change({"run.workers": 0})
+    assert spread.stage("train", "msf-1").returncode == 0
+    alone = [json.loads(row) for row in Path("models/msf/msf-1/history.jsonl").read_text().splitlines()]
+    together = [json.loads(row) for row in results[0]["history.jsonl"].decode().splitlines()]
+    assert [row["images"] for row in together] == [row["images"] for row in alone]
+    # The same batches and numbers, summed in another order.
+    assert [row["loss"] for row in together] == pytest.approx([row["loss"] for row in alone], rel=1e-3)
+
+
+def test_a_model_on_latents_decodes_them_without_the_autoencoders_stage(spread, trained):
+    shutil.rmtree(VAE)
+    assert spread.stage("sample", "msf").returncode == 0
+    images = SAMPLES / "msf" / "images.safetensors"
+    assert images.read_bytes() == (trained / images).read_bytes()
+
+
+def test_stages_on_workers_leave_the_same_bytes(nodes, spread, trained):
+    spread.change({"run.workers": 2})
+    wanted = ["data/latents/24", "samples/msf", "reports/metrics"]
+    for path in wanted:
+        shutil.rmtree(path)
+    for stage in ("latents 24", "sample msf", "evaluate msf"):
+        done = spread.stage(*stage.split())
+        assert done.returncode == 0, f"{stage}\n{done.stderr}"
+    for path in wanted:
+        for file in (trained / path).rglob("*.*"):
+            assert Path(path, file.relative_to(trained / path)).read_bytes() == file.read_bytes(), file
+
+
+class Numbers:
+    """Doubles numbers; at one of them its process dies, once."""
+
+    def double(self, number: int, marker: str | None = None) -> int:
+        if marker and not os.path.exists(marker):
+            Path(marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.3 if number % 3 == 0 else 0)
+        return 2 * number
+
+    def refuse(self) -> None:
+        raise BadInput("a line")
+
+
+def test_a_pool_keeps_the_order_replaces_a_killed_worker_and_hands_on_what_is_refused(nodes, spread, tmp_path):
+    run = Run(workers=2)
+    with cluster.pool("numbers", run, Numbers) as workers:
+        items = [(number, str(tmp_path / "died") if number == 5 else None) for number in range(12)]
+        assert list(workers.map("double", items)) == [2 * number for number in range(12)]
+        assert (tmp_path / "died").exists()
+        with pytest.raises(BadInput, match="^a line$"):
+            list(workers.map("refuse", [()]))
+
+
+def test_a_stage_waits_for_its_turn_and_says_so(nodes, spread, capfd):
+    import ray
+
+    run = Run(workers=1, threads=2)
+    with cluster.pool("first", run, Numbers) as first:
+        assert list(first.map("double", [(1,)])) == [2]
+        free = int(ray.available_resources().get("CPU", 0)) // 2
+        found: list[int] = []
+
+        def second() -> None:
+            with cluster.pool("second", run.model_copy(update={"workers": free + 1}), Numbers) as workers:
+                found.extend(workers.map("double", [(2,)]))
+
+        thread = threading.Thread(target=second)
+        thread.start()
+        said = ""
+        while "second" not in said:
+            assert thread.is_alive(), "it did not wait"
+            said += capfd.readouterr().err
+            time.sleep(0.1)
+        assert f"second: waiting for {free + 1} workers of 2 CPU each" in said and not found
+    thread.join()
+    assert found == [4]
+
+
+def test_more_than_the_cluster_ever_has_is_one_line(nodes, spread):
+    with pytest.raises(BadInput, match=r"run.workers: 99 .*allowed: fewer.* 1 CPU each, of the \d that"):
+        cluster.connect(Run(workers=99))
+    with pytest.raises(BadInput, match="run.workers: 1 .*allowed: fewer, or another run.gpus: .*2 GPU each, of the 0"):
+        cluster.connect(Run(workers=1, gpus=2.0))
+
+
+@pytest.mark.parametrize("address, token", [("127.0.0.1:1", None), (None, "1" * 64), ("nowhere", None)])
+def test_a_cluster_that_cannot_be_joined_is_one_line_and_exit_code_2(nodes, spread, address, token):
+    spread.change({"run.workers": 1})
+    before = spread.files()
+    environment = {"RAY_ADDRESS": address} if address else {"RAY_AUTH_TOKEN": token}
+    done = spread.run("-m", "stages.latents", "24", **environment)
+    line = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert line.startswith(f"error: RAY_ADDRESS: '{address or nodes.address}': ") and "allowed: HOST:PORT" in line
+    assert spread.files() == before

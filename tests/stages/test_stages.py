@@ -1,0 +1,695 @@
+"""The stages as commands: help texts, one-line errors, a full disk, and the report."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from conftest import ROOT, Project
+from PIL import Image
+from ruamel.yaml import YAML
+
+from multiscale import adversarial
+from multiscale.core.storage import Table
+from multiscale.methods.wmgm import bands
+from stages import leaderboard, page, recipe
+from stages.common import settings
+from stages.common.images import SCHEMA
+
+
+def commands() -> dict[str, list[str]]:
+    """The stages of dvc.yaml: module -> the arguments that DVC passes."""
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"].values()
+    lines = [stage.get("do", stage)["cmd"].split() for stage in stages]
+    assert all(line[:2] == ["python", "-m"] and line[2].startswith("stages.") for line in lines)
+    return {line[2].removeprefix("stages."): line[3:] for line in lines}
+
+
+COMMANDS = commands()
+GIVEN = {"latents": "32", "decompose": "full", "train": "dit", "distill": "swd", "sample": "dit", "evaluate": "dit"}
+GIVEN["floor"] = "real"
+TAKING = sorted(name for name, arguments in COMMANDS.items() if arguments)
+
+
+def refused(done: subprocess.CompletedProcess, *fragments: str, code: int = 2) -> None:
+    """Asserts one line on stderr with the fragments, and nothing on stdout."""
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1), done.stderr
+    assert done.stderr.startswith("error: ") and all(fragment in done.stderr for fragment in fragments), done.stderr
+
+
+# --- what a stage says of itself
+
+
+def test_this_file_knows_an_argument_for_each_stage_that_takes_one():
+    assert sorted(GIVEN) == TAKING
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "recipe"])
+def test_help_says_what_the_stage_does_and_what_it_takes(project, name):
+    done = project.stage(name, "--help")
+    assert done.returncode == 0 and not done.stderr
+    told = " ".join(done.stdout.split())
+    assert done.stdout.startswith(f"usage: python -m stages.{name} [-h]")
+    about = importlib.import_module(f"stages.{name}").__doc__
+    assert len(about.split()) > 8 and " ".join(about.split()) in told
+    described = done.stdout.partition("positional arguments:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(described) == (name in TAKING or name == "recipe")
+    assert all(re.match(r"  \w+ {2,}\w+ \w+ ", line) for line in described), "an argument without a word on what it is"
+    assert "params/experiment.yaml" in told
+
+
+@pytest.mark.parametrize("name", TAKING)
+@pytest.mark.parametrize("argument", ["nope", "", "../dit"])
+def test_a_bad_argument_is_one_line_that_says_what_is_allowed(project, name, argument):
+    before = project.files()
+    done = project.stage(name, argument)
+    refused(done, f": {argument!r} is not allowed; allowed: ")
+    assert GIVEN[name] in done.stderr or name == "evaluate"
+    assert project.files() == before
+
+
+def test_a_bad_argument_ends_the_process_with_exit_code_2(project):
+    done = project.run("-m", "stages.train", "nope")
+    refused(done, "train: PART: 'nope' is not allowed; allowed: one of dit, msf-0, msf-1")
+
+
+@pytest.mark.parametrize("name, arguments", [(name, [*COMMANDS[name], "more"]) for name in COMMANDS])
+def test_an_argument_too_many_ends_with_the_usage_and_exit_code_2(project, name, arguments):
+    ended_by_the_usage(project, name, arguments)
+
+
+@pytest.mark.parametrize("name", TAKING)
+def test_an_argument_too_few_ends_with_the_usage_and_exit_code_2(project, name):
+    ended_by_the_usage(project, name, [])
+
+
+def ended_by_the_usage(project: Project, name: str, arguments: list[str]) -> None:
+    before = project.files()
+    done = project.stage(name, *arguments)
+    assert done.returncode == 2 and not done.stdout and project.files() == before
+    usage, *_, error = done.stderr.splitlines()
+    assert usage.startswith(f"usage: python -m stages.{name} ") and error.startswith(f"python -m stages.{name}: error:")
+
+
+# --- inputs that are not there
+
+# What each stage reads first in a project where nothing has run.
+FIRST = {
+    "vae": "data/images.parquet",
+    "latents": "models/vae",
+    "decompose": "data/latents/32/latents.safetensors",
+    "train": "data/decomposed/full",
+    "distill": "models/swd-teacher",
+    "sample": "a method whose parts are trained",
+    "classifier": "data/images.parquet",
+    "reference": "data/images.parquet",
+    "evaluate": "a method that has been sampled",
+    "floor": "data/images.parquet",
+    "report": "reports/metrics/dit.json",
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"download"}))
+def test_a_missing_input_is_one_line_that_names_it_and_nothing_is_written(project, name):
+    before = project.files()
+    refused(project.stage(name, *([GIVEN[name]] if name in GIVEN else [])), FIRST[name], "allowed: ")
+    assert project.files() == before
+
+
+# --- a full disk
+
+
+@pytest.fixture
+def small_disk(project) -> Iterator[Callable]:
+    """Moves a folder of the project onto a disk of the given size in KiB."""
+    mounted = []
+
+    def small_disk(folder: str, size: int) -> Path:
+        target, aside = Path(folder), Path(f"{folder}.aside")
+        target.mkdir(exist_ok=True)
+        target.rename(aside)
+        target.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(target.absolute())]
+        done = subprocess.run(mount, capture_output=True, text=True) if shutil.which("mount") else None
+        if done is None or done.returncode:
+            pytest.skip(f"a small disk needs `mount` and root: {done.stderr.strip() if done else 'no mount'}")
+        mounted.append(str(target.absolute()))
+        shutil.copytree(aside, target, dirs_exist_ok=True)
+        return target
+
+    yield small_disk
+    for folder in mounted:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def ended_by_the_full_disk(done: subprocess.CompletedProcess) -> None:
+    """Asserts one line on stderr, possibly after a progress bar."""
+    *_, line = done.stderr.splitlines()
+    assert done.returncode == 1 and not done.stdout, done.stderr
+    assert line.startswith("error: the disk is full (") and "No space left on device" in line
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_a_disk_that_fills_up_is_one_line_and_leaves_no_half_written_file(project, small_disk):
+    folder = small_disk("data", 300)
+    before = project.files()
+    ended_by_the_full_disk(project.run("-m", "stages.download"))
+    assert project.files() == before and not list(folder.glob(".*"))
+
+
+def test_a_result_from_before_outlives_a_full_disk(project, small_disk):
+    folder = small_disk("data", 300)
+    (folder / "images.parquet").write_bytes(b"of before")
+    ended_by_the_full_disk(project.stage("download"))
+    assert (folder / "images.parquet").read_bytes() == b"of before"
+
+
+@pytest.mark.parametrize("source", ["url", "tar"])
+def test_a_scratch_folder_that_fills_up_is_a_full_disk_and_no_bad_source(project, small_disk, source):
+    np.save("noise.npy", np.random.default_rng(0).integers(0, 256, 400_000, dtype=np.uint8))
+    Image.new("L", (32, 32)).save("a.png")
+    if source == "url":
+        with zipfile.ZipFile("set.zip", "w") as archive:
+            archive.write("noise.npy")
+        url = Path("set.zip").absolute().as_uri()
+        project.change(
+            {
+                "data.source": "url",
+                "data.url": url,
+                "data.sha256": hashlib.sha256(Path("set.zip").read_bytes()).hexdigest(),
+            }
+        )
+    else:
+        subprocess.run(["tar", "cf", "set.tar", "a.png", "noise.npy"], check=True)
+        project.change({"data.source": "files", "data.path": "set.tar"})
+    scratch = small_disk(".scratch", 100)
+    ended_by_the_full_disk(project.stage("download"))
+    assert not [path for path in scratch.rglob("*") if path.is_file()]
+
+
+def test_switching_on_a_full_disk_keeps_the_experiment(project, small_disk):
+    folder = small_disk("params", 160)
+    kept = settings.EXPERIMENT.read_bytes()
+    with pytest.raises(OSError), open(folder / "filler", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    refused(project.stage("recipe", "embedded"), "the disk is full", code=1)
+    assert settings.EXPERIMENT.read_bytes() == kept and not list(folder.glob(".*"))
+
+
+# --- the report
+
+FIELDS = "method recipe kid kid_se fd label_accuracy seconds_per_image network_calls flops_per_image parameters"
+FIELDS += " train_seconds peak_memory_bytes protocol memorised copies works_on trainings kid_test kid_second"
+PROTOCOL = {
+    "extractor": "efficientnet-lite0",
+    "metric": "EffLite0",
+    "resize": "bicubic antialiased to 128",
+    "features": 1280,
+    "second_extractor": "efficientnet-lite2",
+    "second_metric": "EffLite2",
+    "second_resize": "bicubic antialiased to 128",
+    "n": 40,
+    "labels": "uniform",
+    "seeds": "0..39",
+    "n_reference": 60,
+    "reference": "0123456789abcdef",
+    "n_test": 50,
+    "test": "123456789abcdef0",
+    "estimator": "KID over all pairs",
+    "is_splits": 10,
+    "prc_neighborhood": 3,
+}
+OTHER = {  # each of these makes another protocol
+    "extractor": "inception-v3-compat",
+    "metric": "Inception",
+    "resize": "TensorFlow bilinear to 299",
+    "features": 2048,
+    "second_extractor": "efficientnet-lite0",
+    "second_metric": "EffLite0",
+    "second_resize": "bicubic antialiased to 260",
+    "n": 41,
+    "labels": "data",
+    "seeds": "7..46",
+    "n_reference": 61,
+    "reference": "fedcba9876543210",
+    "n_test": 51,
+    "test": "0fedcba987654321",
+    "estimator": "KID over 5 subsets of 21",
+    "is_splits": 5,
+    "prc_neighborhood": 5,
+}
+METRICS = {
+    "dit": {"kid": 0.25, "kid_se": 0.01, "fd": 120.0, "label_accuracy": 0.5, "memorised": 0.01, "kid_second": 0.5},
+    "msf": {"kid": 0.125, "kid_se": 0.02, "fd": 110.0, "label_accuracy": 0.75, "memorised": 0.0, "kid_second": 0.25},
+}
+FLOORS = {
+    "real": {"kid": 0.0078125, "kid_se": 0.001, "fd": 20.0, "label_accuracy": 0.9375, "memorised": 0.02},
+    "autoencoder": {"kid": 0.0625, "kid_se": 0.002, "fd": 60.0, "label_accuracy": 0.875, "memorised": 0.0},
+}
+REST = {"inception_score": 2.0, "inception_score_std": 0.1, "precision": 0.5, "recall": 0.25, "copies": False}
+REST |= {"kid_test": 0.3, "kid_test_se": 0.03, "kid_second_se": 0.05}
+COST = {
+    "seconds_per_image": 0.5,
+    "seconds_per_image_batch_1": 1.5,
+    "batch": 20,
+    "network_calls": 8,
+    "flops_per_image": 2.5e9,
+    "parameters": 1234567,
+    "peak_memory_bytes": 3 * 2**20,
+    "device": "cpu",
+}
+SECONDS = {"dit": 30.0, "msf-0": 10.5, "msf-1": 20.25}
+
+
+def put_json(path: str, value: dict) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(value))
+
+
+def put_measured(name: str, metrics: dict, protocol: dict) -> None:
+    """Writes the metrics of a method or floor, and the grid of its images."""
+    put_json(f"reports/metrics/{name}.json", {**metrics, "protocol": protocol})
+    for path in (f"samples/{name}/grid.png", f"reports/neighbours/{name}.png"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (9, 7), len(path)).save(path)
+
+
+@pytest.fixture
+def measured(project) -> Callable:
+    """Writes the inputs of the report; the metrics and protocol of the second method can be changed."""
+
+    given = project.read()
+    others = [f"methods.{name}" for name in given["methods"] if name not in METRICS]
+    others += [f"parts.{name}" for name, part in given["parts"].items() if part["method"] not in METRICS]
+    others += [f"students.{name}" for name in given["students"]]
+    others += [f"decompose.{name}" for name, section in given["decompose"].items() if section["kind"] == "wmgm"]
+    project.change(dict.fromkeys(others, ...))
+
+    def measured(metrics: dict | None = None, **protocol: object) -> Project:
+        for method, own in METRICS.items():
+            mine = method == "msf"
+            found = {**REST, **own, **(metrics or {} if mine else {})}
+            put_measured(method, found, {**PROTOCOL, **(protocol if mine else {})})
+            put_json(f"reports/timing/sample-{method}.json", COST)
+            Image.new("L", (9, 7), 50 + len(method)).save(f"samples/{method}/strip.png")
+        for floor, own in FLOORS.items():
+            put_measured(floor, {**REST, **own, "kid_second": 0.01, "kid_test": None}, {**PROTOCOL, "seeds": None})
+        put_json("reports/timing/classifier.json", {"held_out_accuracy": 0.96875})
+        for part, seconds in SECONDS.items():
+            put_json(f"reports/timing/{part}.json", {"train_seconds": seconds, "peak_memory_bytes": 5 * 2**20})
+            folder = Path("models", part.partition("-")[0], part)
+            folder.mkdir(parents=True, exist_ok=True)
+            rows = [{"images": 128 * k, "loss": 1 / k, "lr": 1e-3, "grad_norm": 1.0} for k in (1, 2)]
+            (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return project
+
+    return measured
+
+
+class Page(HTMLParser):
+    """The tables of an HTML page as rows of text, and the attributes of its pictures."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tables, self.pictures, self.tags, self.cell = [], [], set(), False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.tags.add(tag)
+        self.cell = tag in ("th", "td")
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif self.cell:
+            self.tables[-1][-1].append("")
+        elif tag == "img":
+            self.pictures.append(dict(attributes))
+
+    def handle_endtag(self, tag: str) -> None:
+        self.cell = False
+
+    def handle_data(self, data: str) -> None:
+        if self.cell:
+            self.tables[-1][-1][-1] += data
+
+
+def made(project: Project) -> Page:
+    done = project.stage("report")
+    assert done.returncode == 0, done.stderr
+    return Page(Path("reports/report.html").read_text())
+
+
+def tables_of(markdown: str) -> list[list[str]]:
+    """The methods in each table of a Markdown text."""
+    tables = [block.splitlines() for block in markdown.split("\n\n") if block.startswith("|")]
+    return [[row.split("|")[1].strip() for row in table[2:]] for table in tables]
+
+
+def test_bands_of_no_training_image_are_refused_and_nothing_is_written(project):
+    Path("data").mkdir(exist_ok=True)
+    row = {"id": ["a"], "split": ["test"], "label": [0], "width": [32], "height": [32], "image": [b""]}
+    pl.DataFrame(row, schema=SCHEMA).write_parquet("data/images.parquet")
+    before = project.files()
+    refused(project.stage("decompose", "wavelet"), "data/images.parquet: it has no images of split 'train'")
+    assert project.files() == before
+
+
+def test_the_leaderboard_holds_what_was_measured(measured):
+    made(measured())
+    rows = json.loads(Path("reports/leaderboard.json").read_text())
+    assert list(rows) == ["msf", "dit", "real", "autoencoder"], "the best first, then the floors"
+    for method in METRICS:
+        row = rows[method]
+        assert set(FIELDS.split()) <= set(row) and (row["method"], row["recipe"]) == (method, "tiny")
+        assert row.items() >= {**METRICS[method], **REST, **COST}.items()
+        assert (row["kind"], row["protocol"], row["trainings"]) == ("method", PROTOCOL, 1)
+    for floor, own in FLOORS.items():
+        assert rows[floor].items() >= own.items() and rows[floor]["kind"] == "floor"
+    assert rows["dit"]["train_seconds"] == 30.0 and rows["msf"]["train_seconds"] == 30.75
+    assert rows["dit"]["train_images"] == 256 and rows["msf"]["train_images"] == 512
+    frame = pl.read_parquet("reports/leaderboard.parquet")
+    assert frame["method"].to_list() == list(rows)
+    assert {row["method"]: row["kid"] for row in frame.to_dicts()} == {name: row["kid"] for name, row in rows.items()}
+
+
+def test_rows_of_one_protocol_are_one_table_the_best_first(measured):
+    tables = made(measured()).tables
+    assert len(tables) == 1 and [row[0] for row in tables[0]] == ["method", "msf", "dit", "real", "autoencoder"]
+    assert tables_of(Path("reports/leaderboard.md").read_text()) == [["msf", "dit", "*real*", "*autoencoder*"]]
+
+
+@pytest.mark.parametrize("field", PROTOCOL)
+def test_rows_of_different_protocols_are_never_in_one_group(field):
+    row = {"kind": "method", "kid": 0.5, "copies": False}
+    dit = row | {"method": "dit", "protocol": PROTOCOL}
+    msf = row | {"method": "msf", "protocol": PROTOCOL | {field: OTHER[field]}}
+    real = {"method": "real", "kind": "floor", "protocol": PROTOCOL | {"seeds": None, "n": 30, "labels": None}}
+    found = {group.methods[0]["method"]: group for group in leaderboard.groups([dit, msf, real])}
+    assert all(len(group.methods) == 1 for group in found.values()) and len(found) == 2
+    shared = field in ("n", "seeds", "labels")  # which are of the images, not of the measure
+    assert (found["dit"].floors, found["msf"].floors) == ([real], [real] if shared else [])
+    assert found["msf"].protocol[field] == OTHER[field]
+
+
+def test_rows_of_different_protocols_are_never_in_one_table(measured):
+    tables = [[row[0] for row in table[1:]] for table in made(measured(reference=OTHER["reference"])).tables]
+    assert sorted(tables) == [["dit", *FLOORS], ["msf"]]
+    found = tables_of(Path("reports/leaderboard.md").read_text())
+    assert sorted([name.strip("*") for name in table] for table in found) == sorted(tables)
+
+
+def test_a_distance_bears_the_name_of_its_extractor_and_is_not_called_fid(measured):
+    tables = made(measured(metric="Inception")).tables
+    for name in ("KID", "FD", "IS", "precision", "recall"):
+        heads = sorted(next(head for head in table[0] if head.startswith(name)).strip("*") for table in tables)
+        assert heads == [f"{name}-EffLite0", f"{name}-Inception"]
+    assert "FID" not in Path("reports/report.html").read_text() + Path("reports/leaderboard.md").read_text()
+
+
+def test_each_table_says_its_protocol_beside(measured):
+    made(measured(n=41, seeds="0..40"))
+    for text in (Path("reports/leaderboard.md").read_text(), Path("reports/report.html").read_text()):
+        for fragment in ("efficientnet-lite0", "0..39", "0..40", "all pairs", "0123456789abcdef", "bicubic"):
+            assert fragment in text
+
+
+def test_the_page_holds_its_pictures_and_points_nowhere(measured):
+    found = made(measured())
+    text = Path("reports/report.html").read_text()
+    assert {"link", "script", "iframe"}.isdisjoint(found.tags) and "http" not in text and "href" not in text
+    inside = {picture["alt"]: base64.b64decode(picture["src"].partition(";base64,")[2]) for picture in found.pictures}
+    assert all(picture["src"].startswith("data:image/png;base64,") for picture in found.pictures)
+    files = {f"{method}: strip": f"samples/{method}/strip.png" for method in METRICS}
+    files |= {f"{name}: grid": f"samples/{name}/grid.png" for name in (*METRICS, *FLOORS)}
+    files |= {f"{name}: neighbours": f"reports/neighbours/{name}.png" for name in (*METRICS, *FLOORS)}
+    files |= {name: f"reports/{name}.png" for name in ("quality-time", "training")}
+    assert inside == {alt: Path(path).read_bytes() for alt, path in files.items()}
+
+
+NASTY = """<script>alert("x")</script><b>&amp;'"""
+
+
+def test_a_name_on_the_page_is_text_and_never_markup(tmp_path):
+    flat = NASTY.replace("/", "")
+    for name in ("plot", f"{flat}-grid"):
+        Image.new("L", (2, 2)).save(tmp_path / f"{name}.png")
+    board = page.Leaderboard(NASTY, [NASTY], [[NASTY]], [[NASTY]], [NASTY])
+    section = page.Section(NASTY, [NASTY], [NASTY], [[NASTY]], ["plot.png"])
+    text = page.render(NASTY, [board], [tmp_path / "plot.png"], {flat: ["grid"]}, tmp_path, [section])
+    found = Page(text)
+    assert {"script", "b"}.isdisjoint(found.tags)
+    assert found.tables == [[[NASTY], [NASTY], [NASTY]], [[NASTY], [NASTY]]]
+    assert [picture["alt"] for picture in found.pictures] == ["plot", f"{flat}: grid", "plot"]
+
+
+def test_the_name_of_a_recipe_is_escaped(measured):
+    project = measured()
+    project.change({"recipe": NASTY})
+    assert {"script", "b"}.isdisjoint(made(project).tags)
+
+
+def test_the_curves_of_all_parts_are_in_one_file(measured):
+    made(measured())
+    rows = pl.read_csv("reports/training.csv")
+    assert rows.columns == ["part", "images", "loss", "lr", "grad_norm"]
+    assert rows.filter(pl.col("part") == "msf-1")["loss"].to_list() == [1.0, 0.5]
+    assert rows["part"].unique().sort().to_list() == ["dit", "msf-0", "msf-1"]
+
+
+def test_the_galleries_hold_the_pictures_of_each_method_and_no_other(measured):
+    project = measured()
+    Path("reports/galleries").mkdir(parents=True)
+    Path("reports/galleries/ssd-grid.png").write_bytes(b"left over")
+    made(project)
+    names = {path.name for path in Path("reports/galleries").iterdir()}
+    wanted = {f"{name}-{kind}.png" for name in (*METRICS, *FLOORS) for kind in ("grid", "neighbours")}
+    assert names == wanted | {f"{name}-strip.png" for name in METRICS}
+
+
+def test_the_report_shows_the_bands_their_theory_and_a_collapsed_generator(measured):
+    project = measured()
+    project.change({"decompose.wavelet": {"kind": "wmgm", "source": "images.parquet", "filter": "haar", "levels": 1}})
+    images = torch.randint(0, 256, (8, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    table = Table({name: band.numpy() for name, band in bands.decompose_images(images, "haar", 1).items()})
+    put_json("data/decomposed/wavelet/statistics.json", bands.statistics(table, "haar", 1))
+    still = adversarial.diversity(lambda k: torch.ones(4, 3, 2, 2), torch.randn(4, 3, 2, 2))
+    put_json("models/msf/msf-1/examined.json", {"diversity": [{"level": 1, **still}]})
+    done = project.stage("report")
+    assert done.returncode == 0, done.stderr
+    assert "mode collapse: msf-1 at level 1 varies 0 times as much as the data" in done.stdout
+    text = Path("reports/report.html").read_text()
+    assert "mode collapse: msf-1 at level 1" in text
+    _, statistics, diversity = Page(text).tables
+    assert [row[0] for row in statistics] == ["band", "ll", "pixels", "details-1"]
+    assert diversity[1][:3] == ["msf-1", "1", "0"]
+    for name in ("conditioning", "euler-steps"):
+        assert Image.open(f"reports/galleries/wavelet-{name}.png").width > 400
+
+
+def test_a_set_without_classes_has_no_label_accuracy(measured):
+    tables = made(measured({"label_accuracy": None})).tables
+    assert list(columns(tables[0], "label accuracy").values())[:2] == ["-", "50.0%"]
+
+
+def test_the_report_of_the_same_numbers_is_the_same_to_the_last_bit(measured):
+    project = measured()
+    made(project)
+    before = project.files()
+    made(project)
+    assert project.files() == before
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "samples/msf/grid.png",
+        "reports/timing/msf-1.json",
+        "models/msf/msf-0/history.jsonl",
+        "reports/metrics/real.json",
+        "reports/neighbours/msf.png",
+    ],
+)
+def test_a_report_without_one_of_its_inputs_is_one_line_that_names_it(measured, path):
+    project = measured()
+    Path(path).unlink()
+    refused(project.stage("report"), path)
+    assert not Path("reports/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "name, value, shown",
+    [
+        ("recall", 0.12345, "0.1235"),
+        ("fd", 123.456, "123.5"),
+        ("label_accuracy", 0.123, "12.3%"),
+        ("flops_per_image", 2.5e9, "2.5"),
+        ("parameters", 1234567, "1.23 M"),
+        ("peak_memory_bytes", 3 * 2**20, "3 MiB"),
+        ("train_images", 48000, "48,000"),
+        ("seconds_per_image", 0.012345, "0.0123"),
+        ("kid", None, "-"),
+        ("method", "msf", "msf"),
+        ("memorised", 0.0125, "1.2%"),
+    ],
+)
+def test_a_value_is_written_as_people_read_it(name, value, shown):
+    assert leaderboard.cell(name, {name: value}) == shown
+
+
+# --- what the leaderboard says
+
+
+def columns(table: list[list[str]], start: str) -> dict[str, str]:
+    """The cells of the first column whose heading has this prefix, by row."""
+    column = next(k for k, head in enumerate(table[0]) if head.startswith(start))
+    return {row[0]: row[column] for row in table[1:]}
+
+
+def told() -> str:
+    """The notes below the single table, the same in Markdown and on the page."""
+    (_, text) = Path("reports/leaderboard.md").read_text().split("\n\n")
+    notes = re.findall("<li>(.*?)</li>", Path("reports/report.html").read_text())
+    assert html.unescape(" ".join(notes)) == text.strip()
+    return text
+
+
+def test_a_method_that_copies_comes_last_whatever_its_kid(measured):
+    (table,) = made(measured({"kid": 0.001, "copies": True, "memorised": 0.5})).tables
+    assert [row[0] for row in table[1:3]] == ["dit", "msf (copies)"]
+    assert columns(table, "memorised")["msf (copies)"] == "50.0%"
+    assert "Methods that copy training images, ranked last: msf." in told() and "Best KID" not in told()
+    assert list(json.loads(Path("reports/leaderboard.json").read_text()))[:2] == ["dit", "msf"]
+
+
+def test_floors_are_set_apart_and_have_no_costs(measured):
+    (table,) = made(measured()).tables
+    assert '<tr class="floor top"><td>real</td>' in Path("reports/report.html").read_text()
+    assert columns(table, "KID-EffLite0")["real"] == "0.0078 +- 0.0010"
+    assert columns(table, "s/image")["real"] == columns(table, "KID-EffLite0, test split")["real"] == "-"
+    assert columns(table, "FD-EffLite0")["autoencoder"] == "60"
+    assert columns(table, "label accuracy (the classifier on real images: 93.8%)")["real"] == "93.8%"
+
+
+def test_a_floor_of_another_number_of_images_leaves_out_what_depends_on_it(measured):
+    project = measured()
+    put_measured("real", {**REST, **FLOORS["real"]}, {**PROTOCOL, "seeds": None, "n": 30})
+    (table,) = made(project).tables
+    for head in ("FD-", "IS-", "precision-", "recall-"):
+        assert (columns(table, head)["real"], columns(table, head)["autoencoder"] != "-") == ("-", True)
+    assert columns(table, "KID-EffLite0")["real"] == "0.0078 +- 0.0010"
+    assert "real: held-out images (N = 30: metrics that depend on N are left out)" in told()
+
+
+def test_without_floors_the_classifiers_own_accuracy_is_that_of_its_training(measured):
+    project = measured()
+    project.change({"evaluate.floors": []})
+    (table,) = made(project).tables
+    assert set(columns(table, "label accuracy (the classifier on real images: 96.9%)")) == {"msf", "dit"}
+    assert "Floors are not ranked" not in told()
+
+
+def test_a_method_works_on_latents_if_it_reads_them_and_there_is_an_autoencoder(measured):
+    project = measured()
+    project.change({"decompose.images": {"kind": "ssd", "source": "images.parquet"}, "methods.dit.kind": "ssd"})
+    solver = recipe.experiment_of("embedded").methods["ddpm"].solver.model_dump()
+    project.change({"methods.dit.solver": solver, "methods.dit.scales": ...})
+    part = recipe.experiment_of("embedded").parts["ddpm"].model_dump()
+    project.change({"parts.dit": part | {"method": "dit", "dataset": "images"}})
+    (table,) = made(project).tables
+    found = {"msf": "latents", "dit": "pixels", "real": "pixels", "autoencoder": "latents"}
+    assert columns(table, "works on") == found
+    project.change({"vae": {"kind": "none"}, "evaluate.floors": ["real"]})
+    (table,) = made(project).tables
+    assert set(columns(table, "works on").values()) == {"pixels"}
+
+
+def test_several_trainings_are_one_row_with_their_mean_and_spread(measured):
+    project = measured()
+    given, changes = project.read(), {}
+    for k, kid in ((1, 0.25), (2, 0.375)):  # beside 0.125: mean 0.25, standard deviation 0.125
+        names = {f"msf-{j}": f"msf-{j}-seed-{k}" for j in (0, 1)}
+        changes |= {f"parts.{new}": given["parts"][old] | {"method": f"msf-seed-{k}"} for old, new in names.items()}
+        changes[f"methods.msf-seed-{k}"] = given["methods"]["msf"] | {"repeat_of": "msf"}
+        put_measured(f"msf-seed-{k}", {**REST, **METRICS["msf"], "kid": kid, "label_accuracy": 0.75 + k / 8}, PROTOCOL)
+        put_json(f"reports/timing/sample-msf-seed-{k}.json", COST | {"seconds_per_image": 0.5 + k / 4})
+        for old, new in names.items():
+            put_json(f"reports/timing/{new}.json", {"train_seconds": SECONDS[old], "peak_memory_bytes": 2**20})
+            Path("models", f"msf-seed-{k}", new).mkdir(parents=True)
+            shutil.copy(f"models/msf/{old}/history.jsonl", f"models/msf-seed-{k}/{new}/history.jsonl")
+    project.change(changes)
+    (table,) = made(project).tables
+    assert [row[0] for row in table[1:]] == ["dit", "msf", "real", "autoencoder"]
+    assert columns(table, "KID-EffLite0")["msf"] == "0.2500 +- 0.0200"
+    assert columns(table, "trainings") == {"dit": "1", "msf": "3 (sd 0.1250)", "real": "-", "autoencoder": "-"}
+    assert columns(table, "label accuracy")["msf"] == "87.5%" and columns(table, "s/image")["msf"] == "0.75"
+    assert "standard deviation of KID over them" in told()
+    # The error of a mean of three trainings is 0.125 / sqrt(3); of one training its error over images is known alone.
+    assert f"significant at 2 standard errors of the difference ({2 * (0.125**2 / 3 + 0.01**2) ** 0.5:.4f})." in told()
+    pictures = {path.name for path in Path("reports/galleries").iterdir()}
+    assert "msf-grid.png" in pictures and "msf-seed-1-grid.png" not in pictures
+    assert "msf-0-seed-1" in Path("reports/training.csv").read_text()
+
+
+def test_trainings_that_were_measured_unlike_are_not_averaged(measured):
+    project = measured(n=41)
+    project.change({"methods.msf.repeat_of": "dit"})
+    assert sorted(table[1][0] for table in made(project).tables) == ["dit", "msf"]
+
+
+@pytest.mark.parametrize(
+    "kid, error, apart, bound",
+    [
+        (0.24, 0.01, False, "0.0283"),
+        (0.2, 0.01, True, "0.0283"),
+        (0.2, 0.03, False, "0.0632"),
+    ],
+)
+def test_a_lead_is_significant_by_both_intervals(measured, kid, error, apart, bound):
+    made(measured({"kid": kid, "kid_se": error}))
+    verdict = "significant" if apart else "not significant"
+    wanted = (
+        f"{0.25 - kid:.4f} below dit, {verdict} at 2 standard errors of the difference ({bound}, over images alone)."
+    )
+    assert f"Best KID-EffLite0: msf, {wanted}" in told()
+
+
+@pytest.mark.parametrize("second, tau", [(0.25, "1.00"), (0.75, "-1.00")])
+def test_the_rankings_of_two_extractors_are_compared(measured, second, tau):
+    made(measured({"kid_second": second}))
+    assert f"Kendall's tau of the rankings by KID-EffLite0 and KID-EffLite2: {tau}." in told()
+    first, rest = ("msf", "dit") if second < 0.5 else ("dit", "msf")
+    assert f"Best KID-EffLite2: {first}, 0.2500 below {rest}" in told()
+
+
+def test_without_a_second_extractor_there_is_no_second_kid(measured):
+    project, without = measured(), dict.fromkeys(("second_extractor", "second_metric", "second_resize"))
+    for name, own in (METRICS | FLOORS).items():
+        put_measured(name, {k: v for k, v in {**REST, **own}.items() if "second" not in k}, PROTOCOL | without)
+    (table,) = made(project).tables
+    assert [head for head in table[0] if head.startswith("KID-")] == ["KID-EffLite0", "KID-EffLite0, test split"]
+    assert "Kendall" not in told()
+
+
+@pytest.mark.parametrize("features, mark", [(41, "*"), (40, "")])
+def test_fd_is_marked_where_it_has_more_features_than_images(measured, features, mark):
+    project = measured()
+    for name, own in (METRICS | FLOORS).items():
+        put_measured(name, {**REST, "kid_second": 1.0, **own}, PROTOCOL | {"features": features})
+    (table,) = made(project).tables
+    assert f"FD-EffLite0{mark}" in table[0] and ("covariances are singular" in told()) == bool(mark)
