@@ -1,5 +1,6 @@
-# `make repro` runs the experiment and says where to look, `make test` runs every test, `make dashboard` shows runs.
+# `make demo` samples one method, `make repro` runs the experiment and says where to look, `make test` runs every test.
 PYTHON ?= python3
+METHOD ?= msf
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -9,7 +10,7 @@ export DVC_NO_ANALYTICS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
-.PHONY: help repro dashboard flow lint test check mutants clean
+.PHONY: help demo repro dashboard flow lint test check mutants clean
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -18,6 +19,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $(STAMP)
+
+demo: $(STAMP) ## Run one method from the data to its grid of samples (METHOD=msf); `make repro` goes on from there
+	$(BIN)/python -m flows.reproduce $(METHOD)
+	@echo
+	@echo "samples: $(CURDIR)/samples/$(METHOD)/grid.png, step by step: $(CURDIR)/samples/$(METHOD)/strip.png"
+	@echo "next: make repro runs the other methods and compares all of them"
 
 repro: $(STAMP) ## Run the whole pipeline on params/experiment.yaml (unchanged stages are skipped), then show the leaderboard
 	$(BIN)/python -m flows.reproduce

@@ -7,27 +7,28 @@ reports/report.html, in which the pictures are embedded.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 import polars as pl
 
-from multiscale.core.settings import Trained
 from multiscale.core.storage import atomic_file, atomic_folder, read_json, write_json, write_text
 from stages import figures, leaderboard, page, wavelets
 from stages.common.harness import command
-from stages.common.paths import MODELS, NEIGHBOURS, REPORTS, SAMPLES, TIMINGS
+from stages.common.paths import NEIGHBOURS, REPORTS, SAMPLES, TIMINGS
+from stages.leaderboard import history
 from stages.schema import Experiment
 
-GALLERIES = REPORTS / "galleries"
+GALLERIES, TRAINING = REPORTS / "galleries", REPORTS / "training.png"
 PICTURES = {"method": ("strip", "grid", "neighbours"), "floor": ("grid", "neighbours")}  # of each kind of row
+CURVES = ("images", "loss", "lr", "grad_norm")
 COSTS = ("method", "seconds_per_image", "kid", "kid_se", "label_accuracy")
 
 
-def curves(parts: Mapping[str, Trained]) -> pl.DataFrame:
-    """The histories of all parts in one frame (part, images, loss, lr, grad_norm)."""
-    frames = [pl.read_ndjson(MODELS / about.method / name / "history.jsonl") for name, about in parts.items()]
-    named = [frame.with_columns(pl.lit(name).alias("part")) for name, frame in zip(parts, frames)]
-    return pl.concat(named, how="diagonal").select("part", "images", "loss", "lr", "grad_norm")
+def curves(methods: Iterable[str]) -> pl.DataFrame:
+    """The histories of the methods' parts in one frame (part, images, loss, lr, grad_norm)."""
+    parts = [part for method in methods for part in leaderboard.parts_of(method)]
+    rows = [{"part": part.name, **{key: row.get(key) for key in CURVES}} for part in parts for row in history(part)]
+    return pl.DataFrame(rows, infer_schema_length=None)
 
 
 def main(params: Experiment) -> None:
@@ -35,7 +36,7 @@ def main(params: Experiment) -> None:
     groups, real = leaderboard.groups(rows), [row["label_accuracy"] for row in rows if row["method"] == "real"]
     accuracy = real[0] if real else read_json(TIMINGS / "classifier.json")["held_out_accuracy"]  # on real images
     ordered = [row for group in groups for row in group.methods] + [row for row in rows if row["kind"] == "floor"]
-    training = curves(params.trained)
+    training = curves(params.methods)
     write_json(REPORTS / "leaderboard.json", {row["method"]: row for row in ordered})
     with atomic_file(REPORTS / "leaderboard.parquet") as temporary:
         pl.DataFrame(ordered).write_parquet(temporary)
@@ -44,8 +45,7 @@ def main(params: Experiment) -> None:
     write_text(REPORTS / "training.csv", training.write_csv())
     quality = [{key: row[key] for key in COSTS} | row["protocol"] for group in groups for row in group.methods]
     write_text(REPORTS / "quality-time.csv", pl.DataFrame(quality).write_csv())
-    repeated = [name for name, part in params.trained.items() if params.methods[part.method].repeat_of]
-    figures.training(training.filter(~pl.col("part").is_in(repeated)), REPORTS / "training.png")
+    figures.training(curves(name for name, each in params.methods.items() if not each.repeat_of), TRAINING)
     figures.quality_time(groups, REPORTS / "quality-time.png")
     shown = {row["method"]: PICTURES[row["kind"]] for row in rows}
     with atomic_folder(GALLERIES) as folder:
@@ -53,8 +53,8 @@ def main(params: Experiment) -> None:
             for kind in kinds:
                 made = NEIGHBOURS / f"{name}.png" if kind == "neighbours" else SAMPLES / name / f"{kind}.png"
                 shutil.copyfile(made, folder / f"{name}-{kind}.png")
-        sections = wavelets.sections(params.decompose, params.parts, folder)
-    plots = [REPORTS / "quality-time.png", REPORTS / "training.png"]
+        sections = wavelets.sections(folder)
+    plots = [REPORTS / "quality-time.png", TRAINING]
     boards = [
         page.Leaderboard(group.protocol["metric"], *leaderboard.table(group, accuracy), leaderboard.notes(group))
         for group in groups

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +40,12 @@ DIVERSITY = {
 }
 
 
-def sections(decompose: Mapping[str, Any], parts: Mapping[str, Any], pictures: Path) -> list[Section]:
+def sections(pictures: Path) -> list[Section]:
     """The sections, with their plots written into `pictures`; none for an experiment without wavelets."""
-    found = [_bands(name, each.filter, pictures) for name, each in decompose.items() if each.kind == "wmgm"]
-    examined = {name: MODELS / part.method / name / "examined.json" for name, part in parts.items()}
-    read = {name: read_json(path)["diversity"] for name, path in examined.items() if path.exists()}
-    return found + ([_diversity(read)] if read else [])
+    statistics = {path.parent.name: read_json(path) for path in sorted(DECOMPOSED.glob("[!.]*/statistics.json"))}
+    found = [_bands(name, each, pictures) for name, each in statistics.items() if "bands" in each]
+    examined = {path.parent.name: read_json(path)["diversity"] for path in sorted(MODELS.glob("*/*/examined.json"))}
+    return found + ([_diversity(examined)] if examined else [])
 
 
 def warnings(sections: list[Section]) -> list[str]:
@@ -64,8 +63,8 @@ def _table(headings: dict[str, str], rows: list[dict[str, Any]]) -> tuple[list[s
     return list(headings.values()), [[_cell(row[key]) for key in headings] for row in rows]
 
 
-def _bands(name: str, wavelet: str, pictures: Path) -> Section:
-    statistics = read_json(DECOMPOSED / name / "statistics.json")
+def _bands(name: str, statistics: dict[str, Any], pictures: Path) -> Section:
+    wavelet = statistics["wavelet"]
     conditions = theory.data_conditioning(statistics)
     rows = [{**statistics["bands"][row["band"]], **row} for row in conditions]
     title = f"Bands of {name}: {wavelet}, {statistics['levels']} levels"
