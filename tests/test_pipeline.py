@@ -77,7 +77,7 @@ def test_a_run_leaves_nothing_that_git_does_not_know(clone):
 
 
 def test_the_second_scales_learning_rate_reruns_its_cone_alone(clone):
-    ran = clone.ran("dvc", "exp", "run", "-S", "params/experiment.yaml:parts.msf-1.training.lr=0.0007")
+    ran = clone.ran("dvc", "exp", "run", "-S", "params/experiment.yaml:+parts.msf-1.training.lr=0.0007")
     assert ran == {"train@msf-1", "sample@msf", "evaluate@msf", "report"}
     assert "0.0007" in clone.run("dvc", "exp", "show", "--no-pager", "--only-changed", "--md")
     clone.run("git", "checkout", "-q", "-f", ".")
