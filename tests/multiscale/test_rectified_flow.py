@@ -54,7 +54,7 @@ def test_the_loss_is_zero_for_the_perfect_velocity_and_the_mean_square_for_any_o
     torch.testing.assert_close(mean, (noise - data).square().mean())
 
 
-def test_the_times_have_the_timesteps_they_are_named_after():
+def test_the_times_have_the_density_they_are_named_after():
     def below(t: torch.Tensor, bound: float) -> float:
         return (t < bound).float().mean().item()
 
