@@ -23,7 +23,7 @@ from stages import fitting
 from stages.common import keys
 from stages.common.errors import refuse
 from stages.common.harness import command, progress
-from stages.common.paths import DECOMPOSED, EXPERIMENT, MODELS, SCRATCH
+from stages.common.paths import DECOMPOSED, EXPERIMENT, MODELS, SCRATCH, parts_of
 from stages.latents import Encoder
 from stages.schema import Experiment
 
@@ -62,7 +62,7 @@ def job(student: str, params: Experiment, code: Iterable[Path] | None = None) ->
         raise refuse("distill", "STUDENT", student, f"one of {', '.join(params.students)}")
     section = params.students[student]
     dataset = folder = DECOMPOSED / section.dataset
-    found = [path for path in (MODELS / section.teacher).glob("[!.]*") if path.is_dir()]
+    found = parts_of(section.teacher)
     if len(found) != 1:
         raise refuse(MODELS / section.teacher, "parts", len(found), "one trained part (run dvc repro)")
     teacher, teaching = found[0], methods.teaching(section.kind)

@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from math import hypot
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import polars as pl
 from scipy.stats import kendalltau
 
 from multiscale.core.models import AUTOENCODER
 from multiscale.core.storage import read_json
-from stages.common.paths import METRICS, MODELS, TIMINGS
+from stages.common.paths import METRICS, TIMINGS, parts_of
 from stages.schema import Experiment
 
 Row = dict[str, Any]  # of the leaderboard, as leaderboard.json holds it
@@ -73,16 +73,6 @@ def rows_of(params: Experiment) -> list[Row]:
     return [*map(_averaged, trained.values()), *(_floor(name, params) for name in params.evaluate.floors)]
 
 
-def parts_of(method: str) -> list[Path]:
-    """The folders of a method's trained parts."""
-    return sorted(path for path in (MODELS / method).glob("[!.]*") if path.is_dir())
-
-
-def history(part: Path) -> list[Row]:
-    """The history of a trained part: images, loss, lr, grad_norm, ..."""
-    return [json.loads(line) for line in (part / "history.jsonl").read_text().splitlines()]
-
-
 def _as_key(protocol: Row) -> str:
     return json.dumps(protocol, sort_keys=True)
 
@@ -99,7 +89,7 @@ def _method(name: str, params: Experiment) -> Row:
         "works_on": "latents" if any((part / AUTOENCODER).is_dir() for part in parts) else "pixels",
         **metrics,
         **{key: cost[key] for key in COSTS},
-        "train_images": sum(history(part)[-1]["images"] for part in parts),
+        "train_images": sum(pl.read_ndjson(part / "history.jsonl")["images"][-1] for part in parts),
         "train_seconds": round(sum(timing["train_seconds"] for timing in timings), 2),
         "peak_memory_bytes": cost["peak_memory_bytes"],
         "train_peak_memory_bytes": max(timing["peak_memory_bytes"] for timing in timings),

@@ -14,21 +14,19 @@ import polars as pl
 from multiscale.core.storage import atomic_file, atomic_folder, read_json, write_json, write_text
 from stages import figures, leaderboard, page, wavelets
 from stages.common.harness import command
-from stages.common.paths import NEIGHBOURS, REPORTS, SAMPLES, TIMINGS
-from stages.leaderboard import history
+from stages.common.paths import NEIGHBOURS, REPORTS, SAMPLES, TIMINGS, parts_of
 from stages.schema import Experiment
 
 GALLERIES, TRAINING = REPORTS / "galleries", REPORTS / "training.png"
 PICTURES = {"method": ("strip", "grid", "neighbours"), "floor": ("grid", "neighbours")}  # of each kind of row
-CURVES = ("images", "loss", "lr", "grad_norm")
 COSTS = ("method", "seconds_per_image", "kid", "kid_se", "label_accuracy")
 
 
 def curves(methods: Iterable[str]) -> pl.DataFrame:
     """The histories of the methods' parts in one frame (part, images, loss, lr, grad_norm)."""
-    parts = [part for method in methods for part in leaderboard.parts_of(method)]
-    rows = [{"part": part.name, **{key: row.get(key) for key in CURVES}} for part in parts for row in history(part)]
-    return pl.DataFrame(rows, infer_schema_length=None)
+    parts = [part for method in methods for part in parts_of(method)]
+    frames = [pl.read_ndjson(part / "history.jsonl").with_columns(part=pl.lit(part.name)) for part in parts]
+    return pl.concat(frames, how="diagonal").select("part", "images", "loss", "lr", "grad_norm")
 
 
 def main(params: Experiment) -> None:
@@ -45,7 +43,8 @@ def main(params: Experiment) -> None:
     write_text(REPORTS / "training.csv", training.write_csv())
     quality = [{key: row[key] for key in COSTS} | row["protocol"] for group in groups for row in group.methods]
     write_text(REPORTS / "quality-time.csv", pl.DataFrame(quality).write_csv())
-    figures.training(curves(name for name, each in params.methods.items() if not each.repeat_of), TRAINING)
+    repeated = [part.name for name, each in params.methods.items() if each.repeat_of for part in parts_of(name)]
+    figures.training(training.filter(~pl.col("part").is_in(repeated)), TRAINING)
     figures.quality_time(groups, REPORTS / "quality-time.png")
     shown = {row["method"]: PICTURES[row["kind"]] for row in rows}
     with atomic_folder(GALLERIES) as folder:

@@ -18,3 +18,8 @@ METRICS = Path("reports/metrics")  # /METHOD.json, /FLOOR.json
 NEIGHBOURS = Path("reports/neighbours")  # /METHOD.png, /FLOOR.png
 TIMINGS = Path("reports/timing")  # /PART.json, /sample-METHOD.json: wall times, on which no data depend
 REPORTS = Path("reports")
+
+
+def parts_of(method: str) -> list[Path]:
+    """The folders of a method's trained parts."""
+    return sorted(path for path in (MODELS / method).glob("[!.]*") if path.is_dir())

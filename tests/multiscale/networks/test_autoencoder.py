@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import TRAINING, replace
 
 from multiscale.core import device
 from multiscale.core.resize import area_to
@@ -15,7 +16,7 @@ from multiscale.core.streams import Draws
 from multiscale.networks import autoencoder
 from multiscale.networks.autoencoder import AutoencoderPart, Codec
 from multiscale.training.checkpoint import Checkpoints
-from multiscale.training.loop import Training, fit
+from multiscale.training.loop import fit
 
 CPU = torch.device("cpu")
 
@@ -40,20 +41,8 @@ def part_of(net: torch.nn.Module, resolutions: list[int], kl_weight: float = 1e-
 
 
 def test_reconstruction_gets_better_within_a_few_dozen_steps(tmp_path):
-    training = Training(
-        images=1280,
-        batch=16,
-        lr=5e-3,
-        warmup_images=64,
-        decay="cosine",
-        weight_decay=0.0,
-        beta2=0.99,
-        clip=1.0,
-        ema_images=64,
-        precision="auto",
-        compile=False,
-        log_images=160,
-    )
+    changes = {"decay": "cosine", "ema_images": 64, "precision": "auto", "log_images": 160}
+    training = replace(TRAINING, images=1280, batch=16, lr=5e-3, warmup_images=64, **changes)
     part = part_of(build(), [8, 16])
     result = fit(part, training, 0, Checkpoints(tmp_path, "vae", "key"), checkpoint_seconds=1000)
     assert result.history[-1]["l1"] < 0.4 * result.history[0]["l1"]

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from conftest import CONFIG, ROOT, replace
+from conftest import CONFIG, ROOT, TRAINING, replace
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -36,18 +36,14 @@ from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import EMA, Trainer, fit, learning_rate
 from multiscale.training.part import Part, Training
 
-SHORT = Training(
-    images=96,
-    batch=8,
+SHORT = replace(
+    TRAINING,
     lr=2e-3,
     warmup_images=16,
     decay="cosine",
     weight_decay=0.01,
-    beta2=0.99,
-    clip=1.0,
     ema_images=32,
     precision="auto",
-    compile=False,
     log_images=24,
 )
 
