@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from multiscale.core.resize import bilinear_to
 from multiscale.core.settings import Bad, Positive, Section, allowed_of, preset
+from multiscale.networks.attention import attention
 from multiscale.networks.dit import LabelEmbedder, TimestepEmbedder
 
 #            width  multipliers         blocks  attention  heads  groups   parameters (RGB, all levels entered)
@@ -105,7 +106,7 @@ class SelfAttention(nn.Module):
         tokens: Tensor = self.norm(x).permute(0, 2, 3, 1).reshape(N, h * w, C)  # a view where x is channels-last
         # Channels are ordered (head, qkv, width), as in ADM's checkpoints.
         q, k, v = self.qkv(tokens).view(N, h * w, self.heads, 3, C // self.heads).permute(3, 0, 2, 1, 4)
-        tokens = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(N, h * w, C))
+        tokens = self.proj(attention(q, k, v).transpose(1, 2).reshape(N, h * w, C))
         return x + tokens.view(N, h, w, C).permute(0, 3, 1, 2)
 
 

