@@ -15,12 +15,13 @@ import pytest
 from conftest import ROOT, Project, as_yaml
 from PIL import Image
 
+from flows import graph
 from flows.sweeps import outcome, search, space, trial
 from flows.sweeps.space import load
 from flows.sweeps.trial import Pipeline
 from multiscale.core.storage import write_json
 from stages import recipe
-from stages.common import paths, settings
+from stages.common import keys, paths, settings
 from stages.common.errors import BadInput
 from stages.schema import Experiment
 
@@ -37,9 +38,10 @@ SEARCH = {
 
 
 @pytest.fixture
-def swept(trained, working_copy):
+def swept(trained, working_copy, monkeypatch):
     """Writes params/sweeps/NAME.yaml into a copy of the trained project, which is the working directory."""
     folder = working_copy(trained)
+    monkeypatch.setattr(keys, "ROOT", folder)
     Path(".dvc").mkdir()
     Path(".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
 
@@ -301,7 +303,8 @@ def test_a_result_of_the_pipeline_fits_while_its_code_its_inputs_and_itself_are_
     assert fitting() == set(MSF)
     edited("multiscale/methods/ssd/parts.py")
     edited("flows/sweeps/search.py")
-    assert fitting() == set(MSF), "code of another method, code that orders"
+    Path("multiscale/flow.py").write_text(Path("multiscale/flow.py").read_text() + "# A comment.\n")
+    assert fitting() == set(MSF), "code of another method, code that orders, a comment"
     model = Path("models/msf/msf-1/model.safetensors")
     before = model.read_bytes()
     model.write_bytes(before + b" ")
@@ -311,6 +314,20 @@ def test_a_result_of_the_pipeline_fits_while_its_code_its_inputs_and_itself_are_
     assert fitting() == {"latents@24", "latents@32", "decompose@residual"}, "another loss"
     Path("data/latents/24/statistics.json").write_text("{}")
     assert fitting() == {"latents@32"}, "other inputs"
+
+
+def test_a_flow_runs_what_an_edit_makes_stale_though_the_lists_of_code_are_older(swept, recorded):
+    swept("msf", SEARCH)
+    recorded("code", "download", "vae", *MSF)
+
+    def stale() -> set[str]:
+        return {stage.address for stage in graph.plan(["train@msf-1"]) if not stage.current}
+
+    assert stale() == set()
+    Path("multiscale/flow.py").write_text(Path("multiscale/flow.py").read_text() + "# A comment.\n")
+    assert stale() == {"code"}
+    edited("multiscale/flow.py")
+    assert stale() == {"code", "train@msf-1"}
 
 
 @pytest.fixture
