@@ -76,6 +76,7 @@ def test_a_digest_is_that_of_the_code_as_python_writes_it(tree):
         "def f(y):\n    return y + 1\n",
         "async def f(x):\n    return x + 1\n",
         "def f(x):\n    x = ''\n    return x + 1\n",
+        "def f(x):\n    g()\n    return x + 1\n",
         "@g\ndef f(x):\n    return x + 1\n",
     ],
 )

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from stages.common import keys
+from stages import train
+from stages.common import keys, settings
 from stages.common.errors import BadInput
+from stages.common.paths import DECOMPOSED
 
 FILES = {
     "images": "1",
@@ -66,3 +68,18 @@ def test_a_comment_leaves_a_key_as_it_is(given, tmp_path):
 def test_an_input_that_is_not_there_is_one_line(given):
     with pytest.raises(BadInput, match=r"^data/gone: missing; allowed: the output of an earlier stage \(run dvc repro"):
         keys.key(given["settings"], [Path("data/gone")], given["lists"])
+
+
+def test_the_key_of_a_training_follows_the_code_of_its_own_method(project, monkeypatch):
+    monkeypatch.setattr(keys, "ROOT", project.folder)
+    for name in ("full", "pixels"):
+        (DECOMPOSED / name).mkdir(parents=True)
+
+    def made() -> list[str]:
+        return [train.job(part, settings.load()).key for part in ("dit", "ssd-2l")]
+
+    before = made()
+    with open("multiscale/methods/ssd/process.py", "a") as opened:
+        opened.write("EDITED = True\n")
+    after = made()
+    assert after[0] == before[0] and after[1] != before[1]
