@@ -11,7 +11,8 @@ from stages import code
 from stages.common.paths import CODE
 
 TREE = {
-    "stages/vae.py": "import numpy, stages.near, multiscale.core.seen\nfrom multiscale import tool\n",
+    "stages/vae.py": "import numpy, stages.near, multiscale.core.seen\n"
+    "import multiscale.pack.leaf\nfrom multiscale import tool\n",
     "stages/near.py": "def f():\n    if True:\n        from multiscale.late import g\n    return g\n",
     "stages/schema/data.py": "import multiscale.unseen\n",
     "stages/unseen.py": "x = 1\n",
@@ -22,6 +23,8 @@ TREE = {
     "    import multiscale.otherwise\n",
     "multiscale/otherwise.py": "x = 1\n",
     "multiscale/late.py": "g = 1\n",
+    "multiscale/pack/__init__.py": "x = 1\n",
+    "multiscale/pack/leaf.py": "x = 1\n",
     "multiscale/prose.py": '"""Prose."""\n',
     "multiscale/tool/__init__.py": "import multiscale.prose, multiscale.tool.inner\n",
     "multiscale/tool/inner.py": "import stages.vae\n",  # a circle
@@ -49,7 +52,8 @@ def files(name: str, root: Path) -> list[str]:
 
 
 def test_a_list_holds_what_a_stage_imports_at_any_depth_and_in_any_form(tree):
-    seen = "above core/__init__ core/beside core/seen late otherwise tool/__init__ tool/inner".split()
+    seen = "above core/__init__ core/beside core/seen late otherwise".split()
+    seen += "pack/__init__ pack/leaf tool/__init__ tool/inner".split()
     assert files("vae", tree) == [*(f"multiscale/{name}.py" for name in seen), "stages/near.py", "stages/vae.py"]
 
 
