@@ -32,7 +32,7 @@ def main(params: Experiment) -> None:
         write_json(TIMINGS / "classifier.json", {"train_seconds": 0.0, "held_out_accuracy": None})
         return
     made = partial(build, config)
-    fitting.train(fitting.job("classifier", made, section, params.seed, [IMAGES], CLASSIFIER), params.run)
+    fitting.train(fitting.job("classifier", made, section, params.seed, [IMAGES], CLASSIFIER, "classifier"), params.run)
     timing = TIMINGS / "classifier.json"
     write_json(timing, {**read_json(timing), "held_out_accuracy": held_out_accuracy()})
 

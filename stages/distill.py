@@ -5,7 +5,6 @@ The student is saved with the resolutions and noise levels of its steps, as a pl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,11 @@ from stages.latents import Encoder
 from stages.schema import Experiment
 
 
-def images(made: Any, teacher: Path, dataset: Path, precision: str, code: Iterable[Path] | None = None) -> Path:
+def images(made: Any, teacher: Path, dataset: Path, precision: str, code: str) -> Path:
     """Generates a dataset with a teacher, which replaces `dataset`, and returns its folder in the scratch folder.
 
     `made` is the result of the method's `teaching.images`. Images are encoded in `precision`, as in the stage
-    `latents`. The dataset is cached for other students; see `fitting.job` for `code`.
+    `latents`. The dataset is cached for other students, under a key as of `fitting.job`.
     """
     device, beside = default_device(), dataset / AUTOENCODER
     precision = resolve_precision(precision, device)
@@ -41,7 +40,7 @@ def images(made: Any, teacher: Path, dataset: Path, precision: str, code: Iterab
         "precision": [precision, resolve_precision("auto", device)],  # of encoding, of sampling
     }
     inputs = [teacher, dataset / "statistics.json", *([beside] if beside.exists() else [])]
-    out = SCRATCH / "synthetic" / keys.key(settings, inputs, keys.loaded() if code is None else code)
+    out = SCRATCH / "synthetic" / keys.key(settings, inputs, [code])
     if out.exists():
         return out
     encoder = Encoder(autoencoder.beside(dataset), precision)
@@ -56,11 +55,12 @@ def images(made: Any, teacher: Path, dataset: Path, precision: str, code: Iterab
     return out
 
 
-def job(student: str, params: Experiment, code: Iterable[Path] | None = None) -> fitting.Job:
-    """The distillation of one student of the experiment, after checking its teacher; see `fitting.job` for `code`."""
+def job(student: str, params: Experiment) -> fitting.Job:
+    """The distillation of one student of the experiment, after checking its teacher."""
     if student not in params.students:
         raise refuse("distill", "STUDENT", student, f"one of {', '.join(params.students)}")
     section = params.students[student]
+    code = f"distill-{section.kind}"
     dataset = folder = DECOMPOSED / section.dataset
     found = parts_of(section.teacher)
     if len(found) != 1:

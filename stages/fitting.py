@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,12 @@ def job(
     seed: int,
     inputs: list[Path],
     out: Path,
+    code: str,
     decomposition: Path | None = None,
-    code: Iterable[Path] | None = None,
 ) -> Job:
     """The training of the part that `build` returns, into `out`; `section` holds its settings.
 
-    The key covers the settings, the contents of `inputs` and the files of `code`, by default all imported modules.
+    The key covers the settings, the contents of `inputs`, and the code: `code` names its list in `stages.code`.
     """
     training = section.training
     settings = {
@@ -63,7 +63,7 @@ def job(
         "precision": resolve_precision(training.precision, default_device()),
         "seed": seed,
     }
-    key = keys.key(settings, inputs, keys.loaded() if code is None else code)
+    key = keys.key(settings, inputs, [code])
     return Job(name, build, training, seed, key, Path(out).absolute(), decomposition)
 
 
@@ -73,12 +73,12 @@ def part_job(
     section: PartSection,
     params: Experiment,
     inputs: list[Path],
-    code: Iterable[Path] | None,
+    code: str,
 ) -> Job:
     """The training of a part or student of the experiment, into models/METHOD/NAME."""
     seed = params.seed if section.seed is None else section.seed
     out, decomposition = MODELS / section.method / name, DECOMPOSED / section.dataset
-    return job(name, build, section, seed, inputs, out, decomposition, code)
+    return job(name, build, section, seed, inputs, out, code, decomposition)
 
 
 def train(job: Job, run: Run) -> None:

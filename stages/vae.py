@@ -45,7 +45,7 @@ def main(params: Experiment) -> None:
     vae = params.vae
     if isinstance(vae, TrainedVAE):
         made = partial(build, vae, params.data.channels)
-        fitting.train(fitting.job("vae", made, vae, params.seed, [IMAGES], OUT), params.run)
+        fitting.train(fitting.job("vae", made, vae, params.seed, [IMAGES], OUT, "vae"), params.run)
         return
     if isinstance(vae, PublishedVAE):
         publish(vae)

@@ -85,6 +85,20 @@ def test_the_second_scales_learning_rate_reruns_its_cone_alone(clone):
     assert clone.ran("dvc", "repro") == set(), "going back is a look into the cache"
 
 
+def test_an_edit_of_prose_runs_the_lists_of_code_alone_and_one_of_code_what_imports_it(clone):
+    file = clone.folder / "multiscale/networks/unet.py"
+    text = file.read_text()
+    file.write_text(text.replace('"""', '"""In other words: ', 1) + "# A comment.\n")
+    assert clone.ran("dvc", "repro") == {"code"}
+    file.write_text(text + "EDITED = True\n")
+    assert clone.ran("dvc", "repro", "code") == {"code"}
+    stale = {line[:-1] for line in clone.run("dvc", "status").splitlines() if line[:1].isalpha() and line[-1] == ":"}
+    trained = {"train@ssd-2l", "train@wmgm-low", "train@wmgm-details"}
+    assert {address for address in stale if "@" in address} == {*trained, "sample@ssd-2l", "sample@wmgm"}
+    file.write_text(text)
+    assert clone.ran("dvc", "repro") == set(), "going back is a look into the cache"
+
+
 def test_the_leaderboard_has_what_the_comparison_needs(clone):
     rows = clone.json("reports/leaderboard.json")
     assert set(rows) == {*METHODS, *FLOORS}
@@ -155,7 +169,7 @@ def test_a_method_is_added_by_a_folder_and_its_entries_in_a_recipe(clone):
     shutil.copytree(ROOT / "tests/toy", clone.folder / "multiscale/methods/toy")
     shutil.copy(ROOT / "tests/toy.yaml", clone.folder / "params/recipes/toy.yaml")
     clone.run(sys.executable, "-m", "stages.recipe", "toy", "--force")
-    assert clone.ran("dvc", "repro") == {"train@toy", "sample@toy", "evaluate@toy", "report"}
+    assert clone.ran("dvc", "repro") == {"code", "train@toy", "sample@toy", "evaluate@toy", "report"}
     metrics = clone.json("reports/metrics/toy.json")
     assert metrics["protocol"]["n"] == 40 and 0 < metrics["kid"] < 10
     assert "| toy |" in (clone.folder / "reports/leaderboard.md").read_text()

@@ -58,8 +58,8 @@ class Pipeline:
         method, resolutions = plan.sweep.method, plan.experiment.latents.resolutions
         run = [*stages_of(plan.trial({})), f"sample@{method}", f"evaluate@{method}"]
         stages = graph.declared([*run, *(f"latents@{resolution}" for resolution in resolutions)])
-        code = {file for address in run for file in _of(stages, address).code}
-        return cls(Path.cwd(), plan.experiment, stages, keys.key(plan.settings, GIVEN, code))
+        lists = {name for address in run for name in _of(stages, address).code}
+        return cls(Path.cwd(), plan.experiment, stages, keys.key(plan.settings, GIVEN, lists))
 
     def has(self, stage: graph.Declared, params: Experiment) -> bool:
         """Whether the pipeline's result of a stage stands, and has these settings and the inputs here."""
@@ -119,7 +119,7 @@ def _bring(verb: str, name: str, params: Experiment, pipeline: Pipeline, made: P
         _link(stage.out, pipeline.folder / stage.out)
         return stage.out
     module, tree = importlib.import_module(f"stages.{verb}"), params.model_dump()
-    job = module.job(name, params, stage.code) if verb in ("train", "distill") else None
+    job = module.job(name, params) if verb in ("train", "distill") else None
     settings = {key: at(tree, key) for key in stage.keys}
     place = made / f"{name}-{job.key if job else keys.key(settings, _parts(stage), stage.code)}"
     made.mkdir(parents=True, exist_ok=True)

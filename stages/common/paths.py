@@ -6,6 +6,7 @@ EXPERIMENT = Path("params/experiment.yaml")
 RECIPES = Path("params/recipes")
 SCRATCH = Path(".scratch")  # checkpoints, downloads and caches: untracked, safe to delete when nothing runs
 
+CODE = Path("data/code")  # /STAGE or /STAGE-KIND: the code that decides a stage
 IMAGES = Path("data/images.parquet")
 LATENTS = Path("data/latents")  # /RESOLUTION
 DECOMPOSED = Path("data/decomposed")  # /NAME

@@ -69,7 +69,7 @@ def test_help_says_what_the_stage_does_and_what_it_takes(project, name):
     described = done.stdout.partition("positional arguments:\n")[2].partition("\n\n")[0].splitlines()
     assert len(described) == (name in TAKING or name == "recipe")
     assert all(re.match(r"  \w+ {2,}\w+ \w+ ", line) for line in described), "an argument without a word on what it is"
-    assert "params/experiment.yaml" in told
+    assert "params/experiment.yaml" in told or name == "code", "it reads no settings"
 
 
 @pytest.mark.parametrize("name", TAKING)
@@ -123,7 +123,7 @@ FIRST = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"download"}))
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"code", "download"}))
 def test_a_missing_input_is_one_line_that_names_it_and_nothing_is_written(project, name):
     before = project.files()
     refused(project.stage(name, *([GIVEN[name]] if name in GIVEN else [])), FIRST[name], "allowed: ")
