@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -94,6 +95,8 @@ def imported(address: str, stage) -> set[str]:
         for entry in (entries | {"sample": ["sampler"]}).get(verb, [])
     ]
     used = [module for module in modules if (ROOT / module).exists()]
+    if verb == "timing":  # which runs the sampler of every method
+        used += [path.relative_to(ROOT).as_posix() for path in ROOT.glob("multiscale/methods/*/sampler.py")]
     return {file for file in closure(f"stages/{verb}.py", *used) if matters(file)}
 
 
@@ -110,7 +113,7 @@ def test_no_stage_declares_code_that_it_does_not_import(stages):
             assert files & needed or name in COARSE, f"{address} would rerun for nothing after a change of {name}"
 
 
-PARTS = {"train", "distill", "sample"}
+PARTS = {"train", "distill", "sample", "timing"}
 FOLLOWS = {  # what an edit of a file re-runs: whole groups of stages, or single ones
     "multiscale/flow.py": PARTS,
     "multiscale/guidance.py": {*PARTS, "report"},  # of the theory of score models
@@ -119,9 +122,10 @@ FOLLOWS = {  # what an edit of a file re-runs: whole groups of stages, or single
     "multiscale/networks/dit.py": PARTS,
     "multiscale/networks/unet.py": PARTS,
     "multiscale/decomposition.py": {"decompose"},
-    "multiscale/sampling.py": {"distill", "sample"},
+    "multiscale/sampling.py": {"distill", "sample", "timing"},
+    "multiscale/timing.py": {"timing", "report"},
     "multiscale/pictures.py": {"sample", "evaluate", "floor"},
-    "multiscale/networks/autoencoder.py": {"vae", "latents", "floor", "distill", "sample"},
+    "multiscale/networks/autoencoder.py": {"vae", "latents", "floor", "distill", "sample", "timing"},
     "multiscale/training/loop.py": {"vae", "classifier", "train", "distill"},
     "multiscale/evaluation/features.py": {"reference", "evaluate", "floor"},
     "multiscale/evaluation/memorisation.py": {"reference", "evaluate", "floor"},
@@ -130,11 +134,12 @@ FOLLOWS = {  # what an edit of a file re-runs: whole groups of stages, or single
     "multiscale/methods/ssd/process.py": {
         "decompose@pixels",
         *(f"{verb}@{method}" for verb in ("train", "sample") for method in ("ddpm", "ssd-2l", "ssd-4l")),
+        "timing",
     },
     "multiscale/methods/wmgm/theory.py": {
         "decompose@wavelet",
         *("train@wmgm-low", "train@wmgm-details", "train@sgm", "sample@wmgm", "sample@sgm"),
-        "report",
+        *("timing", "report"),
     },
     "stages/cluster.py": set(),
     "stages/schema/__init__.py": set(),
@@ -171,6 +176,33 @@ def test_only_methods_on_latents_wait_for_the_autoencoder(method, decodes):
         stages = {stage.addressing: stage for stage in graph}
         needs = {stage.addressing for stage in nx.descendants(graph, stages[f"evaluate@{method}"])}
     assert ("vae" in needs) == decodes
+
+
+def test_seconds_are_measured_after_all_else_and_before_the_report(stages):
+    from dvc.repo import Repo
+
+    with Repo(ROOT) as repo:
+        graph = repo.index.graph
+        place = {stage.addressing: stage for stage in graph}
+        needs = {
+            name: {stage.addressing for stage in nx.descendants(graph, place[name])} for name in ("timing", "report")
+        }
+    assert needs["timing"] == set(stages) - {"timing", "report"}, "nothing of the pipeline runs beside it"
+    assert needs["report"] == set(stages) - {"report"}
+    (out,) = stages["timing"].outs
+    assert out.def_path in {dep.def_path for dep in stages["report"].deps}
+
+
+def test_what_is_measured_on_one_machine_is_known_to_neither_git_nor_dvc(stages):
+    measured = ["reports/timing/sampling.json", "reports/timing/msf-0.json", "reports/timing/sample-msf.json"]
+    measured += ["reports/report.html", "reports/report.md", "reports/quality-time.png"]
+    known = [*(each for stage in stages.values() for each in (*stage.outs, *stage.deps))]
+    for path in map(Path, measured):
+        for each in known:
+            if (place := Path(each.def_path)) != Path("params/experiment.yaml"):
+                assert place != path and place not in path.parents, f"DVC tracks {path} as or in {place}"
+        assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode == 0, f"git takes {path}"
+    assert not subprocess.run(["git", "ls-files", *measured], cwd=ROOT, capture_output=True).stdout
 
 
 def test_the_science_imports_no_orchestration():
