@@ -71,8 +71,8 @@ def show_results(done: set[str], changed: bool) -> None:
         show_pictures("samples", [path for paths in of for path in paths])
     if "report" not in done:
         return
-    if (leaderboard := REPORTS / "leaderboard.md").exists():
-        create_markdown_artifact(leaderboard.read_text(), "leaderboard")
+    if (table := REPORTS / "report.md").exists():
+        create_markdown_artifact(table.read_text(), "leaderboard")
     if changed:
         show_pictures("plots", sorted(REPORTS.glob("*.png")))
     if address := os.environ.get(FILES):

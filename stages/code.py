@@ -22,7 +22,7 @@ from stages.common.errors import BadInput
 from stages.common.harness import guarded
 from stages.common.paths import CODE
 
-SHARED = ("download", "vae", "latents", "classifier", "reference", "evaluate", "floor", "report")
+SHARED = ("download", "vae", "latents", "classifier", "reference", "evaluate", "floor", "timing", "report")
 # The other stages open modules of a method by name. Settings that are left out have the defaults of its `settings`, for
 # parts, students and methods also of the models that `settings` imports; decompositions have plain values only.
 OPENED = {
@@ -102,23 +102,29 @@ def closure(starts: Iterable[str], root: Path = Path()) -> set[str]:
 
 def names(root: Path = Path()) -> list[str]:
     """The names of all lists: STAGE, or STAGE-KIND for each method that has the modules that the stage opens."""
-    folders = sorted(path.parent for path in root.glob("multiscale/methods/[!_]*/settings.py"))
     return [
         *SHARED,
         *(
-            f"{stage}-{folder.name}"
+            f"{stage}-{kind}"
             for stage, modules in OPENED.items()
-            for folder in folders
-            if all((folder / f"{module}.py").exists() for module in modules)
+            for kind in _kinds(root)
+            if all((root / f"multiscale/methods/{kind}/{module}.py").exists() for module in modules)
         ),
     ]
+
+
+def _kinds(root: Path) -> list[str]:
+    """The folders of the methods."""
+    return sorted(path.parent.name for path in root.glob("multiscale/methods/[!_]*/settings.py"))
 
 
 def listing(name: str, root: Path = Path()) -> str:
     """The list of one name, from the files below `root` as they are now. Raises BadInput for one that is not Python."""
     stage, _, kind = name.partition("-")
-    opened = [f"multiscale/methods/{kind}/{module}.py" for module in OPENED.get(stage, ())]
-    defaults = {f"multiscale/methods/{kind}/settings.py"} if kind else set[str]()
+    kinds = _kinds(root) if stage == "timing" else [kind] if kind else []  # timing samples from every method
+    modules = OPENED["sample" if stage == "timing" else stage] if kinds else ()
+    opened = [f"multiscale/methods/{kind}/{module}.py" for kind in kinds for module in modules]
+    defaults = {f"multiscale/methods/{kind}/settings.py" for kind in kinds}
     files = closure([f"stages/{stage}.py", *opened], root) | defaults
     code = {file: _module(file, root)[0] for file in sorted(files)}
     return "".join(f"{hashlib.sha256(text.encode()).hexdigest()[:16]}  {file}\n" for file, text in code.items() if text)

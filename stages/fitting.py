@@ -18,9 +18,9 @@ from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Result, fit
 from multiscale.training.part import Part, Training
 from stages import cluster
-from stages.common import codec, keys
+from stages.common import codec, keys, timings
 from stages.common.harness import progress
-from stages.common.paths import DECOMPOSED, MODELS, SCRATCH, TIMINGS
+from stages.common.paths import DECOMPOSED, MODELS, SCRATCH
 from stages.schema import Experiment
 from stages.schema import Part as PartSection
 from stages.schema.data import Classifier, Run, TrainedVAE
@@ -128,8 +128,9 @@ def _write(job: Job, part: Part, result: Result, workers: int) -> None:
         (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in result.history))
         if examined:
             write_json(folder / "examined.json", examined)
-    write_json(
-        TIMINGS / f"{job.name}.json",
+    timings.write(
+        job.name,
+        job.out / "history.jsonl",
         {
             "train_seconds": round(result.seconds, 2),
             "images_per_second": round(job.training.images / max(result.seconds, 1e-9), 1),

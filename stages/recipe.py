@@ -22,7 +22,7 @@ from typing import Any
 
 from multiscale.core.storage import write_text
 from stages.common.harness import guarded
-from stages.common.paths import CLASSIFIER, DECOMPOSED, LATENTS, METRICS, MODELS, NEIGHBOURS, SAMPLES, TIMINGS, VAE
+from stages.common.paths import CLASSIFIER, DECOMPOSED, LATENTS, METRICS, MODELS, NEIGHBOURS, SAMPLES, VAE
 from stages.common.settings import EXPERIMENT, RECIPES, TAGS, BadInput, parse_yaml, read_yaml, refuse, validate
 from stages.schema import Experiment
 from stages.schema.text import render
@@ -138,7 +138,7 @@ def _is_saved() -> bool:
 def remove_leftovers(experiment: Experiment) -> None:
     """Deletes outputs not in the experiment, since stages depend on whole folders; DVC's cache keeps them."""
     keep = outputs(experiment)
-    for folder in (LATENTS, DECOMPOSED, *MODELS.glob("*"), SAMPLES, METRICS, NEIGHBOURS, TIMINGS):
+    for folder in (LATENTS, DECOMPOSED, *MODELS.glob("*"), SAMPLES, METRICS, NEIGHBOURS):
         for path in folder.glob("*"):
             if path not in keep and folder not in (VAE, CLASSIFIER) and not path.name.startswith("."):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -147,15 +147,13 @@ def remove_leftovers(experiment: Experiment) -> None:
 def outputs(experiment: Experiment) -> set[Path]:
     """The outputs of an experiment's stages in folders that other stages depend on."""
     shown = (*experiment.methods, *experiment.evaluate.floors)
-    timed = ("vae", "classifier", *experiment.trained, *(f"sample-{name}" for name in experiment.methods))
     return {
         *(LATENTS / str(resolution) for resolution in experiment.latents.resolutions),
         *(DECOMPOSED / name for name in experiment.decompose),
         *(MODELS / part.method / name for name, part in experiment.trained.items()),
         *(SAMPLES / name for name in shown),
-        *(METRICS / f"{name}.json" for name in shown),
+        *(METRICS / f"{name}.json" for name in (*shown, "classifier")),
         *(NEIGHBOURS / f"{name}.png" for name in shown),
-        *(TIMINGS / f"{name}.json" for name in timed),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,28 +51,36 @@ def of(*kinds: str, verbs: str = "train distill sample") -> set[str]:
 KINDS = ("msf", "ssd", "swd", "wmgm")
 FOLLOWS = {  # the lists that an edit of a file changes
     "multiscale/core/storage.py": set(code.names(ROOT)),
-    "multiscale/flow.py": of("msf", "swd"),
-    "multiscale/guidance.py": {*of(*KINDS), "report"},  # of the theory of score models
-    "multiscale/solvers.py": {*of("msf", "swd", "wmgm"), "report"},
-    "multiscale/adversarial.py": {*of("swd", "wmgm"), "report"},  # the report says when a generator has collapsed
-    "multiscale/networks/dit.py": of(*KINDS),  # whose embedding of the time UNets take
-    "multiscale/networks/unet.py": of("ssd", "wmgm"),
-    "multiscale/networks/autoencoder.py": {"vae", "latents", "floor", "distill-swd", *of(*KINDS, verbs="sample")},
+    "multiscale/flow.py": {"timing", *of("msf", "swd")},
+    "multiscale/guidance.py": {*of(*KINDS), "timing", "report"},  # of the theory of score models
+    "multiscale/solvers.py": {*of("msf", "swd", "wmgm"), "timing", "report"},
+    "multiscale/adversarial.py": {
+        *of("swd", "wmgm"),
+        "timing",
+        "report",
+    },  # the report says when a generator has collapsed
+    "multiscale/networks/dit.py": {"timing", *of(*KINDS)},  # whose embedding of the time UNets take
+    "multiscale/networks/unet.py": {"timing", *of("ssd", "wmgm")},
+    "multiscale/networks/autoencoder.py": {
+        *("vae", "latents", "floor", "timing", "distill-swd"),
+        *of(*KINDS, verbs="sample"),
+    },
     "multiscale/decomposition.py": of(*KINDS, verbs="decompose"),
-    "multiscale/sampling.py": {"distill-swd", *of(*KINDS, verbs="sample")},
+    "multiscale/sampling.py": {"timing", "distill-swd", *of(*KINDS, verbs="sample")},
+    "multiscale/timing.py": {"timing", "report"},
     "multiscale/pictures.py": {"evaluate", "floor", *of(*KINDS, verbs="sample")},
     "multiscale/training/loop.py": {"vae", "classifier", *of(*KINDS, verbs="train distill")},
     "multiscale/evaluation/features.py": {"reference", "evaluate", "floor"},
     "multiscale/evaluation/memorisation.py": {"reference", "evaluate", "floor"},
     "multiscale/evaluation/classifier.py": {"classifier", "evaluate", "floor"},
     "multiscale/evaluation/metrics.py": {"evaluate", "floor"},
-    "multiscale/methods/msf/sampler.py": {"sample-msf"},
-    "multiscale/methods/msf/residual.py": of("msf", verbs="decompose train sample"),
-    "multiscale/methods/ssd/process.py": {"train-ssd", "sample-ssd"},
-    "multiscale/methods/ssd/settings.py": of("ssd", verbs="decompose train sample"),  # the defaults
+    "multiscale/methods/msf/sampler.py": {"sample-msf", "timing"},
+    "multiscale/methods/msf/residual.py": {"timing", *of("msf", verbs="decompose train sample")},
+    "multiscale/methods/ssd/process.py": {"train-ssd", "sample-ssd", "timing"},
+    "multiscale/methods/ssd/settings.py": {"timing", *of("ssd", verbs="decompose train sample")},  # the defaults
     "multiscale/methods/swd/teaching.py": {"distill-swd"},
-    "multiscale/methods/wmgm/score.py": {"train-wmgm", "sample-wmgm", "report"},
-    "multiscale/methods/wmgm/settings.py": of("wmgm", verbs="decompose train sample"),
+    "multiscale/methods/wmgm/score.py": {"train-wmgm", "sample-wmgm", "timing", "report"},
+    "multiscale/methods/wmgm/settings.py": {"timing", *of("wmgm", verbs="decompose train sample")},
     "multiscale/methods/wmgm/theory.py": {"report"},
     "multiscale/__init__.py": set(),
     "stages/cluster.py": set(),
@@ -138,6 +147,33 @@ def test_only_methods_on_latents_wait_for_the_autoencoder(method, decodes):
         stages = {stage.addressing: stage for stage in graph}
         needs = {stage.addressing for stage in nx.descendants(graph, stages[f"evaluate@{method}"])}
     assert ("vae" in needs) == decodes
+
+
+def test_seconds_are_measured_after_all_else_and_before_the_report(stages):
+    from dvc.repo import Repo
+
+    with Repo(ROOT) as repo:
+        graph = repo.index.graph
+        place = {stage.addressing: stage for stage in graph}
+        needs = {
+            name: {stage.addressing for stage in nx.descendants(graph, place[name])} for name in ("timing", "report")
+        }
+    assert needs["timing"] == set(stages) - {"timing", "report"}, "nothing of the pipeline runs beside it"
+    assert needs["report"] == set(stages) - {"report"}
+    (out,) = stages["timing"].outs
+    assert out.def_path in {dep.def_path for dep in stages["report"].deps}
+
+
+def test_what_is_measured_on_one_machine_is_known_to_neither_git_nor_dvc(stages):
+    measured = ["reports/timing/sampling.json", "reports/timing/msf-0.json", "reports/timing/sample-msf.json"]
+    measured += ["reports/report.html", "reports/report.md", "reports/quality-time.png"]
+    known = [*(each for stage in stages.values() for each in (*stage.outs, *stage.deps))]
+    for path in map(Path, measured):
+        for each in known:
+            if (place := Path(each.def_path)) != Path("params/experiment.yaml"):
+                assert place != path and place not in path.parents, f"DVC tracks {path} as or in {place}"
+        assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode == 0, f"git takes {path}"
+    assert not subprocess.run(["git", "ls-files", *measured], cwd=ROOT, capture_output=True).stdout
 
 
 def test_the_science_imports_no_orchestration():

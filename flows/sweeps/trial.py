@@ -22,7 +22,7 @@ from filelock import FileLock
 from flows import graph
 from flows.sweeps.space import Plan, Point, at
 from multiscale.core.storage import read_json, write_json
-from stages import evaluate, fitting, sample
+from stages import evaluate, fitting, sample, timing
 from stages.common import keys, paths
 from stages.schema import Experiment
 
@@ -105,8 +105,9 @@ def run(method: str, params: Experiment, pipeline: Pipeline, scratch: Path, on_r
                 history.append({"part": name, "images": row["images"], "loss": row.get("loss")})
     sample.main(params, method)
     evaluate.main(params, method)
-    quality, cost = read_json(paths.METRICS / f"{method}.json"), read_json(paths.TIMINGS / f"sample-{method}.json")
-    numbers = {key: value for key, value in {**cost, **quality}.items() if isinstance(value, int | float)}
+    quality, cost = read_json(paths.METRICS / f"{method}.json"), read_json(paths.SAMPLES / method / paths.COSTS.name)
+    seconds = timing.measure([method], params)["methods"][method]
+    numbers = {key: value for key, value in {**cost, **seconds, **quality}.items() if isinstance(value, int | float)}
     os.chdir(pipeline.folder)
     shutil.rmtree(folder)
     return {"metrics": numbers, "protocol": quality["protocol"], "history": history}

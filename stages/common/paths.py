@@ -15,9 +15,10 @@ VAE = Path("models/vae")
 CLASSIFIER = Path("models/classifier")
 MODELS = Path("models")  # /METHOD/PART
 SAMPLES = Path("samples")  # /METHOD, /FLOOR
-METRICS = Path("reports/metrics")  # /METHOD.json, /FLOOR.json
+METRICS = Path("reports/metrics")  # /METHOD.json, /FLOOR.json, /classifier.json
+COSTS = Path("reports/costs.json")  # of each method: network calls, floating-point operations, parameters
 NEIGHBOURS = Path("reports/neighbours")  # /METHOD.png, /FLOOR.png
-TIMINGS = Path("reports/timing")  # /PART.json, /sample-METHOD.json: wall times, on which no data depend
+TIMINGS = Path("reports/timing")  # /PART.json, /sample-METHOD.json, /sampling.json; see `timings`
 REPORTS = Path("reports")
 
 

@@ -342,10 +342,11 @@ def unmeasured(monkeypatch):
 
     def measured(params: Experiment, method: str) -> None:
         write_json(paths.METRICS / f"{method}.json", {"protocol": {}})
-        write_json(paths.TIMINGS / f"sample-{method}.json", {})
+        write_json(paths.SAMPLES / method / paths.COSTS.name, {})
 
     monkeypatch.setattr("stages.sample.main", measured)
     monkeypatch.setattr("stages.evaluate.main", measured)
+    monkeypatch.setattr("stages.timing.measure", lambda methods, params: {"methods": {name: {} for name in methods}})
 
 
 def made_in(scratch: Path) -> dict[str, int]:

@@ -440,14 +440,14 @@ def test_a_missing_experiment_is_written(project):
 
 
 LEFT = ["data/latents/48/x", "data/decomposed/old/x", "models/ssd/unet/x", "models/msf/msf-2/x", "samples/ssd/x"]
-LEFT += ["reports/metrics/ssd.json", "reports/timing/msf-2.json", "reports/timing/sample-ssd.json"]
-LEFT += ["reports/neighbours/ssd.png", "reports/neighbours/ssd-seed-1.png"]
+LEFT += ["reports/metrics/ssd.json", "reports/neighbours/ssd.png"]
+LEFT += ["reports/neighbours/ssd-seed-1.png"]
 KEPT = ["data/latents/24/x", "data/decomposed/full/x", "models/msf/msf-1/x", "models/dit/dit/x", "samples/msf/x"]
-KEPT += ["reports/metrics/dit.json", "reports/timing/msf-0.json", "reports/timing/sample-dit.json"]
+KEPT += ["reports/metrics/dit.json", "reports/metrics/classifier.json", "reports/timing/msf-2.json"]
 KEPT += ["samples/real/x", "samples/autoencoder/x", "reports/metrics/real.json", "reports/neighbours/real.png"]
-KEPT += ["models/vae/config.json", "models/classifier/config.json", "reports/timing/vae.json"]
+KEPT += ["models/vae/config.json", "models/classifier/config.json", "reports/costs.json"]
 KEPT += ["reports/neighbours/dit.png"]
-KEPT += ["reports/timing/classifier.json", "reports/leaderboard.json", "reports/galleries/ssd-grid.png"]
+KEPT += ["reports/leaderboard.json", "reports/galleries/ssd-grid.png"]
 KEPT += ["data/images.parquet", "data/reference/x", "data/raw/digits/x", ".scratch/x", "samples/.gitignore"]
 
 
@@ -477,8 +477,7 @@ def test_the_outputs_that_a_recipe_keeps_are_those_that_dvc_declares(project):
     Repo.init(no_scm=False)
     with Repo() as repo:
         declared = {Path(out.def_path) for stage in repo.index.stages for out in stage.outs}
-    whole = (recipe.LATENTS, recipe.DECOMPOSED, recipe.MODELS, recipe.SAMPLES, recipe.METRICS, recipe.TIMINGS)
-    whole += (recipe.NEIGHBOURS,)
+    whole = (recipe.LATENTS, recipe.DECOMPOSED, recipe.MODELS, recipe.SAMPLES, recipe.METRICS, recipe.NEIGHBOURS)
     of_folders = {path for path in declared if any(folder in path.parents for folder in whole)}
     singles = {recipe.VAE, recipe.CLASSIFIER}
     assert recipe.outputs(recipe.experiment_of("tiny")) == of_folders - singles
