@@ -13,12 +13,12 @@ from multiscale import timing
 from multiscale.timing import Lap, Stopwatch, Turn, best, figures
 
 # The second round is twice as slow, in the third something else takes a third of the time, in the fourth the network
-# alone is unlucky. Ratios of wall time: 3, 3, 3.5, 6; of processor time: 3, 3, 3, 3.5.
+# alone is unlucky. Ratios of wall time: 3, 3, 3.5, 6; of processor time: 3, 3, 3, 4.
 ROUNDS = [
     Turn(Lap(3.0, 3.0), Lap(1.0, 1.0)),
     Turn(Lap(6.0, 6.0), Lap(2.0, 2.0)),
     Turn(Lap(7.0, 4.5), Lap(2.0, 1.5)),
-    Turn(Lap(6.0, 3.5), Lap(1.0, 1.0)),
+    Turn(Lap(6.0, 2.0), Lap(1.0, 0.5)),
 ]
 
 
@@ -45,7 +45,7 @@ def test_one_round_has_no_spread():
 
 def test_the_reference_is_at_its_best_in_any_round_beside_any_call():
     one, two = Turn(Lap(9.0, 9.0), Lap(0.5, 0.25)), Turn(Lap(0.1, 0.1), Lap(0.25, 0.5))
-    assert best([{"a": [one, one], "b": [one]}, {"a": [one, one], "b": [two]}]) == Lap(0.25, 0.25)
+    assert best([{"a": [one, one], "b": [one, two]}, {"a": [one, one], "b": [one, one]}]) == Lap(0.25, 0.25)
 
 
 @pytest.mark.parametrize(
