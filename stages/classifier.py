@@ -5,12 +5,16 @@ For an unlabelled dataset, which has one class, nothing is trained and only the 
 
 from __future__ import annotations
 
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__)
+
 from functools import partial
 
 from multiscale.core.storage import atomic_folder, read_json, write_json
 from multiscale.evaluation.classifier import ClassifierConfig, ClassifierPart, accuracy, load
 from stages import fitting
-from stages.common.harness import command
 from stages.common.images import classes, count, pixel_table
 from stages.common.paths import CLASSIFIER, IMAGES, TIMINGS
 from stages.schema import Experiment
@@ -46,7 +50,3 @@ def held_out_accuracy() -> float | None:
     score = accuracy(net, rows["pixels"], rows["label"])
     print(f"accuracy on the {len(rows['label'])} validation images: {score:.1%}")
     return score
-
-
-if __name__ == "__main__":
-    command(main, __doc__)

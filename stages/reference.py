@@ -6,6 +6,11 @@ and small versions of all training images for the detection of copies.
 
 from __future__ import annotations
 
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__)
+
 import hashlib
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +26,7 @@ from multiscale.core.storage import Table, atomic_folder, write_json
 from multiscale.evaluation import features, memorisation
 from stages.cluster import Pool, pool
 from stages.common.errors import BadInput, refuse
-from stages.common.harness import command, progress
+from stages.common.harness import progress
 from stages.common.images import count, evenly, pixel_table
 from stages.common.paths import EXPERIMENT, REFERENCE
 from stages.schema import Experiment
@@ -122,7 +127,3 @@ def main(params: Experiment) -> None:
         save_file(tensors, folder / "features.safetensors")
         save_file(copies, folder / "copies.safetensors")
         write_json(folder / "reference.json", about)
-
-
-if __name__ == "__main__":
-    command(main, __doc__)

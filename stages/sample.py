@@ -7,6 +7,11 @@ at the sampler's steps) and, in reports/timing, the cost of an image.
 
 from __future__ import annotations
 
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__, {"method_name": "a key of `methods`"})
+
 from functools import partial
 from typing import Any
 
@@ -22,7 +27,7 @@ from multiscale.core.storage import TensorWriter, atomic_folder, write_json
 from multiscale.core.streams import classes_of_seeds
 from stages.cluster import pool
 from stages.common.errors import refuse
-from stages.common.harness import command, progress
+from stages.common.harness import progress
 from stages.common.images import class_counts, classes
 from stages.common.paths import MODELS, SAMPLES, TIMINGS
 from stages.schema import Experiment
@@ -117,7 +122,3 @@ def main(params: Experiment, method_name: str) -> None:
         writer.close()
         (timing,) = workers.map("cost", [(labels,)])
     write_json(TIMINGS / f"sample-{method_name}.json", timing)
-
-
-if __name__ == "__main__":
-    command(main, __doc__, {"method_name": "a key of `methods`"})

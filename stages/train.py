@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__, {"part": "a key of `parts`"})
+
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -9,7 +14,6 @@ from pathlib import Path
 from multiscale import methods
 from stages import fitting
 from stages.common.errors import refuse
-from stages.common.harness import command
 from stages.common.paths import DECOMPOSED
 from stages.schema import Experiment
 
@@ -26,7 +30,3 @@ def job(part: str, params: Experiment, code: Iterable[Path] | None = None) -> fi
 
 def main(params: Experiment, part: str) -> None:
     fitting.train(job(part, params), params.run)
-
-
-if __name__ == "__main__":
-    command(main, __doc__, {"part": "a key of `parts`"})
