@@ -32,8 +32,8 @@ from stages.common.paths import EXPERIMENT, REFERENCE
 from stages.schema import Experiment
 
 
-def extractor(name: str, given: str | None) -> tuple[nn.Module, str, str]:
-    """An extractor and its two layers, with the weights file `given` for Inception. Raises BadInput without weights."""
+def extractor(name: str, given: str | None) -> nn.Module:
+    """An extractor, with the weights file `given` for Inception. Raises BadInput without weights."""
     weights = Path(given) if given else None
     key = "evaluate.weights"
     if weights:
@@ -59,12 +59,11 @@ class Extractor:
     """One extractor on one worker."""
 
     def __init__(self, name: str, weights: str | None):
-        self.net, self.distance_layer, self.class_layer = extractor(name, weights)
+        self.net = extractor(name, weights)
 
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The features of uint8 images (n, C, H, W): for distances, and for the Inception Score."""
-        found = features.extract(self.net, images)
-        return found[self.distance_layer], found[self.class_layer]
+        return features.extract(self.net, images)
 
 
 def extract(
