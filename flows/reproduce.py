@@ -11,6 +11,20 @@ server starts for the one run, which takes some ten seconds.
 from __future__ import annotations
 
 import argparse
+
+from stages.common.harness import launch
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("targets", nargs="*", help="a method, a stage or a group of stages; all by default")
+    parser.add_argument("--recipe", help="a recipe to switch to first (python -m stages.recipe lists them)")
+    parser.add_argument("-S", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="a setting")
+    parser.add_argument("--name", dest="experiment", help="save the result as a DVC experiment of this name")
+    parser.add_argument("--slots", type=int, help="stages at once; by default as many as there are cores for")
+    launch("flows.reproduce", **vars(parser.parse_args()))
+
 import sys
 import threading
 from collections.abc import Iterator
@@ -26,7 +40,6 @@ from flows import connection, graph, inputs, process
 from flows.board import show_results
 from flows.scheduler import Scheduler
 from stages.common.errors import BadInput
-from stages.common.harness import guarded
 from stages.common.paths import EXPERIMENT
 
 Recipe = Literal[tuple(inputs.recipes()) or ("",)]  # what the dashboard's form offers
@@ -117,19 +130,3 @@ def run(**given: Any) -> None:
         state = reproduce(**given, return_state=True)
     print(state.message, file=sys.stderr if state.is_failed() else sys.stdout)
     sys.exit(not state.is_completed())
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("targets", nargs="*", help="a method, a stage or a group of stages; all by default")
-    parser.add_argument("--recipe", help="a recipe to switch to first (python -m stages.recipe lists them)")
-    parser.add_argument("-S", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="a setting")
-    parser.add_argument("--name", dest="experiment", help="save the result as a DVC experiment of this name")
-    parser.add_argument("--slots", type=int, help="stages at once; by default as many as there are cores for")
-    guarded(run, **vars(parser.parse_args()))
-
-
-if __name__ == "__main__":
-    main()

@@ -5,12 +5,16 @@ For an unlabelled dataset, which has one class, nothing is trained and only the 
 
 from __future__ import annotations
 
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__)
+
 from functools import partial
 
 from multiscale.core.storage import atomic_folder, write_json
 from multiscale.evaluation.classifier import ClassifierConfig, ClassifierPart, accuracy, load
 from stages import fitting
-from stages.common.harness import command
 from stages.common.images import classes, count, pixel_table
 from stages.common.paths import CLASSIFIER, IMAGES, METRICS
 from stages.schema import Experiment
@@ -31,7 +35,8 @@ def main(params: Experiment) -> None:
             write_json(folder / "config.json", config.model_dump())
     else:
         made = partial(build, config)
-        fitting.train(fitting.job("classifier", made, section, params.seed, [IMAGES], CLASSIFIER, "classifier"), params.run)
+        job = fitting.job("classifier", made, section, params.seed, [IMAGES], CLASSIFIER, "classifier")
+        fitting.train(job, params.run)
     write_json(METRICS / "classifier.json", {"held_out_accuracy": held_out_accuracy()})
 
 
@@ -44,7 +49,3 @@ def held_out_accuracy() -> float | None:
     score = accuracy(net, rows["pixels"], rows["label"])
     print(f"accuracy on the {len(rows['label'])} validation images: {score:.1%}")
     return score
-
-
-if __name__ == "__main__":
-    command(main, __doc__)

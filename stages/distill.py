@@ -5,6 +5,11 @@ The student is saved with the resolutions and noise levels of its steps, as a pl
 
 from __future__ import annotations
 
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__, {"student": "a key of `students`"})
+
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +26,7 @@ from multiscale.networks import autoencoder
 from stages import fitting
 from stages.common import keys
 from stages.common.errors import refuse
-from stages.common.harness import command, progress
+from stages.common.harness import progress
 from stages.common.paths import DECOMPOSED, EXPERIMENT, MODELS, SCRATCH, parts_of
 from stages.latents import Encoder
 from stages.schema import Experiment
@@ -78,7 +83,3 @@ def job(student: str, params: Experiment) -> fitting.Job:
 
 def main(params: Experiment, student: str) -> None:
     fitting.train(job(student, params), params.run)
-
-
-if __name__ == "__main__":
-    command(main, __doc__, {"student": "a key of `students`"})

@@ -16,7 +16,6 @@ from statistics import mean, stdev
 from typing import Any
 
 import polars as pl
-from scipy.stats import kendalltau
 
 from multiscale.core.models import AUTOENCODER
 from multiscale.core.storage import read_json
@@ -225,6 +224,8 @@ def _verdicts(group: Group) -> list[str]:
     metrics = {key: metric for key, metric in metrics.items() if metric}
     lines = [_first(key, metric, honest) for key, metric in metrics.items() if len(honest) > 1]
     if len(metrics) > 1 and len(group.methods) > 1:
+        from scipy.stats import kendalltau  # takes as long to import as the rest of a report to make
+
         tau = kendalltau(*([row[key] for row in group.methods] for key in metrics)).statistic
         names = " and ".join(f"KID-{metric}" for metric in metrics.values())
         lines.append(f"Kendall's tau of the rankings by {names}: {tau:.2f}.")

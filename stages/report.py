@@ -7,6 +7,11 @@ seconds and memory), reports/quality-time.png, and reports/report.html, in which
 
 from __future__ import annotations
 
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__)
+
 import shutil
 from collections.abc import Iterable
 
@@ -14,7 +19,6 @@ import polars as pl
 
 from multiscale.core.storage import atomic_file, atomic_folder, read_json, write_json, write_text
 from stages import figures, leaderboard, measured, page, wavelets
-from stages.common.harness import command
 from stages.common.paths import METRICS, NEIGHBOURS, REPORTS, SAMPLES, parts_of
 from stages.schema import Experiment
 
@@ -76,7 +80,3 @@ def main(params: Experiment) -> None:
     for name in (name for name, kinds in shown.items() if "strip" in kinds):
         print(f"{name}: {SAMPLES / name / 'grid.png'}, {SAMPLES / name / 'strip.png'}")
     print(f"report: {PAGE}")
-
-
-if __name__ == "__main__":
-    command(main, __doc__)

@@ -8,6 +8,11 @@ reports/timing. The stage `timing` measures seconds.
 
 from __future__ import annotations
 
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__, {"method_name": "a key of `methods`"})
+
 from functools import partial
 from typing import Any
 
@@ -24,7 +29,7 @@ from multiscale.core.streams import classes_of_seeds
 from stages.cluster import pool
 from stages.common import timings
 from stages.common.errors import refuse
-from stages.common.harness import command, progress
+from stages.common.harness import progress
 from stages.common.images import class_counts, classes
 from stages.common.paths import COSTS, MODELS, SAMPLES
 from stages.schema import Experiment
@@ -119,7 +124,3 @@ def main(params: Experiment, method_name: str) -> None:
         (cost,) = workers.map("cost", [(labels,)])
         write_json(folder / COSTS.name, cost)
     timings.write(f"sample-{method_name}", SAMPLES / method_name / COSTS.name, memory)
-
-
-if __name__ == "__main__":
-    command(main, __doc__, {"method_name": "a key of `methods`"})

@@ -7,6 +7,11 @@ workload, in an order of its own.
 
 from __future__ import annotations
 
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__)
+
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,7 +25,7 @@ from multiscale.core.pixels import to_pixels
 from multiscale.core.storage import read_json, write_json
 from stages.cluster import pool
 from stages.common import timings
-from stages.common.harness import command, progress
+from stages.common.harness import progress
 from stages.common.paths import COSTS, MODELS, SAMPLES
 from stages.schema import Experiment
 
@@ -89,7 +94,3 @@ def main(params: Experiment) -> None:
     write_json(COSTS, {name: read_json(SAMPLES / name / COSTS.name) for name in params.methods})
     rows = [name for name, section in params.methods.items() if section.repeat_of is None]
     timings.write("sampling", COSTS, measure(rows, params))
-
-
-if __name__ == "__main__":
-    command(main, __doc__)

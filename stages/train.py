@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__, {"part": "a key of `parts`"})
+
 from functools import partial
 
 from multiscale import methods
 from stages import fitting
 from stages.common.errors import refuse
-from stages.common.harness import command
 from stages.common.paths import DECOMPOSED
 from stages.schema import Experiment
 
@@ -24,7 +28,3 @@ def job(part: str, params: Experiment) -> fitting.Job:
 
 def main(params: Experiment, part: str) -> None:
     fitting.train(job(part, params), params.run)
-
-
-if __name__ == "__main__":
-    command(main, __doc__, {"part": "a key of `parts`"})

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__)
+
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +15,6 @@ from multiscale.networks import autoencoder
 from multiscale.networks.autoencoder import AutoencoderPart
 from stages import fitting
 from stages.common.errors import BadInput
-from stages.common.harness import command
 from stages.common.images import pixel_table
 from stages.common.paths import EXPERIMENT, IMAGES, SCRATCH
 from stages.common.paths import VAE as OUT
@@ -51,7 +55,3 @@ def main(params: Experiment) -> None:
     else:
         with atomic_folder(OUT) as folder:
             (folder / "README.md").write_text("No autoencoder: the models of this experiment work on pixels.\n")
-
-
-if __name__ == "__main__":
-    command(main, __doc__)

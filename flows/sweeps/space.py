@@ -20,13 +20,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from flows.sweeps import SWEEPS
 from multiscale.core.settings import Bad, Count, Name, Positive, Section
 from stages.common import settings
 from stages.common.errors import refuse
 from stages.common.paths import EXPERIMENT
 from stages.schema import Experiment
 
-SWEEPS = Path("params/sweeps")
 METRICS = {  # and which way is better
     "kid": "min",
     "fd": "min",

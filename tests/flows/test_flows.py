@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import psutil
@@ -18,7 +20,7 @@ from prefect import get_client, settings
 from prefect.client.schemas.filters import FlowRunFilter
 
 from flows import inputs, process
-from flows.reproduce import main, reproduce
+from flows.reproduce import reproduce
 from stages.common.errors import BadInput
 
 # In the order of a plain `dvc repro`: a, slow, fast, join, alone. The flow ends them in another.
@@ -202,6 +204,14 @@ def test_an_ended_flow_leaves_no_process_no_lock_and_no_output(server, pipeline,
     assert pipeline.is_clean()
 
 
+def main(*arguments: str) -> None:
+    """What `python -m flows.reproduce arguments...` does, in this process."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setattr(sys, "argv", ["reproduce", *arguments])
+        warnings.filterwarnings("ignore", ".*found in sys.modules after import.*")
+        runpy.run_module("flows.reproduce", run_name="__main__", alter_sys=True)
+
+
 @pytest.mark.parametrize(
     "arguments, line",
     [
@@ -212,20 +222,18 @@ def test_an_ended_flow_leaves_no_process_no_lock_and_no_output(server, pipeline,
         (["-S", "other.yaml:a=1"], "error: -S: file: 'other.yaml' is not allowed; allowed: KEY=VALUE or "),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_runs(server, pipeline, monkeypatch, capfd, arguments, line):
+def test_bad_input_is_one_line_and_nothing_runs(server, pipeline, capfd, arguments, line):
     pipeline.write(DIAMOND)
-    monkeypatch.setattr(sys, "argv", ["reproduce", *arguments])
     with pytest.raises(SystemExit, match="^2$"):
-        main()
+        main(*arguments)
     out, errors = capfd.readouterr()
     assert out == "" and errors.startswith(line) and errors.count("\n") == 1
     assert not (pipeline.folder / "dvc.lock").exists()
 
 
 @pytest.mark.parametrize("name, value", [("PREFECT_API_AUTH_STRING", "admin:wrong"), ("PREFECT_API_URL", None)])
-def test_a_server_that_refuses_or_is_not_there_is_one_line(server, pipeline, monkeypatch, capfd, name, value):
+def test_a_server_that_refuses_or_is_not_there_is_one_line(server, pipeline, capfd, name, value):
     value = value or f"http://127.0.0.1:{free_port()}/api"
-    monkeypatch.setattr(sys, "argv", ["reproduce"])
     with settings.temporary_settings({getattr(settings, name): value}):
         with pytest.raises(SystemExit, match="^2$"):
             main()
