@@ -38,15 +38,21 @@ class Board:
         """Puts a line into the log of the flow run."""
         get_run_logger().info(line)
 
+    def look(self, run: Scheduler) -> None:
+        """Brings the dashboard up to date, at most every few seconds."""
+        if time.monotonic() >= self.due:
+            self._publish(run)
+
     def ended(self, run: Scheduler, stage: Stage) -> None:
         """Shows nothing: the next look does."""
 
-    def look(self, run: Scheduler, last: bool) -> None:
-        """Brings the dashboard up to date, at most every few seconds."""
+    def close(self, run: Scheduler) -> None:
+        """Brings the dashboard up to date; what still waits is held back."""
+        self._publish(run, closed=True)
+
+    def _publish(self, run: Scheduler, closed: bool = False) -> None:
         now = time.monotonic()
-        if now < self.due and not last:
-            return
-        table = [_state(run, stage, now, last) for stage in run.stages]
+        table = [_state(run, stage, now, closed) for stage in run.stages]
         if table == self.shown:
             return
         self.shown, self.due = table, now + PERIOD
@@ -58,7 +64,7 @@ def _row(address: str, state: str, percent: int = 0, remaining: str = "") -> dic
     return {"stage": address, "state": state, "done": f"{percent}%", "ETA": remaining}
 
 
-def _state(run: Scheduler, stage: Stage, now: float, last: bool) -> dict[str, str]:
+def _state(run: Scheduler, stage: Stage, now: float, closed: bool) -> dict[str, str]:
     """The row of a stage."""
     if end := run.ends.get(stage.address):
         return _row(stage.address, end.name.lower(), 100 if end.good else 0)
@@ -66,7 +72,7 @@ def _state(run: Scheduler, stage: Stage, now: float, last: bool) -> dict[str, st
         percent, left = run.progress(stage.address, now)
         return _row(stage.address, "running", percent, clock(left) if left else "")
     held = f"held back by {', '.join(sorted(set(stage.needs) - run.done))}"
-    return _row(stage.address, held if last else "waiting")
+    return _row(stage.address, held if closed else "waiting")
 
 
 def show_results(done: set[str], changed: bool) -> None:

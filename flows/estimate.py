@@ -21,6 +21,7 @@ from stages.common.paths import EXPERIMENT, SCRATCH
 RECORD = SCRATCH / "seconds.json"  # stage -> seconds of its last run; `flows/seconds` holds copies of such files
 TABLES = Path(__file__).parent / "seconds"  # RECIPE.json, of a quiet machine
 SETTLED = 10.0  # seconds after which a stage's own bar is believed
+PRIOR = 60.0  # seconds that count as taken as expected: a short stage alone says little of the pace
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Estimate:
             if stage.ends and now - stage.since > SETTLED
         }
         took = {address: seconds for address, seconds in took.items() if address in self.known}
-        return sum(took.values()) / sum(self.known[address] for address in took) if took else 1.0
+        return (PRIOR + sum(took.values())) / (PRIOR + sum(self.known[address] for address in took))
 
     def remaining(self, address: str, running: Mapping[str, Running], now: float) -> float | None:
         """The seconds that a stage still takes: by its own bar, else as expected; None before anything is known."""

@@ -28,11 +28,14 @@ class Watcher(Protocol):
     def say(self, line: str) -> None:
         """A line that is worth reading."""
 
-    def ended(self, run: Scheduler, stage: Stage) -> None:
-        """A stage has ended."""
+    def look(self, run: Scheduler) -> None:
+        """Is called every second, from when it is known how many stages run at once."""
 
-    def look(self, run: Scheduler, last: bool) -> None:
-        """Now and then, and at the end."""
+    def ended(self, run: Scheduler, stage: Stage) -> None:
+        """Is called when a stage has ended, but not when it was ended with the run."""
+
+    def close(self, run: Scheduler) -> None:
+        """Is called at the end of the run, however it ends."""
 
 
 class Scheduler:
@@ -59,17 +62,22 @@ class Scheduler:
             self.slots = slots()
             self._start()
             while self.running:
-                self._look()
+                for watcher in self.watchers:
+                    watcher.look(self)
                 try:
-                    self._end(*self.ended.get(timeout=TICK))
+                    stage, end = self.ended.get(timeout=TICK)
                 except queue.Empty:
                     continue
+                self._end(stage, end)
+                for watcher in self.watchers:
+                    watcher.ended(self, stage)
                 self._start()
         finally:
             self.stop.set()
             while self.running:
                 self._end(*self.ended.get())
-            self._look(last=True)
+            for watcher in self.watchers:
+                watcher.close(self)
 
     @property
     def done(self) -> set[str]:
@@ -120,12 +128,6 @@ class Scheduler:
         if end.name == "Completed":
             self.estimate.learn(stage.address, seconds)
             estimate.record(stage.address, seconds)
-        for watcher in self.watchers:
-            watcher.ended(self, stage)
-
-    def _look(self, last: bool = False) -> None:
-        for watcher in self.watchers:
-            watcher.look(self, last)
 
 
 def clock(seconds: float) -> str:

@@ -35,13 +35,27 @@ class Terminal:
         self.since = time.monotonic()
         self.due = self.since + EVERY
         self.pictures = 0
-        if stale:
-            self.say(f"{stale} of {len(stages)} stages to run; log: {LOG}, of each stage: {LOGS}/STAGE.log")
+        self.intro = f"{stale} of {len(stages)} stages to run" if stale else ""
 
     def say(self, line: str) -> None:
         """Tells a line that stays."""
         print(line, file=self.log)
         tqdm.write(line, file=sys.stderr)  # above the line that is drawn over itself
+
+    def look(self, run: Scheduler) -> None:
+        """Draws the line again, and tells it now and then."""
+        if self.intro:
+            self.say(f"{self.intro}, {run.slots} at once; log: {LOG}, of each stage: {LOGS}/STAGE.log")
+            self.intro = ""
+        if self.bar is not None:
+            self.bar.set_description_str(status(run, time.monotonic()))
+        if time.monotonic() > self.due:
+            self._plain(run)
+
+    def close(self, run: Scheduler) -> None:
+        """Removes the line."""
+        if self.bar is not None:
+            self.bar.close()
 
     def ended(self, run: Scheduler, stage: Stage) -> None:
         """Tells that a stage has ended: of one that failed the end of its log, of samples where they are."""
@@ -57,13 +71,6 @@ class Terminal:
         if end.good and is_sample(stage.address) and grid.exists():
             self.say(f"{'images' if self.pictures else 'first images'}: {grid}")
             self.pictures += 1
-
-    def look(self, run: Scheduler, last: bool) -> None:
-        """Draws the line again, and tells it now and then."""
-        if self.bar is not None:
-            self.bar.close() if last else self.bar.set_description_str(status(run, time.monotonic()))
-        if not last and time.monotonic() > self.due:
-            self._plain(run)
 
     def end(self, message: str, failed: bool) -> None:
         """Tells how the run has ended."""

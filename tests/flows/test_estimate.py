@@ -17,9 +17,9 @@ from flows.scheduler import Scheduler
 from flows.terminal import status
 from flows.work import End
 
-# a: 10 s, then b: 20 s and c: 40 s; after b d: 30 s.
+# a: 60 s, then b: 20 s and c: 40 s; after b d: 30 s.
 FORK = {"a": (), "b": ("a",), "c": ("a",), "d": ("b",)}
-SECONDS = {"a": 10.0, "b": 20.0, "c": 40.0, "d": 30.0}
+SECONDS = {"a": 60.0, "b": 20.0, "c": 40.0, "d": 30.0}
 
 
 def plan(needs: dict[str, tuple[str, ...]], leading: str = "") -> list[Stage]:
@@ -39,23 +39,24 @@ def waiting(found: Estimate, *names: str) -> dict[str, Stage]:
 
 
 def test_what_is_left_is_the_rest_played_through_at_the_pace_of_what_has_ended():
-    found = after_a(20.0)  # twice as long as expected
-    both = {"b": Running(since=20.0), "c": Running(since=20.0)}
-    # b ends at 60 and c at 100; d takes 60 after b: until 120, 90 from now.
-    assert found.left(waiting(found, "d"), both, {"a"}, 2, now=30.0) == 90
+    found = after_a(180.0)  # with the prior of a minute: 240 for 120, twice as long as expected
+    both = {"b": Running(since=180.0), "c": Running(since=180.0)}
+    # b ends at 220 and c at 260; d takes 60 after b: until 280, 90 from now.
+    assert found.left(waiting(found, "d"), both, {"a"}, 2, now=190.0) == 90
     # On one slot: 30 of b, 80 of c, 60 of d.
-    assert found.left(waiting(found, "c", "d"), {"b": both["b"]}, {"a"}, 1, now=30.0) == 170
+    assert found.left(waiting(found, "c", "d"), {"b": both["b"]}, {"a"}, 1, now=190.0) == 170
     # What a failed stage holds back is never run.
-    assert found.left(waiting(found, "d"), {}, {"a", "c"}, 2, now=30.0) == 0
+    assert found.left(waiting(found, "d"), {}, {"a", "c"}, 2, now=190.0) == 0
 
 
 def test_a_stage_that_runs_is_believed_by_its_bar_and_sets_the_pace_of_the_others():
-    found = after_a(20.0)
-    both = {"b": Running(since=20.0), "c": Running(since=20.0, percent=17, ends=140.0)}
-    # c takes 120 instead of 40, a took 20 instead of 10: 2.8 times as long. b ends at 76, d at 160.
-    assert found.left(waiting(found, "d"), both, {"a"}, 2, now=40.0) == pytest.approx(120)
-    # In its first seconds a bar says little: the pace is 2, b ends at 60, d at 120, c as it says at 140.
-    assert found.left(waiting(found, "d"), both, {"a"}, 2, now=29.0) == 111
+    found = after_a(180.0)
+    both = {"b": Running(since=180.0), "c": Running(since=180.0, percent=6, ends=500.0)}
+    # c takes 320 instead of 40: 560 for 160, 3.5 times as long. b ends at 250 and d at 355, c as it says at 500.
+    assert found.left(waiting(found, "d"), both, {"a"}, 2, now=200.0) == 300
+    assert found.remaining("b", both, now=200.0) == 50
+    # In its first seconds a bar says little: the pace is 2, b ends at 220.
+    assert found.remaining("b", both, now=189.0) == 31
 
 
 def test_a_stage_that_never_ran_counts_as_its_group_does_and_else_as_the_mean():
@@ -131,7 +132,7 @@ def run(tmp_path, monkeypatch) -> Scheduler:
     """A run of the fork where a has ended in time and b and c are at work."""
     monkeypatch.chdir(tmp_path)
     run = Scheduler(plan(FORK), lambda *_: None, [])
-    run.slots, run.estimate, run.ends = 2, after_a(10.0), {"a": End("Completed", "ran")}
+    run.slots, run.estimate, run.ends = 2, after_a(60.0), {"a": End("Completed", "ran")}
     run.waiting, run.running = waiting(run.estimate, "d"), {"b": Running(since=10.0), "c": Running(since=10.0)}
     return run
 

@@ -231,7 +231,9 @@ def test_where_nobody_watches_plain_lines_tell_of_stages_and_the_first_pictures(
     assert run.returncode == 1 and out == "" and errors.endswith(said + "\n")
     assert errors == (pipeline.folder / ".scratch/logs/run.log").read_text()
     lines = errors.splitlines()
-    assert lines[0].startswith("4 of 4 stages to run; log: .scratch/logs/run.log")
+    assert lines[0] == (
+        "4 of 4 stages to run, 1 at once; log: .scratch/logs/run.log, of each stage: .scratch/logs/STAGE.log"
+    )
     ended = [re.sub(r"^\d:\d\d \| |, [^|]* left", "", line) for line in lines if line[1] == ":"]
     assert ended == [
         "1/4 stages | train completed",
@@ -261,6 +263,15 @@ def test_a_stage_that_runs_long_is_told_of_now_and_then(pipeline, monkeypatch, c
     assert 3 <= errors.count("0/1 stages, unknown time left | a for 0:0") <= 30
 
 
+def test_a_wrong_experiment_is_one_line_and_stops_what_was_begun(pipeline, alone):
+    (pipeline.folder / "params").mkdir()
+    (pipeline.folder / "params/experiment.yaml").write_text("recipe: mine\n")
+    pipeline.write("a: {cmd: sleep 60; echo a > a, outs: [a]}")
+    out, errors = (run := alone(stdout=subprocess.PIPE, stderr=subprocess.PIPE)).communicate()
+    assert run.returncode == 2 and out == "" and not (pipeline.folder / "a").exists()
+    assert errors == "error: params/experiment.yaml: seed: missing; allowed: a value (the key has no default)\n"
+
+
 def test_on_a_terminal_one_line_is_drawn_over_itself_and_no_bar_of_a_stage(pipeline, alone):
     pipeline.write(TOLD.replace("exit 2", "echo > bad"))
     screen, stderr = pty.openpty()
@@ -273,7 +284,7 @@ def test_on_a_terminal_one_line_is_drawn_over_itself_and_no_bar_of_a_stage(pipel
             drawn += part
     assert run.communicate()[0] == "4 stages ran, 0 were up to date\n"
     kept = [line.split("\r")[-1] for line in drawn.replace("\r\n", "\n").split("\n")]
-    assert kept[0].startswith("4 of 4 stages to run; log: ")
+    assert kept[0].startswith("4 of 4 stages to run, 2 at once; log: ")
     assert kept[1:] == ["first images: samples/msf/grid.png", "images: samples/dit/grid.png", ""]
     over = [text for text in re.split(r"[\r\n]+", drawn) if "/4 stages, " in text]
     assert len(over) > 4 and all(len(text.rstrip()) <= 60 for text in over)
@@ -299,7 +310,7 @@ def test_an_ended_flow_leaves_no_process_no_lock_and_no_output(server, pipeline,
     _, errors = flow.communicate(timeout=120)
     assert flow.returncode != 0 and not (pipeline.folder / "a").exists()
     if kill == signal.SIGINT and not watched:
-        assert errors.endswith("interrupted; the next run resumes from the last checkpoint\n")
+        assert errors.splitlines()[1:] == ["interrupted; the next run resumes from the last checkpoint"]
     pipeline.write("a: {cmd: echo a > a, outs: [a]}")
     pipeline.run("dvc", "repro")  # no lock is in the way
     assert pipeline.is_clean()
