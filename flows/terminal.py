@@ -88,8 +88,9 @@ class Terminal:
 
 def status(run: Scheduler, now: float) -> str:
     """How far a run is: stages done, time left in all; of each stage that runs the share that is done and time left."""
+    left = f", {_about(run.left(now))} left" if run.running or run.waiting else ""
     running = [_progress(address, run, now) for address in run.running]
-    return " | ".join([f"{len(run.done)}/{len(run.stages)} stages, {_about(run.left(now))} left", *running])
+    return " | ".join([f"{len(run.done)}/{len(run.stages)} stages{left}", *running])
 
 
 def _about(seconds: float | None) -> str:
