@@ -106,10 +106,11 @@ def test_the_embedded_run_has_its_first_pictures_early_and_ends_no_later(project
         now, address = heapq.heappop(busy)
         done.add(address)
         ended[address] = now
-    samples = sorted((end, address) for address, end in ended.items() if address.startswith("sample@"))
-    assert samples[0][1] == "sample@msf" and samples[0][0] < now / 3
-    assert samples[4][0] < 2 * now / 3, "the others follow one by one"
-    assert now < 1.02 * sum(known.values()) / 2, "two slots are busy to the end"
+    samples = sorted(end for address, end in ended.items() if address.startswith("sample@"))
+    assert ended["sample@msf"] < min(now / 3, 240)
+    assert samples[4] < 2 * now / 3, "the others follow one by one"
+    alone = sum(known[address] for address in ("code", "download", "timing", "report"))  # nothing can run beside them
+    assert now < 1.02 * (sum(known.values()) + alone) / 2, "two slots are busy to the end"
 
 
 def test_the_seconds_of_this_folder_go_before_those_of_the_recipe(tmp_path, monkeypatch):

@@ -404,7 +404,7 @@ def test_a_recipe_is_switched_to_but_never_over_unsaved_edits(repository):
     assert "seed: 7" in experiment.read_text()
     repository.run("git", "checkout", "-q", ".")
     with inputs.prepared(["download"], "embedded", ["seed=3"], None, 1) as stages:
-        assert [stage.address for stage in stages] == ["download"]
+        assert [stage.address for stage in stages] == ["code", "download"]
     assert "recipe: embedded" in experiment.read_text() and "seed: 3" in experiment.read_text()
 
 
