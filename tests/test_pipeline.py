@@ -80,9 +80,8 @@ def test_measuring_again_changes_nothing_that_git_or_dvc_knows(clone):
     measured = {path: path.read_bytes() for path in (clone.folder / "reports/timing").iterdir()}
     page = (clone.folder / "reports/report.html").read_bytes()
     lock = (clone.folder / "dvc.lock").read_bytes()
-    assert clone.ran("dvc", "repro", "-f", "-s", "train@dit", "sample@dit", "timing", "report") == {
-        *("train@dit", "sample@dit", "timing", "report")
-    }
+    stages = ("train@dit", "sample@dit", "timing", "report")
+    assert clone.ran("dvc", "repro", "-f", "-s", *stages) == set(stages)
     again = {path.stem for path, before in measured.items() if path.read_bytes() != before}
     assert {"dit", "sample-dit", "sampling"} >= again >= {"sampling"}
     assert (clone.folder / "reports/report.html").read_bytes() != page

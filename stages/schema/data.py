@@ -202,7 +202,7 @@ class Sample(Section):
 class Timing(Section):
     """How the seconds of sampling are measured."""
 
-    rounds: Positive = 4
+    rounds: Positive = 3
     """each times every method once; medians are reported"""
     batch: Positive | None = None
     """images a batch, on which seconds per image depend; null: sample.batch"""
