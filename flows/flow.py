@@ -69,7 +69,10 @@ def as_tasks() -> Launch:
 
 
 def _end(future: PrefectFuture[State]) -> End:
-    future.wait()  # it is done; now it has the state that it ended in
+    try:
+        future.wait()  # it is done; now it has the state that it ended in
+    except Exception as error:  # the server is gone; the run must hear of it
+        return End("Crashed", f"{type(error).__name__}: {error}")
     return End(future.state.name, future.state.message or "")
 
 

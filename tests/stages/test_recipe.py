@@ -249,7 +249,7 @@ def test_only_narrows_a_chain_of_recipes_step_by_step(project):
     write("three", "extends: tiny\nonly: [dit, msf, wmgm]\nseeds: 2\n")
     write("two", "extends: three\nonly: [msf, wmgm]\nseeds: 1\n")
     assert list(recipe.experiment_of("two").methods) == ["msf", "wmgm"]
-    assert list(recipe.experiment_of("three").methods)[3:] == ["dit-seed-1", "msf-seed-1", "wmgm-seed-1"]
+    assert list(recipe.experiment_of("three").methods)[3:] == ["msf-seed-1", "dit-seed-1", "wmgm-seed-1"]
 
 
 def test_a_chain_of_recipes_is_merged_from_its_root_on(recipes):

@@ -120,8 +120,12 @@ FIRST = {
     "reference": "data/images.parquet",
     "evaluate": "a method that has been sampled",
     "floor": "data/images.parquet",
+<<<<<<< ours
     "timing": "samples/dit/costs.json",
     "report": "reports/metrics/dit.json",
+=======
+    "report": "reports/metrics/msf.json",
+>>>>>>> theirs
 }
 
 
@@ -723,7 +727,7 @@ def test_several_trainings_are_one_row_with_their_mean_and_spread(measured):
     timings.write("sampling", COSTS, SAMPLING)
     project.change(changes)
     (table,) = made(project).tables
-    assert [row[0] for row in table[1:]] == ["dit", "msf", "real", "autoencoder"]
+    assert [row[0] for row in table[1:]] == ["msf", "dit", "real", "autoencoder"]
     assert columns(table, "KID-EffLite0")["msf"] == "0.2500 +- 0.0200"
     assert columns(table, "trainings") == {"dit": "1", "msf": "3 (sd 0.1250)", "real": "-", "autoencoder": "-"}
     assert columns(table, "label accuracy")["msf"] == "87.5%" and columns(table, "s/image")["msf"] == "0.5"
