@@ -120,12 +120,8 @@ FIRST = {
     "reference": "data/images.parquet",
     "evaluate": "a method that has been sampled",
     "floor": "data/images.parquet",
-<<<<<<< ours
-    "timing": "samples/dit/costs.json",
-    "report": "reports/metrics/dit.json",
-=======
+    "timing": "samples/msf/costs.json",
     "report": "reports/metrics/msf.json",
->>>>>>> theirs
 }
 
 
