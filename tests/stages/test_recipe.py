@@ -343,7 +343,7 @@ def test_an_experiment_saved_as_a_recipe_is_a_recipe_of_its_own_name(project):
         ({"a": "extends: tiny\nclassifier: null"}, "classifier", "None", "dictionary"),
         ({"a": "extends: tiny\nparts: {dit: null}"}, "parts.dit", "None", "dictionary"),
         ({"a": "seed: 1"}, "data", "missing", "a value"),
-        ({"a": "extends: tiny\nonly: [ddpm]"}, "only", "'ddpm'", "methods of tiny: dit, msf, ssd-2l, wmgm"),
+        ({"a": "extends: tiny\nonly: [ddpm]"}, "only", "'ddpm'", "methods of tiny: msf, dit, ssd-2l, wmgm"),
         ({"a": "extends: tiny\nonly: [[dit]]"}, "only", "['dit']", "a list of the methods of tiny"),
         ({"a": "extends: tiny\nonly: dit-1"}, "only", "'dit-1'", "a list of the methods of tiny"),
         ({"a": "extends: tiny\nonly: dit"}, "only", "'dit'", "a list of the methods of tiny"),

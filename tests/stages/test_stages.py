@@ -675,7 +675,7 @@ def test_without_timings_the_report_says_how_to_make_them(measured):
         assert set(columns(table, head).values()) == {"-"}
     assert "`dvc repro -f -s timing report` measures them" in told()
     assert not Path("reports/quality-time.png").exists(), "a plot of before"
-    assert [picture["alt"] for picture in found.pictures][:2] == ["training", "dit: strip"]
+    assert [picture["alt"] for picture in found.pictures][:2] == ["training", "msf: strip"]
 
 
 @pytest.mark.parametrize(
