@@ -39,10 +39,12 @@ def _run(stage: Callable[..., None], given: dict[str, str]) -> None:
     """Calls a stage with the experiment, on `run.threads` threads, which decide the last bits of the results."""
     import torch  # here, because flows import `guarded` and start without torch
 
+    from multiscale.core.memory import keep_freed_memory
     from stages.common import settings
 
     params = settings.load()
     torch.set_num_threads(params.run.threads)
+    keep_freed_memory()
     stage(params, **given)
 
 
