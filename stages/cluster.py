@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from multiscale.core.memory import keep_freed_memory
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress
 from stages.common.paths import EXPERIMENT, SCRATCH
@@ -140,6 +141,7 @@ class _Remote:
     def __init__(self, folder: Path, threads: int, make: Callable[[], Any]):
         os.chdir(folder)
         torch.set_num_threads(threads)
+        keep_freed_memory()
         self.make, self.object = make, None
 
     def call(self, method: str, item: tuple[Any, ...]) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from multiscale.core.device import default_device, describe, peak_memory_bytes, resolve_precision
+from multiscale.core.memory import keep_freed_memory
 from multiscale.core.storage import atomic_folder, write_json
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Result, fit
@@ -96,6 +97,7 @@ def _worker(config: dict[str, Any]) -> None:
     job, run = config["job"], config["run"]
     os.chdir(job.root)
     torch.set_num_threads(run.threads)
+    keep_freed_memory()
     work(job, run, on_step=cluster.reporter(config["meter"]))
 
 

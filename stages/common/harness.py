@@ -43,11 +43,13 @@ def _run(name: str, given: dict[str, str]) -> None:
     """Calls a stage with the experiment, on `run.threads` threads, which decide the last bits of the results."""
     import torch  # here, because commands start without torch
 
+    from multiscale.core.memory import keep_freed_memory
     from stages.common import settings
 
     stage = importlib.import_module(name)
     params = settings.load()
     torch.set_num_threads(params.run.threads)
+    keep_freed_memory()
     stage.main(params, **given)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy import stats
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.storage import Table
 from multiscale.methods.wmgm.bands import coarse, decompose_images, detail, shapes, statistics, transform_of
-from multiscale.methods.wmgm.wavelet import Wavelet
+from multiscale.methods.wmgm.wavelet import ORTHOGONAL, Wavelet, filters
 from multiscale.methods.wmgm.whitening import (
     ROUNDING,
     BandStatistics,
@@ -76,6 +77,17 @@ def test_the_inverse_undoes_the_transform_and_the_energy_stays(name, resolution,
     assert energy.item() == pytest.approx(x.double().square().sum().item(), rel=TOLERANCES[dtype])
 
 
+def test_filters_are_those_of_pywavelets_made_orthonormal_to_rounding():
+    """The products of each filter with itself and with the other, moved by even lags, are 0 but for its energy, 1."""
+    for name in ORTHOGONAL:
+        theirs, pair = pywt.Wavelet(name), np.array(filters(name))
+        assert np.abs(pair - [theirs.dec_lo, theirs.dec_hi]).max() < 1e-11
+        for a, b in itertools.product((0, 1), repeat=2):
+            products = np.correlate(pair[a], pair[b], "full")[1::2]
+            wanted = np.eye(len(products))[len(products) // 2] * (a == b)
+            assert np.abs(products - wanted).max() < 1e-14, name
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_adjoint_of_the_transform_is_its_inverse(name):
     x = (random(1, 2, 16, 16, dtype=torch.float64) - 0.5).requires_grad_()
@@ -117,13 +129,15 @@ def test_haar_can_be_differentiated_twice_and_takes_any_batch():
     assert low.shape == (0, 2, 2, 2) and haar.merge(low, details).shape == (0, 2, 4, 4)
 
 
-def test_the_batch_is_worked_on_in_blocks_without_a_trace(monkeypatch):
+@pytest.mark.parametrize("name", ["haar", "db3"])
+def test_the_batch_is_worked_on_in_blocks_without_a_trace(name, monkeypatch):
     x = random(5, 3, 16, 16)
-    whole = dwt(x, "haar", 2)
+    whole = dwt(x, name, 2)
+    together = idwt(*whole, name)
     monkeypatch.setattr("multiscale.methods.wmgm.wavelet.BLOCK", 2 * 3 * 16 * 16)
-    low, details = dwt(x, "haar", 2)
+    low, details = dwt(x, name, 2)
     assert torch.equal(low, whole[0]) and all(torch.equal(a, b) for a, b in zip(details, whole[1]))
-    assert torch.equal(idwt(low, details, "haar"), idwt(*whole, "haar"))
+    assert torch.equal(idwt(low, details, name), together)
 
 
 def test_reduced_precision_around_it_does_not_reach_the_transform():

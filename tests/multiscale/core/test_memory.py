@@ -1,0 +1,38 @@
+"""Memory that is freed is there for the next block of its size, without a page fault."""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+
+import pytest
+
+from multiscale.core import memory
+
+C = ctypes.CDLL(None)
+BLOCK, PAGE = 2**26, 4096  # bytes; by itself glibc returns every block of this size
+
+
+def faults() -> int:
+    """The page faults of a block that is made, written and freed."""
+    C.malloc.restype, C.malloc.argtypes, C.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = C.malloc(BLOCK)
+    ctypes.memset(block, 1, BLOCK)
+    C.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(not hasattr(C, "mallopt"), reason="not glibc")
+def test_freed_memory_is_kept():
+    assert memory.allocate(mapped_from=2**17, kept=2**17)  # where glibc starts
+    assert faults() >= BLOCK // PAGE and faults() >= BLOCK // PAGE
+    memory.keep_freed_memory()
+    faults()
+    assert faults() < BLOCK // PAGE // 100
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
+    memory.keep_freed_memory()
+    assert not memory.allocate(mapped_from=2**17, kept=2**17)
