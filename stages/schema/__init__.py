@@ -59,7 +59,7 @@ class Experiment(Section):
     students: dict[Name, Student] = {}
     """the networks to distil from another method"""
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
-    """the rows of the leaderboard, and how each is sampled"""
+    """the rows of the leaderboard, and how each is sampled; a run makes the samples of the first one first"""
     classifier: Classifier
     sample: Sample
     evaluate: Evaluate

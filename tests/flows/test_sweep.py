@@ -53,7 +53,7 @@ def swept(trained, working_copy):
 INVALID = [
     ("an unknown key", {"trails": 3}, "trails: 'trails'", "method, metric, trials"),
     ("an unknown metric", {"metric": "fid"}, "metric: 'fid'", "'kid', 'fd'"),
-    ("an unknown method", {"method": "nope"}, "method: 'nope'", "dit, msf"),
+    ("an unknown method", {"method": "nope"}, "method: 'nope'", "msf, dit"),
     ("no space", {"space": {}}, "space: {}", "at least one setting"),
     (
         "a missing key",

@@ -249,7 +249,7 @@ def test_only_narrows_a_chain_of_recipes_step_by_step(project):
     write("three", "extends: tiny\nonly: [dit, msf, wmgm]\nseeds: 2\n")
     write("two", "extends: three\nonly: [msf, wmgm]\nseeds: 1\n")
     assert list(recipe.experiment_of("two").methods) == ["msf", "wmgm"]
-    assert list(recipe.experiment_of("three").methods)[3:] == ["dit-seed-1", "msf-seed-1", "wmgm-seed-1"]
+    assert list(recipe.experiment_of("three").methods)[3:] == ["msf-seed-1", "dit-seed-1", "wmgm-seed-1"]
 
 
 def test_a_chain_of_recipes_is_merged_from_its_root_on(recipes):
@@ -343,7 +343,7 @@ def test_an_experiment_saved_as_a_recipe_is_a_recipe_of_its_own_name(project):
         ({"a": "extends: tiny\nclassifier: null"}, "classifier", "None", "dictionary"),
         ({"a": "extends: tiny\nparts: {dit: null}"}, "parts.dit", "None", "dictionary"),
         ({"a": "seed: 1"}, "data", "missing", "a value"),
-        ({"a": "extends: tiny\nonly: [ddpm]"}, "only", "'ddpm'", "methods of tiny: dit, msf, ssd-2l, wmgm"),
+        ({"a": "extends: tiny\nonly: [ddpm]"}, "only", "'ddpm'", "methods of tiny: msf, dit, ssd-2l, wmgm"),
         ({"a": "extends: tiny\nonly: [[dit]]"}, "only", "['dit']", "a list of the methods of tiny"),
         ({"a": "extends: tiny\nonly: dit-1"}, "only", "'dit-1'", "a list of the methods of tiny"),
         ({"a": "extends: tiny\nonly: dit"}, "only", "'dit'", "a list of the methods of tiny"),

@@ -187,7 +187,7 @@ INVALID = [
     ("a width that is no multiple of heads", {f"{DIT}.network.heads": 3}, f"{DIT}.network.width", "32", "heads (3)"),
     ("an unknown preset", {f"{DIT}.network": {"preset": "XXL"}}, f"{DIT}.network.preset", "'XXL'", "DiT-XL/2"),
     ("an unknown decomposition", {f"{DIT}.dataset": "wavelet"}, f"{DIT}.dataset", "'wavelet'", "full, residual"),
-    ("an unknown method", {f"{DIT}.method": "ssd"}, f"{DIT}.method", "'ssd'", "dit, msf"),
+    ("an unknown method", {f"{DIT}.method": "ssd"}, f"{DIT}.method", "'ssd'", "msf, dit"),
     (
         "a part of another kind than its method",
         {"methods.dit": {"kind": "ssd", "solver": {"steps": 4}}},
@@ -198,7 +198,13 @@ INVALID = [
     ("an index beyond the scales", {"parts.msf-1.index": 2}, "parts.msf-1.index", "2", "2 scales"),
     ("two parts of one index", {"parts.msf-1.index": 0}, "methods.msf", "[0, 0]", "2 scales"),
     ("parts of two decompositions", {"parts.msf-1.dataset": "full", "parts.msf-1.index": 0}, *MIXED),
-    ("two parts for the control", {"parts.msf-0.method": "dit"}, "methods.dit", "['full', 'residual']", "one dataset"),
+    (
+        "two parts for the control",
+        {"parts.more": PART | {"dataset": "residual"}},
+        "methods.dit",
+        "['full', 'residual']",
+        "one dataset",
+    ),
     ("a method without parts", {"methods.ddpm": {"kind": "ssd"}}, "methods.ddpm", "'ddpm'", "(`method: ddpm`)"),
     ("parts that a method names", {"methods.dit.parts": ["dit"]}, "methods.dit.parts", "'parts'", "repeat_of, scales"),
     ("fewer solvers than scales", {"methods.msf.scales": [SOLVER]}, "methods.msf.scales", "1", "2 solvers"),

@@ -119,7 +119,7 @@ FIRST = {
     "reference": "data/images.parquet",
     "evaluate": "a method that has been sampled",
     "floor": "data/images.parquet",
-    "report": "reports/metrics/dit.json",
+    "report": "reports/metrics/msf.json",
 }
 
 
@@ -627,7 +627,7 @@ def test_several_trainings_are_one_row_with_their_mean_and_spread(measured):
             shutil.copy(f"models/msf/{old}/history.jsonl", f"models/msf-seed-{k}/{new}/history.jsonl")
     project.change(changes)
     (table,) = made(project).tables
-    assert [row[0] for row in table[1:]] == ["dit", "msf", "real", "autoencoder"]
+    assert [row[0] for row in table[1:]] == ["msf", "dit", "real", "autoencoder"]
     assert columns(table, "KID-EffLite0")["msf"] == "0.2500 +- 0.0200"
     assert columns(table, "trainings") == {"dit": "1", "msf": "3 (sd 0.1250)", "real": "-", "autoencoder": "-"}
     assert columns(table, "label accuracy")["msf"] == "87.5%" and columns(table, "s/image")["msf"] == "0.75"
