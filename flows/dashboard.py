@@ -28,7 +28,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 from flows import connection, process
 from flows.board import FILES
-from flows.reproduce import reproduce
+from flows.flow import reproduce
 from flows.sweeps.board import sweep
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import guarded

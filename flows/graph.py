@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from dvc.utils.serialize import load_yaml, modify_yaml
 
 from stages.common.errors import BadInput, refuse
 
+logging.getLogger("dvc").setLevel(logging.CRITICAL)  # no bars of its own in the terminal; its errors are raised
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -26,7 +29,8 @@ class Stage:
     address: str
     needs: tuple[str, ...]  # the stages that make what it reads
     current: bool  # it and all that it needs are up to date; otherwise DVC decides when the needs are done
-    urgency: tuple[int, int]  # the stages in the longest chain that starts with it; those that wait for it
+    awaited: int  # how many stages wait for it
+    leads: bool  # the first pictures wait for it: the samples of the first method of the experiment that lacks them
 
 
 @dataclass(frozen=True)
@@ -60,22 +64,28 @@ def plan(targets: Iterable[str] = ()) -> list[Stage]:
         addresses = [_address(target, whole) for target in targets] or [PROJECT_FILE]
         order = plan_repro(whole, collect_stages(repo, addresses))
         graph = whole.subgraph(order)
-        heights: dict[DvcStage, int] = {}
-        for stage in reversed(order):
-            heights[stage] = 1 + max((heights[user] for user in graph.predecessors(stage)), default=0)
         current: set[DvcStage] = set()
         for stage in order:
             if current.issuperset(graph.successors(stage)) and not stage.changed():
                 current.add(stage)
+        samples = [stage for stage in repo.index.stages if is_sample(stage.addressing) and stage in graph]
+        first = next((stage for stage in samples if stage not in current), None)
+        leading = {first, *nx.descendants(graph, first)} if first else set()
         return [
             Stage(
                 stage.addressing,
                 tuple(need.addressing for need in graph.successors(stage)),
                 stage in current,
-                (heights[stage], len(nx.ancestors(graph, stage))),
+                len(nx.ancestors(graph, stage)),
+                stage in leading,
             )
             for stage in order
         ]
+
+
+def is_sample(address: str) -> bool:
+    """Whether a stage samples the images of a method, samples/METHOD."""
+    return address.startswith("sample@")
 
 
 def _address(target: str, graph: Iterable[DvcStage]) -> str:

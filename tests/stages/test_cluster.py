@@ -18,7 +18,7 @@ import torch
 from conftest import ROOT, Project
 
 from flows.cluster import slots
-from flows.reproduce import reproduce
+from flows.flow import reproduce
 from stages import cluster
 from stages.common.paths import SAMPLES, VAE
 from stages.common.settings import BadInput
