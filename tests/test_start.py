@@ -71,3 +71,33 @@ print(*(tuple(found.shape) for found in features.extract(net, torch.zeros(2, 1, 
     assert {"torch", "polars", *STAGES} <= modules
     later = {"torch._dynamo", "torchvision", "torch_fidelity", "scipy", "diffusers", "transformers", "peft", "ray"}
     assert sorted(modules & later) == []
+
+
+def test_the_autoencoder_starts_without_what_diffusers_loads_for_its_pipelines():
+    out, modules = run("""
+from multiscale.networks import autoencoder
+net = autoencoder.kl_class()(block_out_channels=(8, 8), norm_num_groups=4, down_block_types=["DownEncoderBlock2D"] * 2,
+                             up_block_types=["UpDecoderBlock2D"] * 2)
+import torch
+print(tuple(net.encode(torch.zeros(1, 3, 8, 8)).latent_dist.mean.shape))
+print(sorted({"peft", "scipy", "torchvision", "transformers"} & {name.partition(".")[0] for name in sys.modules}))
+import scipy.stats  # hidden only while diffusers was imported
+""")
+    assert out == "(1, 4, 4, 4)\n[]\n"
+    assert {"diffusers", "scipy"} <= modules
+
+
+def test_what_is_loaded_already_is_not_hidden():
+    out, _ = run("""
+import colorsys
+from multiscale.core.compat import absent
+with absent("colorsys", "wave"):
+    import colorsys as again
+    try:
+        import wave
+    except ImportError:
+        print(again is colorsys)
+import wave
+print(wave.__name__, sys.modules["colorsys"] is colorsys)
+""")
+    assert out == "True\nwave True\n"

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from multiscale.core.device import autocast, default_device, resolve_precision
+from multiscale.core.device import autocast, cast_weights, default_device, resolve_precision
 from multiscale.core.streams import Draws, Order
 from multiscale.training.checkpoint import Checkpoints, flatten_optimizer, restore_optimizer
 from multiscale.training.optimizers import optimizers
@@ -81,7 +81,8 @@ class Trainer:
         self.workers.place(self.ema.average, self.layout[part.main])
         self.networks = {name: self.workers.place(net, self.layout[name]) for name, net in part.networks.items()}
         for net in part.frozen.values():
-            self.workers.place(net, self.workers.layout(net))
+            kept = net if self.workers.mesh else cast_weights(net, self.precision)  # shards are of one dtype
+            self.workers.place(kept, self.workers.layout(net))
         self.nets = {name: self._wrap(net) for name, net in self.networks.items()}
         # `_move` turns gradients on for these alone: what is frozen from the start (under an adapter) stays frozen.
         self.trained = {name: [p for p in net.parameters() if p.requires_grad] for name, net in self.networks.items()}
