@@ -9,6 +9,7 @@ from torch import nn
 from multiscale.networks.dit import DiT
 from multiscale.networks.unet import UNetNetwork
 from multiscale.training.checkpoint import flatten_optimizer, restore_optimizer
+from multiscale.training.muon import Muon, orthogonal
 from multiscale.training.optimizers import optimizers
 
 MUON = replace(TRAINING, optimizer="muon", lr=0.02, weight_decay=0.1)
@@ -28,7 +29,8 @@ def stepped(net: nn.Conv2d, used: list[torch.optim.Optimizer], steps: int) -> No
             optimizer.zero_grad()
 
 
-def test_a_convolution_is_updated_as_the_matrix_of_its_taps_by_torchs_muon():
+def test_a_convolution_is_updated_as_the_matrix_of_its_taps_by_torchs_muon(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)  # in which torch's iterates
     for layout in (torch.channels_last, torch.contiguous_format):
         net, twin = convolution(layout), convolution(layout)
         matrix = nn.Parameter(twin.weight.detach().permute(0, 2, 3, 1).reshape(10, 108).clone())
@@ -47,12 +49,42 @@ def test_a_convolution_is_updated_as_the_matrix_of_its_taps_by_torchs_muon():
         torch.testing.assert_close(net.bias.data, twin.bias.data)
 
 
+def test_weights_of_all_shapes_are_updated_as_by_torchs_muon(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
+    torch.manual_seed(0)
+    shapes = [(8, 12), (12, 8), (8, 12), (9, 9), (9, 9)]  # the first three go together
+    ours, theirs = ([nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    pair = (
+        Muon(ours, lr=0.02, weight_decay=0.1),
+        torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(3):
+        for one, other in zip(ours, theirs):
+            one.grad = other.grad = torch.randn(one.shape)
+        for optimizer in pair:
+            optimizer.step()
+    for one, other in zip(ours, theirs):
+        torch.testing.assert_close(one, other)
+
+
+def test_singular_values_follow_the_polynomial_and_vectors_stay():
+    torch.manual_seed(1)
+    matrices = torch.randn(3, 6, 15) * torch.tensor([1e-3, 1.0, 50.0]).view(-1, 1, 1)  # the scale does not matter
+    for matrix, found in zip(matrices, orthogonal(matrices), strict=True):
+        u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+        s = s / s.square().sum().sqrt()
+        for _ in range(5):
+            s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+        torch.testing.assert_close(found.double(), u * s @ v, rtol=1e-3, atol=1e-4)
+    assert not orthogonal(torch.zeros(1, 4, 5)).any()
+
+
 def test_layers_that_touch_images_and_everything_that_is_no_matrix_stay_with_adamw():
     net = UNetNetwork(width=8, multipliers=[1, 2], blocks=1, attention=[4], heads=1, groups=4).build(1, 8, classes=3)
     adamw, muon = optimizers(net, MUON)
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     left = {names[id(parameter)] for parameter in adamw.param_groups[0]["params"]}
-    taken = {names[id(weight)] for weight in muon.weights}
+    taken = {names[id(weight)] for weight in muon.param_groups[0]["params"]}
     assert not left & taken and left | taken == set(names.values())
     matrices = {name for name in left if net.get_parameter(name).ndim > 1}
     assert matrices == {"stem.weight", "head.weight", "label.weight"}
@@ -64,7 +96,7 @@ def test_without_muon_adamw_trains_everything_and_frozen_weights_are_left_alone(
     net.patches.requires_grad_(False)
     (adamw,) = optimizers(net, replace(MUON, optimizer="adamw"))
     assert len(adamw.param_groups[0]["params"]) == len(list(net.parameters())) - 2
-    assert all(weight is not net.patches.weight for weight in optimizers(net, MUON)[1].weights)
+    assert all(weight is not net.patches.weight for weight in optimizers(net, MUON)[1].param_groups[0]["params"])
 
 
 def test_a_resumed_muon_goes_on_with_its_momentum():
