@@ -162,6 +162,8 @@ def test_seconds_are_measured_after_all_else_and_before_the_report(stages):
     assert needs["report"] == set(stages) - {"report"}
     (out,) = stages["timing"].outs
     assert out.def_path in {dep.def_path for dep in stages["report"].deps}
+    ignored = subprocess.run(["git", "check-ignore", "-q", out.def_path], cwd=ROOT).returncode == 0
+    assert ignored, "a fresh clone would find the output there, and measure no seconds"
 
 
 def test_what_is_measured_on_one_machine_is_known_to_neither_git_nor_dvc(stages):

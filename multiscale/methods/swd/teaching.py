@@ -24,7 +24,7 @@ from multiscale.methods.swd.sampler import TeacherSampler, solved
 from multiscale.methods.swd.settings import Student, Synthetic
 from multiscale.networks import autoencoder
 
-IMAGES = 500  # for the check, at each resolution
+IMAGES = 200  # for the check, at each resolution
 SOLVER = flow.Solver(steps=12)  # without guidance, which changes the distribution
 GRID = 4
 # The embedded teacher has a distance of 0.005, 0.003 and 0.007 at 16, 24 and 32 px; one trained at 32 px alone, of
