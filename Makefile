@@ -20,7 +20,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $(STAMP)
 
-demo: $(STAMP) ## Run one method from the data to its grid of samples (METHOD=msf); `make repro` goes on from there
+demo: $(STAMP) ## Run one method from the data to its grid of samples (METHOD=msf RECIPE=mine); `make repro` goes on from there
+	$(if $(RECIPE),$(BIN)/python -m stages.recipe $(RECIPE))
 	$(BIN)/python -m flows.reproduce $(METHOD)
 	@echo
 	@echo "samples: $(CURDIR)/samples/$(METHOD)/grid.png, step by step: $(CURDIR)/samples/$(METHOD)/strip.png"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 INK, PAPER, QUIET = (20, 20, 20), (255, 255, 255), (110, 110, 110)
 GAP = 4
+LONGEST = 24  # characters of a heading: a longer name of a class would move the columns apart
 
 
 def to_image(pixels: Tensor, zoom: int) -> Image.Image:
@@ -20,54 +24,84 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
+def _width(text: str, size: int) -> int:
+    return round(_font(size).getlength(text))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
 def grid(pixels: Tensor, columns: int, headings: list[str], title: str) -> Image.Image:
-    """uint8 images (N, C, H, W), row by row, with a title and a heading above each column."""
-    resolution = pixels.shape[-1]
-    zoom = max(1, 64 // resolution)
-    step, top = resolution * zoom + GAP, 52
+    """uint8 images (N, C, H, W), row by row, with a title and a heading above each column, which is as wide."""
+    zoom = max(1, 64 // pixels.shape[-1])
+    side, top = pixels.shape[-1] * zoom, 52
+    shown = [_short(heading) for heading in headings[:columns]]
+    cell = max([side, *(_width(heading, 13) + 2 * GAP for heading in shown if _width(heading, 13) > side)])
+    step, down = cell + GAP, side + GAP
     rows = -(-len(pixels) // columns)
-    sheet = Image.new("RGB", (columns * step + GAP, top + rows * step), PAPER)
+    width = max(columns * step, _width(title, 16) + GAP) + GAP
+    sheet = Image.new("RGB", (width, top + rows * down), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, 6), title, INK, _font(16))
-    for column, heading in enumerate(headings[:columns]):
-        draw.text((GAP + column * step + resolution * zoom / 2, top - 12), heading, QUIET, _font(13), anchor="mm")
+    for column, heading in enumerate(shown):
+        draw.text((GAP + column * step + cell / 2, top - 12), heading, QUIET, _font(13), anchor="mm")
     for index, image in enumerate(pixels):
         row, column = divmod(index, columns)
-        sheet.paste(to_image(image, zoom), (GAP + column * step, top + row * step))
+        sheet.paste(to_image(image, zoom), (GAP + column * step + (cell - side) // 2, top + row * down))
     return sheet
 
 
-def of_classes(pixels: Tensor, labels: Tensor | None, rows: int, columns: int, title: str) -> Image.Image:
+def of_classes(
+    pixels: Tensor, labels: Tensor | None, rows: int, columns: int, title: str, names: Sequence[str] = ()
+) -> Image.Image:
     """A grid of uint8 images (N, C, H, W), one class a column: the first images of the first classes.
 
-    Places that a class cannot fill stay empty. Without labels, images are laid out row by row.
+    names: of the classes, in the order of their labels. Few classes get several columns each, as far as their images
+    fill them; places that a class cannot fill stay empty. Without labels, and where there are more classes than columns
+    and too few images of each, images are laid out row by row, in the order of their classes.
     """
-    if labels is None:
-        return grid(pixels[: columns * rows], columns, [], title)
-    found = labels.unique()[:columns].tolist()
-    of_class = [torch.nonzero(labels == c).flatten()[:rows] for c in found]
-    shown = torch.nn.utils.rnn.pad_sequence(of_class, padding_value=-1).flatten()
+    kinds = [] if labels is None else labels.unique().tolist()
+    of_class = [torch.nonzero(labels == kind).flatten() for kind in kinds]
+    most = max(map(len, of_class), default=0)
+    if labels is None or (len(kinds) > columns and most < rows):
+        shown = torch.cat(of_class) if of_class else torch.arange(len(pixels))
+        fitting = math.ceil(math.sqrt(len(pixels) * columns / rows))  # a smaller grid of the same form
+        columns = max(1, min(columns, fitting))
+        return grid(pixels[shown[: columns * rows]], columns, [], title)
+    kinds, of_class = kinds[:columns], of_class[:columns]
+    wide = min(columns // len(kinds), math.ceil(most / rows))  # columns of a class
+    high = min(rows, math.ceil(most / wide))
+    places = torch.full((len(kinds), high * wide), -1)
+    for place, mine in zip(places, of_class):
+        place[: len(mine)] = mine[: high * wide]
+    shown = places.view(len(kinds), high, wide).transpose(0, 1).flatten()
     chosen = pixels[shown]
     chosen[shown < 0] = PAPER[0]
-    headings = [f"class {c}" if len(found) <= 6 else str(c) for c in found]
-    return grid(chosen, len(found), headings, f"{title}, a class a column")
+    plain = [f"class {kind}" if len(kinds) <= 6 else str(kind) for kind in kinds]
+    headings = [names[kind] if names else plain[index] for index, kind in enumerate(kinds) for _ in range(wide)]
+    return grid(chosen, len(headings), headings, f"{title}, a class a column" if wide == 1 else title)
 
 
-def strip(frames: list[tuple[str, Tensor]], title: str) -> Image.Image:
-    """Frames (caption, uint8 (n, C, h, h)) from left to right, all at the same zoom."""
+def strip(frames: list[tuple[str, Tensor]], title: str, names: Sequence[str] = ()) -> Image.Image:
+    """Frames (caption, uint8 (n, C, h, h)) from left to right, all at the same zoom; names: to the left of each row."""
     full = max(images.shape[-1] for _, images in frames)
     zoom = max(1, 96 // full)
-    cell = max(full * zoom, *(round(_font(12).getlength(caption)) + 2 * GAP for caption, _ in frames))
+    cell = max(full * zoom, *(_width(caption, 12) + 2 * GAP for caption, _ in frames))
     step, across = full * zoom + GAP, cell + GAP
     count, top = len(frames[0][1]), 34
-    width = max(len(frames) * across, round(_font(16).getlength(title)) + GAP) + GAP
+    shown = [_short(name) for name in names]
+    margin = GAP + max((_width(name, 13) + GAP for name in shown), default=0)
+    width = max(margin + len(frames) * across, _width(title, 16) + 2 * GAP)
     sheet = Image.new("RGB", (width, top + count * step + 22), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, 6), title, INK, _font(16))
+    for row, name in enumerate(shown):
+        draw.text((GAP, top + row * step + full * zoom / 2), name, QUIET, _font(13), anchor="lm")
     for column, (caption, images) in enumerate(frames):
         for row, image in enumerate(images):
             picture = to_image(image, zoom)
             left, down = (cell - picture.width) // 2, (full * zoom - picture.height) // 2
-            sheet.paste(picture, (GAP + column * across + left, top + row * step + down))
-        draw.text((GAP + column * across + cell / 2, sheet.height - 12), caption, QUIET, _font(12), anchor="mm")
+            sheet.paste(picture, (margin + column * across + left, top + row * step + down))
+        draw.text((margin + column * across + cell / 2, sheet.height - 12), caption, QUIET, _font(12), anchor="mm")
     return sheet

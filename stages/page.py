@@ -65,6 +65,7 @@ def side_by_side(plots: list[Path]) -> str:
 
 def render(
     recipe: str,
+    classes: Sequence[str],
     boards: list[Leaderboard],
     plots: list[Path],
     shown: Mapping[str, Sequence[str]],
@@ -73,9 +74,11 @@ def render(
 ) -> str:
     """The page: a table for each protocol, the plots, the pictures of each method and floor, and further sections.
 
-    shown: name -> kinds of its pictures, in galleries/NAME-KIND.png.
+    classes: their names, if the data has some. shown: name -> kinds of its pictures, in galleries/NAME-KIND.png.
     """
     parts = [f"<h1>Multiscale: {escape(recipe)}</h1>"]
+    if classes:
+        parts.append(f'<p class="quiet">{len(classes)} classes: {escape(", ".join(classes))}</p>')
     for board in boards:
         parts.append(f"<h2>Leaderboard by KID-{escape(board.metric)}</h2>")
         parts.append(table(board.headings, board.rows, board.floors))

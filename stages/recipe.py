@@ -4,6 +4,7 @@ python -m stages.recipe                       # list
 python -m stages.recipe clothing64            # switch
 python -m stages.recipe clothing64 --force    # switch, and discard uncommitted edits
 python -m stages.recipe --defaults            # print the experiment with every key; with a name, that recipe
+python -m stages.recipe new mine --images DIR # look at images (folder, zip, tar, Parquet, IDX), write a recipe
 
 A recipe is an experiment without defaults, and may have three further keys:
     extends: NAME           # starts from another recipe, whose keys can be overridden
@@ -20,6 +21,11 @@ from stages.common.harness import guarded, launch, show
 from stages.common.paths import RECIPES
 
 if __name__ == "__main__":  # first: the imports below take seconds, and a list needs none of them
+    if sys.argv[1:2] == ["new"]:
+        parser = argparse.ArgumentParser(prog="python -m stages.recipe new", description="Writes a recipe for images.")
+        parser.add_argument("name", help="of the recipe and the data set")
+        parser.add_argument("--images", required=True, help="a folder, zip, tar, Parquet or IDX file")
+        launch("stages.propose", **vars(parser.parse_args(sys.argv[2:])))
     parser = argparse.ArgumentParser(
         prog="python -m stages.recipe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -64,7 +70,7 @@ def resolve(name: str, seen: tuple[str, ...] = ()) -> Tree:
     if not isinstance(base, str):
         raise refuse(path, "extends", base, "the name of a recipe")
     taken = resolve(base, (*seen, name))
-    return _merge(taken if only is None else _only(taken, only, base, path), own)
+    return merge(taken if only is None else _only(taken, only, base, path), own)
 
 
 def _only(tree: Tree, names: Any, base: str, path: Path) -> Tree:
@@ -84,13 +90,13 @@ def _only(tree: Tree, names: Any, base: str, path: Path) -> Tree:
     }
 
 
-def _merge(base: Tree, over: Tree) -> Tree:
+def merge(base: Tree, over: Tree) -> Tree:
     """Merges mappings key by key; those of another kind or role or with a preset, and other values, are replaced."""
     merged = dict(base)
     for key, value in over.items():
         before = base.get(key)
         if isinstance(value, dict) and isinstance(before, dict) and _is_like(value, before):
-            merged[key] = _merge(before, value)
+            merged[key] = merge(before, value)
         else:
             merged[key] = value
     return merged

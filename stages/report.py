@@ -19,6 +19,7 @@ import polars as pl
 
 from multiscale.core.storage import atomic_file, atomic_folder, read_json, write_json, write_text
 from stages import figures, leaderboard, measured, page, wavelets
+from stages.common.images import class_names
 from stages.common.paths import METRICS, NEIGHBOURS, REPORTS, SAMPLES, parts_of
 from stages.schema import Experiment
 
@@ -73,7 +74,7 @@ def main(params: Experiment) -> None:
         for group in timed
     ]
     plots = [path for path in (QUALITY_TIME, TRAINING) if path.exists()]
-    write_text(PAGE, page.render(params.recipe, boards, plots, shown, GALLERIES, sections))
+    write_text(PAGE, page.render(params.recipe, class_names(), boards, plots, shown, GALLERIES, sections))
     print(table)
     for line in wavelets.warnings(sections):
         print(line)

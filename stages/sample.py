@@ -30,7 +30,7 @@ from stages.cluster import pool
 from stages.common import timings
 from stages.common.errors import refuse
 from stages.common.harness import progress
-from stages.common.images import class_counts, classes
+from stages.common.images import class_counts, class_names, classes
 from stages.common.paths import COSTS, MODELS, SAMPLES
 from stages.schema import Experiment
 
@@ -58,8 +58,11 @@ class Artist:
         """uint8 images (n, C, H, H), at most a batch."""
         return next(sampling.generate(self.sampler, seeds, labels, self.section.batch))
 
-    def strip(self, seeds: list[int], labels: Tensor) -> Image:
-        """A picture of images at up to seven steps, evenly spaced; the last step of each scale is always shown."""
+    def strip(self, seeds: list[int], labels: Tensor, names: list[str]) -> Image:
+        """A picture of images at up to seven steps, evenly spaced; the last step of each scale is always shown.
+
+        names: of their classes, [] for none.
+        """
         frames: list[tuple[str, Tensor]] = []
         self.sampler(seeds, labels, lambda caption, images: frames.append((caption, to_pixels(images))))
         ends = [i for i in range(len(frames)) if i + 1 == len(frames) or frames[i][0] != frames[i + 1][0]]
@@ -68,7 +71,7 @@ class Artist:
         for start, end in zip([0, *(end + 1 for end in ends)], ends):
             chosen += sorted({round(float(i)) for i in np.linspace(end, start, each)})
         shown = [(f"{frames[i][0]}, step {i + 1}", frames[i][1]) for i in chosen]
-        return pictures.strip(shown, f"{self.name}: {self.sampler.shows}")
+        return pictures.strip(shown, f"{self.name}: {self.sampler.shows}", names)
 
     def memory(self) -> dict[str, Any]:
         """The peak memory so far, and the device."""
@@ -115,9 +118,11 @@ def main(params: Experiment, method_name: str) -> None:
             done += len(images)
             reach(done)
         grid = f"{method_name}: seeds from {section.first_seed} on"
-        sheet = (labels if kinds > 1 else None, section.grid_rows, section.grid_columns, grid)
+        names = class_names() if kinds > 1 else []
+        sheet = (labels if kinds > 1 else None, section.grid_rows, section.grid_columns, grid, names)
         pictures.of_classes(torch.from_numpy(writer.arrays["pixels"]), *sheet).save(folder / "grid.png")
-        (strip,) = workers.map("strip", [(seeds[:4], labels[:4])])
+        of_rows = [names[label] for label in labels[:4]] if names else []
+        (strip,) = workers.map("strip", [(seeds[:4], labels[:4], of_rows)])
         strip.save(folder / "strip.png")
         writer.close()
         (memory,) = workers.map("memory", [()])

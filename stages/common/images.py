@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,13 @@ SCHEMA = {
     "height": pl.Int32,
     "image": pl.Binary,
 }
+CLASS_NAMES = b"classes"  # metadata: a list in JSON, in the order of the labels
+
+
+def class_names() -> list[str]:
+    """The names of the classes in the order of their labels; [] where the data has none."""
+    names: list[str] = json.loads((pq.read_schema(IMAGES).metadata or {}).get(CLASS_NAMES, b"[]"))
+    return names
 
 
 def classes() -> int:

@@ -369,7 +369,7 @@ def test_an_empty_folder_is_refused(refused):
     Path("set").mkdir()
     assert refused() == (
         "params/experiment.yaml: data.path: 'set' is not allowed; "
-        "allowed: a folder with images, Parquet files or one archive"
+        "allowed: a folder with images, Parquet or IDX files, or one archive"
     )
 
 

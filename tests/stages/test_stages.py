@@ -461,7 +461,7 @@ def test_a_name_on_the_page_is_text_and_never_markup(tmp_path):
         Image.new("L", (2, 2)).save(tmp_path / f"{name}.png")
     board = page.Leaderboard(NASTY, [NASTY], [[NASTY]], [[NASTY]], [NASTY])
     section = page.Section(NASTY, [NASTY], [NASTY], [[NASTY]], ["plot.png"])
-    text = page.render(NASTY, [board], [tmp_path / "plot.png"], {flat: ["grid"]}, tmp_path, [section])
+    text = page.render(NASTY, [NASTY], [board], [tmp_path / "plot.png"], {flat: ["grid"]}, tmp_path, [section])
     found = Page(text)
     assert {"script", "b"}.isdisjoint(found.tags)
     assert found.tables == [[[NASTY], [NASTY], [NASTY]], [[NASTY], [NASTY]]]

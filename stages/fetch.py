@@ -1,0 +1,64 @@
+"""Fetches a dataset from a URL or the Hugging Face hub, once, into the scratch folder."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import urllib.request
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from multiscale.core.storage import atomic_file
+from stages.common.errors import BadInput, refuse
+from stages.common.harness import is_disk_full, progress
+from stages.common.paths import EXPERIMENT, SCRATCH
+from stages.schema.data import Data
+
+
+def sha256_of(path: Path) -> str:
+    """The checksum of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(path: Path, sha256: str, name: object) -> None:
+    """Raises BadInput unless the file has the checksum."""
+    found = sha256_of(path)
+    if found != sha256:
+        raise refuse(EXPERIMENT, "data.sha256", sha256, f"the checksum of {name}, {found}")
+
+
+def archive(data: Data) -> Path:
+    """Downloads data.url into the scratch folder unless it is there, and verifies it."""
+    sha256, url = str(data.sha256), str(data.url)
+    target = Path(SCRATCH, "downloads", f"{sha256[:16]}-{PurePosixPath(urlsplit(url).path).name}")
+    if not target.exists():
+        try:
+            with urllib.request.urlopen(url, timeout=60) as reply, atomic_file(target) as temporary:
+                total = int(reply.headers.get("Content-Length") or 0)
+                with open(temporary, "wb") as file, progress("fetch", total, "B") as reach:
+                    while block := reply.read(1 << 20):
+                        file.write(block)
+                        reach(file.tell())
+                verify(temporary, sha256, url)
+        except (OSError, http.client.HTTPException) as error:
+            if is_disk_full(error):
+                raise
+            raise BadInput(f"{EXPERIMENT}: data.url: cannot fetch {url}: {error}") from None
+    verify(target, sha256, target)
+    return target
+
+
+def snapshot(data: Data) -> Path:
+    """A snapshot of a hub dataset at a fixed revision."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(
+            str(data.url), repo_type="dataset", revision=data.revision, cache_dir=Path(SCRATCH, "hub")
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        line = " ".join(str(error).split())
+        raise BadInput(f"{EXPERIMENT}: data.url: cannot fetch {data.url} at {data.revision}: {line}") from None
+    return Path(folder)
