@@ -67,7 +67,7 @@ def of_classes(
     if labels is None or (len(kinds) > columns and most < rows):
         shown = torch.cat(of_class) if of_class else torch.arange(len(pixels))
         fitting = math.ceil(math.sqrt(len(pixels) * columns / rows))  # a smaller grid of the same form
-        columns = max(1, min(columns, fitting))
+        columns = max(1, min(columns, len(pixels), fitting))
         return grid(pixels[shown[: columns * rows]], columns, [], title)
     kinds, of_class = kinds[:columns], of_class[:columns]
     wide = min(columns // len(kinds), math.ceil(most / rows))  # columns of a class

@@ -26,6 +26,7 @@ from multiscale.evaluation import features, memorisation, metrics
 from multiscale.evaluation.classifier import accuracy, load
 from stages.cluster import pool
 from stages.common.errors import refuse
+from stages.common.harness import tell
 from stages.common.images import some
 from stages.common.paths import CLASSIFIER, METRICS, NEIGHBOURS, REFERENCE, SAMPLES
 from stages.reference import Extractor, extract
@@ -42,6 +43,7 @@ def measure(name: str, params: Experiment) -> dict[str, Any]:
     fetch = lambda rows: table[rows]["pixels"]  # noqa: E731
     with pool(title, params.run, partial(Extractor, section.extractor, section.weights)) as workers:
         found, logits = extract(title, workers, fetch, len(table), params.run.batch)
+    tell(title, "comparing features")
     real, about = load_file(REFERENCE / "features.safetensors"), read_json(REFERENCE / "reference.json")
     rows = table[slice(None)]
     made = metadata_of(images)
@@ -56,6 +58,7 @@ def measure(name: str, params: Experiment) -> dict[str, Any]:
         with pool(title, params.run, partial(Extractor, second, section.weights)) as workers:
             seen, _ = extract(f"{title}, {second}", workers, fetch, len(table), params.run.batch)
         values["kid_second"], values["kid_second_se"] = metrics.kid(seen, real["second"], dealt)
+    tell(title, "looking for copies, classifying")
     values["memorised"], values["copies"] = copies(name, rows["pixels"])
     classifier = load(CLASSIFIER)
     values["label_accuracy"] = accuracy(classifier, rows["pixels"], rows["label"]) if classifier else None

@@ -26,7 +26,7 @@ from multiscale.core.storage import Table, atomic_folder, write_json
 from multiscale.evaluation import features, memorisation
 from stages.cluster import Pool, pool
 from stages.common.errors import BadInput, refuse
-from stages.common.harness import progress
+from stages.common.harness import progress, tell
 from stages.common.images import count, evenly, pixel_table
 from stages.common.paths import EXPERIMENT, REFERENCE
 from stages.schema import Experiment
@@ -109,6 +109,7 @@ def main(params: Experiment) -> None:
     if name := section.second_extractor:
         with pool(f"reference, {name}", params.run, partial(Extractor, name, section.weights)) as workers:
             tensors["second"] = extract(f"reference, {name}", workers, real, chosen, batch_size)[0]
+    tell("reference", "making images small, to find copies of them")
     copies = {"training": small(table)}
     if "test" in tensors:
         distances, _ = memorisation.nearest(small(test), copies["training"])

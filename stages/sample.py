@@ -35,6 +35,8 @@ from stages.common.paths import COSTS, MODELS, SAMPLES
 from stages.schema import Experiment
 
 STRIP_FRAMES = 7
+SHOWN = 4  # images in the strip
+COUNTED = 2  # images that are sampled to count what one costs
 
 
 def check(name: str, params: Experiment) -> None:
@@ -103,7 +105,7 @@ def main(params: Experiment, method_name: str) -> None:
     with (
         atomic_folder(SAMPLES / method_name) as folder,
         pool(title, params.run, partial(Artist, method_name, params)) as workers,
-        progress(title, section.images) as reach,
+        progress(title, section.images + SHOWN + COUNTED) as reach,
     ):
         shapes = {
             "pixels": (np.uint8, (section.images, channels, resolution, resolution)),
@@ -121,11 +123,13 @@ def main(params: Experiment, method_name: str) -> None:
         names = class_names() if kinds > 1 else []
         sheet = (labels if kinds > 1 else None, section.grid_rows, section.grid_columns, grid, names)
         pictures.of_classes(torch.from_numpy(writer.arrays["pixels"]), *sheet).save(folder / "grid.png")
-        of_rows = [names[label] for label in labels[:4]] if names else []
-        (strip,) = workers.map("strip", [(seeds[:4], labels[:4], of_rows)])
+        of_rows = [names[label] for label in labels[:SHOWN]] if names else []
+        (strip,) = workers.map("strip", [(seeds[:SHOWN], labels[:SHOWN], of_rows)])
+        reach(done + SHOWN)
         strip.save(folder / "strip.png")
         writer.close()
         (memory,) = workers.map("memory", [()])
         (cost,) = workers.map("cost", [(labels,)])
         write_json(folder / COSTS.name, cost)
+        reach(done + SHOWN + COUNTED)
     timings.write(f"sample-{method_name}", SAMPLES / method_name / COSTS.name, memory)

@@ -91,6 +91,11 @@ def is_disk_full(error: Exception) -> bool:
     return getattr(error, "errno", None) in full or any(os.strerror(code) in str(error) for code in full)
 
 
+def tell(title: str, what: str) -> None:
+    """A line on stderr about work that has no bar, behind the full one of the work before it."""
+    print(f"{title}: {what}", file=sys.stderr, flush=True)
+
+
 def _end(line: str, code: int) -> NoReturn:
     print(line.replace("\n", " "), file=sys.stderr)
     sys.exit(code)

@@ -90,3 +90,65 @@ def test_captions_wider_than_their_pictures_do_not_touch():
     line = np.asarray(pictures.strip(frames, "").convert("L"))[-22:]
     inked = (line < 200).any(0).nonzero()[0]
     assert np.diff(inked).max() > 2 * GAP, "there is paper between the two"
+
+
+def test_a_title_and_headings_are_never_cut():
+    """A column is as wide as its heading, and a sheet as its title; images stand in the middle of their columns."""
+    one = images(2, 64)
+    title = np.asarray(pictures.grid(one, 2, [], "M" * 60).convert("L"))
+    assert title.shape[1] > 60 * 10 and (title[:26, -3:] == 255).all() and (title[:26, -40:] < 200).any()
+    sheet = pictures.grid(one, 2, ["M" * 20, "M" * 20], "")
+    left, right = box(sheet, 10), box(sheet, 11)
+    heads = (np.asarray(sheet.convert("L"))[30:52] < 200).any(0).nonzero()[0]
+    gap = np.diff(heads).argmax()
+    assert np.diff(heads)[gap] > GAP, "there is paper between the two"
+    for picture, (first, last) in zip((left, right), ((heads[0], heads[gap]), (heads[gap + 1], heads[-1]))):
+        assert abs((first + last) / 2 - (picture[0] + 32)) <= 1.5
+
+
+def test_a_very_long_name_is_shortened():
+    short, long = (pictures.grid(images(1, 64), 1, ["M" * count], "") for count in (24, 200))
+    assert abs(long.width - short.width) < 20
+
+
+def tones(picture, count: int) -> list[tuple[int, int]]:
+    """The places (row, column) of the red tones 10, 11, ... of images of 64 pixels in a grid."""
+    return [(round((box(picture, 10 + k)[1] - 52) / 68), round(box(picture, 10 + k)[0] / 68)) for k in range(count)]
+
+
+def test_few_classes_fill_several_columns_each():
+    labels = torch.arange(16) % 2
+    sheet = pictures.of_classes(images(16, 64), labels, 2, 10, "", ["a", "b"])
+    # Eight images of a class at two rows are four columns: class 0 on the left, class 1 on the right.
+    assert tones(sheet, 16) == [(k // 2 // 4, k % 2 * 4 + k // 2 % 4) for k in range(16)]
+
+
+def test_of_many_classes_with_few_images_none_is_left_out_for_lack_of_columns():
+    labels = torch.tensor([3, 2, 1, 0, 5, 4, 7, 6])
+    sheet = pictures.of_classes(images(8, 64), labels, 2, 4, "")
+    order = labels.argsort().argsort().tolist()
+    assert tones(sheet, 8) == [divmod(place, 4) for place in order]
+
+
+@pytest.mark.parametrize("count, columns", [(60, 10), (24, 7), (3, 3), (1, 1)])
+def test_few_images_without_classes_make_a_smaller_grid(count, columns):
+    sheet = pictures.of_classes(images(count, 64), None, 6, 10, "")
+    assert sheet.width == columns * 68 + GAP and sheet.height == 52 + -(-count // columns) * 68
+
+
+@pytest.mark.parametrize("names", [[], ["boot", "shoe"]])
+def test_a_strip_has_the_names_of_its_rows_on_the_left(names):
+    sheet = pictures.strip([("32 px", images(2, 96))], "", names)
+    margin = box(sheet, 10)[0]
+    inked = (np.asarray(sheet.convert("L"))[34:-30, : margin - 1] < 200).any(1)
+    assert margin == GAP if not names else margin > 20 and inked[:100].any() and inked[100:].any()
+
+
+def test_the_names_of_classes_stand_over_their_columns():
+    pixels, labels = images(4, 64), torch.arange(4) % 2
+    named, numbered, swapped = (
+        np.asarray(pictures.of_classes(pixels, labels, 2, 2, "", names))[30:52]
+        for names in (["boot", "shoe"], [], ["shoe", "boot"])
+    )
+    assert not np.array_equal(named, numbered)
+    assert np.array_equal(named[:, 4:68], swapped[:, 72:136]) and np.array_equal(named[:, 72:136], swapped[:, 4:68])

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import hashlib
 import io
+import json
 import os
 import struct
 import tarfile
@@ -27,7 +28,7 @@ from PIL import Image
 
 from stages import sources
 from stages.common import settings
-from stages.common.images import SCHEMA, classes, pixel_table
+from stages.common.images import SCHEMA, class_names, classes, pixel_table
 from stages.common.paths import IMAGES
 from stages.download import fit_image
 
@@ -786,3 +787,74 @@ def test_the_file_is_the_same_to_the_last_bit_every_time(project):
     os.utime("set/train/boot/b1.png", (0, 0))
     run(project)
     assert IMAGES.read_bytes() == first
+
+
+def as_idx(path: str, array: np.ndarray) -> Path:
+    """An IDX file of bytes, written by the description of the format (yann.lecun.com/exdb/mnist)."""
+    content = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(gzip.compress(content) if path.endswith(".gz") else content)
+    return Path(path)
+
+
+@pytest.mark.parametrize("form", ["", ".gz"])
+def test_idx_files_give_images_labels_and_the_splits_of_their_names(fetch, form):
+    levels = np.arange(10, 50, 10).reshape(4, 1, 1) * np.ones((1, 8, 8))
+    as_idx(f"set/train-images-idx3-ubyte{form}", levels)
+    as_idx(f"set/train-labels-idx1-ubyte{form}", np.array([7, 3, 7, 9]))
+    as_idx(f"set/t10k-images.idx3-ubyte{form}", levels[:2] + 100)
+    as_idx(f"set/t10k-labels.idx1-ubyte{form}", np.array([3, 9]))
+    rows = fetch(channels=1)
+    assert rows["split"].to_list() == ["test"] * 2 + ["train"] * 4
+    assert list(grey(rows).values()) == [110, 120, 10, 20, 30, 40]
+    assert rows["label"].to_list() == [0, 2, 1, 0, 1, 2] and class_names() == ["3", "7", "9"]
+
+
+def test_one_file_of_idx_images_is_a_set_without_classes(fetch):
+    path = as_idx("set/digits-idx3-ubyte", np.zeros((40, 8, 8)))
+    rows = fetch(path=str(path), channels=1)
+    assert len(rows) == 40 and classes() == 1 and class_names() == []
+    assert set(rows["split"]) == {"train", "validation", "test"} or set(rows["split"]) == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    "name, array, said",
+    [
+        ("labels-idx1-ubyte", np.zeros(3), "3 labels for 4 images"),
+        ("labels-idx1-ubyte", np.zeros((4, 1)), "1 dimensions"),
+        ("images-idx3-ubyte", np.zeros(4), "3 dimensions"),
+    ],
+)
+def test_idx_files_that_do_not_fit_are_refused(refused, name, array, said):
+    as_idx("set/images-idx3-ubyte", np.zeros((4, 8, 8)))
+    as_idx(f"set/{name}", array)
+    line = refused()
+    assert line.startswith("params") and "data.path" in line and said in line
+
+
+def test_a_truncated_idx_file_is_refused(refused):
+    path = as_idx("set/images-idx3-ubyte", np.zeros((4, 8, 8)))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "intact IDX files" in refused()
+
+
+def test_names_of_classes_are_kept_and_numbers_are_none(fetch):
+    put({"boot/1.png": 10, "a shoe/2.png": 20})
+    fetch(test_share=0.0, validation_share=0.0)
+    assert class_names() == ["a shoe", "boot"]
+
+
+def test_numbers_that_are_the_labels_are_no_names(fetch):
+    as_parquet("set/x.parquet", image=[encoded(10)] * 3, label=[0, 1, 2])
+    fetch(test_share=0.0, validation_share=0.0)
+    assert class_names() == [] and pq.read_schema(IMAGES).metadata is None
+
+
+def test_a_parquet_of_the_hub_names_its_classes(fetch):
+    table = pa.table({"image": [encoded(10)] * 3, "label": [1, 0, 1]})
+    features = {"label": {"names": ["boot", "shoe"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+    about = {"huggingface": json.dumps({"info": {"features": features}})}
+    Path("set").mkdir()
+    pq.write_table(table.replace_schema_metadata(about), "set/x.parquet")
+    fetch(test_share=0.0, validation_share=0.0)
+    assert class_names() == ["boot", "shoe"]

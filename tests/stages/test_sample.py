@@ -97,17 +97,19 @@ def test_labels_of_the_data_depend_neither_on_the_batch_nor_on_the_count(painted
     assert torch.equal(painted(labels="data", images=40, batch=7, first_seed=20)[0], whole[20:])
 
 
-@pytest.mark.parametrize("columns", [3, 10])
-def test_the_grid_shows_a_class_a_column_and_leaves_places_empty_where_a_class_has_no_more(columns, painted):
+@pytest.mark.parametrize("columns, wide", [(3, 1), (10, 2)])
+def test_the_grid_shows_each_class_in_columns_of_its_own_and_leaves_places_empty(columns, wide, painted):
     labels, grid = painted(labels="data", images=40, batch=40, grid_rows=4, grid_columns=columns)
     made = torch.bincount(labels, minlength=5).tolist()
     shown = [label for label, count in enumerate(made) if count][:columns]
     assert made[1] == 0 and 0 < made[4] < 4, "a class without images, and one with fewer than rows"
     step, top = 64 + pictures.GAP, 52  # an image of 32 is shown at 64
-    assert grid.shape[1] == len(shown) * step + pictures.GAP
+    assert grid.shape[1] >= len(shown) * wide * step + pictures.GAP  # wider where the title is
+    assert grid.shape[0] == top + 4 * step
     for row in range(4):
-        for column, label in enumerate(shown):
-            expected = 40 * label + 10 if row < made[label] else 255
+        for column in range(len(shown) * wide):
+            label = shown[column // wide]
+            expected = 40 * label + 10 if row * wide + column % wide < made[label] else 255
             assert (grid[top + row * step + 5, pictures.GAP + column * step + 5] == expected).all()
 
 
