@@ -32,20 +32,22 @@ def _short(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def grid(pixels: Tensor, columns: int, headings: list[str], title: str) -> Image.Image:
-    """uint8 images (N, C, H, W), row by row, with a title and a heading above each column, which is as wide."""
+def grid(pixels: Tensor, columns: int, headings: list[str], title: str, span: int = 1) -> Image.Image:
+    """uint8 images (N, C, H, W), row by row, with a title, and a heading above every `span` columns, wide enough."""
     zoom = max(1, 64 // pixels.shape[-1])
     side, top = pixels.shape[-1] * zoom, 52
-    shown = [_short(heading) for heading in headings[:columns]]
-    cell = max([side, *(_width(heading, 13) + 2 * GAP for heading in shown if _width(heading, 13) > side)])
+    shown = [_short(heading) for heading in headings[: columns // span]]
+    room, widest = span * (side + GAP) - GAP, max((_width(heading, 13) for heading in shown), default=0)
+    cell = side if widest <= room else side + math.ceil((widest + 2 * GAP - room) / span)
     step, down = cell + GAP, side + GAP
     rows = -(-len(pixels) // columns)
     width = max(columns * step, _width(title, 16) + GAP) + GAP
     sheet = Image.new("RGB", (width, top + rows * down), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, 6), title, INK, _font(16))
-    for column, heading in enumerate(shown):
-        draw.text((GAP + column * step + cell / 2, top - 12), heading, QUIET, _font(13), anchor="mm")
+    for index, heading in enumerate(shown):
+        middle = GAP + index * span * step + (span * step - GAP) / 2
+        draw.text((middle, top - 12), heading, QUIET, _font(13), anchor="mm")
     for index, image in enumerate(pixels):
         row, column = divmod(index, columns)
         sheet.paste(to_image(image, zoom), (GAP + column * step + (cell - side) // 2, top + row * down))
@@ -79,8 +81,8 @@ def of_classes(
     chosen = pixels[shown]
     chosen[shown < 0] = PAPER[0]
     plain = [f"class {kind}" if len(kinds) <= 6 else str(kind) for kind in kinds]
-    headings = [names[kind] if names else plain[index] for index, kind in enumerate(kinds) for _ in range(wide)]
-    return grid(chosen, len(headings), headings, f"{title}, a class a column" if wide == 1 else title)
+    headings = [names[kind] for kind in kinds] if names else plain
+    return grid(chosen, len(kinds) * wide, headings, f"{title}, a class a column" if wide == 1 else title, wide)
 
 
 def strip(frames: list[tuple[str, Tensor]], title: str, names: Sequence[str] = ()) -> Image.Image:

@@ -121,6 +121,9 @@ def test_few_classes_fill_several_columns_each():
     sheet = pictures.of_classes(images(16, 64), labels, 2, 10, "", ["a", "b"])
     # Eight images of a class at two rows are four columns: class 0 on the left, class 1 on the right.
     assert tones(sheet, 16) == [(k // 2 // 4, k % 2 * 4 + k // 2 % 4) for k in range(16)]
+    inked = (np.asarray(sheet.convert("L"))[30:52] < 200).any(0).nonzero()[0]
+    first, second = inked[inked < 272], inked[inked >= 272]  # a name once, over the middle of its columns
+    assert abs(first.mean() - (GAP + 134)) < 3 and abs(second.mean() - (GAP + 272 + 134)) < 3
 
 
 def test_of_many_classes_with_few_images_none_is_left_out_for_lack_of_columns():
