@@ -152,7 +152,8 @@ def main(params: Experiment) -> None:
         writer = None
         for frame in rows(items, data, unreadable):
             table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-            schema = table.schema.with_metadata({CLASS_NAMES: json.dumps(names)} if names else None)
+            about = {CLASS_NAMES: json.dumps(names)}
+            schema = table.schema.with_metadata(about) if names else table.schema
             writer = writer or pq.ParquetWriter(temporary, schema, compression="none")
             writer.write_table(table)
         if writer:
