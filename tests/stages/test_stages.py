@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, Project
+from conftest import ROOT, Project, write_images
 from PIL import Image
 from ruamel.yaml import YAML
 
@@ -318,6 +319,7 @@ def measured(project) -> Callable:
         for floor, own in FLOORS.items():
             put_measured(floor, {**REST, **own, "kid_second": 0.01, "kid_test": None}, {**PROTOCOL, "seeds": None})
         put_json("reports/metrics/classifier.json", {"held_out_accuracy": 0.96875})
+        write_images(Path("data/images.parquet"), 10)
         put_json("reports/costs.json", dict.fromkeys(METRICS, COST))
         timings.write("sampling", COSTS, SAMPLING)
         for part, seconds in SECONDS.items():
@@ -472,6 +474,16 @@ def test_the_name_of_a_recipe_is_escaped(measured):
     project = measured()
     project.change({"recipe": NASTY})
     assert {"script", "b"}.isdisjoint(made(project).tags)
+
+
+def test_the_page_names_the_classes_where_the_data_does(measured):
+    project = measured()
+    made(project)
+    assert "classes:" not in Path("reports/report.html").read_text()
+    table = pq.read_table("data/images.parquet")
+    pq.write_table(table.replace_schema_metadata({"classes": '["boot", "<b>"]'}), "data/images.parquet")
+    made(project)
+    assert "2 classes: boot, &lt;b&gt;</p>" in Path("reports/report.html").read_text()
 
 
 def test_the_curves_of_all_parts_are_in_one_file(measured):
