@@ -167,7 +167,7 @@ def test_a_fresh_clone_gives_the_same_metrics_to_the_last_digit(clone, sources, 
     other = Clone(sources, tmp_path)
     other.run("dvc", "repro", "evaluate@msf", "evaluate@swd")
     for method in ("msf", "swd"):
-        ours, theirs = clone.json(f"reports/metrics/{method}.json"), other.json(f"reports/metrics/{method}.json")
+        ours, theirs = (each.json(f"reports/measurements/{method}.json") for each in (clone, other))
         assert ours == theirs
     for file in (
         "models/msf/msf-0",
@@ -185,6 +185,6 @@ def test_a_method_is_added_by_a_folder_and_its_entries_in_a_recipe(clone):
     shutil.copy(ROOT / "tests/toy.yaml", clone.folder / "params/recipes/toy.yaml")
     clone.run(sys.executable, "-m", "stages.recipe", "toy", "--force")
     assert clone.ran("dvc", "repro") == {"code", "train@toy", "sample@toy", "evaluate@toy", "timing", "report"}
-    metrics = clone.json("reports/metrics/toy.json")
+    metrics = clone.json("reports/measurements/toy.json")
     assert metrics["protocol"]["n"] == 40 and 0 < metrics["kid"] < 10
     assert "| toy |" in (clone.folder / "reports/leaderboard.md").read_text()

@@ -341,7 +341,7 @@ def unmeasured(monkeypatch):
     """Trials that end with their trainings: nothing is sampled."""
 
     def measured(params: Experiment, method: str) -> None:
-        write_json(paths.METRICS / f"{method}.json", {"protocol": {}})
+        write_json(paths.MEASUREMENTS / f"{method}.json", {"protocol": {}})
         write_json(paths.SAMPLES / method / paths.COSTS.name, {})
 
     monkeypatch.setattr("stages.sample.main", measured)

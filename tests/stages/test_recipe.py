@@ -440,10 +440,11 @@ def test_a_missing_experiment_is_written(project):
 
 
 LEFT = ["data/latents/48/x", "data/decomposed/old/x", "models/ssd/unet/x", "models/msf/msf-2/x", "samples/ssd/x"]
-LEFT += ["reports/metrics/ssd.json", "reports/neighbours/ssd.png"]
+LEFT += ["reports/metrics/ssd.json", "reports/measurements/ssd.json", "reports/neighbours/ssd.png"]
 LEFT += ["reports/neighbours/ssd-seed-1.png"]
 KEPT = ["data/latents/24/x", "data/decomposed/full/x", "models/msf/msf-1/x", "models/dit/dit/x", "samples/msf/x"]
 KEPT += ["reports/metrics/dit.json", "reports/metrics/classifier.json", "reports/timing/msf-2.json"]
+KEPT += ["reports/measurements/dit.json", "reports/measurements/real.json"]
 KEPT += ["samples/real/x", "samples/autoencoder/x", "reports/metrics/real.json", "reports/neighbours/real.png"]
 KEPT += ["models/vae/config.json", "models/classifier/config.json", "reports/costs.json"]
 KEPT += ["reports/neighbours/dit.png"]
@@ -477,7 +478,8 @@ def test_the_outputs_that_a_recipe_keeps_are_those_that_dvc_declares(project):
     Repo.init(no_scm=False)
     with Repo() as repo:
         declared = {Path(out.def_path) for stage in repo.index.stages for out in stage.outs}
-    whole = (recipe.LATENTS, recipe.DECOMPOSED, recipe.MODELS, recipe.SAMPLES, recipe.METRICS, recipe.NEIGHBOURS)
+    whole = (recipe.LATENTS, recipe.DECOMPOSED, recipe.MODELS, recipe.SAMPLES)
+    whole += (recipe.MEASUREMENTS, recipe.METRICS, recipe.NEIGHBOURS)
     of_folders = {path for path in declared if any(folder in path.parents for folder in whole)}
     singles = {recipe.VAE, recipe.CLASSIFIER}
     assert recipe.outputs(recipe.experiment_of("tiny")) == of_folders - singles

@@ -121,7 +121,7 @@ FIRST = {
     "evaluate": "a method that has been sampled",
     "floor": "data/images.parquet",
     "timing": "samples/msf/costs.json",
-    "report": "reports/metrics/msf.json",
+    "report": "reports/measurements/msf.json",
 }
 
 
@@ -291,7 +291,7 @@ def put_json(path: str, value: dict) -> None:
 
 def put_measured(name: str, metrics: dict, protocol: dict) -> None:
     """Writes the metrics of a method or floor, and the grid of its images."""
-    put_json(f"reports/metrics/{name}.json", {**metrics, "protocol": protocol})
+    put_json(f"reports/measurements/{name}.json", {**metrics, "protocol": protocol})
     for path in (f"samples/{name}/grid.png", f"reports/neighbours/{name}.png"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (9, 7), len(path)).save(path)
@@ -530,7 +530,7 @@ def test_the_report_of_the_same_numbers_is_the_same_to_the_last_bit(measured):
         "samples/msf/grid.png",
         "reports/costs.json",
         "models/msf/msf-0/history.jsonl",
-        "reports/metrics/real.json",
+        "reports/measurements/real.json",
         "reports/neighbours/msf.png",
     ],
 )
