@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dvc.dependency.param import ParamsDependency
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.repo.experiments.refs import ExpRefInfo
@@ -86,8 +85,8 @@ def _override(overrides: list[str]) -> None:
 
     by_file = to_path_overrides(overrides)
     for file in by_file:
-        if file not in (ParamsDependency.DEFAULT_PARAMS_FILE, str(EXPERIMENT)):
-            raise refuse("-S", "file", file, f"KEY=VALUE or {EXPERIMENT}:KEY=VALUE")
+        if file != str(EXPERIMENT):
+            raise refuse("-S", "file", file, f"KEY=VALUE, of {EXPERIMENT}")
     with TemporaryDirectory(dir=EXPERIMENT.parent, prefix=".", suffix=".tmp") as folder:
         copy = Path(shutil.copy(EXPERIMENT, folder))
         for override in (text for texts in by_file.values() for text in texts):

@@ -1,4 +1,4 @@
-"""Lists the recipes, writes one into params/experiment.yaml, or prints an experiment with every default.
+"""Lists the recipes, writes one into params.yaml, or prints an experiment with every default.
 
 python -m stages.recipe                       # list
 python -m stages.recipe clothing64            # switch
@@ -176,7 +176,7 @@ def outputs(experiment: Experiment) -> set[Path]:
 
 
 def switch(name: str, force: bool) -> None:
-    """Writes a recipe into params/experiment.yaml."""
+    """Writes a recipe into params.yaml."""
     experiment = experiment_of(name)
     if not force and not _is_saved():
         raise BadInput(f"{EXPERIMENT}: has uncommitted edits; commit them, or discard them with --force")

@@ -90,8 +90,8 @@ def test_measuring_again_changes_nothing_that_git_or_dvc_knows(clone):
 
 
 def test_the_second_scales_learning_rate_reruns_its_cone_alone(clone):
-    ran = clone.ran("dvc", "exp", "run", "-S", "params/experiment.yaml:+parts.msf-1.training.lr=0.0007")
-    assert ran == {"train@msf-1", "sample@msf", "evaluate@msf", "timing", "report"}
+    ran = clone.ran("dvc", "exp", "run", "-S", "+parts.msf-1.training.lr=0.0007")
+    assert ran == {"code", "train@msf-1", "sample@msf", "evaluate@msf", "timing", "report"}
     shown = clone.run("dvc", "exp", "show", "--no-pager", "--only-changed", "--csv")
     assert "0.0007" in shown and len(re.search("^Experiment,.*", shown, re.MULTILINE)[0].split(",")) <= 25
     clone.run("git", "checkout", "-q", "-f", ".")

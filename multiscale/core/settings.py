@@ -29,7 +29,7 @@ class Bad(ValueError):
 class Section(BaseModel):
     """A frozen section that refuses unknown keys, wrong types and non-finite numbers.
 
-    The docstring of a field is the comment of its key in params/experiment.yaml.
+    The docstring of a field is the comment of its key in params.yaml.
     """
 
     model_config = ConfigDict(

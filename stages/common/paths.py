@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-EXPERIMENT = Path("params/experiment.yaml")
+EXPERIMENT = Path("params.yaml")
 RECIPES = Path("params/recipes")
 SCRATCH = Path(".scratch")  # checkpoints, downloads and caches: untracked, safe to delete when nothing runs
 

@@ -1,4 +1,4 @@
-"""Reads `params/experiment.yaml` and recipes, and reports their errors in one line."""
+"""Reads `params.yaml` and recipes, and reports their errors in one line."""
 
 from __future__ import annotations
 

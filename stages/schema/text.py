@@ -1,4 +1,4 @@
-"""Renders an experiment as params/experiment.yaml, with the docstring of each field as a comment."""
+"""Renders an experiment as params.yaml, with the docstring of each field as a comment."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ HEADER = """\
 # In decompose, parts, students and methods, keys at their defaults are left out. To print all keys and defaults:
 #   python -m stages.recipe --defaults
 # To run with another value of a key in this file, or of one that is left out (note the +):
-#   dvc exp run -S 'params/experiment.yaml:training.lr=1e-3'
-#   dvc exp run -S 'params/experiment.yaml:+parts.NAME.training.lr=1e-3'
+#   dvc exp run -S training.lr=1e-3
+#   dvc exp run -S +parts.NAME.training.lr=1e-3
 """
 WHOLE = "# The experiment of the recipe {name}, with all keys and defaults.\n"
 
@@ -60,7 +60,7 @@ def _says_nothing(section: BaseModel, key: str) -> bool:
 
 
 def render(experiment: Experiment, whole: bool = False) -> str:
-    """The text of params/experiment.yaml; `whole` writes every key, each on its own line."""
+    """The text of params.yaml; `whole` writes every key, each on its own line."""
     tree = experiment.model_dump() if whole else written(experiment)
     lines = Writer(whole).section(experiment, tree)
     return "\n".join([(WHOLE if whole else HEADER).format(name=experiment.recipe), *lines, ""])

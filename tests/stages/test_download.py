@@ -266,7 +266,7 @@ def test_a_split_depends_on_the_name_alone(fetch):
 
 def test_images_outside_of_the_split_folders_are_refused(refused):
     put(NAMES | {"cover.png": 1})
-    assert refused().startswith("params/experiment.yaml: data.path: 'cover.png' is not allowed; allowed: every image")
+    assert refused().startswith("params.yaml: data.path: 'cover.png' is not allowed; allowed: every image")
 
 
 # --- archives
@@ -291,7 +291,7 @@ def test_a_folder_may_hold_one_archive(fetch):
 def test_a_tar_that_reaches_outside_is_refused_and_writes_nothing(refused, tmp_path, name):
     as_tar(NAMES | {name: 1})
     line = refused(path="set.tar")
-    assert line.startswith("params/experiment.yaml: data.path: 'set.tar' ") and name in line and "outside" in line
+    assert line.startswith("params.yaml: data.path: 'set.tar' ") and name in line and "outside" in line
     assert not list(tmp_path.rglob("*.png")), "not the members before it either"
 
 
@@ -339,7 +339,7 @@ DAMAGED = {
 def test_a_damaged_archive_is_refused_in_one_line(refused, make, name):
     Path(name).write_bytes(make())
     line = refused(path=name)
-    assert line.startswith(f"params/experiment.yaml: data.path: '{name}' is not allowed; allowed: a f")
+    assert line.startswith(f"params.yaml: data.path: '{name}' is not allowed; allowed: a f")
     assert not list(Path(".scratch").rglob("*.png"))
 
 
@@ -362,14 +362,13 @@ def test_an_encrypted_zip_is_refused_with_the_names_of_its_images(refused):
 @pytest.mark.parametrize("make", [as_zip, as_tar], ids=["zip", "tar"])
 def test_an_archive_without_images_is_refused(refused, make):
     path = make({"README.md": b"no image"})
-    assert refused(path=str(path)).startswith("params/experiment.yaml: data.path: ")
+    assert refused(path=str(path)).startswith("params.yaml: data.path: ")
 
 
 def test_an_empty_folder_is_refused(refused):
     Path("set").mkdir()
     assert refused() == (
-        "params/experiment.yaml: data.path: 'set' is not allowed; "
-        "allowed: a folder with images, Parquet files or one archive"
+        "params.yaml: data.path: 'set' is not allowed; allowed: a folder with images, Parquet files or one archive"
     )
 
 
@@ -396,7 +395,7 @@ def test_a_file_with_its_checksum_is_read_also_inside_a_folder(fetch):
 def test_a_file_with_another_checksum_is_refused(refused, path):
     put({"a.zip": as_zip(NAMES).read_bytes()}, "one")
     line = refused(path=path, sha256="0" * 64)
-    assert line.startswith(f"params/experiment.yaml: data.sha256: '{'0' * 64}' ") and sha_of(Path("set.zip")) in line
+    assert line.startswith(f"params.yaml: data.sha256: '{'0' * 64}' ") and sha_of(Path("set.zip")) in line
 
 
 def test_a_checksum_that_nothing_is_compared_with_is_refused(refused):
@@ -482,13 +481,13 @@ def test_a_set_without_labels_says_so_with_null(fetch):
 def test_columns_that_cannot_be_read_are_refused(refused, columns, data, key, value, allowed):
     as_parquet("set/train.parquet", **columns)
     line = refused(**data)
-    assert line.startswith(f"params/experiment.yaml: data.{key}: {value} is not allowed") and allowed in line
+    assert line.startswith(f"params.yaml: data.{key}: {value} is not allowed") and allowed in line
 
 
 def test_labels_of_text_in_one_file_and_integers_in_another_are_refused(refused):
     as_parquet("set/train.parquet", image=BYTES, label=[0] * 4)
     as_parquet("set/test.parquet", image=BYTES, label=["0"] * 4)
-    assert refused().startswith("params/experiment.yaml: data.label_column: 'label' is not allowed")
+    assert refused().startswith("params.yaml: data.label_column: 'label' is not allowed")
 
 
 # --- URL
@@ -551,7 +550,7 @@ def test_a_url_with_another_checksum_is_refused_and_not_kept(refused):
     archive = as_zip(NAMES)
     url = archive.absolute().as_uri()
     line = refused(source="url", url=url, sha256="0" * 64)
-    assert line.startswith(f"params/experiment.yaml: data.sha256: '{'0' * 64}' ")
+    assert line.startswith(f"params.yaml: data.sha256: '{'0' * 64}' ")
     assert f"the checksum of {url}, {sha_of(archive)}" in line
     assert not [path for path in Path(".scratch").rglob("*") if path.is_file()]
 
@@ -560,7 +559,7 @@ def test_a_url_that_leads_nowhere_is_refused(refused, served):
     cases = {served(None): "HTTP Error 404", "http://127.0.0.1:9": "refused", "http://a b": "control characters"}
     for url, reason in (cases | {"file:///none.zip": "No such file"}).items():
         line = refused(source="url", url=url, sha256="0" * 64)
-        assert line.startswith(f"params/experiment.yaml: data.url: cannot fetch {url}: ") and reason in line
+        assert line.startswith(f"params.yaml: data.url: cannot fetch {url}: ") and reason in line
 
 
 # --- hub
@@ -583,13 +582,13 @@ def test_a_hub_set_is_read_from_its_cached_snapshot_while_offline(project):
     project.change({"data.revision": "main"})
     done = project.run("-m", "stages.download", HF_HUB_OFFLINE="1")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not IMAGES.exists()
-    assert done.stderr.startswith("error: params/experiment.yaml: data.url: cannot fetch someone/digits at main: ")
+    assert done.stderr.startswith("error: params.yaml: data.url: cannot fetch someone/digits at main: ")
 
 
 @pytest.mark.parametrize("name", ["no name of a set", "a/b/c"])
 def test_a_malformed_name_of_a_hub_set_is_refused(refused, name):
     line = refused(source="hub", url=name, revision="main")
-    assert line.startswith(f"params/experiment.yaml: data.url: cannot fetch {name} at main: ")
+    assert line.startswith(f"params.yaml: data.url: cannot fetch {name} at main: ")
 
 
 # --- unreadable images
