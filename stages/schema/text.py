@@ -70,14 +70,12 @@ def render(experiment: Experiment, whole: bool = False) -> str:
 class Writer:
     """Formats sections as lines, as DVC writes them back when it overrides a key; `whole` explains every key.
 
-    A comment is written once, where its key or section first occurs. DVC drops blank lines and comments after a list:
-    there are none.
+    A comment is written once, where its key or section first occurs.
     """
 
     def __init__(self, whole: bool):
         self.whole = whole
         self.explained: set[tuple[object, str]] = set()
-        self.after_list = False
 
     def section(self, section: BaseModel, tree: dict[str, Any], indent: int = 0) -> list[str]:
         """The lines of the keys of a section that are in `tree`, with the values there."""
@@ -93,34 +91,21 @@ class Writer:
 
     def entry(self, key: str, inside: Any, value: Any, comment: str, indent: int, one_line: bool) -> list[str]:
         """The lines of a key whose field holds `inside`, of which `value` is written."""
-        lines, is_list = dumped(key, value, indent), isinstance(value, list) and bool(value)
+        lines = dumped(key, value, indent)
         if isinstance(value, dict) and value and not (one_line and not self.whole and _fits_one_line(lines, value)):
-            head = self._commented(dumped(key, None, indent), comment, indent)
+            head = _commented(dumped(key, None, indent), comment, indent)
             if isinstance(inside, BaseModel):
                 return head + self.section(inside, value, indent + 2)
             for name, section in inside.items():
                 head += self.entry(name, section, value[name], self._about(section), indent + 2, key in LINES)
             return head
-        if is_list and self.whole and _model(inside):
-            head = self._commented(lines[:1], comment, indent)
+        if isinstance(value, list) and value and self.whole and _model(inside):
+            head = _commented(lines[:1], comment, indent)
             for section, item in zip(inside, value):
                 first, *others = self.section(section, item, indent + 2)
                 head += [" " * indent + "- " + first.lstrip(), *others]
             return head
-        lines = self._commented(lines, comment, indent)
-        self.after_list = is_list
-        return lines
-
-    def _commented(self, lines: list[str], comment: str, indent: int) -> list[str]:
-        """A key's lines with its comment: behind the first, or above where that is too long or a mapping goes on."""
-        behind, after_list = f"{lines[0]} # {comment}", self.after_list
-        self.after_list = False
-        if not comment:
-            return lines
-        if after_list or (len(behind) <= WIDTH and (len(lines) == 1 or lines[0].endswith(":"))):
-            return [behind, *lines[1:]]
-        mark = " " * indent + "# "
-        return [*textwrap.wrap(comment, WIDTH, initial_indent=mark, subsequent_indent=mark), *lines]
+        return _commented(lines, comment, indent)
 
     def _about(self, inside: Any) -> str:
         """The first line of a model's docstring, unless already written."""
@@ -146,8 +131,19 @@ def _docstring(model: type[BaseModel], key: str) -> str:
     return next((text for base in bases if (text := base.model_fields[key].description)), "")
 
 
+def _commented(lines: list[str], comment: str, indent: int) -> list[str]:
+    """A key's lines with its comment: behind the first, or above where that is too long or a mapping goes on."""
+    behind = f"{lines[0]} # {comment}"
+    if not comment:
+        return lines
+    if len(behind) <= WIDTH and (len(lines) == 1 or lines[0].endswith(":")):
+        return [behind, *lines[1:]]
+    mark = " " * indent + "# "
+    return [*textwrap.wrap(comment, WIDTH, initial_indent=mark, subsequent_indent=mark), *lines]
+
+
 def _last_no_list(tree: dict[str, Any]) -> list[str]:
-    """The keys in order, but the last is none whose value is a list, if there is another."""
+    """The keys in order, but the last is none of a list: DVC drops a blank line or a comment after a list."""
     keys = list(tree)
     others = [key for key in keys if not isinstance(tree[key], list)]
     return keys if not others or keys[-1] == others[-1] else [key for key in keys if key != others[-1]] + others[-1:]
@@ -183,3 +179,15 @@ def _in_braces(value: Any) -> Any:
     mapping = CommentedMap({key: _in_braces(entry) for key, entry in value.items()})
     mapping.fa.set_flow_style()
     return mapping
+
+
+def plain(value: Any) -> str:
+    """A value as one line of YAML 1.2."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{plain(key)}: {plain(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(plain, value)) + "]"
+    yaml, text = YAML(typ="safe", pure=True), io.StringIO()
+    yaml.default_flow_style, yaml.width = True, 2**31
+    yaml.dump([value], text)
+    return text.getvalue().strip()[1:-1]

@@ -144,9 +144,15 @@ def test_the_ways_to_change_a_key_that_the_file_names_are_those_of_dvc(project):
     assert len(comments(EXPERIMENT.read_text())) > 50  # they survive that
 
 
+def test_a_solver_of_one_key_in_a_list_has_its_own_line(tiny):
+    """DVC would write [{steps: 12, guidance_scale: 2.0}, steps: 6]."""
+    given = Experiment.model_validate(changed(tiny, {"methods.msf.scales": SCALES}))
+    assert "  msf:\n    scales:\n    - steps: 1\n    - steps: 2\n      name: heun\n" in recipe.render(given)
+
+
 RECIPES = sorted(path.stem for path in ROOT.glob("params/recipes/*.yaml"))
 NULLS = {"evaluate.second_extractor": None, "data.label_column": None, "parts.ssd-2l.snr_cap": None}
-LISTS = {"methods.msf.scales": [{"steps": 1}, {"steps": 2, "name": "heun"}], "methods.swd.repeat_of": None}
+SCALES = [{"steps": 1}, {"steps": 2, "name": "heun"}]
 
 
 @pytest.mark.parametrize("name", [*RECIPES, "tiny"])
@@ -158,7 +164,9 @@ LISTS = {"methods.msf.scales": [{"steps": 1}, {"steps": 2, "name": "heun"}], "me
 def test_an_override_of_dvc_changes_its_line_and_no_other(project, tiny, name, override, line):
     from dvc.utils.hydra import apply_overrides
 
-    given = Experiment.model_validate(changed(tiny, NULLS | LISTS)) if name == "tiny" else recipe.experiment_of(name)
+    tree = changed(tiny, NULLS | {"methods.msf.scales": SCALES})
+    tree["methods"]["msf"] = tree["methods"].pop("msf")  # it comes last, before a blank line
+    given = Experiment.model_validate(tree) if name == "tiny" else recipe.experiment_of(name)
     EXPERIMENT.write_text(recipe.render(given))
     before = EXPERIMENT.read_text().splitlines()
     apply_overrides(EXPERIMENT, [override])
