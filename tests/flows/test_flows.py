@@ -377,8 +377,14 @@ def test_an_override_changes_its_key_as_dvc_does(repository):
 @pytest.mark.parametrize(
     "given, line",
     [
-        ({"overrides": ["sed=1"]}, "params.yaml: sed: '1' is not allowed; allowed: KEY=VALUE with a key of"),
+        ({"overrides": ["sed=1"]}, "params.yaml: sed: not in the file (did you mean seed?); +sed=1 adds"),
         ({"overrides": ["seed=x"]}, "params.yaml: seed: 'x' is not allowed; allowed: a valid integer"),
+        ({"overrides": ["training.lrr=1"]}, "params.yaml: training.lrr: not in the file (did you mean lr?); +training"),
+        (
+            {"overrides": ["+training.lrr=1"]},
+            "params.yaml: training.lrr: 'lrr' is no key of this section (did you mean ",
+        ),
+        ({"overrides": ["seed=[1"]}, "params.yaml: seed: '[1' is not allowed; allowed: a value of YAML ("),
         ({"overrides": ["seed"]}, "-S: override: 'seed' is not allowed; allowed: KEY=VALUE"),
         ({"overrides": ["seed=1"], "targets": ["nope"]}, "dvc.yaml: target: 'nope' is not allowed; allowed: "),
         ({"overrides": ["seed=1"], "recipe": "nope"}, "params/recipes: recipe: 'nope' is not allowed; allowed: one of"),

@@ -412,7 +412,7 @@ BROKEN = {
     "seed: !lambda x": "line 1",
     "": "a mapping of sections",
     "- seed": "a mapping of sections",
-    "3: 4": "3: 3 is not allowed; allowed: the keys recipe, seed",
+    "3: 4": "3: 3 is no key of this section; allowed: the keys recipe, seed",
     "seed: 0\n\tdata: 1": "line 2",
 }
 
