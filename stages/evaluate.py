@@ -28,7 +28,7 @@ from multiscale.core.storage import Table, atomic_file, metadata_of, read_json, 
 from multiscale.evaluation import features, memorisation, metrics
 from multiscale.evaluation.classifier import accuracy, load
 from stages.cluster import pool
-from stages.common.errors import refuse
+from stages.common.errors import BadInput, refuse
 from stages.common.images import some
 from stages.common.paths import CLASSIFIER, MEASUREMENTS, METRICS, NEIGHBOURS, REFERENCE, SAMPLES
 from stages.reference import Extractor, extract
@@ -107,6 +107,7 @@ def copies(name: str, pixels: Tensor) -> tuple[float | None, bool]:
 
 def main(params: Experiment, method: str) -> None:
     if not (SAMPLES / method / "images.safetensors").exists():
-        made = ", ".join(sorted(path.name for path in SAMPLES.glob("[!.]*"))) or "none yet"
-        raise refuse("evaluate", "METHOD", method, f"a method that has been sampled ({made})")
+        if method not in params.methods:
+            raise refuse("evaluate", "METHOD", method, f"one of {', '.join(params.methods)}")
+        raise BadInput(f"{SAMPLES / method}: {method} is not sampled yet; run dvc repro evaluate@{method}")
     measure(method, params)

@@ -331,7 +331,7 @@ def main(*arguments: str) -> None:
         (["--slots", "0"], "error: reproduce: slots: 0 is not allowed; allowed: 1 or more stages at once"),
         (["--recipe", "nope"], "error: params/recipes: recipe: 'nope' is not allowed; allowed: one of "),
         (["--name", "a b"], "error: experiment: name: 'a b' is not allowed; allowed: "),
-        (["-S", "other.yaml:a=1"], "error: -S: file: 'other.yaml' is not allowed; allowed: KEY=VALUE or "),
+        (["-S", "other.yaml:a=1"], "error: -S: file: 'other.yaml' is not allowed; allowed: KEY=VALUE, of "),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_runs(server, pipeline, capfd, arguments, line):

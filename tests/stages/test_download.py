@@ -23,13 +23,18 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import changed
 from PIL import Image
 
 from stages import sources
-from stages.common import settings
+from stages.common import enough, settings
+from stages.common.errors import BadInput
 from stages.common.images import SCHEMA, classes, pixel_table
 from stages.common.paths import IMAGES
 from stages.download import fit_image
+from stages.schema import Experiment
+
+CHECK = enough.check
 
 NAMES = {  # split/class/name: what a set of two classes and three splits looks like
     "train/boot/b1.png": 10,
@@ -85,6 +90,12 @@ def as_parquet(path: str, **columns: list) -> Path:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path)
     return Path(path)
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """The sets of these tests have a few images, too few to be measured."""
+    monkeypatch.setattr("stages.common.enough.check", lambda *given: None)
 
 
 @pytest.fixture
@@ -362,14 +373,15 @@ def test_an_encrypted_zip_is_refused_with_the_names_of_its_images(refused):
 @pytest.mark.parametrize("make", [as_zip, as_tar], ids=["zip", "tar"])
 def test_an_archive_without_images_is_refused(refused, make):
     path = make({"README.md": b"no image"})
-    assert refused(path=str(path)).startswith("params.yaml: data.path: ")
+    assert refused(path=str(path)).startswith(f"params.yaml: data.path: {path} holds n")
 
 
 def test_an_empty_folder_is_refused(refused):
     Path("set").mkdir()
-    assert refused() == (
-        "params.yaml: data.path: 'set' is not allowed; allowed: a folder with images, Parquet files or one archive"
-    )
+    line = "params.yaml: data.path: set holds neither images nor Parquet files nor one archive; "
+    assert refused() == line + "put them there, or name another place"
+    Path("set/README.md").write_text("Ask for the images.")
+    assert refused() == line + "see set/README.md"
 
 
 def test_a_folder_of_two_archives_is_refused(refused):
@@ -490,6 +502,35 @@ def test_labels_of_text_in_one_file_and_integers_in_another_are_refused(refused)
     assert refused().startswith("params.yaml: data.label_column: 'label' is not allowed")
 
 
+# --- images enough for the settings
+
+
+@pytest.mark.parametrize(
+    "test, neighbours, key, said",
+    [
+        (9, 3, "floors", "['real', 'autoencoder'] need 10 test images, but the data set has 9; allowed: [], "),
+        (10, 12, "prc_neighborhood", "12 neighbours, but the data set has 12 training images; allowed: at most 11, "),
+        (10, 11, "floors", "['real', 'autoencoder'] need 12 test images, but the data set has 10; allowed: [], "),
+        (12, 11, None, None),
+    ],
+)
+def test_settings_that_ask_for_more_images_than_there_are_are_refused_at_once(tiny, test, neighbours, key, said):
+    changes = {"evaluate.prc_neighborhood": neighbours, "evaluate.reference_images": 60, "evaluate.is_splits": 10}
+    params = Experiment.model_validate(changed(tiny, changes))
+    if key is None:
+        return CHECK(params, train=12, test=test)
+    with pytest.raises(BadInput) as error:
+        CHECK(params, train=12, test=test)
+    assert str(error.value).startswith(f"params.yaml: evaluate.{key}: {said}")
+
+
+def test_the_first_stage_asks_whether_the_images_are_enough(refused, monkeypatch):
+    monkeypatch.setattr("stages.common.enough.check", CHECK)
+    as_parquet("set/train.parquet", image=BYTES, label=[0] * 4)
+    as_parquet("set/test.parquet", image=BYTES[:3], label=[0] * 3)
+    assert "need 10 test images, but the data set has 3;" in refused()
+
+
 # --- URL
 
 
@@ -572,7 +613,7 @@ def test_a_hub_set_is_read_from_its_cached_snapshot_while_offline(project):
     snapshot = f".scratch/hub/datasets--someone--digits/snapshots/{COMMIT}"
     as_parquet(f"{snapshot}/data/train-00000-of-00001.parquet", image=BYTES, label=[0, 1, 0, 1])
     hub = {"data.source": "hub", "data.url": "someone/digits", "data.revision": COMMIT}
-    project.change(hub)
+    project.change(hub | {"evaluate.floors": []})
     done = project.run("-m", "stages.download", HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
     rows = pl.read_parquet(IMAGES)

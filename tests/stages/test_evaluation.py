@@ -162,7 +162,7 @@ def test_without_a_test_split_floors_are_one_line_and_its_columns_are_empty(digi
     assert found["protocol"]["n_test"] == 0 and Path("reports/neighbours/dit.png").exists()
     digits.change({"evaluate.floors": ["real"]})
     done = digits.stage("floor", "real")
-    refused(done, "evaluate.floors: ['real'] is not allowed; allowed: []", "fewer than 10 images of split 'test'")
+    refused(done, "evaluate.floors: ['real'] need 10 test images, but the data set has 0; allowed: []")
     assert not Path("samples/real").exists()
 
 

@@ -115,10 +115,10 @@ FIRST = {
     "decompose": "data/latents/32/latents.safetensors",
     "train": "data/decomposed/full",
     "distill": "models/swd-teacher",
-    "sample": "a method whose parts are trained",
+    "sample": "models/msf: msf is not trained yet; run dvc repro sample@msf",
     "classifier": "data/images.parquet",
     "reference": "data/images.parquet",
-    "evaluate": "a method that has been sampled",
+    "evaluate": "samples/msf: msf is not sampled yet; run dvc repro evaluate@msf",
     "floor": "data/images.parquet",
     "timing": "samples/msf/costs.json",
     "report": "reports/measurements/msf.json",
@@ -128,7 +128,7 @@ FIRST = {
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"code", "download"}))
 def test_a_missing_input_is_one_line_that_names_it_and_nothing_is_written(project, name):
     before = project.files()
-    refused(project.stage(name, *([GIVEN[name]] if name in GIVEN else [])), FIRST[name], "allowed: ")
+    refused(project.stage(name, *([GIVEN[name]] if name in GIVEN else [])), FIRST[name])
     assert project.files() == before
 
 
@@ -378,7 +378,7 @@ def test_bands_of_no_training_image_are_refused_and_nothing_is_written(project):
     row = {"id": ["a"], "split": ["test"], "label": [0], "width": [32], "height": [32], "image": [b""]}
     pl.DataFrame(row, schema=SCHEMA).write_parquet("data/images.parquet")
     before = project.files()
-    refused(project.stage("decompose", "wavelet"), "data/images.parquet: it has no images of split 'train'")
+    refused(project.stage("decompose", "wavelet"), "data/images.parquet: the data set has no images of split 'train'")
     assert project.files() == before
 
 
