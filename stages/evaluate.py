@@ -107,7 +107,8 @@ def copies(name: str, pixels: Tensor) -> tuple[float | None, bool]:
 
 def main(params: Experiment, method: str) -> None:
     if not (SAMPLES / method / "images.safetensors").exists():
-        if method not in params.methods:
-            raise refuse("evaluate", "METHOD", method, f"one of {', '.join(params.methods)}")
+        known = dict.fromkeys(part.method for part in params.trained.values())
+        if method not in known:
+            raise refuse("evaluate", "METHOD", method, f"one of {', '.join(known)}")
         raise BadInput(f"{SAMPLES / method}: {method} is not sampled yet; run dvc repro evaluate@{method}")
     measure(method, params)

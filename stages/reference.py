@@ -94,9 +94,9 @@ def digest(values: Tensor) -> str:
 
 def main(params: Experiment) -> None:
     section, batch_size = params.evaluate, params.run.batch
-    enough.check_reference(params, count("train"))
     with pool("reference", params.run, partial(Extractor, section.extractor, section.weights)) as workers:
         table = pixel_table("train")
+        enough.check_reference(params, len(table))
         chosen = min(section.reference_images or len(table), len(table))
         rows = evenly(len(table), chosen)  # the dataset may be sorted by class
         real = lambda batch: table[rows[batch]]["pixels"]  # noqa: E731

@@ -57,7 +57,7 @@ def items(data: Data) -> list[Item]:
         return _from_folder(_hub(data), data)
     path = Path(data.path)
     if not path.exists():
-        raise no_images(path, "does not exist", data)
+        raise _refuse_path(path, "an existing folder, zip, tar or Parquet file")
     return (_from_folder if path.is_dir() else _from_file)(path, data, data.sha256)
 
 

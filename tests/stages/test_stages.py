@@ -115,10 +115,10 @@ FIRST = {
     "decompose": "data/latents/32/latents.safetensors",
     "train": "data/decomposed/full",
     "distill": "models/swd-teacher",
-    "sample": "models/msf: msf is not trained yet; run dvc repro sample@msf",
+    "sample": "models/dit: dit is not trained yet; run dvc repro sample@dit",
     "classifier": "data/images.parquet",
     "reference": "data/images.parquet",
-    "evaluate": "samples/msf: msf is not sampled yet; run dvc repro evaluate@msf",
+    "evaluate": "samples/dit: dit is not sampled yet; run dvc repro evaluate@dit",
     "floor": "data/images.parquet",
     "timing": "samples/msf/costs.json",
     "report": "reports/measurements/msf.json",
@@ -205,13 +205,14 @@ def test_a_scratch_folder_that_fills_up_is_a_full_disk_and_no_bad_source(project
 
 def test_switching_on_a_full_disk_keeps_the_experiment(project, small_disk, monkeypatch):
     folder = small_disk("params", 160)
-    monkeypatch.setattr(settings, "EXPERIMENT", Path(shutil.copy(settings.EXPERIMENT, folder)))
-    kept = settings.EXPERIMENT.read_bytes()
+    experiment = Path(shutil.copy(settings.EXPERIMENT, folder))
+    monkeypatch.setattr("stages.recipe.EXPERIMENT", experiment)
+    kept = experiment.read_bytes()
     with pytest.raises(OSError), open(folder / "filler", "wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
     refused(project.stage("recipe", "embedded"), "the disk is full", code=1)
-    assert settings.EXPERIMENT.read_bytes() == kept and not list(folder.glob(".*"))
+    assert experiment.read_bytes() == kept and not list(folder.glob(".*"))
 
 
 # --- the report
