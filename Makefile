@@ -26,7 +26,7 @@ demo: $(STAMP) ## Run one method from the data to its grid of samples (METHOD=ms
 	@echo "samples: $(CURDIR)/samples/$(METHOD)/grid.png, step by step: $(CURDIR)/samples/$(METHOD)/strip.png"
 	@echo "next: make repro runs the other methods and compares all of them"
 
-repro: $(STAMP) ## Run the whole pipeline on params/experiment.yaml (unchanged stages are skipped), then show the leaderboard
+repro: $(STAMP) ## Run the whole pipeline on params.yaml (unchanged stages are skipped), then show the leaderboard
 	$(BIN)/python -m flows.reproduce
 	@echo
 	@cat reports/report.md

@@ -104,9 +104,7 @@ def test_dmd_from_a_teacher_that_cannot_generate_is_refused_with_the_reason_and_
     before = ready.files()
     done = ready.stage("distill", "swd")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(
-        "error: params/experiment.yaml: students.swd.dmd.weight: 1.0 is not allowed; allowed: "
-    )
+    assert done.stderr.startswith("error: params.yaml: students.swd.dmd.weight: 1.0 is not allowed; allowed: ")
     assert "swd-teacher cannot generate at 24 px" in done.stderr
     assert ready.files() == before
 
