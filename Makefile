@@ -20,18 +20,24 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $(STAMP)
 
-demo: $(STAMP) ## Run one method from the data to its grid of samples (METHOD=msf); `make repro` goes on from there
+demo: $(STAMP) ## Run one method from the data to its samples and its figures (METHOD=msf); `make repro` goes on from there
 	$(BIN)/python -m flows.reproduce $(METHOD)
 	@echo
-	@echo "samples: $(CURDIR)/samples/$(METHOD)/grid.png, step by step: $(CURDIR)/samples/$(METHOD)/strip.png"
-	@echo "next: make repro runs the other methods and compares all of them"
+	@$(BIN)/python -m stages.summary $(METHOD)
+	@echo
+	@echo "Look at the samples:          $(CURDIR)/samples/$(METHOD)/grid.png"
+	@echo "  and how they come about:    $(CURDIR)/samples/$(METHOD)/strip.png"
+	@echo "Compare with other methods:   make repro (goes on from here)"
+	@echo "Draw more samples:            . $(BIN)/activate; python -m multiscale sample models/$(METHOD) --out more.png"
 
 repro: $(STAMP) ## Run the whole pipeline on params/experiment.yaml (unchanged stages are skipped), then show the leaderboard
 	$(BIN)/python -m flows.reproduce
 	@echo
-	@cat reports/report.md
-	@ls samples/*/grid.png samples/*/strip.png
-	@echo "report: $(CURDIR)/reports/report.html"
+	@$(BIN)/python -m stages.summary
+	@echo
+	@echo "Look at the report:           $(CURDIR)/reports/report.html (table with all columns: report.md)"
+	@echo "  and the samples:            $(CURDIR)/samples/METHOD/grid.png, how they come about: strip.png"
+	@echo "Change a setting:             . $(BIN)/activate; see 'How to read the pipeline' in README.md"
 
 dashboard: $(STAMP) ## Start the dashboard: runs, schedules, results (PORT=4200)
 	@exec $(BIN)/python -m flows.dashboard $(if $(PORT),--port $(PORT))
