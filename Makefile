@@ -1,16 +1,16 @@
 # `make demo` samples one method, `make repro` runs the experiment and says where to look, `make test` runs every test.
 PYTHON ?= python3
 METHOD ?= msf
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Telemetry stays off.
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PATH := $(abspath $(BIN)):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
-.PHONY: help demo repro dashboard flow lint test check mutants clean
+.PHONY: help install demo repro dashboard flow lint test check mutants docs clean
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -19,6 +19,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $(STAMP)
+
+install: $(STAMP) ## Build the environment (VENV=.venv), which the other targets also do
 
 demo: $(STAMP) ## Run one method from the data to its samples and its figures (METHOD=msf); `make repro` goes on from there
 	$(BIN)/python -m flows.reproduce $(METHOD)
