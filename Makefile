@@ -61,5 +61,13 @@ check: lint ## Lint, format, types, and the tests that start no server, cluster 
 mutants: $(STAMP) ## Break the code in one place at a time and name what no test notices, in minutes (ONLY='*unet*')
 	$(BIN)/python tests/mutate.py $(if $(ONLY),--only '$(ONLY)')
 
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs ## Build the pages as a site, site/index.html; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "pages: $(CURDIR)/site/index.html"
+
 clean: ## Remove scratch files (checkpoints of interrupted runs, downloads); results stay
 	rm -rf .scratch
