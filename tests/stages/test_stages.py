@@ -26,7 +26,7 @@ from ruamel.yaml import YAML
 from multiscale import adversarial
 from multiscale.core.storage import Table
 from multiscale.methods.wmgm import bands
-from stages import leaderboard, page
+from stages import leaderboard, page, summary
 from stages.common import settings, timings
 from stages.common.images import SCHEMA
 from stages.common.paths import COSTS, SAMPLES
@@ -616,6 +616,44 @@ def test_without_floors_the_classifiers_own_accuracy_is_that_of_its_training(mea
     (table,) = made(project).tables
     assert set(columns(table, "label accuracy (the classifier on real images: 96.9%)")) == {"msf", "dit"}
     assert "Floors are not ranked" not in told()
+
+
+# --- the leaderboard in the terminal
+
+
+def test_the_leaderboard_in_the_terminal_has_ten_aligned_columns(measured):
+    project = measured()
+    put_measured("real", {**REST, **FLOORS["real"]}, {**PROTOCOL, "seeds": None, "n": 30})  # recall depends on n
+    done = project.stage("summary")
+    assert done.stdout.splitlines()[:7] == [
+        "method       works on      KID-EffLite0  recall  accuracy  s/image  calls  GFLOP  params  images",
+        "------------------------------------------------------------------------------------------------",
+        "msf          latents   0.1250 +- 0.0200  0.2500     75.0%      0.5      8    2.5  1.23 M     512",
+        "dit          latents   0.2500 +- 0.0100  0.2500     50.0%      0.5      8    2.5  1.23 M     256",
+        "------------------------------------------------------------------------------------------------",
+        "real         pixels    0.0078 +- 0.0010       -     93.8%        -      -      -       -       -",
+        "autoencoder  latents   0.0625 +- 0.0020  0.2500     87.5%        -      -      -       -       -",
+    ]
+    assert done.stdout == project.stage("report").stdout[: len(done.stdout)], "the stage prints the same"
+
+
+def test_one_method_is_shown_before_the_others_are_measured(measured):
+    project = measured()
+    for path in ("reports/costs.json", "reports/metrics/dit.json", "reports/metrics/real.json"):
+        Path(path).unlink()
+    shown = project.stage("summary", "msf").stdout.partition("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in shown[2:]] == ["msf"] and "s/image" not in shown[0]
+    for arguments, fault in (((), "dit.json: missing"), (("sgm",), "'sgm' is not allowed")):
+        done = project.stage("summary", *arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and fault in done.stderr
+
+
+def test_the_leaderboard_of_the_embedded_recipe_fits_a_terminal():
+    rows = json.loads((ROOT / "reports" / "leaderboard.json").read_text()).values()
+    timed = [row | ({"seconds_per_image": 0.00555} if row["kind"] == "method" else {}) for row in rows]
+    text = summary.text(leaderboard.groups(timed))
+    assert max(map(len, text.splitlines())) <= 100
+    assert len(text.partition("\n")[0].split()) == 11  # the words of ten headings
 
 
 # --- what was measured on this machine

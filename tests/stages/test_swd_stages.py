@@ -202,7 +202,8 @@ def test_a_proposed_schedule_and_its_picture(project):
     (folder / "statistics.json").write_text(json.dumps({"shift": [0.0] * 4, "scale": [1.0] * 4}))
     done = project.stage("spectrum", "32")
     assert done.returncode == 0, done.stderr
-    four, six, picture = done.stdout.splitlines()
+    four, six, added, picture = done.stdout.splitlines()
+    assert added.startswith("[8]: add them to latents.resolutions and to "), "16, 24 and 32 are encoded"
     assert four.startswith("4 steps: {resolutions: [8, ") and "32], sigmas: [1.0, 0.8959, 0.7371, 0.6022]}" in four
     assert six.startswith("6 steps: ") and Path(picture.removeprefix("picture: ")).exists()
 
