@@ -1,16 +1,16 @@
 # `make demo` samples one method, `make repro` runs the experiment and says where to look, `make test` runs every test.
 PYTHON ?= python3
 METHOD ?= msf
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Telemetry stays off.
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PATH := $(abspath $(BIN)):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
-.PHONY: help demo repro dashboard flow lint test check mutants clean
+.PHONY: help install demo repro dashboard flow lint test check mutants docs clean
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -20,19 +20,27 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $(STAMP)
 
-demo: $(STAMP) ## Run one method from the data to its grid of samples (METHOD=msf RECIPE=mine); `make repro` goes on from there
+install: $(STAMP) ## Build the environment (VENV=.venv), which the other targets also do
+
+demo: $(STAMP) ## Run one method from the data to its samples and its figures (METHOD=msf RECIPE=mine); then make repro
 	$(if $(RECIPE),$(BIN)/python -m stages.recipe $(RECIPE))
 	$(BIN)/python -m flows.reproduce $(METHOD)
 	@echo
-	@echo "samples: $(CURDIR)/samples/$(METHOD)/grid.png, step by step: $(CURDIR)/samples/$(METHOD)/strip.png"
-	@echo "next: make repro runs the other methods and compares all of them"
+	@$(BIN)/python -m stages.summary $(METHOD)
+	@echo
+	@echo "Look at the samples:          $(CURDIR)/samples/$(METHOD)/grid.png"
+	@echo "  and how they come about:    $(CURDIR)/samples/$(METHOD)/strip.png"
+	@echo "Compare with other methods:   make repro (goes on from here)"
+	@echo "Draw more samples:            . $(BIN)/activate; python -m multiscale sample models/$(METHOD) --out more.png"
 
-repro: $(STAMP) ## Run the whole pipeline on params/experiment.yaml (unchanged stages are skipped), then show the leaderboard
+repro: $(STAMP) ## Run the whole pipeline on params.yaml (unchanged stages are skipped), then show the leaderboard
 	$(BIN)/python -m flows.reproduce
 	@echo
-	@cat reports/report.md
-	@ls samples/*/grid.png samples/*/strip.png
-	@echo "report: $(CURDIR)/reports/report.html"
+	@$(BIN)/python -m stages.summary
+	@echo
+	@echo "Look at the report:           $(CURDIR)/reports/report.html (table with all columns: report.md)"
+	@echo "  and the samples:            $(CURDIR)/samples/METHOD/grid.png, how they come about: strip.png"
+	@echo "Change a setting:             . $(BIN)/activate; see 'How to read the pipeline' in README.md"
 
 dashboard: $(STAMP) ## Start the dashboard: runs, schedules, results (PORT=4200)
 	@exec $(BIN)/python -m flows.dashboard $(if $(PORT),--port $(PORT))
@@ -53,6 +61,14 @@ check: lint ## Lint, format, types, and the tests that start no server, cluster 
 
 mutants: $(STAMP) ## Break the code in one place at a time and name what no test notices, in minutes (ONLY='*unet*')
 	$(BIN)/python tests/mutate.py $(if $(ONLY),--only '$(ONLY)')
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs ## Build the pages as a site, site/index.html; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "pages: $(CURDIR)/site/index.html"
 
 clean: ## Remove scratch files (checkpoints of interrupted runs, downloads); results stay
 	rm -rf .scratch

@@ -114,7 +114,7 @@ def whole() -> dict:
     for name, run in {"dvc repro": lambda folder: call("dvc", "repro", folder=folder), "flow": flow}.items():
         with tempfile.TemporaryDirectory() as folder:
             call("git", "clone", "-q", str(ROOT), folder)
-            path = Path(folder, "params/experiment.yaml")
+            path = Path(folder, "params.yaml")
             experiment = read_yaml(path)
             networks = [*experiment["parts"].values(), *experiment["students"].values()]
             for section in (experiment, experiment["vae"], experiment["classifier"], *networks):

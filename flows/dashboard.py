@@ -114,14 +114,14 @@ def ending_runs() -> Iterator[None]:
         psutil.wait_procs(runs, timeout=2 * process.GRACE)
 
 
-def check_free(port: int) -> None:
+def check_free(port: int, use: str = "the dashboard") -> None:
     """Raises BadInput where something listens already."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except (OSError, OverflowError) as error:
-            raise refuse("dashboard", "--port", port, f"a port that is free, as is the next ({error})") from None
+            raise BadInput(f"port {port}, for {use}, is busy ({error}); choose another with --port") from None
 
 
 def run(port: int, nightly: str) -> None:
@@ -131,7 +131,7 @@ def run(port: int, nightly: str) -> None:
     except ValueError:
         raise refuse("dashboard", "--nightly", nightly, "a cron line such as '0 2 * * *'") from None
     check_free(port)
-    check_free(port + 1)
+    check_free(port + 1, "the report")
     password, new = connection.password()
     with (
         suppress(KeyboardInterrupt),

@@ -40,7 +40,7 @@ def reproduce(
 
     Args:
         targets: Methods (msf), stages (train@dit) or groups of stages (train), with all that they need. Empty: all.
-        recipe: A recipe to switch to first. Unsaved edits of params/experiment.yaml are never overwritten.
+        recipe: A recipe to switch to first. Unsaved edits of params.yaml are never overwritten.
         overrides: Settings to change, as for `dvc exp run -S`: KEY=VALUE (training.lr=0.0007), or +KEY=VALUE for one
             that the experiment leaves at its default (+parts.msf-1.training.lr=0.0007).
         experiment: A name to save the result under as a DVC experiment (`dvc exp show`).

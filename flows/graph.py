@@ -14,6 +14,7 @@ from dvc.dvcfile import LOCK_FILE, PROJECT_FILE
 from dvc.exceptions import DvcException
 from dvc.repo import Repo, lock_repo
 from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+from dvc.scm import SCMError
 from dvc.stage import Stage as DvcStage
 from dvc.utils.serialize import load_yaml, modify_yaml
 
@@ -52,8 +53,15 @@ def _project() -> Iterator[Repo]:
     try:
         with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
             yield repo
+    except SCMError as error:
+        raise without_git(error) from error
     except DvcException as error:
         raise BadInput(" ".join(f"{PROJECT_FILE}: {error}".split())) from error
+
+
+def without_git(error: SCMError) -> BadInput:
+    """The error for a folder in which git cannot work."""
+    return BadInput(f"{error}, and DVC needs one; clone the project with git, or run git init and commit its files")
 
 
 def plan(targets: Iterable[str] = ()) -> list[Stage]:

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dvc.dependency.param import ParamsDependency
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.repo.experiments.refs import ExpRefInfo
 from dvc.repo.experiments.utils import check_ref_format, exp_refs_by_names
+from dvc.scm import SCMError
 from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides
 from filelock import FileLock, Timeout
@@ -86,8 +86,8 @@ def _override(overrides: list[str]) -> None:
 
     by_file = to_path_overrides(overrides)
     for file in by_file:
-        if file not in (ParamsDependency.DEFAULT_PARAMS_FILE, str(EXPERIMENT)):
-            raise refuse("-S", "file", file, f"KEY=VALUE or {EXPERIMENT}:KEY=VALUE")
+        if file != str(EXPERIMENT):
+            raise refuse("-S", "file", file, f"KEY=VALUE, of {EXPERIMENT}")
     with TemporaryDirectory(dir=EXPERIMENT.parent, prefix=".", suffix=".tmp") as folder:
         copy = Path(shutil.copy(EXPERIMENT, folder))
         for override in (text for texts in by_file.values() for text in texts):
@@ -97,11 +97,22 @@ def _override(overrides: list[str]) -> None:
             try:
                 apply_overrides(copy, [override])
             except DvcException as error:
-                reason = str(error.__cause__).splitlines()[0]
-                allowed = f"KEY=VALUE with a key of the file, or +KEY=VALUE with one that is left out ({reason})"
-                raise refuse(EXPERIMENT, key, value, allowed) from error
+                raise _not_applied(key, value, settings.read_yaml(copy), error) from error
         settings.validate(settings.read_yaml(copy), EXPERIMENT)
         copy.replace(EXPERIMENT)
+
+
+def _not_applied(key: str, value: str, tree: object, error: DvcException) -> BadInput:
+    """The error for an override that DVC does not apply: its key is not in the file, or its value is none of YAML."""
+    from multiscale.core.settings import meant
+
+    for step in key.lstrip("+~").split("."):
+        tree = {str(index): entry for index, entry in enumerate(tree)} if isinstance(tree, list) else tree
+        if not isinstance(tree, dict) or step not in tree:
+            near = meant(step, tree if isinstance(tree, dict) else ())
+            return BadInput(f"{EXPERIMENT}: {key}: not in the file{near}; +{key}={value} adds a key that is left out")
+        tree = tree[step]
+    return refuse(EXPERIMENT, key, value, f"a value of YAML ({str(error.__cause__).splitlines()[0]})")
 
 
 def _check_name(experiment: str) -> None:
@@ -111,6 +122,8 @@ def _check_name(experiment: str) -> None:
             baseline = repo.experiments.scm.get_rev()
             check_ref_format(repo.scm, ExpRefInfo(baseline, experiment))
             taken = exp_refs_by_names(repo.scm, {experiment}).get(experiment, [])
+    except SCMError as error:
+        raise graph.without_git(error) from error
     except DvcException as error:
         raise refuse("experiment", "name", experiment, " ".join(str(error).split())) from error
     if any(ref.baseline_sha == baseline for ref in taken):

@@ -1,6 +1,7 @@
 """Samples trained methods: `python -m multiscale sample models/msf --classes 3 7 --seeds 0-15 --out grid.png`.
 
-Needs only the folder of the method, not the experiment. An image depends on its seed and class alone.
+With a folder, `--out images/`, every image is a PNG of its own. Needs only the folder of the method, not the
+experiment. An image depends on its seed and class alone.
 """
 
 from __future__ import annotations
@@ -53,14 +54,20 @@ def settings_of(kind: str, given: list[str]) -> Any:
         raise ValueError(f"--set: {fault_of(error)}") from None
 
 
-def sample(folder: Path, classes: list[int] | None, seeds: list[int], out: Path, given: list[str], batch: int) -> None:
-    """Writes a grid: one image for each class and seed. Raises ValueError for classes the method was not trained on."""
+def sample(folder: Path, classes: list[int] | None, seeds: list[int], out: str, given: list[str], batch: int) -> None:
+    """Writes one image for each class and seed, as a grid or as single PNGs.
+
+    Raises ValueError for classes that the method was not trained on, and for a file that is no PNG.
+    """
     import torch
     from tqdm import tqdm
 
     from multiscale import pictures, sampling
     from multiscale.core import models
 
+    single = out.endswith("/") or Path(out).is_dir() or not Path(out).suffix
+    if not single and Path(out).suffix.lower() != ".png":
+        raise ValueError(f"--out: {out!r} is not allowed; allowed: FILE.png for a grid, FOLDER/ for single images")
     configs = [models.about(part) for part in sampling.parts_in(folder)]
     known = max(config.get("classes", 0) for config in configs)
     chosen = list(range(max(1, known))) if classes is None else classes
@@ -73,10 +80,17 @@ def sample(folder: Path, classes: list[int] | None, seeds: list[int], out: Path,
         for images in sampling.generate(sampler, seeds * len(chosen), labels, min(batch, len(labels))):
             sampled.append(images)
             bar.update(len(images))
-    columns = min(len(seeds), COLUMNS)
-    asked = f"classes {', '.join(map(str, chosen))}" if known > 1 else "no classes"
-    title = f"{folder.name}: {asked}, seeds {seeds[0]} to {seeds[-1]}"
-    pictures.grid(torch.cat(sampled), columns, [str(seed) for seed in seeds[:columns]], title).save(out)
+    pixels = torch.cat(sampled)
+    if single:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        for image, label, seed in zip(pixels, labels.tolist(), seeds * len(chosen)):
+            name = f"class-{label}-seed-{seed}.png" if known > 1 else f"seed-{seed}.png"
+            pictures.to_image(image, 1).save(Path(out, name))
+    else:
+        columns = min(len(seeds), COLUMNS)
+        asked = f"classes {', '.join(map(str, chosen))}" if known > 1 else "no classes"
+        title = f"{folder.name}: {asked}, seeds {seeds[0]} to {seeds[-1]}"
+        pictures.grid(pixels, columns, [str(seed) for seed in seeds[:columns]], title).save(out)
     print(out)
 
 
@@ -84,11 +98,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m multiscale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    command = parser.add_subparsers(required=True, metavar="COMMAND").add_parser("sample", help="make a grid of images")
+    command = parser.add_subparsers(required=True, metavar="COMMAND").add_parser("sample", help="make images")
     command.add_argument("folder", type=Path, help="a trained method, models/METHOD")
     command.add_argument("--classes", type=int, nargs="+", help="a row each (default: all classes)")
     command.add_argument("--seeds", type=seeds_of, default="0-7", help="0-15 or 3,5,8 (default: 0-7)")
-    command.add_argument("--out", type=Path, default=Path("grid.png"), help="the picture to write (default: grid.png)")
+    command.add_argument(
+        "--out", default="grid.png", help="FILE.png for a grid, FOLDER/ for single images (default: grid.png)"
+    )
     command.add_argument(
         "--set",
         nargs="+",

@@ -1,5 +1,7 @@
 """Lists the code that decides each stage, in data/code: a file for each stage, by method where it runs a method's code.
 
+It runs before all other stages, and after each edit of params.yaml: settings that are not allowed are refused here.
+
 A line is the digest and the path of a source file that the stage imports, directly or through others. Each stage
 depends on its list alone, so an edit re-runs the stages whose result it can change. Comments, docstrings and layout are
 not in the digest.
@@ -131,6 +133,9 @@ def listing(name: str, root: Path = Path()) -> str:
 
 
 def main() -> None:
+    from stages.common import settings  # here, because flows import this module without torch
+
+    settings.load()  # a setting that is refused is refused here, before any other stage deletes what it made
     lists = {name: listing(name) for name in names()}
     shutil.rmtree(CODE, ignore_errors=True)  # its files may be links into DVC's cache
     CODE.mkdir(parents=True)

@@ -25,7 +25,7 @@ from multiscale.core.storage import atomic_folder, write_blocks, write_json
 from multiscale.networks import autoencoder
 from stages import fitting
 from stages.common import keys
-from stages.common.errors import refuse
+from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress
 from stages.common.paths import DECOMPOSED, EXPERIMENT, MODELS, SCRATCH, parts_of
 from stages.latents import Encoder
@@ -69,7 +69,8 @@ def job(student: str, params: Experiment) -> fitting.Job:
     dataset = folder = DECOMPOSED / section.dataset
     found = parts_of(section.teacher)
     if len(found) != 1:
-        raise refuse(MODELS / section.teacher, "parts", len(found), "one trained part (run dvc repro)")
+        where = MODELS / section.teacher
+        raise BadInput(f"{where}: the teacher {section.teacher} is not trained yet; run dvc repro distill@{student}")
     teacher, teaching = found[0], methods.teaching(section.kind)
     try:
         teaching.check(section, teacher, dataset)

@@ -33,6 +33,7 @@ from PIL import Image, ImageOps
 
 from multiscale.core.storage import atomic_file
 from stages import sources
+from stages.common import enough
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress
 from stages.common.images import CLASS_NAMES, SCHEMA
@@ -145,7 +146,7 @@ def main(params: Experiment) -> None:
     data = params.data
     items = sources.items(data)
     if not items:
-        raise refuse(EXPERIMENT, "data.path", data.path, "a source with at least one image")
+        raise sources.no_images(data.path, "holds no images", data)
     unreadable: list[str] = []
     names = sources.class_names(items)
     with atomic_file(IMAGES) as temporary:
@@ -169,5 +170,6 @@ def main(params: Experiment) -> None:
         splits = Counter(pl.read_parquet(temporary, columns=["split"])["split"].to_list())
         if not splits["train"]:
             raise refuse(EXPERIMENT, "data.path", data.path, f"a dataset with a split 'train' (found {dict(splits)})")
+        enough.check(params, splits["train"], splits["test"])
     labels, shape = len({item.label for item in items}), f"{data.resolution}x{data.resolution}"
     print(f"{sum(splits.values())} images at {shape}, {labels} classes, splits {dict(splits)}")

@@ -1,4 +1,7 @@
-"""Measures the images of one method against the reference, in reports/metrics/METHOD.json with the protocol.
+"""Measures the images of one method against the reference.
+
+Writes reports/measurements/METHOD.json, with the protocol, and of these numbers the few that DVC compares,
+reports/metrics/METHOD.json.
 
 The main metric is KID with its standard error: with a few thousand images FD is biased, KID is not. KID is measured
 against the training images, against the test split, and by a second extractor. The classifier measures the label
@@ -25,13 +28,14 @@ from multiscale.core.storage import Table, atomic_file, metadata_of, read_json, 
 from multiscale.evaluation import features, memorisation, metrics
 from multiscale.evaluation.classifier import accuracy, load
 from stages.cluster import pool
-from stages.common.errors import refuse
+from stages.common.errors import BadInput, refuse
 from stages.common.harness import tell
 from stages.common.images import some
-from stages.common.paths import CLASSIFIER, METRICS, NEIGHBOURS, REFERENCE, SAMPLES
+from stages.common.paths import CLASSIFIER, MEASUREMENTS, METRICS, NEIGHBOURS, REFERENCE, SAMPLES
 from stages.reference import Extractor, extract
 from stages.schema import Experiment
 
+HEADLINE = ("kid", "kid_se", "fd", "label_accuracy", "recall")  # what `dvc metrics` and `dvc exp show` show
 SHOWN = 12  # pairs in the picture
 
 
@@ -81,7 +85,8 @@ def measure(name: str, params: Experiment) -> dict[str, Any]:
         "is_splits": section.is_splits,
         "prc_neighborhood": section.prc_neighborhood,
     }
-    write_json(METRICS / f"{name}.json", {**values, "protocol": protocol})
+    write_json(MEASUREMENTS / f"{name}.json", {**values, "protocol": protocol})
+    write_json(METRICS / f"{name}.json", {key: values[key] for key in HEADLINE})
     print(f"{name}: KID-{protocol['metric']} {values['kid']:.5f} +- {values['kid_se']:.5f}, N = {len(table)}")
     return values
 
@@ -105,6 +110,8 @@ def copies(name: str, pixels: Tensor) -> tuple[float | None, bool]:
 
 def main(params: Experiment, method: str) -> None:
     if not (SAMPLES / method / "images.safetensors").exists():
-        made = ", ".join(sorted(path.name for path in SAMPLES.glob("[!.]*"))) or "none yet"
-        raise refuse("evaluate", "METHOD", method, f"a method that has been sampled ({made})")
+        known = dict.fromkeys(part.method for part in params.trained.values())
+        if method not in known:
+            raise refuse("evaluate", "METHOD", method, f"one of {', '.join(known)}")
+        raise BadInput(f"{SAMPLES / method}: {method} is not sampled yet; run dvc repro evaluate@{method}")
     measure(method, params)

@@ -1,4 +1,6 @@
-"""Measures real images as if a method had sampled them, as a floor for all methods: samples/FLOOR, reports/metrics.
+"""Measures real images as if a method had sampled them, as a floor for all methods.
+
+Makes samples/FLOOR and, as `evaluate` does, reports/measurements/FLOOR.json.
 
 real         images of the test split, at most as many as a method samples
 autoencoder  their reconstructions by the autoencoder, the floor of methods on latents
@@ -21,9 +23,10 @@ from multiscale.core.pixels import to_pixels, to_signed, to_unit
 from multiscale.core.storage import atomic_folder, write_blocks
 from multiscale.networks import autoencoder
 from stages import evaluate
+from stages.common import enough
 from stages.common.errors import refuse
 from stages.common.images import class_names, classes, count, evenly, pixel_table
-from stages.common.paths import EXPERIMENT, IMAGES, SAMPLES, VAE
+from stages.common.paths import SAMPLES, VAE
 from stages.schema import Experiment
 
 
@@ -44,10 +47,7 @@ def main(params: Experiment, floor: str) -> None:
     if floor not in params.evaluate.floors:
         allowed = f"one of evaluate.floors ({', '.join(params.evaluate.floors) or 'none'})"
         raise refuse("floor", "FLOOR", floor, allowed)
-    fewest = max(4, params.evaluate.is_splits, params.evaluate.prc_neighborhood + 1)  # a standard error needs 4
-    if count("test") < fewest:
-        allowed = f"[]: {IMAGES} has fewer than {fewest} images of split 'test'"
-        raise refuse(EXPERIMENT, "evaluate.floors", params.evaluate.floors, allowed)
+    enough.check_floors(params, count("test"))
     table = pixel_table("test")
     rows = table[evenly(len(table), min(len(table), params.sample.images))]
     pixels, labels = rows["pixels"], rows["label"]

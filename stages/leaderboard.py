@@ -19,7 +19,7 @@ import polars as pl
 
 from multiscale.core.models import AUTOENCODER
 from multiscale.core.storage import read_json
-from stages.common.paths import COSTS, METRICS, parts_of
+from stages.common.paths import COSTS, MEASUREMENTS, SAMPLES, parts_of
 from stages.schema import Experiment
 
 Row = dict[str, Any]  # of the leaderboard, as leaderboard.json holds it
@@ -77,7 +77,7 @@ def _as_key(protocol: Row) -> str:
 
 def _method(name: str, params: Experiment) -> Row:
     """One training of a method: its quality, its cost, and the protocol of their measurement."""
-    metrics, cost = read_json(METRICS / f"{name}.json"), read_json(COSTS)[name]
+    metrics, cost = read_json(MEASUREMENTS / f"{name}.json"), read_json(SAMPLES / name / COSTS.name)
     parts = parts_of(name)
     return {
         "method": name,
@@ -105,7 +105,7 @@ def _averaged(trainings: list[Row]) -> Row:
 def _floor(name: str, params: Experiment) -> Row:
     works_on = {"real": "pixels", "autoencoder": "latents"}[name]
     about = {"method": name, "kind": "floor", "recipe": params.recipe, "works_on": works_on}
-    return about | read_json(METRICS / f"{name}.json")
+    return about | read_json(MEASUREMENTS / f"{name}.json")
 
 
 def groups(rows: list[Row]) -> list[Group]:
@@ -136,8 +136,9 @@ def table(
     """
     heads = {key: text.format(**group.protocol) for key, text in columns.items()}
     if not group.protocol["second_extractor"]:
-        del heads["kid_second"]
-    heads["fd"] += "*" * (group.protocol["features"] > group.protocol["n"])
+        heads.pop("kid_second", None)
+    if "fd" in heads:
+        heads["fd"] += "*" * (group.protocol["features"] > group.protocol["n"])
     if accuracy is not None:
         heads["label_accuracy"] += f" (the classifier on real images: {accuracy:.1%})"
     floors = [row | dict.fromkeys(NEEDS_EQUAL_N if _of_other_n(row, group) else ()) for row in group.floors]

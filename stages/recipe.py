@@ -1,4 +1,4 @@
-"""Lists the recipes, writes one into params/experiment.yaml, or prints an experiment with every default.
+"""Lists the recipes, writes one into params.yaml, or prints an experiment with every default.
 
 python -m stages.recipe                       # list
 python -m stages.recipe clothing64            # switch
@@ -45,7 +45,7 @@ from pathlib import Path
 from typing import Any
 
 from multiscale.core.storage import write_text
-from stages.common.paths import CLASSIFIER, DECOMPOSED, LATENTS, METRICS, MODELS, NEIGHBOURS, SAMPLES, VAE
+from stages.common.paths import CLASSIFIER, DECOMPOSED, LATENTS, MEASUREMENTS, METRICS, MODELS, NEIGHBOURS, SAMPLES, VAE
 from stages.common.settings import EXPERIMENT, TAGS, BadInput, parse_yaml, read_yaml, refuse, validate
 from stages.schema import Experiment
 from stages.schema.text import render
@@ -161,7 +161,7 @@ def _is_saved() -> bool:
 def remove_leftovers(experiment: Experiment) -> None:
     """Deletes outputs not in the experiment, since stages depend on whole folders; DVC's cache keeps them."""
     keep = outputs(experiment)
-    for folder in (LATENTS, DECOMPOSED, *MODELS.glob("*"), SAMPLES, METRICS, NEIGHBOURS):
+    for folder in (LATENTS, DECOMPOSED, *MODELS.glob("*"), SAMPLES, MEASUREMENTS, METRICS, NEIGHBOURS):
         for path in folder.glob("*"):
             if path not in keep and folder not in (VAE, CLASSIFIER) and not path.name.startswith("."):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -175,13 +175,14 @@ def outputs(experiment: Experiment) -> set[Path]:
         *(DECOMPOSED / name for name in experiment.decompose),
         *(MODELS / part.method / name for name, part in experiment.trained.items()),
         *(SAMPLES / name for name in shown),
+        *(MEASUREMENTS / f"{name}.json" for name in shown),
         *(METRICS / f"{name}.json" for name in (*shown, "classifier")),
         *(NEIGHBOURS / f"{name}.png" for name in shown),
     }
 
 
 def switch(name: str, force: bool) -> None:
-    """Writes a recipe into params/experiment.yaml."""
+    """Writes a recipe into params.yaml."""
     experiment = experiment_of(name)
     if not force and not _is_saved():
         raise BadInput(f"{EXPERIMENT}: has uncommitted edits; commit them, or discard them with --force")

@@ -25,6 +25,7 @@ from multiscale.core.device import default_device
 from multiscale.core.storage import Table, atomic_folder, write_json
 from multiscale.evaluation import features, memorisation
 from stages.cluster import Pool, pool
+from stages.common import enough
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress, tell
 from stages.common.images import count, evenly, pixel_table
@@ -95,10 +96,8 @@ def main(params: Experiment) -> None:
     section, batch_size = params.evaluate, params.run.batch
     with pool("reference", params.run, partial(Extractor, section.extractor, section.weights)) as workers:
         table = pixel_table("train")
+        enough.check_reference(params, len(table))
         chosen = min(section.reference_images or len(table), len(table))
-        if section.prc_neighborhood > chosen - 1:
-            allowed = f"at most {chosen - 1} (training images)"
-            raise refuse(EXPERIMENT, "evaluate.prc_neighborhood", section.prc_neighborhood, allowed)
         rows = evenly(len(table), chosen)  # the dataset may be sorted by class
         real = lambda batch: table[rows[batch]]["pixels"]  # noqa: E731
         tensors = {"real": extract("reference", workers, real, chosen, batch_size)[0]}

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 import polars as pl
 
 from multiscale.core.storage import atomic_file, atomic_folder, read_json, write_json, write_text
-from stages import figures, leaderboard, measured, page, wavelets
+from stages import figures, leaderboard, measured, page, summary, wavelets
 from stages.common.images import class_names
 from stages.common.paths import METRICS, NEIGHBOURS, REPORTS, SAMPLES, parts_of
 from stages.schema import Experiment
@@ -63,8 +63,7 @@ def main(params: Experiment) -> None:
     QUALITY_TIME.unlink(missing_ok=True)
     if sampling:
         figures.quality_time(timed, QUALITY_TIME)
-    table = leaderboard.markdown(timed, accuracy, measured.COLUMNS, remarks)
-    write_text(REPORTS / "report.md", table)
+    write_text(REPORTS / "report.md", leaderboard.markdown(timed, accuracy, measured.COLUMNS, remarks))
     boards = [
         page.Leaderboard(
             group.protocol["metric"],
@@ -75,7 +74,7 @@ def main(params: Experiment) -> None:
     ]
     plots = [path for path in (QUALITY_TIME, TRAINING) if path.exists()]
     write_text(PAGE, page.render(params.recipe, class_names(), boards, plots, shown, GALLERIES, sections))
-    print(table)
+    print(summary.text(timed))
     for line in wavelets.warnings(sections):
         print(line)
     for name in (name for name, kinds in shown.items() if "strip" in kinds):

@@ -28,7 +28,7 @@ from multiscale.core.storage import TensorWriter, atomic_folder, write_json
 from multiscale.core.streams import classes_of_seeds
 from stages.cluster import pool
 from stages.common import timings
-from stages.common.errors import refuse
+from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress
 from stages.common.images import class_counts, class_names, classes
 from stages.common.paths import COSTS, MODELS, SAMPLES
@@ -44,7 +44,7 @@ def check(name: str, params: Experiment) -> None:
     wanted = set(params.parts_of(name))
     found = {path.name for path in (MODELS / name).glob("[!.]*")}
     if not found:
-        raise refuse("sample", "METHOD", name, "a method whose parts are trained (run dvc repro)")
+        raise BadInput(f"{MODELS / name}: {name} is not trained yet; run dvc repro sample@{name}")
     if found != wanted:
         raise refuse(MODELS / name, "parts", sorted(found), f"{', '.join(sorted(wanted))} (delete the others)")
 

@@ -70,6 +70,14 @@ def class_names(items: list[Item]) -> list[str]:
     return [kinds[label] for label in sorted(kinds)] if named else []
 
 
+def no_images(path: object, why: str, data: Data) -> BadInput:
+    """The error for a place without images, with what to do about it."""
+    about = Path(data.path) / "README.md"
+    remedy = f"see {about}" if about.exists() else "put them there, or name another place"
+    place = data.path if data.source == "files" else path  # not the folder that an archive was unpacked into
+    return BadInput(f"{EXPERIMENT}: data.path: {place} {why}; {remedy}")
+
+
 def _refuse_path(path: PurePath, allowed: str) -> BadInput:
     return refuse(EXPERIMENT, "data.path", str(path), allowed)
 
@@ -146,7 +154,7 @@ def _from_folder(folder: Path, data: Data, sha256: str | None = None) -> list[It
         return _idx(arrays, folder, data)
     if len(archives) == 1:
         return _from_file(archives[0], data, sha256)
-    raise _refuse_path(folder, "a folder with images, Parquet or IDX files, or one archive")
+    raise no_images(folder, "holds neither images nor Parquet or IDX files nor one archive", data)
 
 
 def _is_hidden(name: str) -> bool:
@@ -163,7 +171,7 @@ def _zip(path: Path, data: Data) -> list[Item]:
     archive = zipfile.ZipFile(path)
     images = {name: partial(archive.read, name) for name in archive.namelist() if _is_image(name)}
     if not images:
-        raise _refuse_path(path, "an archive with images")
+        raise no_images(path, "holds no images", data)
     return _named(images, data)
 
 

@@ -56,7 +56,7 @@ def main(params: Experiment, source: str) -> None:
     frequencies, power, grid = spectrum_of(source, full)
     factor = full // grid if source == "pixels" else int(source) // grid
     grids = list(range(PATCH, grid, PATCH)) + [grid]
-    levels = {}
+    levels, proposals = {}, set()
     for steps in BOUNDARIES:
         sigmas = few_steps(steps)
         chosen = Schedule(resolutions=proposed(frequencies, power, sigmas, grids), sigmas=sigmas)
@@ -64,8 +64,11 @@ def main(params: Experiment, source: str) -> None:
             safe = smallest_safe(frequencies, power, sigma, grids)
             levels[sigma] = cutoff(frequencies, power, sigma), safe * factor
         resolutions = [resolution * factor for resolution in chosen.resolutions]
+        proposals |= {*resolutions}
         shown = f"{{resolutions: {resolutions}, sigmas: {[round(sigma, 4) for sigma in sigmas]}}}"
         print(f"{steps} steps: {shown}, {chosen.cost:.0%} of the full resolution's tokens")
+    if source != "pixels" and (missing := sorted(proposals - {*params.latents.resolutions})):
+        print(f"{missing}: add them to latents.resolutions and to the resolutions of the student's dataset")
     path = REPORTS / "spectrum" / f"{source}.png"
     title = f"Spectrum of {'the pixels' if source == 'pixels' else f'latents of {source} px'}"
     figures.spectrum(frequencies.tolist(), power.tolist(), levels, title, path)

@@ -153,11 +153,11 @@ class Project:
         return subprocess.CompletedProcess([name, *arguments], code, out.getvalue(), errors.getvalue())
 
     def read(self) -> dict:
-        """The settings in params/experiment.yaml."""
+        """The settings in params.yaml."""
         return settings.read_yaml(self.folder / settings.EXPERIMENT)
 
     def change(self, changes: dict) -> None:
-        """Writes changed settings (dotted key -> value, or ... to delete it) into params/experiment.yaml."""
+        """Writes changed settings (dotted key -> value, or ... to delete it) into params.yaml."""
         (self.folder / settings.EXPERIMENT).write_text(as_yaml(changed(self.read(), changes)))
 
     def files(self) -> dict[str, bytes]:

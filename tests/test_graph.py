@@ -172,7 +172,7 @@ def test_what_is_measured_on_one_machine_is_known_to_neither_git_nor_dvc(stages)
     known = [*(each for stage in stages.values() for each in (*stage.outs, *stage.deps))]
     for path in map(Path, measured):
         for each in known:
-            if (place := Path(each.def_path)) != Path("params/experiment.yaml"):
+            if (place := Path(each.def_path)) != Path("params.yaml"):
                 assert place != path and place not in path.parents, f"DVC tracks {path} as or in {place}"
         assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode == 0, f"git takes {path}"
     assert not subprocess.run(["git", "ls-files", *measured], cwd=ROOT, capture_output=True).stdout

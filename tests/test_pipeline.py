@@ -90,9 +90,10 @@ def test_measuring_again_changes_nothing_that_git_or_dvc_knows(clone):
 
 
 def test_the_second_scales_learning_rate_reruns_its_cone_alone(clone):
-    ran = clone.ran("dvc", "exp", "run", "-S", "params/experiment.yaml:+parts.msf-1.training.lr=0.0007")
-    assert ran == {"train@msf-1", "sample@msf", "evaluate@msf", "timing", "report"}
-    assert "0.0007" in clone.run("dvc", "exp", "show", "--no-pager", "--only-changed", "--md")
+    ran = clone.ran("dvc", "exp", "run", "-S", "+parts.msf-1.training.lr=0.0007")
+    assert ran == {"code", "train@msf-1", "sample@msf", "evaluate@msf", "timing", "report"}
+    shown = clone.run("dvc", "exp", "show", "--no-pager", "--only-changed", "--csv")
+    assert "0.0007" in shown and len(re.search("^Experiment,.*", shown, re.MULTILINE)[0].split(",")) <= 25
     clone.run("git", "checkout", "-q", "-f", ".")
     clone.run("dvc", "checkout", "-q", "-f")
     assert clone.ran("dvc", "repro") == set(), "going back is a look into the cache"
@@ -167,7 +168,7 @@ def test_a_fresh_clone_gives_the_same_metrics_to_the_last_digit(clone, sources, 
     other = Clone(sources, tmp_path)
     other.run("dvc", "repro", "evaluate@msf", "evaluate@swd")
     for method in ("msf", "swd"):
-        ours, theirs = clone.json(f"reports/metrics/{method}.json"), other.json(f"reports/metrics/{method}.json")
+        ours, theirs = (each.json(f"reports/measurements/{method}.json") for each in (clone, other))
         assert ours == theirs
     for file in (
         "models/msf/msf-0",
@@ -185,6 +186,6 @@ def test_a_method_is_added_by_a_folder_and_its_entries_in_a_recipe(clone):
     shutil.copy(ROOT / "tests/toy.yaml", clone.folder / "params/recipes/toy.yaml")
     clone.run(sys.executable, "-m", "stages.recipe", "toy", "--force")
     assert clone.ran("dvc", "repro") == {"code", "train@toy", "sample@toy", "evaluate@toy", "timing", "report"}
-    metrics = clone.json("reports/metrics/toy.json")
+    metrics = clone.json("reports/measurements/toy.json")
     assert metrics["protocol"]["n"] == 40 and 0 < metrics["kid"] < 10
     assert "| toy |" in (clone.folder / "reports/leaderboard.md").read_text()

@@ -87,6 +87,15 @@ import scipy.stats  # hidden only while diffusers was imported
     assert {"diffusers", "scipy"} <= modules
 
 
+def test_what_diffusers_has_found_stays():
+    out, _ = run("""
+import diffusers  # before us, as users may
+from multiscale.networks import autoencoder
+print(autoencoder.kl_class().__name__, diffusers.utils.is_peft_available())
+""")
+    assert out == "AutoencoderKL True\n"
+
+
 def test_what_is_loaded_already_is_not_hidden():
     out, _ = run("""
 import colorsys

@@ -105,7 +105,8 @@ def run(method: str, params: Experiment, pipeline: Pipeline, scratch: Path, on_r
                 history.append({"part": name, "images": row["images"], "loss": row.get("loss")})
     sample.main(params, method)
     evaluate.main(params, method)
-    quality, cost = read_json(paths.METRICS / f"{method}.json"), read_json(paths.SAMPLES / method / paths.COSTS.name)
+    quality = read_json(paths.MEASUREMENTS / f"{method}.json")
+    cost = read_json(paths.SAMPLES / method / paths.COSTS.name)
     seconds = timing.measure([method], params)["methods"][method]
     numbers = {key: value for key, value in {**cost, **seconds, **quality}.items() if isinstance(value, int | float)}
     os.chdir(pipeline.folder)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -38,6 +38,17 @@ def make_torchvision_importable() -> None:
         _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]  # half imported
+
+
+def without_pipelines() -> AbstractContextManager[None]:
+    """For an import of diffusers' models and schedulers: hides what it loads, where it finds it, for its pipelines.
+
+    That takes seconds. What diffusers has found before, it expects to stay.
+    """
+    if "diffusers" not in sys.modules:
+        return absent("peft", "scipy", "torchvision", "transformers")
+    make_torchvision_importable()
+    return nullcontext()
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -26,10 +27,25 @@ class Bad(ValueError):
         self.key, self.value, self.allowed = key, value, allowed
 
 
+class Unknown(Bad):
+    """A key that a section does not have, with the most similar one that it has."""
+
+    def __init__(self, key: str, known: Iterable[str]):
+        names = list(map(str, known))
+        super().__init__(key, key, f"the keys {', '.join(names)}")
+        self.meant = meant(key, names)
+
+
+def meant(word: object, known: Iterable[str]) -> str:
+    """` (did you mean NAME?)` with the most similar of the known names, empty if there is none."""
+    found = get_close_matches(str(word), list(known), 1)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
 class Section(BaseModel):
     """A frozen section that refuses unknown keys, wrong types and non-finite numbers.
 
-    The docstring of a field is the comment of its key in params/experiment.yaml.
+    The docstring of a field is the comment of its key in params.yaml.
     """
 
     model_config = ConfigDict(
@@ -42,7 +58,7 @@ class Section(BaseModel):
         # Checked first: a misspelt key should be reported as such, not as a missing one.
         for key in value if isinstance(value, dict) else ():
             if key not in cls.model_fields:
-                raise Bad(key, key, f"the keys {', '.join(cls.model_fields)}")
+                raise Unknown(key, cls.model_fields)
         return value
 
 

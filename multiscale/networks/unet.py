@@ -19,6 +19,7 @@ from multiscale.core.resize import bilinear_to
 from multiscale.core.settings import Bad, Positive, Section, allowed_of, preset
 from multiscale.networks.attention import attention
 from multiscale.networks.dit import LabelEmbedder, TimestepEmbedder
+from multiscale.networks.group_norm import GroupNorm
 
 #            width  multipliers         blocks  attention  heads  groups   parameters (RGB, all levels entered)
 PRESETS = {  # by the resolution of the images
@@ -105,10 +106,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, before: int, after: int, condition: int, groups: int):
         super().__init__()
-        self.norm_in = nn.GroupNorm(groups, before)
+        self.norm_in = GroupNorm(groups, before)
         self.conv_in = nn.Conv2d(before, after, 3, padding=1)
         self.modulation = nn.Linear(condition, 2 * after)
-        self.norm_out = nn.GroupNorm(groups, after)
+        self.norm_out = GroupNorm(groups, after)
         self.conv_out = _zeroed(nn.Conv2d(after, after, 3, padding=1))
         self.shortcut = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
 
@@ -126,7 +127,7 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int, heads: int, groups: int):
         super().__init__()
         self.heads = heads
-        self.norm = nn.GroupNorm(groups, channels)
+        self.norm = GroupNorm(groups, channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = _zeroed(nn.Linear(channels, channels))
 
@@ -206,7 +207,7 @@ class FlexiUNet(nn.Module):
         # Levels of the same width share an adapter; levels as wide as the stem need none.
         self.adapt_in = nn.ModuleDict({str(w): nn.Conv2d(stem, w, 1) for w in entering[1:levels] if w != stem})
         self.adapt_out = nn.ModuleDict({str(w): nn.Conv2d(w, stem, 1) for w in widths[1:levels] if w != stem})
-        self.norm = nn.GroupNorm(size.groups, stem)
+        self.norm = GroupNorm(size.groups, stem)
         self.head = _zeroed(nn.Conv2d(stem, channels, 3, padding=1))
 
     @property

@@ -17,4 +17,4 @@ def refuse(file: object, key: str, value: object, allowed: str) -> BadInput:
 
 def missing(path: object) -> BadInput:
     """The error for a missing output of an earlier stage."""
-    return BadInput(f"{path}: missing; allowed: the output of an earlier stage (run dvc repro)")
+    return BadInput(f"{path}: missing; an earlier stage makes it: run dvc repro")

@@ -29,7 +29,7 @@ def command(doc: str, arguments: dict[str, str] | None = None) -> NoReturn:
         prog=f"python -m {name}",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Settings are read from params/experiment.yaml; `python -m stages.recipe` lists recipes for it.",
+        epilog="Settings are read from params.yaml; `python -m stages.recipe` lists recipes for it.",
     )
     for argument, text in (arguments or {}).items():
         parser.add_argument(argument, help=text)

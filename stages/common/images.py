@@ -82,7 +82,7 @@ def pixel_table(split: str) -> Table:
     file = pq.ParquetFile(IMAGES)
     total = count(split)
     if not total:
-        raise BadInput(f"{IMAGES}: it has no images of split '{split}'; allowed: a dataset with some")
+        raise BadInput(f"{IMAGES}: the data set has no images of split '{split}'; see data.{split}_share")
     first = decode(_of_split(split).select("image").head(1).collect().item())
 
     def blocks(pool: ThreadPoolExecutor) -> Iterator[dict[str, torch.Tensor]]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-EXPERIMENT = Path("params/experiment.yaml")
+EXPERIMENT = Path("params.yaml")
 RECIPES = Path("params/recipes")
 SCRATCH = Path(".scratch")  # checkpoints, downloads and caches: untracked, safe to delete when nothing runs
 
@@ -15,7 +15,8 @@ VAE = Path("models/vae")
 CLASSIFIER = Path("models/classifier")
 MODELS = Path("models")  # /METHOD/PART
 SAMPLES = Path("samples")  # /METHOD, /FLOOR
-METRICS = Path("reports/metrics")  # /METHOD.json, /FLOOR.json, /classifier.json
+MEASUREMENTS = Path("reports/measurements")  # /METHOD.json, /FLOOR.json
+METRICS = Path("reports/metrics")  # /METHOD.json, /FLOOR.json: the headline of a measurement; /classifier.json
 COSTS = Path("reports/costs.json")  # of each method: network calls, floating-point operations, parameters
 NEIGHBOURS = Path("reports/neighbours")  # /METHOD.png, /FLOOR.png
 TIMINGS = Path("reports/timing")  # /PART.json, /sample-METHOD.json, /sampling.json; see `timings`

@@ -1,4 +1,4 @@
-"""Reads `params/experiment.yaml` and recipes, and reports their errors in one line."""
+"""Reads `params.yaml` and recipes, and reports their errors in one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from multiscale.core.settings import Bad
+from multiscale.core.settings import Bad, Unknown
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES
 from stages.schema import Experiment
@@ -86,6 +86,10 @@ def explain(error: ValidationError, value: Any, file: Path) -> BadInput:
     tag = context.get("discriminator", "").strip("'")
     key = ".".join(str(step) for step in [*_path(fault["loc"], value), *([tag] if tag else [])])
     cause = context.get("error")
+    if isinstance(cause, Unknown):
+        whole = f"{key}.{cause.key}" if key else cause.key
+        problem = f"{cause.value!r} is no key of this section{cause.meant}"
+        return BadInput(f"{file}: {whole}: {problem}; allowed: {cause.allowed}")
     if isinstance(cause, Bad):
         return refuse(file, f"{key}.{cause.key}" if key else cause.key, cause.value, cause.allowed)
     if kind in ("missing", "union_tag_not_found"):

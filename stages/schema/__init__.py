@@ -1,4 +1,4 @@
-"""The schema of `params/experiment.yaml`: one frozen model a section, and the checks across sections.
+"""The schema of `params.yaml`: one frozen model a section, and the checks across sections.
 
 The sections of a method and their checks are in the module `settings` of its folder. `text` writes an experiment.
 """
@@ -39,7 +39,7 @@ else:
 
 
 class Experiment(Section):
-    """The whole of `params/experiment.yaml`."""
+    """The whole of `params.yaml`."""
 
     recipe: Text
     """recipe that this file was written from; `python -m stages.recipe` lists all recipes"""

@@ -1,4 +1,4 @@
-"""Renders an experiment as params/experiment.yaml, with the docstring of each field as a comment."""
+"""Renders an experiment as params.yaml, with the docstring of each field as a comment."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 
 from stages.schema import Experiment
 
@@ -20,8 +21,8 @@ HEADER = """\
 # In decompose, parts, students and methods, keys at their defaults are left out. To print all keys and defaults:
 #   python -m stages.recipe --defaults
 # To run with another value of a key in this file, or of one that is left out (note the +):
-#   dvc exp run -S 'params/experiment.yaml:training.lr=1e-3'
-#   dvc exp run -S 'params/experiment.yaml:+parts.NAME.training.lr=1e-3'
+#   dvc exp run -S training.lr=1e-3
+#   dvc exp run -S +parts.NAME.training.lr=1e-3
 """
 WHOLE = "# The experiment of the recipe {name}, with all keys and defaults.\n"
 
@@ -60,14 +61,17 @@ def _says_nothing(section: BaseModel, key: str) -> bool:
 
 
 def render(experiment: Experiment, whole: bool = False) -> str:
-    """The text of params/experiment.yaml; `whole` writes every key, each on its own line."""
+    """The text of params.yaml; `whole` writes every key, each on its own line."""
     tree = experiment.model_dump() if whole else written(experiment)
     lines = Writer(whole).section(experiment, tree)
     return "\n".join([(WHOLE if whole else HEADER).format(name=experiment.recipe), *lines, ""])
 
 
 class Writer:
-    """Formats sections as lines; a comment is written once, where its key or section first occurs."""
+    """Formats sections as lines, as DVC writes them back when it overrides a key; `whole` explains every key.
+
+    A comment is written once, where its key or section first occurs.
+    """
 
     def __init__(self, whole: bool):
         self.whole = whole
@@ -76,8 +80,8 @@ class Writer:
     def section(self, section: BaseModel, tree: dict[str, Any], indent: int = 0) -> list[str]:
         """The lines of the keys of a section that are in `tree`, with the values there."""
         lines = []
-        for key, value in tree.items():
-            inside = getattr(section, key)
+        for key in _last_no_list(tree):
+            inside, value = getattr(section, key), tree[key]
             comment = self._about(inside)
             if not indent or not _model(inside):  # below the top level a model explains more than its key
                 comment = self._once(key, _docstring(type(section), key)) or comment
@@ -87,21 +91,21 @@ class Writer:
 
     def entry(self, key: str, inside: Any, value: Any, comment: str, indent: int, one_line: bool) -> list[str]:
         """The lines of a key whose field holds `inside`, of which `value` is written."""
-        text, head = f"{plain(key)}: {plain(value)}", _line(f"{plain(key)}:", comment, indent)
-        if not value or (one_line and not self.whole and indent + len(text) <= WIDTH):
-            return _line(text, comment, indent)
-        if isinstance(inside, BaseModel):
-            return head + self.section(inside, value, indent + 2)
-        if isinstance(inside, dict):
+        lines = dumped(key, value, indent)
+        if isinstance(value, dict) and value and not (one_line and not self.whole and _fits_one_line(lines, value)):
+            head = _commented(dumped(key, None, indent), comment, indent)
+            if isinstance(inside, BaseModel):
+                return head + self.section(inside, value, indent + 2)
             for name, section in inside.items():
                 head += self.entry(name, section, value[name], self._about(section), indent + 2, key in LINES)
             return head
-        if isinstance(inside, list) and _model(inside):
+        if isinstance(value, list) and value and self.whole and _model(inside):
+            head = _commented(lines[:1], comment, indent)
             for section, item in zip(inside, value):
-                first, *others = self.section(section, item, indent + 4)
-                head += [" " * (indent + 2) + "- " + first.lstrip(), *others]
+                first, *others = self.section(section, item, indent + 2)
+                head += [" " * indent + "- " + first.lstrip(), *others]
             return head
-        return _line(text, comment, indent)
+        return _commented(lines, comment, indent)
 
     def _about(self, inside: Any) -> str:
         """The first line of a model's docstring, unless already written."""
@@ -127,14 +131,54 @@ def _docstring(model: type[BaseModel], key: str) -> str:
     return next((text for base in bases if (text := base.model_fields[key].description)), "")
 
 
-def _line(text: str, comment: str, indent: int) -> list[str]:
-    """A line with its comment, behind it if both fit and above it otherwise."""
-    margin = " " * indent
-    line = f"{margin}{text} # {comment}" if comment else margin + text
-    if not comment or len(line) <= WIDTH:
-        return [line]
-    mark = f"{margin}# "
-    return [*textwrap.wrap(comment, WIDTH, initial_indent=mark, subsequent_indent=mark), margin + text]
+def _commented(lines: list[str], comment: str, indent: int) -> list[str]:
+    """A key's lines with its comment: behind the first, or above where that is too long or a mapping goes on."""
+    behind = f"{lines[0]} # {comment}"
+    if not comment:
+        return lines
+    if len(behind) <= WIDTH and (len(lines) == 1 or lines[0].endswith(":")):
+        return [behind, *lines[1:]]
+    mark = " " * indent + "# "
+    return [*textwrap.wrap(comment, WIDTH, initial_indent=mark, subsequent_indent=mark), *lines]
+
+
+def _last_no_list(tree: dict[str, Any]) -> list[str]:
+    """The keys in order, but the last is none of a list: DVC drops a blank line or a comment after a list."""
+    keys = list(tree)
+    others = [key for key in keys if not isinstance(tree[key], list)]
+    return keys if not others or keys[-1] == others[-1] else [key for key in keys if key != others[-1]] + others[-1:]
+
+
+def _fits_one_line(lines: list[str], value: dict[str, Any]) -> bool:
+    """Whether a mapping is short, and DVC writes braces around all of it and the word null."""
+    return len(" ".join(line.strip() for line in lines)) <= WIDTH and _has_braces(value)
+
+
+def _has_braces(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_has_braces, value.values()))
+    if isinstance(value, list):
+        return all(_has_braces(entry) and not (isinstance(entry, dict) and len(entry) == 1) for entry in value)
+    return value is not None
+
+
+def dumped(key: str, value: Any, indent: int) -> list[str]:
+    """The lines of a key as DVC dumps it: a mapping in braces, folded at 80 columns, a list one entry a line."""
+    yaml, text = YAML(), io.StringIO()
+    yaml.default_flow_style = False
+    tree: dict[str, Any] = {key: _in_braces(value)}
+    for _ in range(indent // 2):  # the column decides where a line is folded
+        tree = {"": tree}
+    yaml.dump(tree, text)
+    return text.getvalue().splitlines()[indent // 2 :]
+
+
+def _in_braces(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    mapping = CommentedMap({key: _in_braces(entry) for key, entry in value.items()})
+    mapping.fa.set_flow_style()
+    return mapping
 
 
 def plain(value: Any) -> str:

@@ -214,7 +214,7 @@ def test_a_busy_port_and_a_wrong_cron_line_are_one_line_each(board):
     for options, line in (
         (
             ["--port", str(board.port)],
-            rf"error: dashboard: --port: {board.port} is not allowed; allowed: a port that is free",
+            rf"error: port {board.port}, for the dashboard, is busy \(.*\); choose another with --port",
         ),
         (["--nightly", "often"], "error: dashboard: --nightly: 'often' is not allowed; allowed: a cron line"),
     ):

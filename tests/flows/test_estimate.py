@@ -120,9 +120,8 @@ def test_the_seconds_of_this_folder_go_before_those_of_the_recipe(tmp_path, monk
     assert estimate.read() == {}, "no experiment, no recipe"
     estimate.record("vae", 80.04)
     estimate.record("train@x", 7.0)
-    Path("params").mkdir()
     for recipe, report in (("small", {"report": 5.0}), ("large", {})):
-        Path("params/experiment.yaml").write_text(f"recipe: {recipe}\n")
+        Path("params.yaml").write_text(f"recipe: {recipe}\n")
         assert estimate.read() == {"vae": 80.0, "train@x": 7.0} | report
     estimate.RECORD.write_text('{"vae": 8')
     assert estimate.read() == {}

@@ -265,12 +265,11 @@ def test_a_stage_that_runs_long_is_told_of_now_and_then(pipeline, monkeypatch, c
 
 
 def test_a_wrong_experiment_is_one_line_and_stops_what_was_begun(pipeline, alone):
-    (pipeline.folder / "params").mkdir()
-    (pipeline.folder / "params/experiment.yaml").write_text("recipe: mine\n")
+    (pipeline.folder / "params.yaml").write_text("recipe: mine\n")
     pipeline.write("a: {cmd: sleep 60; echo a > a, outs: [a]}")
     out, errors = (run := alone(stdout=subprocess.PIPE, stderr=subprocess.PIPE)).communicate()
     assert run.returncode == 2 and out == "" and not (pipeline.folder / "a").exists()
-    assert errors == "error: params/experiment.yaml: seed: missing; allowed: a value (the key has no default)\n"
+    assert errors == "error: params.yaml: seed: missing; allowed: a value (the key has no default)\n"
 
 
 def test_on_a_terminal_one_line_is_drawn_over_itself_and_no_bar_of_a_stage(pipeline, alone):
@@ -332,7 +331,7 @@ def main(*arguments: str) -> None:
         (["--slots", "0"], "error: reproduce: slots: 0 is not allowed; allowed: 1 or more stages at once"),
         (["--recipe", "nope"], "error: params/recipes: recipe: 'nope' is not allowed; allowed: one of "),
         (["--name", "a b"], "error: experiment: name: 'a b' is not allowed; allowed: "),
-        (["-S", "other.yaml:a=1"], "error: -S: file: 'other.yaml' is not allowed; allowed: KEY=VALUE or "),
+        (["-S", "other.yaml:a=1"], "error: -S: file: 'other.yaml' is not allowed; allowed: KEY=VALUE, of "),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_runs(server, pipeline, capfd, arguments, line):
@@ -369,34 +368,40 @@ def test_an_override_changes_its_key_as_dvc_does(repository):
     setting = "+parts.msf-1.training.lr=0.0007"
     with inputs.prepared(["train@msf-1"], None, [setting], None, 1) as stages:
         assert stages[-1].address == "train@msf-1"
-    ours = (repository.folder / "params/experiment.yaml").read_text()
+    ours = (repository.folder / "params.yaml").read_text()
     repository.run("git", "checkout", "-q", ".")
-    apply_overrides("params/experiment.yaml", [setting])
-    assert (repository.folder / "params/experiment.yaml").read_text() == ours and "lr: 0.0007" in ours
+    apply_overrides("params.yaml", [setting])
+    assert (repository.folder / "params.yaml").read_text() == ours and "lr: 0.0007" in ours
 
 
 @pytest.mark.parametrize(
     "given, line",
     [
-        ({"overrides": ["sed=1"]}, "params/experiment.yaml: sed: '1' is not allowed; allowed: KEY=VALUE with a key of"),
-        ({"overrides": ["seed=x"]}, "params/experiment.yaml: seed: 'x' is not allowed; allowed: a valid integer"),
+        ({"overrides": ["sed=1"]}, "params.yaml: sed: not in the file (did you mean seed?); +sed=1 adds"),
+        ({"overrides": ["seed=x"]}, "params.yaml: seed: 'x' is not allowed; allowed: a valid integer"),
+        ({"overrides": ["training.lrr=1"]}, "params.yaml: training.lrr: not in the file (did you mean lr?); +training"),
+        (
+            {"overrides": ["+training.lrr=1"]},
+            "params.yaml: training.lrr: 'lrr' is no key of this section (did you mean ",
+        ),
+        ({"overrides": ["seed=[1"]}, "params.yaml: seed: '[1' is not allowed; allowed: a value of YAML ("),
         ({"overrides": ["seed"]}, "-S: override: 'seed' is not allowed; allowed: KEY=VALUE"),
         ({"overrides": ["seed=1"], "targets": ["nope"]}, "dvc.yaml: target: 'nope' is not allowed; allowed: "),
         ({"overrides": ["seed=1"], "recipe": "nope"}, "params/recipes: recipe: 'nope' is not allowed; allowed: one of"),
     ],
 )
 def test_what_is_refused_leaves_the_experiment_as_it_was(repository, given, line):
-    before = Path("params/experiment.yaml").read_bytes()
+    before = Path("params.yaml").read_bytes()
     with pytest.raises(BadInput) as error:
         with inputs.prepared(*({"targets": [], "recipe": None, "overrides": []} | given).values(), None, 1):
             raise AssertionError("not refused")
     assert str(error.value).startswith(line) and "\n" not in str(error.value)
-    assert Path("params/experiment.yaml").read_bytes() == before
+    assert Path("params.yaml").read_bytes() == before
     assert repository.run("git", "status", "--porcelain") == ""
 
 
 def test_a_recipe_is_switched_to_but_never_over_unsaved_edits(repository):
-    experiment = Path("params/experiment.yaml")
+    experiment = Path("params.yaml")
     experiment.write_text(experiment.read_text().replace("seed: 0", "seed: 7"))
     with pytest.raises(BadInput, match="has uncommitted edits"):
         with inputs.prepared([], "embedded", [], None, 1):

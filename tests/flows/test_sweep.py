@@ -125,7 +125,7 @@ def test_an_unknown_sweep_ends_in_one_line_that_lists_those_there_are(swept):
 def test_before_the_pipeline_has_run_a_sweep_is_one_line_and_no_trial_is_taken_for_failed(swept):
     swept("mine", SEARCH)
     shutil.rmtree("data/reference")
-    with pytest.raises(BadInput, match=r"^data/reference: missing; allowed: the output of an earlier stage .*$"):
+    with pytest.raises(BadInput, match=r"^data/reference: missing; an earlier stage makes it: run dvc repro$"):
         search.run("mine")
     assert not Path(".scratch/sweeps").exists()
 
@@ -341,7 +341,7 @@ def unmeasured(monkeypatch):
     """Trials that end with their trainings: nothing is sampled."""
 
     def measured(params: Experiment, method: str) -> None:
-        write_json(paths.METRICS / f"{method}.json", {"protocol": {}})
+        write_json(paths.MEASUREMENTS / f"{method}.json", {"protocol": {}})
         write_json(paths.SAMPLES / method / paths.COSTS.name, {})
 
     monkeypatch.setattr("stages.sample.main", measured)

@@ -178,7 +178,7 @@ def test_a_model_on_latents_decodes_them_without_the_autoencoders_stage(spread, 
 
 def test_stages_on_workers_leave_the_same_bytes(nodes, spread, trained):
     spread.change({"run.workers": 2})
-    wanted = ["data/latents/24", "samples/msf", "reports/metrics/msf.json"]
+    wanted = ["data/latents/24", "samples/msf", "reports/measurements/msf.json"]
     for path in wanted[:2]:
         shutil.rmtree(path)
     Path(wanted[2]).unlink()

@@ -24,13 +24,18 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import changed
 from PIL import Image
 
 from stages import sources
-from stages.common import settings
+from stages.common import enough, settings
+from stages.common.errors import BadInput
 from stages.common.images import SCHEMA, class_names, classes, pixel_table
 from stages.common.paths import IMAGES
 from stages.download import fit_image
+from stages.schema import Experiment
+
+CHECK = enough.check
 
 NAMES = {  # split/class/name: what a set of two classes and three splits looks like
     "train/boot/b1.png": 10,
@@ -86,6 +91,12 @@ def as_parquet(path: str, **columns: list) -> Path:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path)
     return Path(path)
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """The sets of these tests have a few images, too few to be measured."""
+    monkeypatch.setattr("stages.common.enough.check", lambda *given: None)
 
 
 @pytest.fixture
@@ -267,7 +278,7 @@ def test_a_split_depends_on_the_name_alone(fetch):
 
 def test_images_outside_of_the_split_folders_are_refused(refused):
     put(NAMES | {"cover.png": 1})
-    assert refused().startswith("params/experiment.yaml: data.path: 'cover.png' is not allowed; allowed: every image")
+    assert refused().startswith("params.yaml: data.path: 'cover.png' is not allowed; allowed: every image")
 
 
 # --- archives
@@ -292,7 +303,7 @@ def test_a_folder_may_hold_one_archive(fetch):
 def test_a_tar_that_reaches_outside_is_refused_and_writes_nothing(refused, tmp_path, name):
     as_tar(NAMES | {name: 1})
     line = refused(path="set.tar")
-    assert line.startswith("params/experiment.yaml: data.path: 'set.tar' ") and name in line and "outside" in line
+    assert line.startswith("params.yaml: data.path: 'set.tar' ") and name in line and "outside" in line
     assert not list(tmp_path.rglob("*.png")), "not the members before it either"
 
 
@@ -340,7 +351,7 @@ DAMAGED = {
 def test_a_damaged_archive_is_refused_in_one_line(refused, make, name):
     Path(name).write_bytes(make())
     line = refused(path=name)
-    assert line.startswith(f"params/experiment.yaml: data.path: '{name}' is not allowed; allowed: a f")
+    assert line.startswith(f"params.yaml: data.path: '{name}' is not allowed; allowed: a f")
     assert not list(Path(".scratch").rglob("*.png"))
 
 
@@ -363,15 +374,15 @@ def test_an_encrypted_zip_is_refused_with_the_names_of_its_images(refused):
 @pytest.mark.parametrize("make", [as_zip, as_tar], ids=["zip", "tar"])
 def test_an_archive_without_images_is_refused(refused, make):
     path = make({"README.md": b"no image"})
-    assert refused(path=str(path)).startswith("params/experiment.yaml: data.path: ")
+    assert refused(path=str(path)).startswith(f"params.yaml: data.path: {path} holds n")
 
 
 def test_an_empty_folder_is_refused(refused):
     Path("set").mkdir()
-    assert refused() == (
-        "params/experiment.yaml: data.path: 'set' is not allowed; "
-        "allowed: a folder with images, Parquet or IDX files, or one archive"
-    )
+    line = "params.yaml: data.path: set holds neither images nor Parquet or IDX files nor one archive; "
+    assert refused() == line + "put them there, or name another place"
+    Path("set/README.md").write_text("Ask for the images.")
+    assert refused() == line + "see set/README.md"
 
 
 def test_a_folder_of_two_archives_is_refused(refused):
@@ -397,7 +408,7 @@ def test_a_file_with_its_checksum_is_read_also_inside_a_folder(fetch):
 def test_a_file_with_another_checksum_is_refused(refused, path):
     put({"a.zip": as_zip(NAMES).read_bytes()}, "one")
     line = refused(path=path, sha256="0" * 64)
-    assert line.startswith(f"params/experiment.yaml: data.sha256: '{'0' * 64}' ") and sha_of(Path("set.zip")) in line
+    assert line.startswith(f"params.yaml: data.sha256: '{'0' * 64}' ") and sha_of(Path("set.zip")) in line
 
 
 def test_a_checksum_that_nothing_is_compared_with_is_refused(refused):
@@ -483,13 +494,42 @@ def test_a_set_without_labels_says_so_with_null(fetch):
 def test_columns_that_cannot_be_read_are_refused(refused, columns, data, key, value, allowed):
     as_parquet("set/train.parquet", **columns)
     line = refused(**data)
-    assert line.startswith(f"params/experiment.yaml: data.{key}: {value} is not allowed") and allowed in line
+    assert line.startswith(f"params.yaml: data.{key}: {value} is not allowed") and allowed in line
 
 
 def test_labels_of_text_in_one_file_and_integers_in_another_are_refused(refused):
     as_parquet("set/train.parquet", image=BYTES, label=[0] * 4)
     as_parquet("set/test.parquet", image=BYTES, label=["0"] * 4)
-    assert refused().startswith("params/experiment.yaml: data.label_column: 'label' is not allowed")
+    assert refused().startswith("params.yaml: data.label_column: 'label' is not allowed")
+
+
+# --- images enough for the settings
+
+
+@pytest.mark.parametrize(
+    "test, neighbours, key, said",
+    [
+        (9, 3, "floors", "['real', 'autoencoder'] need 10 test images, but the data set has 9; allowed: [], "),
+        (10, 12, "prc_neighborhood", "12 neighbours, but the data set has 12 training images; allowed: at most 11, "),
+        (10, 11, "floors", "['real', 'autoencoder'] need 12 test images, but the data set has 10; allowed: [], "),
+        (12, 11, None, None),
+    ],
+)
+def test_settings_that_ask_for_more_images_than_there_are_are_refused_at_once(tiny, test, neighbours, key, said):
+    changes = {"evaluate.prc_neighborhood": neighbours, "evaluate.reference_images": 60, "evaluate.is_splits": 10}
+    params = Experiment.model_validate(changed(tiny, changes))
+    if key is None:
+        return CHECK(params, train=12, test=test)
+    with pytest.raises(BadInput) as error:
+        CHECK(params, train=12, test=test)
+    assert str(error.value).startswith(f"params.yaml: evaluate.{key}: {said}")
+
+
+def test_the_first_stage_asks_whether_the_images_are_enough(refused, monkeypatch):
+    monkeypatch.setattr("stages.common.enough.check", CHECK)
+    as_parquet("set/train.parquet", image=BYTES, label=[0] * 4)
+    as_parquet("set/test.parquet", image=BYTES[:3], label=[0] * 3)
+    assert "need 10 test images, but the data set has 3;" in refused()
 
 
 # --- URL
@@ -552,7 +592,7 @@ def test_a_url_with_another_checksum_is_refused_and_not_kept(refused):
     archive = as_zip(NAMES)
     url = archive.absolute().as_uri()
     line = refused(source="url", url=url, sha256="0" * 64)
-    assert line.startswith(f"params/experiment.yaml: data.sha256: '{'0' * 64}' ")
+    assert line.startswith(f"params.yaml: data.sha256: '{'0' * 64}' ")
     assert f"the checksum of {url}, {sha_of(archive)}" in line
     assert not [path for path in Path(".scratch").rglob("*") if path.is_file()]
 
@@ -561,7 +601,7 @@ def test_a_url_that_leads_nowhere_is_refused(refused, served):
     cases = {served(None): "HTTP Error 404", "http://127.0.0.1:9": "refused", "http://a b": "control characters"}
     for url, reason in (cases | {"file:///none.zip": "No such file"}).items():
         line = refused(source="url", url=url, sha256="0" * 64)
-        assert line.startswith(f"params/experiment.yaml: data.url: cannot fetch {url}: ") and reason in line
+        assert line.startswith(f"params.yaml: data.url: cannot fetch {url}: ") and reason in line
 
 
 # --- hub
@@ -574,7 +614,7 @@ def test_a_hub_set_is_read_from_its_cached_snapshot_while_offline(project):
     snapshot = f".scratch/hub/datasets--someone--digits/snapshots/{COMMIT}"
     as_parquet(f"{snapshot}/data/train-00000-of-00001.parquet", image=BYTES, label=[0, 1, 0, 1])
     hub = {"data.source": "hub", "data.url": "someone/digits", "data.revision": COMMIT}
-    project.change(hub)
+    project.change(hub | {"evaluate.floors": []})
     done = project.run("-m", "stages.download", HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
     rows = pl.read_parquet(IMAGES)
@@ -584,13 +624,13 @@ def test_a_hub_set_is_read_from_its_cached_snapshot_while_offline(project):
     project.change({"data.revision": "main"})
     done = project.run("-m", "stages.download", HF_HUB_OFFLINE="1")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not IMAGES.exists()
-    assert done.stderr.startswith("error: params/experiment.yaml: data.url: cannot fetch someone/digits at main: ")
+    assert done.stderr.startswith("error: params.yaml: data.url: cannot fetch someone/digits at main: ")
 
 
 @pytest.mark.parametrize("name", ["no name of a set", "a/b/c"])
 def test_a_malformed_name_of_a_hub_set_is_refused(refused, name):
     line = refused(source="hub", url=name, revision="main")
-    assert line.startswith(f"params/experiment.yaml: data.url: cannot fetch {name} at main: ")
+    assert line.startswith(f"params.yaml: data.url: cannot fetch {name} at main: ")
 
 
 # --- unreadable images

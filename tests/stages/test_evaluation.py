@@ -73,7 +73,7 @@ def measure(digits) -> Callable[[torch.Tensor], dict]:
         save_file(tensors, "samples/dit/images.safetensors", {"first_seed": "7", "labels": labels})
         done = digits.stage("evaluate", "dit")
         assert done.returncode == 0, done.stderr
-        return json.loads(Path("reports/metrics/dit.json").read_text())
+        return json.loads(Path("reports/measurements/dit.json").read_text())
 
     return measure
 
@@ -117,7 +117,7 @@ def test_the_floor_real_is_the_test_split_and_its_grid_has_a_class_a_column(digi
     table = pixel_table("test")
     wanted, made = table[evenly(len(table), 60)], load_file("samples/real/images.safetensors")
     assert torch.equal(made["pixels"], wanted["pixels"]) and torch.equal(made["label"], wanted["label"])
-    found = json.loads(Path("reports/metrics/real.json").read_text())
+    found = json.loads(Path("reports/measurements/real.json").read_text())
     assert found["kid_test"] is None and found["memorised"] <= 0.05 and not found["copies"]
     assert (found["protocol"]["n"], found["protocol"]["seeds"]) == (60, None)
     sheet = np.asarray(Image.open("samples/real/grid.png").convert("L"))
@@ -162,7 +162,7 @@ def test_without_a_test_split_floors_are_one_line_and_its_columns_are_empty(digi
     assert found["protocol"]["n_test"] == 0 and Path("reports/neighbours/dit.png").exists()
     digits.change({"evaluate.floors": ["real"]})
     done = digits.stage("floor", "real")
-    refused(done, "evaluate.floors: ['real'] is not allowed; allowed: []", "fewer than 10 images of split 'test'")
+    refused(done, "evaluate.floors: ['real'] need 10 test images, but the data set has 0; allowed: []")
     assert not Path("samples/real").exists()
 
 
@@ -172,7 +172,7 @@ def test_the_second_kid_is_that_of_the_second_extractor(trained, working_copy):
     made = load_file("samples/msf/images.safetensors")
     real = pixels_of("train", 40)
     seen = [torch.cat([features.extract(net, x)[0] for x in images.split(8)]) for images in (made["pixels"], real)]
-    found = json.loads(Path("reports/metrics/msf.json").read_text())
+    found = json.loads(Path("reports/measurements/msf.json").read_text())
     wanted = metrics.kid(*seen, made["label"])
     assert (found["kid_second"], found["kid_second_se"]) == pytest.approx(wanted, rel=1e-3)
     assert found["kid_second"] != pytest.approx(found["kid"], rel=1e-2)

@@ -66,7 +66,7 @@ def test_a_comment_leaves_a_key_as_it_is(given, tmp_path):
 
 
 def test_an_input_that_is_not_there_is_one_line(given):
-    with pytest.raises(BadInput, match=r"^data/gone: missing; allowed: the output of an earlier stage \(run dvc repro"):
+    with pytest.raises(BadInput, match=r"^data/gone: missing; an earlier stage makes it: run dvc repro"):
         keys.key(given["settings"], [Path("data/gone")], given["lists"])
 
 

@@ -141,7 +141,7 @@ def test_without_classes_guidance_is_off_and_without_test_images_there_is_no_flo
         ("new", "mine", "NAME: 'new'"),
         ("../mine", "mine", "NAME: '../mine'"),
         ("mine", "nowhere", "--images: 'nowhere' is not allowed; allowed: an existing folder"),
-        ("mine", "empty", "--images: 'empty' is not allowed; allowed: a folder with images"),
+        ("mine", "empty", "--images: empty holds neither images nor"),
         ("mine", "few", "--images: 'few' is not allowed; allowed: at least 32 training images"),
         ("mine", "broken", "--images: 'broken' is not allowed; allowed: images that can be read (50 of 100 cannot"),
     ],

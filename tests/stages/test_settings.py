@@ -412,7 +412,7 @@ BROKEN = {
     "seed: !lambda x": "line 1",
     "": "a mapping of sections",
     "- seed": "a mapping of sections",
-    "3: 4": "3: 3 is not allowed; allowed: the keys recipe, seed",
+    "3: 4": "3: 3 is no key of this section; allowed: the keys recipe, seed",
     "seed: 0\n\tdata: 1": "line 2",
 }
 
@@ -443,8 +443,8 @@ def test_the_table_has_at_least_thirty_rows_that_differ():
 @pytest.mark.parametrize("changes, key, value, allowed", [pytest.param(*row[1:], id=row[0]) for row in INVALID])
 def test_an_invalid_setting_is_one_line_with_file_key_value_and_what_is_allowed(refused, changes, key, value, allowed):
     line = refused(changes)
-    assert line.startswith(f"params/experiment.yaml: {key}: ")
-    shown, _, rest = line.removeprefix(f"params/experiment.yaml: {key}: ").partition("allowed: ")
+    assert line.startswith(f"params.yaml: {key}: ")
+    shown, _, rest = line.removeprefix(f"params.yaml: {key}: ").partition("allowed: ")
     assert value in shown and allowed in rest
 
 
@@ -453,7 +453,7 @@ def test_a_file_that_is_no_experiment_is_one_line(project, text, about):
     settings.EXPERIMENT.write_text(text)
     with pytest.raises(BadInput) as error:
         load()
-    assert line_of(error).startswith("params/experiment.yaml: ") and about in line_of(error)
+    assert line_of(error).startswith("params.yaml: ") and about in line_of(error)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00seed", None])
@@ -462,12 +462,12 @@ def test_a_file_that_is_no_text_is_one_line(project, content):
     settings.EXPERIMENT.mkdir() if content is None else settings.EXPERIMENT.write_bytes(content)
     with pytest.raises(BadInput) as error:
         load()
-    assert line_of(error).startswith("params/experiment.yaml: ") and "YAML" in line_of(error)
+    assert line_of(error).startswith("params.yaml: ") and "YAML" in line_of(error)
 
 
 def test_a_missing_experiment_is_one_line(project):
     settings.EXPERIMENT.unlink()
-    with pytest.raises(BadInput, match=r"^params/experiment.yaml: the file is missing") as error:
+    with pytest.raises(BadInput, match=r"^params.yaml: the file is missing") as error:
         load()
     line_of(error)
 
@@ -488,14 +488,14 @@ def test_a_stage_refuses_with_one_line_and_exit_code_2_and_writes_nothing(projec
     # A process of its own takes seconds: one stage has it, and stands for the others.
     done = project.run("-m", "stages.train", "dit") if stage[0] == "train" else project.stage(*stage)
     assert done.returncode == 2 and not done.stdout
-    assert done.stderr.startswith(f"error: params/experiment.yaml: {key}: {value} ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: params.yaml: {key}: {value} ") and done.stderr.count("\n") == 1
     assert allowed in done.stderr.partition("allowed: ")[2]
     assert project.files() == before
 
 
 def test_a_missing_weights_file_is_one_line(project):
     project.change({"evaluate.extractor": "inception-v3-compat", "evaluate.weights": "none.pth"})
-    with pytest.raises(BadInput, match=r"^params/experiment.yaml: evaluate.weights: 'none.pth' .*allowed: ") as error:
+    with pytest.raises(BadInput, match=r"^params.yaml: evaluate.weights: 'none.pth' .*allowed: ") as error:
         reference.main(load())
     line_of(error)
     assert not Path("data/reference").exists()
@@ -504,7 +504,7 @@ def test_a_missing_weights_file_is_one_line(project):
 def test_a_wrong_checksum_is_one_line_and_leaves_no_images(project):
     Path("set.zip").write_bytes(b"anything")
     project.change({"data.source": "files", "data.path": "set.zip", "data.sha256": SHA})
-    with pytest.raises(BadInput, match=rf"^params/experiment.yaml: data.sha256: '{SHA}' .*allowed: ") as error:
+    with pytest.raises(BadInput, match=rf"^params.yaml: data.sha256: '{SHA}' .*allowed: ") as error:
         download.main(load())
     line_of(error)
     assert not Path("data/images.parquet").exists()
@@ -520,7 +520,7 @@ def test_no_default_of_the_code_enters_a_result_of_a_stage_that_does_not_depend_
     ]  # without it: null
     assert len(keys) > 55
     lines = {key: refused({key: ...}) for key in keys}
-    assert not {key: line for key, line in lines.items() if not line.startswith(f"params/experiment.yaml: {key}: ")}
+    assert not {key: line for key, line in lines.items() if not line.startswith(f"params.yaml: {key}: ")}
 
 
 def test_a_part_is_trained_as_the_section_training_says_but_for_what_it_says_itself(tiny):
@@ -537,7 +537,7 @@ def test_a_part_is_trained_as_the_section_training_says_but_for_what_it_says_its
 
 def test_a_fault_in_the_section_training_is_its_own_and_not_that_of_the_parts_that_take_it_over(refused, tiny):
     nowhere = {f"parts.{name}.training": {} for name in tiny["parts"]}
-    assert refused({"training.batch": 0, **nowhere}).startswith("params/experiment.yaml: training.batch: 0 ")
+    assert refused({"training.batch": 0, **nowhere}).startswith("params.yaml: training.batch: 0 ")
 
 
 def test_an_experiment_without_an_autoencoder_trains_none(tiny):

@@ -29,7 +29,7 @@ from multiscale.methods.swd.settings import Pyramid, Synthetic
 from multiscale.methods.wmgm.settings import Wavelet
 from stages import decompose
 from stages.common.images import SCHEMA
-from stages.common.paths import LATENTS, METRICS, NEIGHBOURS, REFERENCE, SAMPLES, VAE
+from stages.common.paths import LATENTS, MEASUREMENTS, METRICS, NEIGHBOURS, REFERENCE, SAMPLES, VAE
 from stages.schema.data import Evaluate, Latents, Run
 
 COUNT = 20
@@ -348,7 +348,7 @@ def test_metrics_of_a_method_are_those_of_their_formulas(given, monkeypatch):
     near(kept["real"], b, 1e-6)
     near(kept["test"], c, 1e-6)
     assert json.loads((REFERENCE / "reference.json").read_text())["n"] == N
-    found = json.loads((METRICS / "dit.json").read_text())
+    found = json.loads((MEASUREMENTS / "dit.json").read_text())
     p = np.exp(5 * a[:, :2])
     p /= p.sum(1, keepdims=True)
     wanted = {
@@ -365,6 +365,8 @@ def test_metrics_of_a_method_are_those_of_their_formulas(given, monkeypatch):
         assert found[name] == pytest.approx(value, rel=1e-3), name
     assert wanted["precision"] != wanted["recall"] and found["protocol"]["n"] == found["protocol"]["n_reference"] == N
     assert found["memorised"] >= 10 / N and found["copies"]
+    headline = ("kid", "kid_se", "fd", "label_accuracy", "recall")
+    assert json.loads((METRICS / "dit.json").read_text()) == {key: found[key] for key in headline}
     assert (NEIGHBOURS / "dit.png").exists()
 
 

@@ -27,7 +27,7 @@ from ruamel.yaml import YAML
 from multiscale import adversarial
 from multiscale.core.storage import Table
 from multiscale.methods.wmgm import bands
-from stages import leaderboard, page
+from stages import leaderboard, page, summary
 from stages.common import settings, timings
 from stages.common.images import SCHEMA
 from stages.common.paths import COSTS, SAMPLES
@@ -71,7 +71,7 @@ def test_help_says_what_the_stage_does_and_what_it_takes(project, name):
     described = done.stdout.partition("positional arguments:\n")[2].partition("\n\n")[0].splitlines()
     assert len(described) == (name in TAKING or name == "recipe")
     assert all(re.match(r"  \w+ {2,}\w+ \w+ ", line) for line in described), "an argument without a word on what it is"
-    assert "params/experiment.yaml" in told or name == "code", "it reads no settings"
+    assert "params.yaml" in told
 
 
 @pytest.mark.parametrize("name", TAKING)
@@ -116,20 +116,20 @@ FIRST = {
     "decompose": "data/latents/32/latents.safetensors",
     "train": "data/decomposed/full",
     "distill": "models/swd-teacher",
-    "sample": "a method whose parts are trained",
+    "sample": "models/dit: dit is not trained yet; run dvc repro sample@dit",
     "classifier": "data/images.parquet",
     "reference": "data/images.parquet",
-    "evaluate": "a method that has been sampled",
+    "evaluate": "samples/dit: dit is not sampled yet; run dvc repro evaluate@dit",
     "floor": "data/images.parquet",
     "timing": "samples/msf/costs.json",
-    "report": "reports/metrics/msf.json",
+    "report": "reports/measurements/msf.json",
 }
 
 
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"code", "download"}))
 def test_a_missing_input_is_one_line_that_names_it_and_nothing_is_written(project, name):
     before = project.files()
-    refused(project.stage(name, *([GIVEN[name]] if name in GIVEN else [])), FIRST[name], "allowed: ")
+    refused(project.stage(name, *([GIVEN[name]] if name in GIVEN else [])), FIRST[name])
     assert project.files() == before
 
 
@@ -204,14 +204,16 @@ def test_a_scratch_folder_that_fills_up_is_a_full_disk_and_no_bad_source(project
     assert not [path for path in scratch.rglob("*") if path.is_file()]
 
 
-def test_switching_on_a_full_disk_keeps_the_experiment(project, small_disk):
+def test_switching_on_a_full_disk_keeps_the_experiment(project, small_disk, monkeypatch):
     folder = small_disk("params", 160)
-    kept = settings.EXPERIMENT.read_bytes()
+    experiment = Path(shutil.copy(settings.EXPERIMENT, folder))
+    monkeypatch.setattr("stages.recipe.EXPERIMENT", experiment)
+    kept = experiment.read_bytes()
     with pytest.raises(OSError), open(folder / "filler", "wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
     refused(project.stage("recipe", "embedded"), "the disk is full", code=1)
-    assert settings.EXPERIMENT.read_bytes() == kept and not list(folder.glob(".*"))
+    assert experiment.read_bytes() == kept and not list(folder.glob(".*"))
 
 
 # --- the report
@@ -292,7 +294,7 @@ def put_json(path: str, value: dict) -> None:
 
 def put_measured(name: str, metrics: dict, protocol: dict) -> None:
     """Writes the metrics of a method or floor, and the grid of its images."""
-    put_json(f"reports/metrics/{name}.json", {**metrics, "protocol": protocol})
+    put_json(f"reports/measurements/{name}.json", {**metrics, "protocol": protocol})
     for path in (f"samples/{name}/grid.png", f"reports/neighbours/{name}.png"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (9, 7), len(path)).save(path)
@@ -379,7 +381,7 @@ def test_bands_of_no_training_image_are_refused_and_nothing_is_written(project):
     row = {"id": ["a"], "split": ["test"], "label": [0], "width": [32], "height": [32], "image": [b""]}
     pl.DataFrame(row, schema=SCHEMA).write_parquet("data/images.parquet")
     before = project.files()
-    refused(project.stage("decompose", "wavelet"), "data/images.parquet: it has no images of split 'train'")
+    refused(project.stage("decompose", "wavelet"), "data/images.parquet: the data set has no images of split 'train'")
     assert project.files() == before
 
 
@@ -542,7 +544,7 @@ def test_the_report_of_the_same_numbers_is_the_same_to_the_last_bit(measured):
         "samples/msf/grid.png",
         "reports/costs.json",
         "models/msf/msf-0/history.jsonl",
-        "reports/metrics/real.json",
+        "reports/measurements/real.json",
         "reports/neighbours/msf.png",
     ],
 )
@@ -626,6 +628,44 @@ def test_without_floors_the_classifiers_own_accuracy_is_that_of_its_training(mea
     (table,) = made(project).tables
     assert set(columns(table, "label accuracy (the classifier on real images: 96.9%)")) == {"msf", "dit"}
     assert "Floors are not ranked" not in told()
+
+
+# --- the leaderboard in the terminal
+
+
+def test_the_leaderboard_in_the_terminal_has_ten_aligned_columns(measured):
+    project = measured()
+    put_measured("real", {**REST, **FLOORS["real"]}, {**PROTOCOL, "seeds": None, "n": 30})  # recall depends on n
+    done = project.stage("summary")
+    assert done.stdout.splitlines()[:7] == [
+        "method       works on      KID-EffLite0  recall  accuracy  s/image  calls  GFLOP  params  images",
+        "------------------------------------------------------------------------------------------------",
+        "msf          latents   0.1250 +- 0.0200  0.2500     75.0%      0.5      8    2.5  1.23 M     512",
+        "dit          latents   0.2500 +- 0.0100  0.2500     50.0%      0.5      8    2.5  1.23 M     256",
+        "------------------------------------------------------------------------------------------------",
+        "real         pixels    0.0078 +- 0.0010       -     93.8%        -      -      -       -       -",
+        "autoencoder  latents   0.0625 +- 0.0020  0.2500     87.5%        -      -      -       -       -",
+    ]
+    assert done.stdout == project.stage("report").stdout[: len(done.stdout)], "the stage prints the same"
+
+
+def test_one_method_is_shown_before_the_others_are_measured(measured):
+    project = measured()
+    for path in ("reports/costs.json", "reports/metrics/dit.json", "reports/metrics/real.json"):
+        Path(path).unlink()
+    shown = project.stage("summary", "msf").stdout.partition("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in shown[2:]] == ["msf"] and "s/image" not in shown[0]
+    for arguments, fault in (((), "dit.json: missing"), (("sgm",), "'sgm' is not allowed")):
+        done = project.stage("summary", *arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and fault in done.stderr
+
+
+def test_the_leaderboard_of_the_embedded_recipe_fits_a_terminal():
+    rows = json.loads((ROOT / "reports" / "leaderboard.json").read_text()).values()
+    timed = [row | ({"seconds_per_image": 0.00555} if row["kind"] == "method" else {}) for row in rows]
+    text = summary.text(leaderboard.groups(timed))
+    assert max(map(len, text.splitlines())) <= 100
+    assert len(text.partition("\n")[0].split()) == 11  # the words of ten headings
 
 
 # --- what was measured on this machine

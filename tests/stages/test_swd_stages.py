@@ -104,9 +104,7 @@ def test_dmd_from_a_teacher_that_cannot_generate_is_refused_with_the_reason_and_
     before = ready.files()
     done = ready.stage("distill", "swd")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(
-        "error: params/experiment.yaml: students.swd.dmd.weight: 1.0 is not allowed; allowed: "
-    )
+    assert done.stderr.startswith("error: params.yaml: students.swd.dmd.weight: 1.0 is not allowed; allowed: ")
     assert "swd-teacher cannot generate at 24 px" in done.stderr
     assert ready.files() == before
 
@@ -204,7 +202,8 @@ def test_a_proposed_schedule_and_its_picture(project):
     (folder / "statistics.json").write_text(json.dumps({"shift": [0.0] * 4, "scale": [1.0] * 4}))
     done = project.stage("spectrum", "32")
     assert done.returncode == 0, done.stderr
-    four, six, picture = done.stdout.splitlines()
+    four, six, added, picture = done.stdout.splitlines()
+    assert added.startswith("[8]: add them to latents.resolutions and to "), "16, 24 and 32 are encoded"
     assert four.startswith("4 steps: {resolutions: [8, ") and "32], sigmas: [1.0, 0.8959, 0.7371, 0.6022]}" in four
     assert six.startswith("6 steps: ") and Path(picture.removeprefix("picture: ")).exists()
 

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from multiscale.core.settings import Above0, Positive, Section, Share, preset
+from multiscale.networks.group_norm import GroupNorm
 
 #              widths                        norm      head        parameters (6 -> 9 channels; 2 -> 3 for the small)
 GENERATORS = {
@@ -85,7 +86,7 @@ class DiscriminatorNetwork(Section):
 
 def _norm(kind: Norm, width: int) -> nn.Module:
     """'batch', or 'group' with as many of eight groups as divide the width."""
-    return nn.BatchNorm2d(width) if kind == "batch" else nn.GroupNorm(math.gcd(8, width), width)
+    return nn.BatchNorm2d(width) if kind == "batch" else GroupNorm(math.gcd(8, width), width)
 
 
 class Block(nn.Module):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from multiscale import solvers
+from multiscale.core.compat import without_pipelines
 from multiscale.core.settings import From0, Positive, Section
 from multiscale.core.streams import Draws, noise_of_seeds
 from multiscale.guidance import Conditional, Predict, guided
@@ -186,10 +187,8 @@ def dpm_solver(
     Second order in log(alpha / sigma), one evaluation a step. The scheduler counts training steps; its table of
     sigma / alpha, the only thing that its coefficients depend on, is replaced by that of our grid.
     """
-    from multiscale.core.compat import make_torchvision_importable
-
-    make_torchvision_importable()
-    from diffusers.schedulers import DPMSolverMultistepScheduler  # takes seconds to import
+    with without_pipelines():
+        from diffusers.schedulers import DPMSolverMultistepScheduler  # takes seconds to import
 
     grid = Grid(steps, ratio_times)
     scheduler = DPMSolverMultistepScheduler(solver_order=2, algorithm_type="dpmsolver++")

@@ -129,6 +129,20 @@ def test_a_shell_makes_a_grid_of_each_class_for_each_seed(folder, tmp_path):
         assert np.array_equal(shown, image[0].numpy())
 
 
+@pytest.mark.parametrize("out", ["images", "images.v2/"])
+def test_a_shell_makes_a_picture_of_each_image_in_a_folder(out, folder, tmp_path):
+    asked = ["--classes", 2, 0, "--seeds", "3-5", "--set", "scales.0.steps=2"]
+    done = shell(folder, *asked, "--out", f"{tmp_path}/new/{out}")
+    assert done.returncode == 0, done.stderr
+    made = {path.name: np.asarray(Image.open(path)) for path in (tmp_path / "new" / out).iterdir()}
+    sampler = multiscale.load(folder, MSFMethod(kind="msf", scales=[flow.Solver(steps=2)]))
+    wanted = to_pixels(sampler(SEEDS * 2, torch.tensor([2, 2, 2, 0, 0, 0])))
+    names = [f"class-{label}-seed-{seed}.png" for label in (2, 0) for seed in SEEDS]
+    assert made.keys() == set(names)
+    for name, image in zip(names, wanted):
+        assert made[name].shape == (8, 8, 3) and np.array_equal(made[name][..., 1], image[0].numpy())
+
+
 @pytest.mark.parametrize(
     ("asked", "line"),
     [
@@ -137,9 +151,10 @@ def test_a_shell_makes_a_grid_of_each_class_for_each_seed(folder, tmp_path):
         (["--set", "steps=2"], "error: --set: "),
         (["--set", "scales.1.steps=2"], "error: scales: 2 is not allowed; allowed: 1, one a scale, or none"),
         (["--seeds", "5-"], "argument --seeds: invalid seeds_of value: '5-'"),
+        (["--out", "grid.gif"], "error: --out: 'grid.gif' is not allowed; allowed: FILE.png for a grid, FOLDER/ for"),
     ],
 )
 def test_what_a_model_cannot_do_is_one_line_and_writes_nothing(asked, line, folder, tmp_path):
-    done = shell(folder, *asked, "--out", tmp_path / "grid.png")
+    done = shell(folder, "--out", tmp_path / "grid.png", *asked)
     assert done.returncode == 2 and line in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "grid.png").exists()

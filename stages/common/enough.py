@@ -1,0 +1,36 @@
+"""Whether the data set has the images that the settings ask for.
+
+The stage `download` checks it as soon as it knows how many there are, before anything is trained; the stages that need
+them check it again, after a later edit of the settings.
+"""
+
+from __future__ import annotations
+
+from stages.common.errors import BadInput
+from stages.common.paths import EXPERIMENT
+from stages.schema import Experiment
+
+
+def check(params: Experiment, train: int, test: int) -> None:
+    """Raises BadInput if the training images are too few for the reference, or the test images for the floors."""
+    check_reference(params, train)
+    if params.evaluate.floors:
+        check_floors(params, test)
+
+
+def check_reference(params: Experiment, train: int) -> None:
+    """Raises BadInput if `train` images have too few neighbours: an image is not a neighbour of itself."""
+    most, given = min(params.evaluate.reference_images or train, train) - 1, params.evaluate.prc_neighborhood
+    if given > most:
+        why = f"{given} neighbours, but the data set has {train} training images"
+        raise BadInput(f"{EXPERIMENT}: evaluate.prc_neighborhood: {why}; allowed: at most {most}, or more images")
+
+
+def check_floors(params: Experiment, test: int) -> None:
+    """Raises BadInput if `test` images are too few to be measured."""
+    section = params.evaluate
+    fewest = max(4, section.is_splits, section.prc_neighborhood + 1)  # a standard error needs 4
+    if test < fewest:
+        why = f"{section.floors} need {fewest} test images, but the data set has {test}"
+        remedy = "allowed: [], a larger data.test_share, or a smaller evaluate.is_splits or evaluate.prc_neighborhood"
+        raise BadInput(f"{EXPERIMENT}: evaluate.floors: {why}; {remedy}")

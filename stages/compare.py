@@ -1,0 +1,90 @@
+"""Prints the KID of every method at several revisions side by side, each with its difference from the first.
+
+python -m stages.compare                    # HEAD, its DVC experiments, and the workspace if it differs from all
+python -m stages.compare main bored-toad    # branches, commits, DVC experiments; the first is the baseline
+
+A difference is given in standard errors of the difference (se), which cover other sampling seeds, not other trainings.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from stages.common.harness import launch
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("revisions", nargs="*", metavar="REVISION", help="a git revision or a DVC experiment")
+    launch("stages.compare", **vars(parser.parse_args()))
+
+import json
+from collections.abc import Sequence
+from itertools import zip_longest
+from math import hypot
+from typing import Any
+
+from dvc.api import DVCFileSystem
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+
+from stages.common.errors import BadInput
+from stages.common.paths import MEASUREMENTS
+
+WORKSPACE = "workspace"
+Measurements = dict[str, dict[str, Any]]  # of each method and floor, as the stage `evaluate` writes them
+
+
+def measurements(revision: str) -> Measurements:
+    """What was measured at a revision. Raises BadInput if it does not exist or nothing was measured there."""
+    try:
+        files = DVCFileSystem(rev=None if revision == WORKSPACE else revision)
+        folder = MEASUREMENTS.as_posix()
+        names = sorted(files.ls(folder, detail=False)) if files.isdir(folder) else []
+        found = {name.rpartition("/")[2].removesuffix(".json"): json.loads(files.read_text(name)) for name in names}
+    except DvcException as error:
+        raise BadInput(f"{revision}: {error}; allowed: a revision or experiment (git log, dvc exp list)") from None
+    if not found:
+        raise BadInput(f"{revision}: nothing was measured there; run `dvc repro`, and commit {folder}")
+    return found
+
+
+def cell(here: dict[str, Any] | None, first: dict[str, Any] | None) -> str:
+    """KID with its standard error and, of the same protocol, its difference from the baseline."""
+    if here is None:
+        return "-"
+    shown = f"{here['kid']:.4f} +- {here['kid_se']:.4f}"
+    if first is None or first is here:
+        return shown
+    if here["protocol"] != first["protocol"]:
+        return f"{shown} (other protocol)"
+    difference, error = here["kid"] - first["kid"], hypot(here["kid_se"], first["kid_se"])
+    return f"{shown} ({difference / error:+.1f} se)" if difference else f"{shown} (same)"
+
+
+def table(found: dict[str, Measurements]) -> list[str]:
+    """Lines of columns: the methods, best first at the first revision, the baseline; then each revision."""
+    first = next(iter(found.values()))
+    names = sorted(first, key=lambda name: first[name]["kid"])
+    names += sorted({name for each in found.values() for name in each} - set(names))
+    metric = next(iter(first.values()))["protocol"]["metric"]
+    columns = [[f"KID-{metric}", *names]]
+    for revision, each in found.items():
+        columns.append([revision, *(cell(each.get(name), first.get(name)) for name in names)])
+    widths = [max(map(len, column)) for column in columns]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in zip_longest(*columns)]
+
+
+def run(revisions: Sequence[str]) -> None:
+    """Prints the table of the revisions, or of HEAD, its experiments and the workspace."""
+    if revisions:
+        found = {revision: measurements(revision) for revision in revisions}
+    else:
+        found = {"HEAD": measurements("HEAD")}
+        with Repo() as repo:
+            names = [name for entries in repo.experiments.ls().values() for name, _ in entries]
+        found |= {name: measurements(name) for name in names}
+        if (here := measurements(WORKSPACE)) not in found.values():
+            found[WORKSPACE] = here
+    print(*table(found), sep="\n")
