@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import pytest
@@ -119,13 +119,14 @@ def parsed(command: str, block: Block, folder: Path) -> None:
     finally:
         patch.undo()
     assert given or "--help" in arguments, "the module has not come to its work"
-    names = [word for word in arguments if not word.startswith("-")]
+    valued = ("-S", "--name", "--slots")  # options of `flows.reproduce`
+    names = [word for before, word in pairwise([module, *arguments]) if word[0] != "-" and before not in valued]
     if module == "stages.recipe" and names:
         assert names[0] in {*recipe.available(), *OTHERS, FILLED["NAME"], "new"}
     elif module == "flows.sweeps" and names:
         assert (ROOT / "params" / "sweeps" / f"{names[0]}.yaml").exists()
     elif module == "flows.reproduce":
-        exist([name for name in names if not name.isdigit()], experiment_in(block))
+        exist(names, experiment_in(block))
 
 
 def exists(command: str, block: Block, folder: Path) -> None:
