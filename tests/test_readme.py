@@ -240,7 +240,7 @@ def cases() -> list:
 def test_a_command_does_what_the_page_says(block, command, tmp_path, monkeypatch):
     variables = dict(re.findall(r"^([A-Z]+)=(\S+)$", block.text, re.MULTILINE))
     for name, value in {**{f"${key}": text for key, text in variables.items()}, **FILLED}.items():
-        command = re.sub(rf"{re.escape(name)}\b", lambda found, value=value: value, command)
+        command = re.sub(rf"{re.escape(name)}\b(?!=)", lambda found, value=value: value, command)
     rule_of(command)(command, block, tmp_path)
 
 
