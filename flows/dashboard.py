@@ -38,7 +38,7 @@ from prefect.deployments.runner import EntrypointType
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows import connection, process
-from flows.board import FILES
+from flows.board import REPORT
 from flows.flow import reproduce
 from flows.sweeps.board import sweep
 from stages.common.errors import BadInput, refuse
@@ -138,7 +138,7 @@ def run(port: int, nightly: str) -> None:
         prefect_server(port, password) as url,
         reports(port + 1, password) as address,
     ):
-        os.environ |= {FILES: address, "PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": password}
+        os.environ |= {REPORT: f"{address}/report.html", "PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": password}
         shown = f"{password} (kept in {connection.PASSWORD})" if new else f"in {connection.PASSWORD}"
         print(f"dashboard: {url.removesuffix('/api')}\npassword:  {shown}")
         print("Ctrl-C ends it. Schedules are kept.", flush=True)
