@@ -30,7 +30,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from http.cookies import SimpleCookie
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from subprocess import DEVNULL
 
@@ -65,14 +64,14 @@ class Reports(SimpleHTTPRequestHandler):
         if _same(query, f"key={self.key}"):  # once: from here on a cookie holds it, and no address
             self.send_response(303)
             self.send_header("Location", "/" + path.lstrip("/"))
-            self.send_header("Set-Cookie", f"{COOKIE}={self.key}; Path=/; HttpOnly; SameSite=Strict")
+            self.send_header("Set-Cookie", f"{COOKIE}={self.key}; Path=/; HttpOnly; SameSite=Lax")
             self.send_header("Content-Length", "0")
             self.end_headers()
             return None
-        cookies = SimpleCookie(self.headers.get("Cookie", ""))
+        cookies = self.headers.get("Cookie", "").split("; ")
         if _same(self.headers.get("Authorization", ""), self.password):
             return super().send_head()
-        if COOKIE in cookies and _same(cookies[COOKIE].value, self.key):
+        if any(_same(cookie, f"{COOKIE}={self.key}") for cookie in cookies):
             return super().send_head()
         self.send_response(401)
         self.send_header("WWW-Authenticate", 'Basic realm="Multiscale"')

@@ -151,6 +151,8 @@ def test_a_link_in_the_dashboard_opens_the_report_without_another_login(board, d
         assert page.text == "the report\n" and "key" not in str(page.url)
         assert visitor.get(page.url.join("report.md")).text == LEADERBOARD
     assert httpx.get(link[:-1] + ("0" if link[-1] != "0" else "1")).status_code == 401
+    wrong = {"Cookie": "multiscale-reports=0"}
+    assert httpx.get(link.partition("?")[0], headers=wrong).status_code == 401
 
 
 def test_one_interface_is_served_without_analytics_and_adverts(board):
@@ -233,6 +235,8 @@ def test_a_browser_shows_the_run_and_its_pictures(board, done, tmp_path):
             browser.shows(sign)
             if folder := os.environ.get("SCREENSHOTS"):
                 browser.picture(Path(folder) / f"{key}.png")
+        browser.go(browser.value("document.querySelector('a[href*=\"/report.html?key=\"]').href"))
+        browser.shows("document.body.innerText.includes('the report') && !location.search")
         hosts = {urlsplit(url).hostname for url in browser.asked.values() if not url.startswith(("data:", "blob:"))}
         assert hosts == {"127.0.0.1"}, "nobody else is asked for anything"
     finally:
