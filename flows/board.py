@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import time
@@ -18,20 +19,25 @@ from prefect.artifacts import (
 )
 from prefect.client.schemas.actions import ArtifactUpdate
 
-from flows.graph import Stage, is_sample
+from flows.graph import Stage
 from flows.scheduler import Scheduler, clock
 from stages.common.paths import NEIGHBOURS, REPORTS, SAMPLES
 
 PERIOD = 3.0  # seconds between updates: SQLite serves one writer at a time
-FILES = "MULTISCALE_FILES"  # the address at which the dashboard serves reports/
+REPORT = "MULTISCALE_REPORT"  # the address at which the dashboard serves the report
+# In this order the table has its stages; what waits comes last.
+ORDER = ("running", "failed", "crashed", "cancelled", "completed", "cached")
 
 
 class Board:
-    """State, percent and ETA of every stage of a flow run: a table, and one bar for all."""
+    """State, percent and ETA of every stage of a flow run: a table, and one bar for all. At the end its results."""
 
     def __init__(self, stages: list[Stage]):
+        self.before = _pictures()
         self.shown, self.due = [_row(stage.address, "waiting") for stage in stages], 0.0
-        self.table = create_table_artifact(self.shown, "stages", "Every stage of this run")
+        self.table = create_table_artifact(
+            self.shown, "stages", "Every stage of this run: what runs, what failed, what is done, what waits"
+        )
         self.progress = create_progress_artifact(0.0, "progress", "Stages that are done, and those that run in part")
 
     def say(self, line: str) -> None:
@@ -50,14 +56,34 @@ class Board:
         """Brings the dashboard up to date; what still waits is held back."""
         self._publish(run, closed=True)
 
+    def show_results(self, done: set[str]) -> None:
+        """Shows what a run has left: the pictures that it changed, the leaderboard and the report if it has them."""
+        changed = sorted(path for path, digest in _pictures().items() if digest != self.before.get(path))
+        samples = sorted((path for path in changed if path.parent != REPORTS), key=lambda path: (_method(path), path))
+        methods = ", ".join(dict.fromkeys(map(_method, samples)))
+        show_pictures("samples", f"Samples that this run changed: {methods}", samples)
+        plots = [path for path in changed if path.parent == REPORTS]
+        names = ", ".join(path.stem for path in plots)
+        show_pictures("plots", f"Plots of the report that this run changed: {names}", plots)
+        if "report" not in done:
+            return
+        if (table := REPORTS / "report.md").exists():
+            create_markdown_artifact(table.read_text(), "leaderboard", "All methods compared, as this run left them")
+        if address := os.environ.get(REPORT):
+            create_link_artifact(address, "The report of the last run", "report", "All results on one page")
+
     def _publish(self, run: Scheduler, closed: bool = False) -> None:
         now = time.monotonic()
-        table = [_state(run, stage, now, closed) for stage in run.stages]
+        table = sorted((_state(run, stage, now, closed) for stage in run.stages), key=_place)
         if table == self.shown:
             return
         self.shown, self.due = table, now + PERIOD
         get_client(sync_client=True).update_artifact(self.table, ArtifactUpdate(data=json.dumps(table)))
         update_progress_artifact(self.progress, sum(int(row["done"].rstrip("%")) for row in table) / len(table))
+
+
+def _place(row: dict[str, str]) -> int:
+    return ORDER.index(row["state"]) if row["state"] in ORDER else len(ORDER)
 
 
 def _row(address: str, state: str, percent: int = 0, remaining: str = "") -> dict[str, str]:
@@ -75,33 +101,22 @@ def _state(run: Scheduler, stage: Stage, now: float, closed: bool) -> dict[str, 
     return _row(stage.address, held if closed else "waiting")
 
 
-def show_results(done: set[str], changed: bool) -> None:
-    """Shows what the stages that are done have left: the leaderboard, the report and, where it changed, the pictures.
-
-    Pictures travel inside the artifact: those of an old run stay what they were.
-    """
-    if changed:
-        methods = sorted(address.partition("@")[2] for address in done if is_sample(address))
-        of = [
-            (SAMPLES / name / "grid.png", SAMPLES / name / "strip.png", NEIGHBOURS / f"{name}.png") for name in methods
-        ]
-        show_pictures("samples", [path for paths in of for path in paths])
-    if "report" not in done:
-        return
-    if (table := REPORTS / "report.md").exists():
-        create_markdown_artifact(table.read_text(), "leaderboard")
-    if changed:
-        show_pictures("plots", sorted(REPORTS.glob("*.png")))
-    if address := os.environ.get(FILES):
-        create_link_artifact(f"{address}/report.html", "The report of the last run", "report")
+def _pictures() -> dict[Path, str]:
+    """The pictures of samples and of the report that are there, with what tells whether one has changed."""
+    found = [*SAMPLES.glob("*/*.png"), *NEIGHBOURS.glob("*.png"), *REPORTS.glob("*.png")]
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
 
-def show_pictures(key: str, paths: list[Path]) -> None:
-    """Shows those of the pictures that are there, in one artifact that holds them."""
+def _method(picture: Path) -> str:
+    return picture.stem if picture.parent == NEIGHBOURS else picture.parent.name
+
+
+def show_pictures(key: str, description: str, paths: list[Path]) -> None:
+    """Shows those of the pictures that are there, in one artifact that holds them: an old run's stay what they were."""
     parts = [
         f"### {path}\n\n![{path}](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})"
         for path in paths
         if path.exists()
     ]
     if parts:
-        create_markdown_artifact("\n\n".join(parts), key)
+        create_markdown_artifact("\n\n".join(parts), key, description)

@@ -19,8 +19,10 @@ if __name__ == "__main__":  # first: the imports below take seconds
     launch("flows.dashboard", **vars(parser.parse_args()))
 
 import base64
+import hmac
 import os
 import secrets
+import shlex
 import socket
 import sys
 import threading
@@ -38,26 +40,38 @@ from prefect.deployments.runner import EntrypointType
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows import connection, process
-from flows.board import FILES
+from flows.board import REPORT
 from flows.flow import reproduce
 from flows.sweeps.board import sweep
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import REPORTS
 
 HOST = "127.0.0.1"
+COOKIE = "multiscale-reports"
 TIMEOUT = 900.0  # seconds for the server to start: a loaded machine takes minutes
+SERVER = "from flows import server; server.start()"  # Prefect's, with its newer interface alone, at /v2
 
 
 class Reports(SimpleHTTPRequestHandler):
-    """Serves reports/ with the dashboard's password."""
+    """Serves reports/ to who knows the dashboard's password, or comes by a link in the dashboard, which holds a key."""
 
     def __init__(self, *arguments, password: str, **options):
-        self.expected = "Basic " + base64.b64encode(password.encode()).decode()
+        self.password, self.key = "Basic " + base64.b64encode(password.encode()).decode(), key(password)
         super().__init__(*arguments, directory=str(REPORTS), **options)
 
     def send_head(self):
-        given = self.headers.get("Authorization", "")
-        if secrets.compare_digest(given.encode(), self.expected.encode()):
+        path, _, query = self.path.partition("?")
+        if _same(query, f"key={self.key}"):  # once: from here on a cookie holds it, and no address
+            self.send_response(303)
+            self.send_header("Location", "/" + path.lstrip("/"))
+            self.send_header("Set-Cookie", f"{COOKIE}={self.key}; Path=/; HttpOnly; SameSite=Lax")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return None
+        cookies = self.headers.get("Cookie", "").split("; ")
+        if _same(self.headers.get("Authorization", ""), self.password):
+            return super().send_head()
+        if any(_same(cookie, f"{COOKIE}={self.key}") for cookie in cookies):
             return super().send_head()
         self.send_response(401)
         self.send_header("WWW-Authenticate", 'Basic realm="Multiscale"')
@@ -69,12 +83,21 @@ class Reports(SimpleHTTPRequestHandler):
         pass
 
 
+def key(password: str) -> str:
+    """What opens reports/ alone: made from the password, so that old links go on working, and not to be turned back."""
+    return hmac.digest(password.encode(), b"reports", "sha256").hex()
+
+
+def _same(given: str, expected: str) -> bool:
+    return secrets.compare_digest(given.encode(), expected.encode())
+
+
 @contextmanager
 def reports(port: int, password: str) -> Iterator[str]:
-    """Serves reports/ and yields its address."""
+    """Serves reports/ and yields the address of the report, with its key."""
     with ThreadingHTTPServer((HOST, port), partial(Reports, password=password)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://{HOST}:{port}"
+        yield f"http://{HOST}:{port}/report.html?key={key(password)}"
         server.shutdown()
 
 
@@ -82,17 +105,18 @@ def reports(port: int, password: str) -> Iterator[str]:
 def prefect_server(port: int, password: str) -> Iterator[str]:
     """Starts a Prefect server, waits until it answers, and yields the address of its API."""
     url = f"http://{HOST}:{port}/api"
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    command = [sys.executable, "-c", SERVER, "server", "start", "--host", HOST, "--port", str(port)]
     environment = os.environ | {
         "PREFECT_SERVER_API_AUTH_STRING": password,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_UI_API_URL": url,  # by default the pages ask port 4200, whatever the port
     }
     with process.group(command, environment, DEVNULL) as server:
         deadline = time.monotonic() + TIMEOUT
         while connection.answers(url, password) != 200:
             if server.poll() is not None or time.monotonic() > deadline:
-                raise BadInput(f"the Prefect server did not start; `{' '.join(command[1:])}` says why")
+                raise BadInput(f"the Prefect server did not start; `{shlex.join(command)}` says why")
             time.sleep(0.2)
         connection.ADDRESS.write_text(url)
         try:
@@ -138,7 +162,8 @@ def run(port: int, nightly: str) -> None:
         prefect_server(port, password) as url,
         reports(port + 1, password) as address,
     ):
-        os.environ |= {FILES: address, "PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": password}
+        os.environ |= {REPORT: address, "PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": password}
+        os.environ["PREFECT_UI_URL"] = url.replace("/api", "/v2")  # to which the links in a log lead
         shown = f"{password} (kept in {connection.PASSWORD})" if new else f"in {connection.PASSWORD}"
         print(f"dashboard: {url.removesuffix('/api')}\npassword:  {shown}")
         print("Ctrl-C ends it. Schedules are kept.", flush=True)

@@ -33,11 +33,17 @@ def recipes() -> list[str]:
 
 @contextmanager
 def prepared(
-    targets: list[str], recipe: str | None, overrides: list[str], experiment: str | None, slots: int | None
+    targets: list[str],
+    recipe: str | None,
+    overrides: list[str],
+    experiment: str | None,
+    slots: int | None,
+    passing: bool = False,
 ) -> Iterator[list[graph.Stage]]:
     """Writes the recipe and the overrides into the experiment's file and plans the stages; alone in this folder.
 
-    Raises BadInput, and then the file is as it was before.
+    With `passing` the overrides hold for this run alone and are put back at its end, unless the file was edited
+    meanwhile. Raises BadInput, and then the file is as it was before.
     """
     if slots is not None and slots < 1:
         raise refuse("reproduce", "slots", slots, "1 or more stages at once")
@@ -50,6 +56,7 @@ def prepared(
         try:
             if recipe:
                 _switch(recipe)
+            kept = EXPERIMENT.read_bytes() if overrides else None
             if overrides:
                 _override(overrides)
             stages = graph.plan(targets)
@@ -57,7 +64,12 @@ def prepared(
             if before is not None and EXPERIMENT.read_bytes() != before:
                 EXPERIMENT.write_bytes(before)
             raise
-        yield stages
+        written = EXPERIMENT.read_bytes() if passing and overrides else None
+        try:
+            yield stages
+        finally:
+            if kept is not None and written is not None and EXPERIMENT.read_bytes() == written:
+                EXPERIMENT.write_bytes(kept)
 
 
 @contextmanager

@@ -27,13 +27,21 @@ class Browser:
         pages = until(lambda: httpx.get(f"http://127.0.0.1:{port}/json", timeout=600).json())
         page = next(page for page in pages if page["type"] == "page")
         self.socket = connect(page["webSocketDebuggerUrl"], max_size=None, open_timeout=600, ping_interval=None)
-        self.calls = 0
+        self.calls, self.asked = 0, {}  # addresses that the page asked for
+        self.call("Network.enable")
 
     def call(self, method: str, **arguments) -> dict:
         self.calls += 1
         self.socket.send(json.dumps({"id": self.calls, "method": method, "params": arguments}))
         while True:
             answer = json.loads(self.socket.recv())
+            about = answer.get("params", {})
+            if answer.get("method") == "Network.requestWillBeSent":
+                self.asked[about["requestId"]] = about["request"]["url"]
+            elif answer.get("method") == "Network.webSocketCreated":
+                self.asked[about["requestId"]] = about["url"]
+            elif answer.get("method") == "Network.loadingFailed" and about.get("blockedReason") == "csp":
+                self.asked.pop(about["requestId"], None)  # it never left
             if answer.get("id") == self.calls:
                 return answer.get("result", {})
 

@@ -14,7 +14,7 @@ from flows.sweeps.space import load
 from stages.common.errors import BadInput
 
 
-@flow(name="sweep", log_prints=True)
+@flow(name="sweep", flow_run_name="{name}", log_prints=True)
 def sweep(name: str) -> State:
     """Searches settings; progress, the ranked table and its pictures are artifacts of the run.
 
@@ -27,7 +27,8 @@ def sweep(name: str) -> State:
     except BadInput as error:
         return Failed(message=f"error: {error}")
     create_markdown_artifact(table.read_text(), key=f"sweep-{name}-trials", description=f"The sweep {name}, ranked")
-    show_pictures(f"sweep-{name}-plots", [table.parent / f"{kind}.png" for kind in ("settings", "parallel")])
+    plots = [table.parent / f"{kind}.png" for kind in ("settings", "parallel")]
+    show_pictures(f"sweep-{name}-plots", f"The settings that the sweep {name} tried, and how good each was", plots)
     return Completed(message=f"{table} ranks the trials")
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -18,10 +19,12 @@ from browser import CHROMIUM, Browser
 from conftest import ROOT, Pipeline, free_port, processes, until
 from prefect import get_client, settings
 from prefect.client.schemas.actions import DeploymentUpdate
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId, FlowRunFilterStartTime
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId, FlowRunFilterStartTime, LogFilter
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling
+
+from stages.common.paths import RECIPES
 
 SLEEP = f"8{os.getpid()}"  # seconds, found in the command line
 STAGES = f"""
@@ -71,6 +74,12 @@ class Dashboard:
         """A deployment, once it is served."""
         return until(lambda: [each for each in self.client().read_deployments() if each.name == name])[0]
 
+    def logs(self, run_id, sign: str) -> list[str]:
+        """The lines of a flow run's log, once one of them begins with this."""
+        found = self.client().read_logs(LogFilter(flow_run_id={"any_": [run_id]}), limit=200)
+        lines = [line.message for line in found]
+        return lines if any(line.startswith(sign) for line in lines) else []
+
     def final(self, run_id):
         """The last state of a flow run; waits for it."""
         until(lambda: self.client().read_flow_run(run_id).state.is_final())
@@ -82,6 +91,9 @@ def board(empty_pipeline, tmp_path_factory):
     folder = shutil.copytree(empty_pipeline, tmp_path_factory.mktemp("dashboard") / "project")
     shutil.copy(ROOT / "docs/pictures/msf-grid.png", folder)
     (folder / "leaderboard.md").write_text(LEADERBOARD)
+    (folder / RECIPES).mkdir(parents=True)
+    for name in ("digits", "faces"):
+        (folder / RECIPES / f"{name}.yaml").touch()
     Pipeline(folder).write(STAGES)
     board = Dashboard(folder, free_port())
     board.start()
@@ -130,10 +142,42 @@ def test_the_report_is_served_to_who_knows_the_password(board, done):
     assert httpx.get(report.replace("report.html", "%2e%2e/dvc.yaml"), auth=(user, secret)).status_code == 404
 
 
+def test_a_link_in_the_dashboard_opens_the_report_without_another_login(board, done):
+    (artifact,) = [each for each in board.client().read_artifacts() if each.key == "report" and each.description]
+    link = re.search(r"\]\((.*)\)", artifact.data)[1]
+    assert link.startswith(f"http://127.0.0.1:{board.port + 1}/report.html?key=") and board.password not in link
+    with httpx.Client(follow_redirects=True) as visitor:
+        page = visitor.get(link)
+        assert page.text == "the report\n" and "key" not in str(page.url)
+        assert visitor.get(page.url.join("report.md")).text == LEADERBOARD
+    assert httpx.get(link[:-1] + ("0" if link[-1] != "0" else "1")).status_code == 401
+    wrong = {"Cookie": "multiscale-reports=0"}
+    assert httpx.get(link.partition("?")[0], headers=wrong).status_code == 401
+
+
+def test_one_interface_is_served_without_analytics_and_adverts(board):
+    root, auth = board.api.removesuffix("/api"), tuple(board.password.split(":"))
+    assert httpx.get(f"{root}/ui-settings").json()["available_uis"] == ["v2"]
+    home = httpx.get(root, headers={"Accept": "text/html"}, follow_redirects=True)
+    assert home.status_code == 200 and home.url.path.startswith("/v2")
+    sources = dict(part.split(" ", 1) for part in home.headers["Content-Security-Policy"].split("; "))
+    named = [source for source in sources.pop("default-src").split() if "//" in source]
+    assert not sources and named and all(urlsplit(source).netloc == "127.0.0.1:*" for source in named)
+    server = httpx.get(f"{board.api}/admin/settings", auth=auth).json()["server"]
+    assert server["analytics_enabled"] is False and server["ui"]["show_promotional_content"] is False
+
+
+def test_a_run_is_named_by_what_it_does_and_its_log_by_stage(board, done):
+    assert done.name == "report"
+    assert until(lambda: board.logs(done.id, "sample@msf: Running stage"))
+
+
 def test_the_form_is_typed_and_refuses_what_cannot_be(board):
     deployment = board.deployment("on-demand")
     form = deployment.parameter_openapi_schema["properties"]
     assert set(form) == {"targets", "recipe", "overrides", "experiment", "slots"}
+    assert form["recipe"]["anyOf"][0]["enum"] == ["digits", "faces"]
+    assert "put back after the run" in " ".join(form["overrides"]["description"].split())
     assert form["slots"]["anyOf"][0]["minimum"] == 1 and all(field["description"] for field in form.values())
     with pytest.raises(PrefectHTTPStatusError, match="409|422"):
         board.client().create_flow_run_from_deployment(deployment.id, parameters={"slots": 0})
@@ -145,6 +189,8 @@ def test_bad_input_in_the_form_ends_the_run_with_one_line(board):
     state = board.final(run.id)
     assert state.name == "Failed"
     assert state.message.startswith("error: dvc.yaml: target: 'nope' is not allowed; allowed: ")
+    logs = until(lambda: board.logs(run.id, state.message))
+    assert not any("Traceback" in line for line in logs)
 
 
 def test_a_cancelled_run_ends_its_stages_and_leaves_nothing(board):
@@ -172,23 +218,27 @@ def test_a_browser_shows_the_run_and_its_pictures(board, done, tmp_path):
         browser.type("input[type=password]", board.password)
         browser.click("button[type=submit]")
         browser.shows("document.body.innerText.includes('Flow Runs')")
-        browser.go(f"{board.api.removesuffix('/api')}/runs/flow-run/{done.id}")
+        browser.go(f"{board.api.removesuffix('/api')}/v2/runs/flow-run/{done.id}")
         browser.shows(
             f"document.body.innerText.includes({done.name!r}) && document.body.innerText.includes('Completed')"
         )
         artifacts = {each.key: each.id for each in board.client().read_artifacts() if each.flow_run_id == done.id}
         assert set(artifacts) == {"stages", "progress", "samples", "leaderboard", "report"}
-        page = board.api.removesuffix("/api") + "/artifacts/artifact/"
+        page = board.api.removesuffix("/api") + "/v2/artifacts/artifact/"
         for key, sign in (
             ("samples", "[...document.images].filter(i => i.naturalWidth > 300).length == 2"),
             ("leaderboard", "document.body.innerText.includes('0.054')"),
             ("stages", "document.body.innerText.includes('sample@msf')"),
-            ("report", "!!document.querySelector('a[href$=\"/report.html\"]')"),
+            ("report", "!!document.querySelector('a[href*=\"/report.html?key=\"]')"),
         ):
             browser.go(f"{page}{artifacts[key]}")
             browser.shows(sign)
             if folder := os.environ.get("SCREENSHOTS"):
                 browser.picture(Path(folder) / f"{key}.png")
+        browser.go(browser.value("document.querySelector('a[href*=\"/report.html?key=\"]').href"))
+        browser.shows("document.body.innerText.includes('the report') && !location.search")
+        hosts = {urlsplit(url).hostname for url in browser.asked.values() if not url.startswith(("data:", "blob:"))}
+        assert hosts == {"127.0.0.1"}, "nobody else is asked for anything"
     finally:
         browser.close()
 

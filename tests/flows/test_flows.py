@@ -25,11 +25,12 @@ import pytest
 from conftest import ROOT, Pipeline, free_port, processes, until
 from dvc.utils.hydra import apply_overrides
 from prefect import get_client, settings
-from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 
-from flows import inputs, process, terminal, work
+from flows import board, inputs, process, terminal, work
 from flows.flow import reproduce
 from stages.common.errors import BadInput
+from stages.common.paths import EXPERIMENT
 
 # In the order of a plain `dvc repro`: a, slow, fast, join, alone. The flow ends them in another.
 DIAMOND = """
@@ -51,6 +52,14 @@ FAILS = """
 """
 
 
+PICTURES = """
+    sample:
+      foreach: [msf, dit]
+      do:
+        cmd: mkdir -p samples/${item} && cp ${item}.png samples/${item}/grid.png
+        deps: ["${item}.png"]
+        outs: ["samples/${item}"]
+"""
 QUEUE = """
     few: {cmd: echo few | tee -a order > few, outs: [few]}
     many: {cmd: echo many | tee -a order > many, outs: [many]}
@@ -127,6 +136,36 @@ def test_a_failed_stage_stops_its_descendants_alone_and_says_why(server, pipelin
     assert {address: name for address, (name, _) in tasks.items()} == {"a": "Completed", "other": "Completed"}
     assert state.is_failed() and state.message == "bad: error: a: 1 is not allowed; allowed: 2; held back: after"
     assert (pipeline.folder / "other").exists() and "after" not in pipeline.lock()
+
+
+def artifacts(state) -> dict:
+    """What a flow run shows in the dashboard, by its key."""
+    found = get_client(sync_client=True).read_artifacts(
+        artifact_filter=ArtifactFilter(flow_run_id={"any_": [state.state_details.flow_run_id]})
+    )
+    return {each.key: each for each in found}
+
+
+def test_the_table_has_first_what_runs_then_what_failed_then_what_is_done(server, pipeline):
+    rows = [board._row(*row) for row in (("a", "waiting"), ("b", "cached"), ("c", "failed"), ("d", "running"))]
+    assert [row["stage"] for row in sorted(rows, key=board._place)] == ["d", "c", "b", "a"]
+    pipeline.write(FAILS)
+    table = json.loads(artifacts(reproduce(slots=1, return_state=True))["stages"].data)
+    assert [row["stage"] for row in table] == ["bad", "a", "other", "after"]
+    assert table[-1]["state"] == "held back by bad"
+
+
+def test_a_run_shows_the_pictures_that_it_changed_alone(server, pipeline):
+    for name in ("msf", "dit"):
+        (pipeline.folder / f"{name}.png").write_text(name)
+    pipeline.write(PICTURES)
+    first = artifacts(reproduce(return_state=True))
+    assert first["samples"].description == "Samples that this run changed: dit, msf"
+    (pipeline.folder / "msf.png").write_text("other")
+    second = artifacts(reproduce(return_state=True))
+    assert second["samples"].description == "Samples that this run changed: msf"
+    assert re.findall("^### (.*)$", second["samples"].data, re.M) == ["samples/msf/grid.png"]
+    assert "samples" not in artifacts(reproduce(return_state=True))
 
 
 def test_a_crash_without_an_error_line_is_told_by_its_exception(server, pipeline):
@@ -411,6 +450,23 @@ def test_a_recipe_is_switched_to_but_never_over_unsaved_edits(repository):
     with inputs.prepared(["download"], "embedded", ["seed=3"], None, 1) as stages:
         assert [stage.address for stage in stages] == ["code", "download"]
     assert "recipe: embedded" in experiment.read_text() and "seed: 3" in experiment.read_text()
+
+
+def test_overrides_of_a_passing_run_are_put_back_but_no_edit_made_meanwhile(server, repository):
+    before = EXPERIMENT.read_text()
+    state = reproduce(["code"], overrides=["seed=3"], return_state=True)
+    assert state.is_completed() and EXPERIMENT.read_text() == before
+    client = get_client(sync_client=True)
+    assert client.read_flow_run(state.state_details.flow_run_id).name == "code with seed=3"
+    with pytest.raises(KeyboardInterrupt):
+        with inputs.prepared(["code"], "embedded", ["seed=3"], None, 1, passing=True):
+            assert "seed: 3" in EXPERIMENT.read_text()
+            raise KeyboardInterrupt
+    switched = EXPERIMENT.read_text()
+    assert "recipe: embedded" in switched and "seed: 3" not in switched, "a recipe stays"
+    with inputs.prepared(["code"], None, ["seed=3"], None, 1, passing=True):
+        EXPERIMENT.write_text(edited := EXPERIMENT.read_text().replace("seed: 3", "seed: 4"))
+    assert EXPERIMENT.read_text() == edited
 
 
 def test_two_runs_in_one_folder_are_refused(pipeline):
