@@ -307,7 +307,7 @@ def test_a_trained_method_is_sampled_as_the_readme_says(trained, tmp_path, monke
 def test_a_proposed_schedule_is_accepted_with_what_is_said_to_be_added(trained, tmp_path, monkeypatch):
     """Here the proposal holds 8 px, which the data of the embedded recipe's teacher lack."""
     folder = Pipeline(tmp_path)
-    for name in ("params", "data/latents"):
+    for name in ("params.yaml", "params", "data/latents"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(trained / name)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -651,7 +651,7 @@ def test_the_leaderboard_in_the_terminal_has_ten_aligned_columns(measured):
 
 def test_one_method_is_shown_before_the_others_are_measured(measured):
     project = measured()
-    for path in ("reports/costs.json", "reports/metrics/dit.json", "reports/metrics/real.json"):
+    for path in ("reports/costs.json", "reports/measurements/dit.json", "reports/measurements/real.json"):
         Path(path).unlink()
     shown = project.stage("summary", "msf").stdout.partition("\n\n")[0].splitlines()
     assert [line.split()[0] for line in shown[2:]] == ["msf"] and "s/image" not in shown[0]
