@@ -50,7 +50,7 @@ def training_steps() -> Iterator[Pair]:
         yield Pair(f"training step, {part.name}", {FLOOR: floor, OURS: work.trainer(part, params)}, 20, block, about)
 
 
-def samplers(batch: int = 50, steps: int = 10, scale: float = 1.5) -> Iterator[Pair]:
+def samplers(batch: int = 50, steps: int = 8, scale: float = 1.5) -> Iterator[Pair]:
     """Whole samplers from noise to images: DiT, guided and decoded, and DDPM."""
     params, device = work.recipe(), default_device()
     seeds, labels, precision = list(range(batch)), work.labels(batch), resolve_precision("auto", device)

@@ -35,7 +35,7 @@ from stages.reference import Extractor, extract
 BAR, FLOOR_BAR = 1.2, 0.95
 DEFAULT_ALLOCATOR = {"mapped_from": 2**25, "kept": 2**26}  # glibc gets there by itself after the first large blocks
 GLIBC = "glibc's allocator"
-REPEATS = 15
+REPEATS = 11
 
 
 def compared(
@@ -151,12 +151,11 @@ def allocator() -> list[dict]:
     params = work.recipe()
     section, images = params.evaluate, work.pixels(params, params.run.batch)
     extract = Extractor(section.extractor, section.weights)
-    calls = {"features": (partial(extract.extract, images), 1)}
-    calls |= {pair.what: (pair.calls[OURS], pair.block) for pair in (*floor.training_steps(), *floor.samplers())}
+    batches = {"features": (partial(extract.extract, images), 1, params.run.batch)}
+    batches |= {pair.what: (pair.calls[OURS], pair.block, pair.about["batch"]) for pair in floor.training_steps()}
     return [
-        compared(what, {GLIBC: call, OURS: call}, 5, block, batch=params.run.batch if what == "features" else None)
-        for what, (call, block) in calls.items()
-        if what != "sampling, dit"  # little memory
+        compared(what, {GLIBC: call, OURS: call}, 5, block, batch=batch)
+        for what, (call, block, batch) in batches.items()
     ]
 
 

@@ -226,7 +226,7 @@ def draw(rows: list[dict], peaks: dict, bandwidth: dict[str, float]) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(11, 7))
-    low, high = 0.5, 500.0
+    low, high = 1.0, 200.0
     for style, (name, speed) in zip(("-", "--", ":"), bandwidth.items()):
         top = min(high, peaks["bf16"]["1"] / speed)
         axes.plot([low, top], [low * speed, top * speed], style, color="0.5", linewidth=1.2, label=f"triad, {name}")
@@ -235,11 +235,17 @@ def draw(rows: list[dict], peaks: dict, bandwidth: dict[str, float]) -> None:
         axes.plot([low, high], [peak, peak], color=color, linewidth=1.5, label=f"matrix product, {precision}")
     for number, row in enumerate(rows, 1):
         color, x, y = "C0" if row["precision"] == "bf16" else "C1", row["intensity"], row["gflops"]
-        axes.plot(x, y, "o", markersize=15, color=color, alpha=0.85)
+        axes.plot(x, y, "o", markersize=13, color=color, alpha=0.8)
         axes.annotate(str(number), (x, y), color="white", ha="center", va="center", fontsize=8, weight="bold")
     names = [f"{n:2d}  {row['name']} ({row['pass']}): {row['share']:.0%}" for n, row in enumerate(rows, 1)]
     axes.text(1.02, 0.99, "\n".join(names), transform=axes.transAxes, va="top", fontsize=9, linespacing=1.5)
-    axes.set(xscale="log", yscale="log", xlim=(low, high), xlabel="operations a byte (operators read and write once)")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlim=(low, high),
+        ylim=(10, 1.5 * peaks["bf16"]["1"]),
+        xlabel="operations a byte (operators read and write once)",
+    )
     axes.set(
         ylabel="GFLOP/s on one thread", title="Networks of the embedded recipe; beside the name the achieved share"
     )
