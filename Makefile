@@ -29,7 +29,7 @@ demo: $(STAMP) ## Run one method from the data to its grid of samples (METHOD=ms
 repro: $(STAMP) ## Run the whole pipeline on params/experiment.yaml (unchanged stages are skipped), then show the leaderboard
 	$(BIN)/python -m flows.reproduce
 	@echo
-	@cat reports/leaderboard.md
+	@cat reports/report.md
 	@ls samples/*/grid.png samples/*/strip.png
 	@echo "report: $(CURDIR)/reports/report.html"
 

@@ -95,7 +95,7 @@ def contention() -> dict:
             "slots": 8,
             "ran": int(re.search(r"(\d+) stages ran", message)[1]),
             "in_lock": len(re.findall(r"^  s\d+:$", (folder / "dvc.lock").read_text(), re.MULTILINE)),
-            "retries": message.count("AwaitingRetry") + message.count("- Retry "),
+            "retries": sum(log.read_text().count("once more, ") for log in folder.glob(".scratch/logs/*.log")),
             "status": call("dvc", "status", folder=folder).strip(),
         }
 

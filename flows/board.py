@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
 import time
 from pathlib import Path
 
-from prefect import get_client
+from prefect import get_client, get_run_logger
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
@@ -19,11 +18,11 @@ from prefect.artifacts import (
 )
 from prefect.client.schemas.actions import ArtifactUpdate
 
-from flows.graph import Stage
+from flows.graph import Stage, is_sample
+from flows.scheduler import Scheduler, clock
 from stages.common.paths import NEIGHBOURS, REPORTS, SAMPLES
 
 PERIOD = 3.0  # seconds between updates: SQLite serves one writer at a time
-BAR = re.compile(r"(\d+)%\|.*<([\d:]+)")  # tqdm: percent, bar, time used < time left
 FILES = "MULTISCALE_FILES"  # the address at which the dashboard serves reports/
 
 
@@ -31,31 +30,49 @@ class Board:
     """State, percent and ETA of every stage of a flow run: a table, and one bar for all."""
 
     def __init__(self, stages: list[Stage]):
-        self.rows: dict[str, dict[str, str]] = {}
-        for stage in stages:
-            self.put(stage.address, "waiting", 0)
-        self.shown, self.due = [*self.rows.values()], 0.0
+        self.shown, self.due = [_row(stage.address, "waiting") for stage in stages], 0.0
         self.table = create_table_artifact(self.shown, "stages", "Every stage of this run")
         self.progress = create_progress_artifact(0.0, "progress", "Stages that are done, and those that run in part")
 
-    def put(self, address: str, state: str, percent: int = 100, remaining: str = "") -> None:
-        """Notes the state of a stage and how long it still takes."""
-        self.rows[address] = {"stage": address, "state": state, "done": f"{percent}%", "ETA": remaining}
+    def say(self, line: str) -> None:
+        """Puts a line into the log of the flow run."""
+        get_run_logger().info(line)
 
-    def read(self, address: str, line: str) -> bool:
-        """Takes the progress from a line that a stage prints; returns whether there is any in it."""
-        if found := BAR.search(line):
-            self.put(address, "running", int(found[1]), found[2])
-        return bool(found)
-
-    def publish(self, last: bool = False) -> None:
+    def look(self, run: Scheduler) -> None:
         """Brings the dashboard up to date, at most every few seconds."""
-        table = [*self.rows.values()]
-        if table == self.shown or (time.monotonic() < self.due and not last):
+        if time.monotonic() >= self.due:
+            self._publish(run)
+
+    def ended(self, run: Scheduler, stage: Stage) -> None:
+        """Shows nothing: the next look does."""
+
+    def close(self, run: Scheduler) -> None:
+        """Brings the dashboard up to date; what still waits is held back."""
+        self._publish(run, closed=True)
+
+    def _publish(self, run: Scheduler, closed: bool = False) -> None:
+        now = time.monotonic()
+        table = [_state(run, stage, now, closed) for stage in run.stages]
+        if table == self.shown:
             return
-        self.shown, self.due = table, time.monotonic() + PERIOD
+        self.shown, self.due = table, now + PERIOD
         get_client(sync_client=True).update_artifact(self.table, ArtifactUpdate(data=json.dumps(table)))
         update_progress_artifact(self.progress, sum(int(row["done"].rstrip("%")) for row in table) / len(table))
+
+
+def _row(address: str, state: str, percent: int = 0, remaining: str = "") -> dict[str, str]:
+    return {"stage": address, "state": state, "done": f"{percent}%", "ETA": remaining}
+
+
+def _state(run: Scheduler, stage: Stage, now: float, closed: bool) -> dict[str, str]:
+    """The row of a stage."""
+    if end := run.ends.get(stage.address):
+        return _row(stage.address, end.name.lower(), 100 if end.good else 0)
+    if stage.address in run.running:
+        percent, left = run.progress(stage.address, now)
+        return _row(stage.address, "running", percent, clock(left) if left else "")
+    held = f"held back by {', '.join(sorted(set(stage.needs) - run.done))}"
+    return _row(stage.address, held if closed else "waiting")
 
 
 def show_results(done: set[str], changed: bool) -> None:
@@ -64,15 +81,15 @@ def show_results(done: set[str], changed: bool) -> None:
     Pictures travel inside the artifact: those of an old run stay what they were.
     """
     if changed:
-        methods = sorted(address.removeprefix("sample@") for address in done if address.startswith("sample@"))
+        methods = sorted(address.partition("@")[2] for address in done if is_sample(address))
         of = [
             (SAMPLES / name / "grid.png", SAMPLES / name / "strip.png", NEIGHBOURS / f"{name}.png") for name in methods
         ]
         show_pictures("samples", [path for paths in of for path in paths])
     if "report" not in done:
         return
-    if (leaderboard := REPORTS / "leaderboard.md").exists():
-        create_markdown_artifact(leaderboard.read_text(), "leaderboard")
+    if (table := REPORTS / "report.md").exists():
+        create_markdown_artifact(table.read_text(), "leaderboard")
     if changed:
         show_pictures("plots", sorted(REPORTS.glob("*.png")))
     if address := os.environ.get(FILES):

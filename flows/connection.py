@@ -1,4 +1,7 @@
-"""The Prefect server that a flow run shows on, and the password of this folder's dashboard."""
+"""The Prefect server that a run shows on, and the password of this folder's dashboard.
+
+Prefect is imported only where there may be a server: it takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from stages.common.errors import BadInput
 
@@ -41,8 +43,13 @@ def answers(url: str, auth: str | None) -> int | None:
 
 
 @contextmanager
-def server() -> Iterator[None]:
-    """The server at PREFECT_API_URL, else the dashboard of this folder if it is up, else one that Prefect starts."""
+def server() -> Iterator[bool]:
+    """The server at PREFECT_API_URL, else the dashboard of this folder if it is up; yields whether there is one."""
+    if "PREFECT_API_URL" not in os.environ and not ADDRESS.exists():
+        yield False
+        return
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
     url, auth = PREFECT_API_URL.value(), PREFECT_API_AUTH_STRING.value()
     found = {}
     if url:
@@ -54,4 +61,4 @@ def server() -> Iterator[None]:
     elif ADDRESS.exists() and answers(ADDRESS.read_text(), password()[0]) == 200:
         found = {PREFECT_API_URL: ADDRESS.read_text(), PREFECT_API_AUTH_STRING: password()[0]}
     with temporary_settings(found):
-        yield
+        yield bool(url or found)

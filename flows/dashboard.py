@@ -7,6 +7,17 @@ the same runs, schedules and password.
 from __future__ import annotations
 
 import argparse
+
+from stages.common.harness import launch
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--port", type=int, default=4200, help="of the dashboard; the next serves the report (4200)")
+    parser.add_argument("--nightly", default="0 2 * * *", metavar="CRON", help="when, in UTC ('0 2 * * *')")
+    launch("flows.dashboard", **vars(parser.parse_args()))
+
 import base64
 import os
 import secrets
@@ -28,15 +39,12 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 from flows import connection, process
 from flows.board import FILES
-from flows.reproduce import reproduce
+from flows.flow import reproduce
 from flows.sweeps.board import sweep
 from stages.common.errors import BadInput, refuse
-from stages.common.harness import guarded
 from stages.common.paths import REPORTS
 
 HOST = "127.0.0.1"
-PORT = 4200
-NIGHTLY = "0 2 * * *"
 TIMEOUT = 900.0  # seconds for the server to start: a loaded machine takes minutes
 
 
@@ -121,7 +129,7 @@ def run(port: int, nightly: str) -> None:
     try:
         CronSchedule(cron=nightly)
     except ValueError:
-        raise refuse("dashboard", "--nightly", nightly, f"a cron line such as '{NIGHTLY}'") from None
+        raise refuse("dashboard", "--nightly", nightly, "a cron line such as '0 2 * * *'") from None
     check_free(port)
     check_free(port + 1)
     password, new = connection.password()
@@ -143,16 +151,3 @@ def run(port: int, nightly: str) -> None:
                 pause_on_shutdown=False,
                 print_starting_message=False,
             )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--port", type=int, default=PORT, help=f"of the dashboard; the next serves the report ({PORT})")
-    parser.add_argument("--nightly", default=NIGHTLY, metavar="CRON", help=f"when, in UTC ('{NIGHTLY}')")
-    guarded(run, **vars(parser.parse_args()))
-
-
-if __name__ == "__main__":
-    main()

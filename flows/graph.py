@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,11 @@ from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 from dvc.stage import Stage as DvcStage
 from dvc.utils.serialize import load_yaml, modify_yaml
 
+from stages import code
 from stages.common.errors import BadInput, refuse
+from stages.common.paths import CODE
+
+logging.getLogger("dvc").setLevel(logging.CRITICAL)  # no bars of its own in the terminal; its errors are raised
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,9 @@ class Stage:
 
     address: str
     needs: tuple[str, ...]  # the stages that make what it reads
-    current: bool  # it and all that it needs are up to date; otherwise DVC decides when the needs are done
-    urgency: tuple[int, int]  # the stages in the longest chain that starts with it; those that wait for it
+    current: bool  # it and what it reads are up to date, lists of code aside; otherwise DVC decides after its needs
+    awaited: int  # how many stages wait for it
+    leads: bool  # the first pictures wait for it: the samples of the first method of the experiment that lacks them
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Declared:
 
     keys: tuple[str, ...]  # of the experiment that it depends on
     inputs: tuple[Path, ...]  # data and models that it reads
-    code: tuple[Path, ...]  # the files below multiscale/ and stages/ that it depends on
+    code: tuple[str, ...]  # the lists of `stages.code` that it depends on
     out: Path
     current: bool  # the result in the working tree is that of today's settings, inputs and code
 
@@ -60,22 +66,29 @@ def plan(targets: Iterable[str] = ()) -> list[Stage]:
         addresses = [_address(target, whole) for target in targets] or [PROJECT_FILE]
         order = plan_repro(whole, collect_stages(repo, addresses))
         graph = whole.subgraph(order)
-        heights: dict[DvcStage, int] = {}
-        for stage in reversed(order):
-            heights[stage] = 1 + max((heights[user] for user in graph.predecessors(stage)), default=0)
         current: set[DvcStage] = set()
         for stage in order:
-            if current.issuperset(graph.successors(stage)) and not stage.changed():
+            needs = {need for need in graph.successors(stage) if need.addressing != "code"}  # see `_stands`
+            if current.issuperset(needs) and _stands(stage):
                 current.add(stage)
+        samples = [stage for stage in repo.index.stages if is_sample(stage.addressing) and stage in graph]
+        first = next((stage for stage in samples if stage not in current), None)
+        leading = {first, *nx.descendants(graph, first)} if first else set()
         return [
             Stage(
                 stage.addressing,
                 tuple(need.addressing for need in graph.successors(stage)),
                 stage in current,
-                (heights[stage], len(nx.ancestors(graph, stage))),
+                len(nx.ancestors(graph, stage)),
+                stage in leading,
             )
             for stage in order
         ]
+
+
+def is_sample(address: str) -> bool:
+    """Whether a stage samples the images of a method, samples/METHOD."""
+    return address.startswith("sample@")
 
 
 def _address(target: str, graph: Iterable[DvcStage]) -> str:
@@ -100,12 +113,22 @@ def declared(addresses: Iterable[str]) -> dict[str, Declared]:
 
 def _declared(stage: DvcStage) -> Declared:
     keys = [key for dep in stage.deps if isinstance(dep, ParamsDependency) for key in dep.params]
-    paths = [Path(dep.def_path) for dep in stage.deps if not isinstance(dep, ParamsDependency)]
-    code = [path.absolute() for path in paths if path.parts[0] in ("multiscale", "stages")]
-    files = sorted(file for path in code for file in ([path] if path.is_file() else path.rglob("*.py")))
-    inputs = tuple(path for path in paths if path.absolute() not in code)
+    inputs = tuple(path for path in _paths(stage) if path.parent != CODE)
     (out,) = (Path(out.def_path) for out in stage.outs if not out.is_metric)
-    return Declared(tuple(keys), inputs, tuple(files), out, not stage.changed())
+    return Declared(tuple(keys), inputs, tuple(_lists(stage)), out, _stands(stage))
+
+
+def _paths(stage: DvcStage) -> list[Path]:
+    return [Path(dep.def_path) for dep in stage.deps if not isinstance(dep, ParamsDependency)]
+
+
+def _lists(stage: DvcStage) -> list[str]:
+    return [path.name for path in _paths(stage) if path.parent == CODE]
+
+
+def _stands(stage: DvcStage) -> bool:
+    """Whether a result is that of today's settings, inputs and code; DVC looks at lists, which may be older."""
+    return not stage.changed() and all((CODE / name).read_text() == code.listing(name) for name in _lists(stage))
 
 
 def locked() -> list[str]:

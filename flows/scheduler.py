@@ -1,148 +1,150 @@
-"""Runs planned stages, several at once, each as a Prefect task that calls `dvc repro` for that stage alone."""
+"""Runs planned stages, several at once: starts each when all that it needs is done, and tells how far they are."""
 
 from __future__ import annotations
 
-import os
 import queue
 import re
-import sys
 import threading
-from pathlib import Path
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectFuture
-from prefect.states import Cancelled, Completed, Failed, State
-
-from flows import process
-from flows.board import PERIOD, Board
+from flows import estimate, work
+from flows.estimate import Estimate, Running
 from flows.graph import Stage
+from flows.work import End, Tell
 
-# Failures that pass: another DVC process in the way, a Ray worker that is gone. Nothing else is tried again.
-TRANSIENT = re.compile(r"Unable to acquire lock|is busy, it is being blocked|(Worker|Actor|Node)\w*(Died|Crashed)")
-EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Interrupt)\b")
+TICK = 1.0  # seconds between two looks at the run
+# tqdm: percent, bar, time used < hours, minutes and seconds left
+BAR = re.compile(r"(\d+)%\|.*<(?:\?|(?:(\d+):)?(\d+):(\d+))")
+
+Work = Callable[[Tell], End]  # brings a stage up to date and tells the lines that it prints
+Launch = Callable[[Stage, Work, Callable[[End], None]], None]  # starts a stage's work and hands over how it ended
+
+
+class Watcher(Protocol):
+    """Shows a run to somebody."""
+
+    def say(self, line: str) -> None:
+        """A line that is worth reading."""
+
+    def look(self, run: Scheduler) -> None:
+        """Is called every second, from when it is known how many stages run at once."""
+
+    def ended(self, run: Scheduler, stage: Stage) -> None:
+        """Is called when a stage has ended, but not when it was ended with the run."""
+
+    def close(self, run: Scheduler) -> None:
+        """Is called at the end of the run, however it ends."""
 
 
 class Scheduler:
-    """The stages of one flow run: which wait, run and have ended."""
+    """The stages of one run: which wait, run and have ended."""
 
-    def __init__(self, stages: list[Stage], slots: int):
+    def __init__(self, stages: list[Stage], launch: Launch, watchers: Sequence[Watcher]):
+        self.stages = stages
         self.waiting = {stage.address: stage for stage in stages}
-        self.running: dict[PrefectFuture[State], str] = {}
-        self.futures: dict[str, PrefectFuture[State]] = {}
-        self.states: dict[str, State] = {}
-        self.slots, self.environment = slots, environment()
+        self.running: dict[str, Running] = {}
+        self.ends: dict[str, End] = {}
+        self.slots, self.launch, self.watchers = 1, launch, watchers
+        self.estimate = Estimate(stages, estimate.read())
         self.stop = threading.Event()
-        self.ended: queue.SimpleQueue[PrefectFuture[State]] = queue.SimpleQueue()
-        self.board = Board(stages)
+        self.ended: queue.SimpleQueue[tuple[Stage, End]] = queue.SimpleQueue()
 
-    def execute(self) -> None:
+    def execute(self, slots: Callable[[], int]) -> None:
         """Runs every stage that can run. A stage that fails holds back only those that need it.
 
-        However this ends, no stage is left running.
+        One starts at once, before `slots` has found out how many may run at once. However this ends, no stage is left
+        running.
         """
         try:
             self._start()
+            self.slots = slots()
+            self._start()
             while self.running:
-                self._collect()
+                for watcher in self.watchers:
+                    watcher.look(self)
+                try:
+                    stage, end = self.ended.get(timeout=TICK)
+                except queue.Empty:
+                    continue
+                self._end(stage, end)
+                for watcher in self.watchers:
+                    watcher.ended(self, stage)
                 self._start()
         finally:
             self.stop.set()
-            for future in self.running:
-                future.wait()
-        for address, stage in self.waiting.items():
-            self.board.put(address, f"held back by {', '.join(sorted(set(stage.needs) - self.done))}", 0)
-        self.board.publish(last=True)
+            while self.running:
+                self._end(*self.ended.get())
+            for watcher in self.watchers:
+                watcher.close(self)
 
     @property
     def done(self) -> set[str]:
         """The stages that are up to date."""
-        return {address for address, state in self.states.items() if state.is_completed()}
+        return {address for address, end in self.ends.items() if end.good}
 
     def named(self, *names: str) -> list[str]:
-        """The stages that ended in a state of one of these names."""
-        return [address for address, state in self.states.items() if state.name in names]
+        """The stages that ended in one of these ways."""
+        return [address for address, end in self.ends.items() if end.name in names]
+
+    def progress(self, address: str, now: float) -> tuple[int, float | None]:
+        """The percent of a running stage that is done, below 100, and the seconds that it still takes, None if unknown.
+
+        By the stage's own bar while that moves, else by the time that it is expected to take.
+        """
+        stage, left = self.running[address], self.estimate.remaining(address, self.running, now)
+        used = now - stage.since
+        percent = stage.percent if stage.ends or left is None else 100 * used / max(used + left, 1e-9)
+        return min(int(percent), 99), left
+
+    def left(self, now: float) -> float | None:
+        """The seconds until everything has ended, as far as anybody knows."""
+        return self.estimate.left(self.waiting, self.running, self.done, self.slots, now)
 
     def _start(self) -> None:
-        """Starts stages whose needs are done, while slots are free.
-
-        First those that the longest chain of stages waits for, then those that most stages wait for.
-        """
-        ready = [stage for stage in self.waiting.values() if self.done.issuperset(stage.needs)]
-        ready = sorted(ready, key=lambda stage: stage.urgency, reverse=True)[: self.slots - len(self.running)]
-        for stage in ready:
+        """Starts stages whose needs are done, while slots are free."""
+        for stage in self.estimate.choose(self.waiting, self.done, self.slots, self.slots - len(self.running)):
             del self.waiting[stage.address]
-            needs = [self.futures[need] for need in stage.needs]  # done; Prefect draws the graph from them
-            self.board.put(stage.address, "running", 0)
-            future = reproduce_stage.submit(stage.address, stage.current, self, wait_for=needs)
-            self.running[future] = stage.address
-            self.futures[stage.address] = future
-            future.add_done_callback(self.ended.put)
+            self.running[stage.address] = Running(time.monotonic())
+            self.launch(stage, self._work(stage), lambda end, stage=stage: self.ended.put((stage, end)))
 
-    def _collect(self) -> None:
-        """Waits until a stage ends, or for a moment."""
+    def _work(self, stage: Stage) -> Work:
+        return lambda tell: work.bring(stage, lambda line: self._read(stage.address, line), tell, self.stop)
+
+    def _read(self, address: str, line: str) -> bool:
+        """Takes the progress from a line that a stage prints; returns whether there is any in it."""
+        found, stage = BAR.search(line), self.running.get(address)
+        if found and stage:
+            percent, hours, minutes, seconds = (int(number or 0) for number in found.groups())
+            moves = found[4] and percent < 100
+            stage.percent = percent
+            stage.ends = time.monotonic() + 3600 * hours + 60 * minutes + seconds if moves else None
+        return bool(found)
+
+    def _end(self, stage: Stage, end: End) -> None:
+        seconds = time.monotonic() - self.running.pop(stage.address).since
+        self.ends[stage.address] = end
+        if end.name == "Completed":
+            self.estimate.learn(stage.address, seconds)
+            estimate.record(stage.address, seconds)
+
+
+def clock(seconds: float) -> str:
+    """A time as minutes and seconds, from an hour on with the hours."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def in_thread(stage: Stage, bring: Work, ended: Callable[[End], None]) -> None:
+    """Starts a stage's work in a thread."""
+
+    def run() -> None:
         try:
-            future = self.ended.get(timeout=PERIOD)
-        except queue.Empty:
-            return
-        finally:
-            self.board.publish()
-        future.wait()
-        address = self.running.pop(future)
-        self.states[address] = future.state
-        self.board.put(address, future.state.name.lower(), 100 if future.state.is_completed() else 0)
+            end = bring(lambda line: None)
+        except Exception as error:  # a full disk; the run must hear of it
+            end = End("Crashed", f"{type(error).__name__}: {error}")
+        ended(end)
 
-
-def environment() -> dict[str, str]:
-    """The environment of a stage."""
-    return os.environ | {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        "PYTHONUNBUFFERED": "1",  # output as it comes
-    }
-
-
-def _is_transient(_task: object, _run: object, state: State) -> bool:
-    return bool(TRANSIENT.search(state.message or ""))
-
-
-@task(
-    name="stage",
-    task_run_name="{address}",
-    cache_policy=NO_CACHE,  # DVC is the cache
-    persist_result=False,
-    retries=3,
-    retry_delay_seconds=[1, 2, 4],
-    retry_jitter_factor=0.5,
-    retry_condition_fn=_is_transient,
-)
-def reproduce_stage(address: str, current: bool, scheduler: Scheduler) -> State:
-    """Brings one stage up to date. Its state is Completed, Cached (nothing to do), Failed or Cancelled."""
-    if current:
-        return Completed(name="Cached", message="up to date")
-    lines: list[str] = []
-    log = get_run_logger()
-
-    def tell(line: str) -> None:
-        if not scheduler.board.read(address, line):
-            lines.append(line)
-            log.info(line)
-
-    try:
-        command = ["dvc", "--wait-for-lock", "repro", "-s", address]
-        code = process.run(command, scheduler.environment, tell, scheduler.stop)
-    except process.Stopped:
-        return Cancelled(message="stopped with its flow run")
-    if code:
-        return Failed(message=_reason(lines, code))
-    if any(line.startswith("Running stage") for line in lines):
-        return Completed(message="ran")
-    said = [line for line in lines if line.startswith(f"Stage '{address}'")]
-    return Completed(name="Cached", message=said[-1] if said else "up to date")
-
-
-def _reason(lines: list[str], code: int) -> str:
-    """The one line that says why a stage failed: its own, else that of its exception, else DVC's."""
-    own = [line for line in lines if line.startswith("error: ")]
-    raised = [line for line in lines if EXCEPTION.match(line)]
-    dvc = [line for line in lines if line.startswith("ERROR: ")]
-    return (own or raised or dvc or [f"dvc ended with exit code {code}"])[-1]
+    threading.Thread(target=run, name=stage.address, daemon=True).start()

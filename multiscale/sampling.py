@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -73,26 +71,6 @@ def generate(sampler: Sampler, seeds: list[int], labels: Tensor, batch: int) -> 
         padded = part + part[-1:] * fill
         chosen = torch.cat([labels[start : start + batch], labels[start + len(part) - 1].repeat(fill)])
         yield to_pixels(sampler(padded, chosen))[: len(part)]
-
-
-def seconds_per_image(sampler: Sampler, batch: int, labels: Tensor, repeats: int) -> float:
-    """The median wall time of a batch over `repeats` runs after a warm-up, divided by the batch size."""
-    labels = labels[:batch]
-    seeds = list(range(batch))
-    sampler(seeds, labels)
-    spent = []
-    for _ in range(repeats):
-        _synchronise()
-        started = time.perf_counter()
-        to_pixels(sampler(seeds, labels))
-        _synchronise()
-        spent.append(time.perf_counter() - started)
-    return statistics.median(spent) / batch
-
-
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def count_calls(sampler: Sampler, labels: Tensor) -> dict[str, float]:

@@ -5,14 +5,18 @@ For an unlabelled dataset, which has one class, nothing is trained and only the 
 
 from __future__ import annotations
 
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__)
+
 from functools import partial
 
-from multiscale.core.storage import atomic_folder, read_json, write_json
+from multiscale.core.storage import atomic_folder, write_json
 from multiscale.evaluation.classifier import ClassifierConfig, ClassifierPart, accuracy, load
 from stages import fitting
-from stages.common.harness import command
 from stages.common.images import classes, count, pixel_table
-from stages.common.paths import CLASSIFIER, IMAGES, TIMINGS
+from stages.common.paths import CLASSIFIER, IMAGES, METRICS
 from stages.schema import Experiment
 
 
@@ -29,16 +33,15 @@ def main(params: Experiment) -> None:
     if config.classes < 2:
         with atomic_folder(CLASSIFIER) as folder:
             write_json(folder / "config.json", config.model_dump())
-        write_json(TIMINGS / "classifier.json", {"train_seconds": 0.0, "held_out_accuracy": None})
-        return
-    made = partial(build, config)
-    fitting.train(fitting.job("classifier", made, section, params.seed, [IMAGES], CLASSIFIER), params.run)
-    timing = TIMINGS / "classifier.json"
-    write_json(timing, {**read_json(timing), "held_out_accuracy": held_out_accuracy()})
+    else:
+        made = partial(build, config)
+        job = fitting.job("classifier", made, section, params.seed, [IMAGES], CLASSIFIER, "classifier")
+        fitting.train(job, params.run)
+    write_json(METRICS / "classifier.json", {"held_out_accuracy": held_out_accuracy()})
 
 
 def held_out_accuracy() -> float | None:
-    """The classifier's accuracy on the validation split; None if there is none."""
+    """The classifier's accuracy on the validation split; None if there is none, or no classifier."""
     net = load(CLASSIFIER)
     if net is None or not count("validation"):
         return None
@@ -46,7 +49,3 @@ def held_out_accuracy() -> float | None:
     score = accuracy(net, rows["pixels"], rows["label"])
     print(f"accuracy on the {len(rows['label'])} validation images: {score:.1%}")
     return score
-
-
-if __name__ == "__main__":
-    command(main, __doc__)

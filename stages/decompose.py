@@ -8,6 +8,11 @@ wmgm      the wavelet bands of the images
 
 from __future__ import annotations
 
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__, {"name": "a key of `decompose`"})
+
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +22,7 @@ from multiscale.core.normalisation import Normalisation
 from multiscale.core.storage import Table, atomic_folder, read_json, write_blocks, write_json
 from stages.common import codec
 from stages.common.errors import refuse
-from stages.common.harness import command, progress
+from stages.common.harness import progress
 from stages.common.images import classes, pixel_table
 from stages.common.paths import DECOMPOSED, LATENTS
 from stages.schema import Decomposition, Experiment
@@ -57,7 +62,3 @@ def main(params: Experiment, name: str) -> None:
     if name not in params.decompose:
         raise refuse("decompose", "NAME", name, f"one of {', '.join(params.decompose)}")
     decompose(DECOMPOSED / name, params.decompose[name])
-
-
-if __name__ == "__main__":
-    command(main, __doc__, {"name": "a key of `decompose`"})

@@ -5,7 +5,11 @@ The student is saved with the resolutions and noise levels of its steps, as a pl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__, {"student": "a key of `students`"})
+
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,17 +26,17 @@ from multiscale.networks import autoencoder
 from stages import fitting
 from stages.common import keys
 from stages.common.errors import refuse
-from stages.common.harness import command, progress
+from stages.common.harness import progress
 from stages.common.paths import DECOMPOSED, EXPERIMENT, MODELS, SCRATCH, parts_of
 from stages.latents import Encoder
 from stages.schema import Experiment
 
 
-def images(made: Any, teacher: Path, dataset: Path, precision: str, code: Iterable[Path] | None = None) -> Path:
+def images(made: Any, teacher: Path, dataset: Path, precision: str, code: str) -> Path:
     """Generates a dataset with a teacher, which replaces `dataset`, and returns its folder in the scratch folder.
 
     `made` is the result of the method's `teaching.images`. Images are encoded in `precision`, as in the stage
-    `latents`. The dataset is cached for other students; see `fitting.job` for `code`.
+    `latents`. The dataset is cached for other students, under a key as of `fitting.job`.
     """
     device, beside = default_device(), dataset / AUTOENCODER
     precision = resolve_precision(precision, device)
@@ -41,7 +45,7 @@ def images(made: Any, teacher: Path, dataset: Path, precision: str, code: Iterab
         "precision": [precision, resolve_precision("auto", device)],  # of encoding, of sampling
     }
     inputs = [teacher, dataset / "statistics.json", *([beside] if beside.exists() else [])]
-    out = SCRATCH / "synthetic" / keys.key(settings, inputs, keys.loaded() if code is None else code)
+    out = SCRATCH / "synthetic" / keys.key(settings, inputs, [code])
     if out.exists():
         return out
     encoder = Encoder(autoencoder.beside(dataset), precision)
@@ -56,11 +60,12 @@ def images(made: Any, teacher: Path, dataset: Path, precision: str, code: Iterab
     return out
 
 
-def job(student: str, params: Experiment, code: Iterable[Path] | None = None) -> fitting.Job:
-    """The distillation of one student of the experiment, after checking its teacher; see `fitting.job` for `code`."""
+def job(student: str, params: Experiment) -> fitting.Job:
+    """The distillation of one student of the experiment, after checking its teacher."""
     if student not in params.students:
         raise refuse("distill", "STUDENT", student, f"one of {', '.join(params.students)}")
     section = params.students[student]
+    code = f"distill-{section.kind}"
     dataset = folder = DECOMPOSED / section.dataset
     found = parts_of(section.teacher)
     if len(found) != 1:
@@ -78,7 +83,3 @@ def job(student: str, params: Experiment, code: Iterable[Path] | None = None) ->
 
 def main(params: Experiment, student: str) -> None:
     fitting.train(job(student, params), params.run)
-
-
-if __name__ == "__main__":
-    command(main, __doc__, {"student": "a key of `students`"})

@@ -11,6 +11,11 @@ Folders are read as split/class/name.jpg, class/name.jpg or flat. Without splits
 
 from __future__ import annotations
 
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__)
+
 import io
 import math
 import sys
@@ -27,7 +32,7 @@ from PIL import Image, ImageOps
 from multiscale.core.storage import atomic_file
 from stages import sources
 from stages.common.errors import BadInput, refuse
-from stages.common.harness import command, progress
+from stages.common.harness import progress
 from stages.common.images import SCHEMA
 from stages.common.paths import EXPERIMENT, IMAGES
 from stages.schema import Experiment
@@ -161,7 +166,3 @@ def main(params: Experiment) -> None:
             raise refuse(EXPERIMENT, "data.path", data.path, f"a dataset with a split 'train' (found {dict(splits)})")
     labels, shape = len({item.label for item in items}), f"{data.resolution}x{data.resolution}"
     print(f"{sum(splits.values())} images at {shape}, {labels} classes, splits {dict(splits)}")
-
-
-if __name__ == "__main__":
-    command(main, __doc__)

@@ -8,6 +8,11 @@ reports/neighbours/METHOD.png shows the most likely copies.
 
 from __future__ import annotations
 
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__, {"method": "a key of `methods`"})
+
 from functools import partial
 from typing import Any
 
@@ -21,7 +26,6 @@ from multiscale.evaluation import features, memorisation, metrics
 from multiscale.evaluation.classifier import accuracy, load
 from stages.cluster import pool
 from stages.common.errors import refuse
-from stages.common.harness import command
 from stages.common.images import some
 from stages.common.paths import CLASSIFIER, METRICS, NEIGHBOURS, REFERENCE, SAMPLES
 from stages.reference import Extractor, extract
@@ -101,7 +105,3 @@ def main(params: Experiment, method: str) -> None:
         made = ", ".join(sorted(path.name for path in SAMPLES.glob("[!.]*"))) or "none yet"
         raise refuse("evaluate", "METHOD", method, f"a method that has been sampled ({made})")
     measure(method, params)
-
-
-if __name__ == "__main__":
-    command(main, __doc__, {"method": "a key of `methods`"})

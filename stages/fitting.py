@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Result, fit
 from multiscale.training.part import Part, Training
 from stages import cluster
-from stages.common import codec, keys
+from stages.common import codec, keys, timings
 from stages.common.harness import progress
-from stages.common.paths import DECOMPOSED, MODELS, SCRATCH, TIMINGS
+from stages.common.paths import DECOMPOSED, MODELS, SCRATCH
 from stages.schema import Experiment
 from stages.schema import Part as PartSection
 from stages.schema.data import Classifier, Run, TrainedVAE
@@ -50,12 +50,12 @@ def job(
     seed: int,
     inputs: list[Path],
     out: Path,
+    code: str,
     decomposition: Path | None = None,
-    code: Iterable[Path] | None = None,
 ) -> Job:
     """The training of the part that `build` returns, into `out`; `section` holds its settings.
 
-    The key covers the settings, the contents of `inputs` and the files of `code`, by default all imported modules.
+    The key covers the settings, the contents of `inputs`, and the code: `code` names its list in `stages.code`.
     """
     training = section.training
     settings = {
@@ -64,7 +64,7 @@ def job(
         "precision": resolve_precision(training.precision, default_device()),
         "seed": seed,
     }
-    key = keys.key(settings, inputs, keys.loaded() if code is None else code)
+    key = keys.key(settings, inputs, [code])
     return Job(name, build, training, seed, key, Path(out).absolute(), decomposition)
 
 
@@ -74,12 +74,12 @@ def part_job(
     section: PartSection,
     params: Experiment,
     inputs: list[Path],
-    code: Iterable[Path] | None,
+    code: str,
 ) -> Job:
     """The training of a part or student of the experiment, into models/METHOD/NAME."""
     seed = params.seed if section.seed is None else section.seed
     out, decomposition = MODELS / section.method / name, DECOMPOSED / section.dataset
-    return job(name, build, section, seed, inputs, out, decomposition, code)
+    return job(name, build, section, seed, inputs, out, code, decomposition)
 
 
 def train(job: Job, run: Run) -> None:
@@ -130,8 +130,9 @@ def _write(job: Job, part: Part, result: Result, workers: int) -> None:
         (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in result.history))
         if examined:
             write_json(folder / "examined.json", examined)
-    write_json(
-        TIMINGS / f"{job.name}.json",
+    timings.write(
+        job.name,
+        job.out / "history.jsonl",
         {
             "train_seconds": round(result.seconds, 2),
             "images_per_second": round(job.training.images / max(result.seconds, 1e-9), 1),

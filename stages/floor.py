@@ -6,6 +6,11 @@ autoencoder  their reconstructions by the autoencoder, the floor of methods on l
 
 from __future__ import annotations
 
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__, {"floor": "one of evaluate.floors"})
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,7 +22,6 @@ from multiscale.core.storage import atomic_folder, write_blocks
 from multiscale.networks import autoencoder
 from stages import evaluate
 from stages.common.errors import refuse
-from stages.common.harness import command
 from stages.common.images import classes, count, evenly, pixel_table
 from stages.common.paths import EXPERIMENT, IMAGES, SAMPLES, VAE
 from stages.schema import Experiment
@@ -56,7 +60,3 @@ def main(params: Experiment, floor: str) -> None:
         sheet = (params.sample.grid_rows, params.sample.grid_columns, f"{floor}: {shown}")
         pictures.of_classes(pixels, labels if classes() > 1 else None, *sheet).save(folder / "grid.png")
     evaluate.measure(floor, params)
-
-
-if __name__ == "__main__":
-    command(main, __doc__, {"floor": "one of evaluate.floors"})

@@ -6,6 +6,11 @@ scale that normalise each channel of the means.
 
 from __future__ import annotations
 
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__, {"resolution": "the resolution in pixels, one of latents.resolutions"})
+
 from collections.abc import Iterator
 from functools import partial
 
@@ -22,7 +27,7 @@ from multiscale.networks import autoencoder
 from stages.cluster import pool
 from stages.common import codec
 from stages.common.errors import refuse
-from stages.common.harness import command, progress
+from stages.common.harness import progress
 from stages.common.images import classes, pixel_table
 from stages.common.paths import LATENTS, VAE
 from stages.schema import Experiment
@@ -81,7 +86,3 @@ def main(params: Experiment, resolution: str) -> None:
             codec.begin(VAE, folder, params.data.channels)
             statistics = {"classes": classes(), "shift": moments.mean(), "scale": moments.std(), "images": count}
             write_json(folder / "statistics.json", statistics)
-
-
-if __name__ == "__main__":
-    command(main, __doc__, {"resolution": "the resolution in pixels, one of latents.resolutions"})

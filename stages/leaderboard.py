@@ -1,5 +1,7 @@
 """The leaderboard: its rows, their grouping into tables, their order, and notes on them.
 
+Nothing here depends on the machine's speed; `measured` adds seconds and memory.
+
 Rows measured by different protocols never share a table. Methods that copy training images come after those that do
 not, whatever their KID. Floors are not methods: they are not ranked, and come last.
 """
@@ -7,17 +9,17 @@ not, whatever their KID. Floors are not methods: they are not ranked, and come l
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot
 from statistics import mean, stdev
 from typing import Any
 
 import polars as pl
-from scipy.stats import kendalltau
 
 from multiscale.core.models import AUTOENCODER
 from multiscale.core.storage import read_json
-from stages.common.paths import METRICS, TIMINGS, parts_of
+from stages.common.paths import COSTS, METRICS, parts_of
 from stages.schema import Experiment
 
 Row = dict[str, Any]  # of the leaderboard, as leaderboard.json holds it
@@ -34,20 +36,16 @@ COLUMNS = {
     "recall": "recall-{metric}",
     "memorised": "memorised",
     "label_accuracy": "label accuracy",
-    "seconds_per_image": "s/image",
-    "seconds_per_image_batch_1": "s/image, batch 1",
     "network_calls": "calls",
     "flops_per_image": "GFLOP/image",
     "parameters": "parameters",
     "train_images": "training images",
-    "train_seconds": "training s",
-    "peak_memory_bytes": "peak memory",
 }
-COSTS = ("seconds_per_image", "seconds_per_image_batch_1", "batch", "network_calls", "flops_per_image", "parameters")
+COUNTED = ("network_calls", "flops_per_image", "parameters")
 OF_SAMPLES = ("n", "seeds", "labels")  # keys of the protocol that describe the samples, not the measurement
 NEEDS_EQUAL_N = ("fd", "inception_score", "precision", "recall")
 AVERAGED = ["kid", "kid_se", "kid_test", "kid_test_se", "kid_second", "kid_second_se", "memorised", "label_accuracy"]
-AVERAGED += [*NEEDS_EQUAL_N, "inception_score_std", "seconds_per_image", "seconds_per_image_batch_1", "train_seconds"]
+AVERAGED += [*NEEDS_EQUAL_N, "inception_score_std"]
 APART = 2  # a difference of this many standard errors is significant
 FLOORS = {
     "real": "The floor real: held-out images",
@@ -79,21 +77,16 @@ def _as_key(protocol: Row) -> str:
 
 def _method(name: str, params: Experiment) -> Row:
     """One training of a method: its quality, its cost, and the protocol of their measurement."""
-    metrics, cost = read_json(METRICS / f"{name}.json"), read_json(TIMINGS / f"sample-{name}.json")
+    metrics, cost = read_json(METRICS / f"{name}.json"), read_json(COSTS)[name]
     parts = parts_of(name)
-    timings = [read_json(TIMINGS / f"{part.name}.json") for part in parts]
     return {
         "method": name,
         "kind": "method",
         "recipe": params.recipe,
         "works_on": "latents" if any((part / AUTOENCODER).is_dir() for part in parts) else "pixels",
         **metrics,
-        **{key: cost[key] for key in COSTS},
+        **{key: cost[key] for key in COUNTED},
         "train_images": sum(pl.read_ndjson(part / "history.jsonl")["images"][-1] for part in parts),
-        "train_seconds": round(sum(timing["train_seconds"] for timing in timings), 2),
-        "peak_memory_bytes": cost["peak_memory_bytes"],
-        "train_peak_memory_bytes": max(timing["peak_memory_bytes"] for timing in timings),
-        "device": cost["device"],
     }
 
 
@@ -134,23 +127,25 @@ def _measure(row: Row) -> Row:
     return {key: value for key, value in row["protocol"].items() if key not in OF_SAMPLES}
 
 
-def table(group: Group, accuracy: float | None) -> tuple[list[str], list[list[str]], list[list[str]]]:
+def table(
+    group: Group, accuracy: float | None, columns: Mapping[str, str] = COLUMNS
+) -> tuple[list[str], list[list[str]], list[list[str]]]:
     """Headings, rows of methods and rows of floors as text; `accuracy` is that of the classifier on real images.
 
-    Headings name the extractor, so that no metric is mistaken for FID.
+    Headings name the extractor, so that no metric is mistaken for FID. columns: key -> heading.
     """
-    columns = {key: text.format(**group.protocol) for key, text in COLUMNS.items()}
+    heads = {key: text.format(**group.protocol) for key, text in columns.items()}
     if not group.protocol["second_extractor"]:
-        del columns["kid_second"]
-    columns["fd"] += "*" * (group.protocol["features"] > group.protocol["n"])
+        del heads["kid_second"]
+    heads["fd"] += "*" * (group.protocol["features"] > group.protocol["n"])
     if accuracy is not None:
-        columns["label_accuracy"] += f" (the classifier on real images: {accuracy:.1%})"
+        heads["label_accuracy"] += f" (the classifier on real images: {accuracy:.1%})"
     floors = [row | dict.fromkeys(NEEDS_EQUAL_N if _of_other_n(row, group) else ()) for row in group.floors]
 
     def cells(rows: list[Row]) -> list[list[str]]:
-        return [[cell(key, row) for key in columns] for row in rows]
+        return [[cell(key, row) for key in heads] for row in rows]
 
-    return list(columns.values()), cells(group.methods), cells(floors)
+    return list(heads.values()), cells(group.methods), cells(floors)
 
 
 def _of_other_n(floor: Row, group: Group) -> bool:
@@ -174,9 +169,9 @@ def cell(name: str, row: Row) -> str:
         return f"{value / 1e6:.2f} M"
     if name == "peak_memory_bytes":
         return f"{value / 2**20:.0f} MiB"
-    if name in ("label_accuracy", "memorised"):
+    if name in ("label_accuracy", "memorised", "spread"):
         return f"{value:.1%}"
-    if name.startswith("seconds_per_image"):
+    if "seconds_per_image" in name:
         return f"{value:.3g}"
     if isinstance(value, float):
         digits = 0 if value.is_integer() or name == "train_seconds" else 4 if value < 10 else 1
@@ -229,6 +224,8 @@ def _verdicts(group: Group) -> list[str]:
     metrics = {key: metric for key, metric in metrics.items() if metric}
     lines = [_first(key, metric, honest) for key, metric in metrics.items() if len(honest) > 1]
     if len(metrics) > 1 and len(group.methods) > 1:
+        from scipy.stats import kendalltau  # takes as long to import as the rest of a report to make
+
         tau = kendalltau(*([row[key] for row in group.methods] for key in metrics)).statistic
         names = " and ".join(f"KID-{metric}" for metric in metrics.values())
         lines.append(f"Kendall's tau of the rankings by {names}: {tau:.2f}.")
@@ -261,12 +258,17 @@ def _error(key: str, row: Row) -> float:
     return float(row[f"{key}_se"] if spread is None else spread / row["trainings"] ** 0.5)
 
 
-def markdown(found: list[Group], accuracy: float | None) -> str:
-    """The leaderboard as Markdown: a table for each protocol, with floors in italics at its foot."""
+def markdown(
+    found: list[Group], accuracy: float | None, columns: Mapping[str, str] = COLUMNS, remarks: Sequence[str] = ()
+) -> str:
+    """The leaderboard as Markdown: a table for each protocol, with floors in italics at its foot.
+
+    columns: key -> heading, with `remarks` below each table.
+    """
     parts = []
     for group in found:
-        headings, methods, floors = table(group, accuracy)
+        headings, methods, floors = table(group, accuracy, columns)
         lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
         lines += ["| " + " | ".join(row) + " |" for row in [*methods, *([f"*{row[0]}*", *row[1:]] for row in floors)]]
-        parts.append("\n".join([*lines, "", " ".join(notes(group))]))
+        parts.append("\n".join([*lines, "", " ".join([*notes(group), *remarks])]))
     return "\n\n".join(parts) + "\n"

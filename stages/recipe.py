@@ -14,6 +14,24 @@ A recipe is an experiment without defaults, and may have three further keys:
 from __future__ import annotations
 
 import argparse
+import sys
+
+from stages.common.harness import guarded, launch, show
+from stages.common.paths import RECIPES
+
+if __name__ == "__main__":  # first: the imports below take seconds, and a list needs none of them
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.recipe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", nargs="?", help="the recipe to switch to; without it the recipes are listed")
+    parser.add_argument("--force", action="store_true", help="overwrite uncommitted edits")
+    parser.add_argument("--defaults", action="store_true", help="print the recipe, or the experiment, with every key")
+    given = parser.parse_args()
+    if given.name or given.defaults:
+        launch("stages.recipe", **vars(given))
+    guarded(show, folder=RECIPES)
+    sys.exit()
+
 import shutil
 import subprocess
 from contextlib import suppress
@@ -21,9 +39,8 @@ from pathlib import Path
 from typing import Any
 
 from multiscale.core.storage import write_text
-from stages.common.harness import guarded
-from stages.common.paths import CLASSIFIER, DECOMPOSED, LATENTS, METRICS, MODELS, NEIGHBOURS, SAMPLES, TIMINGS, VAE
-from stages.common.settings import EXPERIMENT, RECIPES, TAGS, BadInput, parse_yaml, read_yaml, refuse, validate
+from stages.common.paths import CLASSIFIER, DECOMPOSED, LATENTS, METRICS, MODELS, NEIGHBOURS, SAMPLES, VAE
+from stages.common.settings import EXPERIMENT, TAGS, BadInput, parse_yaml, read_yaml, refuse, validate
 from stages.schema import Experiment
 from stages.schema.text import render
 
@@ -138,7 +155,7 @@ def _is_saved() -> bool:
 def remove_leftovers(experiment: Experiment) -> None:
     """Deletes outputs not in the experiment, since stages depend on whole folders; DVC's cache keeps them."""
     keep = outputs(experiment)
-    for folder in (LATENTS, DECOMPOSED, *MODELS.glob("*"), SAMPLES, METRICS, NEIGHBOURS, TIMINGS):
+    for folder in (LATENTS, DECOMPOSED, *MODELS.glob("*"), SAMPLES, METRICS, NEIGHBOURS):
         for path in folder.glob("*"):
             if path not in keep and folder not in (VAE, CLASSIFIER) and not path.name.startswith("."):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -147,15 +164,13 @@ def remove_leftovers(experiment: Experiment) -> None:
 def outputs(experiment: Experiment) -> set[Path]:
     """The outputs of an experiment's stages in folders that other stages depend on."""
     shown = (*experiment.methods, *experiment.evaluate.floors)
-    timed = ("vae", "classifier", *experiment.trained, *(f"sample-{name}" for name in experiment.methods))
     return {
         *(LATENTS / str(resolution) for resolution in experiment.latents.resolutions),
         *(DECOMPOSED / name for name in experiment.decompose),
         *(MODELS / part.method / name for name, part in experiment.trained.items()),
         *(SAMPLES / name for name in shown),
-        *(METRICS / f"{name}.json" for name in shown),
+        *(METRICS / f"{name}.json" for name in (*shown, "classifier")),
         *(NEIGHBOURS / f"{name}.png" for name in shown),
-        *(TIMINGS / f"{name}.json" for name in timed),
     }
 
 
@@ -175,28 +190,9 @@ def spell_out(name: str | None) -> None:
     print(render(experiment, whole=True), end="")
 
 
-def show() -> None:
-    """Lists the recipes, each with the first line of its file."""
-    for name in available():
-        first, *_ = (RECIPES / f"{name}.yaml").read_text().splitlines() or [""]
-        print(f"{name:20} {first.lstrip('# ')}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.recipe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("name", nargs="?", help="the recipe to switch to; without it the recipes are listed")
-    parser.add_argument("--force", action="store_true", help="overwrite uncommitted edits")
-    parser.add_argument("--defaults", action="store_true", help="print the recipe, or the experiment, with every key")
-    given = parser.parse_args()
-    if given.defaults:
-        guarded(spell_out, name=given.name)
-    elif given.name:
-        guarded(switch, name=given.name, force=given.force)
+def run(name: str | None, force: bool, defaults: bool) -> None:
+    """Switches to a recipe, or prints it or the experiment with every key."""
+    if name and not defaults:
+        switch(name, force)
     else:
-        guarded(show)
-
-
-if __name__ == "__main__":
-    main()
+        spell_out(name)

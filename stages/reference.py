@@ -6,6 +6,11 @@ and small versions of all training images for the detection of copies.
 
 from __future__ import annotations
 
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__)
+
 import hashlib
 from collections.abc import Callable
 from functools import partial
@@ -21,14 +26,14 @@ from multiscale.core.storage import Table, atomic_folder, write_json
 from multiscale.evaluation import features, memorisation
 from stages.cluster import Pool, pool
 from stages.common.errors import BadInput, refuse
-from stages.common.harness import command, progress
+from stages.common.harness import progress
 from stages.common.images import count, evenly, pixel_table
 from stages.common.paths import EXPERIMENT, REFERENCE
 from stages.schema import Experiment
 
 
-def extractor(name: str, given: str | None) -> tuple[nn.Module, str, str]:
-    """An extractor and its two layers, with the weights file `given` for Inception. Raises BadInput without weights."""
+def extractor(name: str, given: str | None) -> nn.Module:
+    """An extractor, with the weights file `given` for Inception. Raises BadInput without weights."""
     weights = Path(given) if given else None
     key = "evaluate.weights"
     if weights:
@@ -54,12 +59,11 @@ class Extractor:
     """One extractor on one worker."""
 
     def __init__(self, name: str, weights: str | None):
-        self.net, self.distance_layer, self.class_layer = extractor(name, weights)
+        self.net = extractor(name, weights)
 
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The features of uint8 images (n, C, H, W): for distances, and for the Inception Score."""
-        found = features.extract(self.net, images)
-        return found[self.distance_layer], found[self.class_layer]
+        return features.extract(self.net, images)
 
 
 def extract(
@@ -122,7 +126,3 @@ def main(params: Experiment) -> None:
         save_file(tensors, folder / "features.safetensors")
         save_file(copies, folder / "copies.safetensors")
         write_json(folder / "reference.json", about)
-
-
-if __name__ == "__main__":
-    command(main, __doc__)

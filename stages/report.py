@@ -1,10 +1,16 @@
 """Collects the metrics and costs of all methods into the leaderboard, training curves, plots and an HTML report.
 
-Writes reports/leaderboard.{json,parquet,md}, reports/training.csv, reports/quality-time.csv, the PNG plots and
-reports/report.html, in which the pictures are embedded.
+Writes reports/leaderboard.{json,parquet,md}, reports/quality-flops.csv and reports/training.{csv,png}, none of which
+depends on the machine's speed. What does is known to neither git nor DVC: reports/report.md (the leaderboard with
+seconds and memory), reports/quality-time.png, and reports/report.html, in which all pictures are embedded.
 """
 
 from __future__ import annotations
+
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__)
 
 import shutil
 from collections.abc import Iterable
@@ -12,14 +18,14 @@ from collections.abc import Iterable
 import polars as pl
 
 from multiscale.core.storage import atomic_file, atomic_folder, read_json, write_json, write_text
-from stages import figures, leaderboard, page, wavelets
-from stages.common.harness import command
-from stages.common.paths import NEIGHBOURS, REPORTS, SAMPLES, TIMINGS, parts_of
+from stages import figures, leaderboard, measured, page, wavelets
+from stages.common.paths import METRICS, NEIGHBOURS, REPORTS, SAMPLES, parts_of
 from stages.schema import Experiment
 
 GALLERIES, TRAINING = REPORTS / "galleries", REPORTS / "training.png"
+QUALITY_TIME, PAGE = REPORTS / "quality-time.png", REPORTS / "report.html"
 PICTURES = {"method": ("strip", "grid", "neighbours"), "floor": ("grid", "neighbours")}  # of each kind of row
-COSTS = ("method", "seconds_per_image", "kid", "kid_se", "label_accuracy")
+COSTS = ("method", "flops_per_image", "kid", "kid_se", "label_accuracy")
 
 
 def curves(methods: Iterable[str]) -> pl.DataFrame:
@@ -32,20 +38,18 @@ def curves(methods: Iterable[str]) -> pl.DataFrame:
 def main(params: Experiment) -> None:
     rows = leaderboard.rows_of(params)
     groups, real = leaderboard.groups(rows), [row["label_accuracy"] for row in rows if row["method"] == "real"]
-    accuracy = real[0] if real else read_json(TIMINGS / "classifier.json")["held_out_accuracy"]  # on real images
+    accuracy = real[0] if real else read_json(METRICS / "classifier.json")["held_out_accuracy"]  # on real images
     ordered = [row for group in groups for row in group.methods] + [row for row in rows if row["kind"] == "floor"]
     training = curves(params.methods)
     write_json(REPORTS / "leaderboard.json", {row["method"]: row for row in ordered})
     with atomic_file(REPORTS / "leaderboard.parquet") as temporary:
         pl.DataFrame(ordered).write_parquet(temporary)
-    table = leaderboard.markdown(groups, accuracy)
-    write_text(REPORTS / "leaderboard.md", table)
+    write_text(REPORTS / "leaderboard.md", leaderboard.markdown(groups, accuracy))
     write_text(REPORTS / "training.csv", training.write_csv())
     quality = [{key: row[key] for key in COSTS} | row["protocol"] for group in groups for row in group.methods]
-    write_text(REPORTS / "quality-time.csv", pl.DataFrame(quality).write_csv())
+    write_text(REPORTS / "quality-flops.csv", pl.DataFrame(quality).write_csv())
     repeated = [part.name for name, each in params.methods.items() if each.repeat_of for part in parts_of(name)]
     figures.training(training.filter(~pl.col("part").is_in(repeated)), TRAINING)
-    figures.quality_time(groups, REPORTS / "quality-time.png")
     shown = {row["method"]: PICTURES[row["kind"]] for row in rows}
     with atomic_folder(GALLERIES) as folder:
         for name, kinds in shown.items():
@@ -53,19 +57,26 @@ def main(params: Experiment) -> None:
                 made = NEIGHBOURS / f"{name}.png" if kind == "neighbours" else SAMPLES / name / f"{kind}.png"
                 shutil.copyfile(made, folder / f"{name}-{kind}.png")
         sections = wavelets.sections(folder)
-    plots = [REPORTS / "quality-time.png", TRAINING]
+    sampling = measured.of_sampling()
+    timed, remarks = measured.beside(groups, sampling, params), measured.remarks(sampling)
+    QUALITY_TIME.unlink(missing_ok=True)
+    if sampling:
+        figures.quality_time(timed, QUALITY_TIME)
+    table = leaderboard.markdown(timed, accuracy, measured.COLUMNS, remarks)
+    write_text(REPORTS / "report.md", table)
     boards = [
-        page.Leaderboard(group.protocol["metric"], *leaderboard.table(group, accuracy), leaderboard.notes(group))
-        for group in groups
+        page.Leaderboard(
+            group.protocol["metric"],
+            *leaderboard.table(group, accuracy, measured.COLUMNS),
+            [*leaderboard.notes(group), *remarks],
+        )
+        for group in timed
     ]
-    write_text(REPORTS / "report.html", page.render(params.recipe, boards, plots, shown, GALLERIES, sections))
+    plots = [path for path in (QUALITY_TIME, TRAINING) if path.exists()]
+    write_text(PAGE, page.render(params.recipe, boards, plots, shown, GALLERIES, sections))
     print(table)
     for line in wavelets.warnings(sections):
         print(line)
     for name in (name for name, kinds in shown.items() if "strip" in kinds):
         print(f"{name}: {SAMPLES / name / 'grid.png'}, {SAMPLES / name / 'strip.png'}")
-    print(f"report: {REPORTS / 'report.html'}")
-
-
-if __name__ == "__main__":
-    command(main, __doc__)
+    print(f"report: {PAGE}")

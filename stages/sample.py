@@ -1,11 +1,17 @@
-"""Samples the images of one method, in samples/METHOD, and measures the cost of an image.
+"""Samples the images of one method, in samples/METHOD, and counts what an image costs.
 
 Image k has the seed first_seed + k and the class k modulo the number of classes, or with `sample.labels: data` a class
 drawn with its frequency in the training images. Also writes grid.png (one class a column), strip.png (the first images
-at the sampler's steps) and, in reports/timing, the cost of an image.
+at the sampler's steps) and costs.json (network calls, floating-point operations, parameters); the peak memory goes to
+reports/timing. The stage `timing` measures seconds.
 """
 
 from __future__ import annotations
+
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__, {"method_name": "a key of `methods`"})
 
 from functools import partial
 from typing import Any
@@ -21,10 +27,11 @@ from multiscale.core.pixels import to_pixels
 from multiscale.core.storage import TensorWriter, atomic_folder, write_json
 from multiscale.core.streams import classes_of_seeds
 from stages.cluster import pool
+from stages.common import timings
 from stages.common.errors import refuse
-from stages.common.harness import command, progress
+from stages.common.harness import progress
 from stages.common.images import class_counts, classes
-from stages.common.paths import MODELS, SAMPLES, TIMINGS
+from stages.common.paths import COSTS, MODELS, SAMPLES
 from stages.schema import Experiment
 
 STRIP_FRAMES = 7
@@ -63,21 +70,19 @@ class Artist:
         shown = [(f"{frames[i][0]}, step {i + 1}", frames[i][1]) for i in chosen]
         return pictures.strip(shown, f"{self.name}: {self.sampler.shows}")
 
+    def memory(self) -> dict[str, Any]:
+        """The peak memory so far, and the device."""
+        device = default_device()
+        return {"peak_memory_bytes": peak_memory_bytes(device), "device": describe(device)}
+
     def cost(self, labels: Tensor) -> dict[str, Any]:
-        """The cost of an image: seconds in batches of 1 and B, network calls, FLOPs, parameters, peak memory."""
-        sampler, section, device = self.sampler, self.section, default_device()
-        calls = sampling.count_calls(sampler, labels[:1])
+        """The cost of an image on any machine: network calls, floating-point operations, parameters."""
+        calls = sampling.count_calls(self.sampler, labels[:1])
         return {
-            "seconds_per_image": sampling.seconds_per_image(sampler, section.batch, labels, section.repeats),
-            "seconds_per_image_batch_1": sampling.seconds_per_image(sampler, 1, labels, section.repeats),
-            "batch": section.batch,
-            "repeats": section.repeats,
             "network_calls": sum(calls.values()),
             "network_calls_by_network": calls,
-            "flops_per_image": sampling.flops_per_image(sampler, labels),
-            "parameters": sum(p.numel() for net in sampler.networks.values() for p in net.parameters()),
-            "peak_memory_bytes": peak_memory_bytes(device),
-            "device": describe(device),
+            "flops_per_image": sampling.flops_per_image(self.sampler, labels),
+            "parameters": sum(p.numel() for net in self.sampler.networks.values() for p in net.parameters()),
         }
 
 
@@ -115,9 +120,7 @@ def main(params: Experiment, method_name: str) -> None:
         (strip,) = workers.map("strip", [(seeds[:4], labels[:4])])
         strip.save(folder / "strip.png")
         writer.close()
-        (timing,) = workers.map("cost", [(labels,)])
-    write_json(TIMINGS / f"sample-{method_name}.json", timing)
-
-
-if __name__ == "__main__":
-    command(main, __doc__, {"method_name": "a key of `methods`"})
+        (memory,) = workers.map("memory", [()])
+        (cost,) = workers.map("cost", [(labels,)])
+        write_json(folder / COSTS.name, cost)
+    timings.write(f"sample-{method_name}", SAMPLES / method_name / COSTS.name, memory)

@@ -7,6 +7,11 @@ writes reports/spectrum/SOURCE.png.
 
 from __future__ import annotations
 
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__, {"source": "'pixels', or a resolution of `latents`"})
+
 from collections.abc import Callable, Iterator
 
 from torch import Tensor
@@ -18,7 +23,6 @@ from multiscale.methods.swd.schedule import BOUNDARIES, Schedule, few_steps
 from multiscale.methods.swd.spectrum import cutoff, proposed, radial_power, smallest_safe
 from stages import figures
 from stages.common.errors import refuse
-from stages.common.harness import command
 from stages.common.images import pixel_table
 from stages.common.paths import LATENTS, REPORTS
 from stages.schema import Experiment
@@ -66,7 +70,3 @@ def main(params: Experiment, source: str) -> None:
     title = f"Spectrum of {'the pixels' if source == 'pixels' else f'latents of {source} px'}"
     figures.spectrum(frequencies.tolist(), power.tolist(), levels, title, path)
     print(f"picture: {path}")
-
-
-if __name__ == "__main__":
-    command(main, __doc__, {"source": "'pixels', or a resolution of `latents`"})

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__, {"part": "a key of `parts`"})
+
 from functools import partial
-from pathlib import Path
 
 from multiscale import methods
 from stages import fitting
 from stages.common.errors import refuse
-from stages.common.harness import command
 from stages.common.paths import DECOMPOSED
 from stages.schema import Experiment
 
 
-def job(part: str, params: Experiment, code: Iterable[Path] | None = None) -> fitting.Job:
-    """The training of one part of the experiment; see `fitting.job` for `code`."""
+def job(part: str, params: Experiment) -> fitting.Job:
+    """The training of one part of the experiment."""
     if part not in params.parts:
         raise refuse("train", "PART", part, f"one of {', '.join(params.parts)}")
     section = params.parts[part]
     folder = DECOMPOSED / section.dataset
-    build = methods.parts(section.kind).build_part  # imports the method's code, which is part of the key
-    return fitting.part_job(part, partial(build, part, section, folder), section, params, [folder], code)
+    build = partial(methods.parts(section.kind).build_part, part, section, folder)
+    return fitting.part_job(part, build, section, params, [folder], f"train-{section.kind}")
 
 
 def main(params: Experiment, part: str) -> None:
     fitting.train(job(part, params), params.run)
-
-
-if __name__ == "__main__":
-    command(main, __doc__, {"part": "a key of `parts`"})

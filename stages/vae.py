@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__)
+
 from functools import partial
 from pathlib import Path
 
-from multiscale.core.storage import atomic_folder, write_json
+from multiscale.core.storage import atomic_folder
 from multiscale.networks import autoencoder
 from multiscale.networks.autoencoder import AutoencoderPart
 from stages import fitting
 from stages.common.errors import BadInput
-from stages.common.harness import command
 from stages.common.images import pixel_table
-from stages.common.paths import EXPERIMENT, IMAGES, SCRATCH, TIMINGS
+from stages.common.paths import EXPERIMENT, IMAGES, SCRATCH
 from stages.common.paths import VAE as OUT
 from stages.schema import Experiment
 from stages.schema.data import PublishedVAE, TrainedVAE
@@ -45,15 +49,9 @@ def main(params: Experiment) -> None:
     vae = params.vae
     if isinstance(vae, TrainedVAE):
         made = partial(build, vae, params.data.channels)
-        fitting.train(fitting.job("vae", made, vae, params.seed, [IMAGES], OUT), params.run)
-        return
-    if isinstance(vae, PublishedVAE):
+        fitting.train(fitting.job("vae", made, vae, params.seed, [IMAGES], OUT, "vae"), params.run)
+    elif isinstance(vae, PublishedVAE):
         publish(vae)
     else:
         with atomic_folder(OUT) as folder:
             (folder / "README.md").write_text("No autoencoder: the models of this experiment work on pixels.\n")
-    write_json(TIMINGS / "vae.json", {"train_seconds": 0.0})
-
-
-if __name__ == "__main__":
-    command(main, __doc__)

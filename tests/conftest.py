@@ -238,7 +238,9 @@ def trained(sources, tmp_path_factory) -> Path:
         smaller = {"sample.images": 20, "sample.batch": 8, "run.batch": 16}
         made.change(small | smaller | {"evaluate.reference_images": 40})
         write_images(folder / "data" / "images.parquet", 80)
-        stages = "vae, latents 24, latents 32, decompose full, decompose residual, classifier, reference, train dit, "
+        stages = (
+            "code, vae, latents 24, latents 32, decompose full, decompose residual, classifier, reference, train dit, "
+        )
         for stage in (stages + "train msf-0, train msf-1, sample msf, evaluate msf").split(", "):
             done = made.stage(*stage.split())
             assert done.returncode == 0, f"{stage}\n{done.stderr}"

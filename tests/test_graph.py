@@ -4,65 +4,19 @@ from __future__ import annotations
 
 import ast
 import re
-from functools import cache
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import networkx as nx
 import pytest
 
+from stages import code
+from stages.common import settings
+from stages.common.paths import EXPERIMENT
+
 ROOT = Path(__file__).parent.parent
-# The schema only says what is allowed: experiment.yaml spells out the shared sections (settings.load insists), and the
-# defaults of a method's sections stand in its folder, which DVC tracks.
-PURE_VALIDATION = re.compile(r"stages/schema/")
-# Ray carries the same work to other processes; `multiscale.load` is for people, stages call what it calls.
-NEUTRAL = ("stages/cluster.py", "multiscale/__init__.py")
-# Shared by some kinds of parts, but a group of stages has one list.
-COARSE = {f"multiscale/{name}.py" for name in ("adversarial", "flow", "solvers", "networks/unet")}
-
-
-def module_file(name: str) -> str | None:
-    path = Path(*name.split("."))
-    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-        if (ROOT / candidate).exists():
-            return candidate.as_posix()
-    return None
-
-
-@cache
-def imports(file: str) -> frozenset[str]:
-    """Project files that a file imports, at any depth of its code, typing-only imports aside."""
-    found = set()
-
-    class Visitor(ast.NodeVisitor):
-        def visit_If(self, node):
-            if ast.unparse(node.test) != "TYPE_CHECKING":
-                self.generic_visit(node)
-
-        def visit_Import(self, node):
-            found.update(alias.name for alias in node.names)
-
-        def visit_ImportFrom(self, node):
-            found.add(node.module)
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-
-    Visitor().visit(ast.parse((ROOT / file).read_text()))
-    files = {module_file(name) for name in found if name.split(".")[0] in ("flows", "stages", "multiscale")}
-    return frozenset(files - {None})
-
-
-def closure(*starts: str) -> set[str]:
-    todo, seen = list(starts), set()
-    while todo:
-        file = todo.pop()
-        if file not in seen and file not in NEUTRAL and not PURE_VALIDATION.match(file):
-            seen.add(file)
-            todo += imports(file)
-    return seen
-
-
-def matters(file: str) -> bool:
-    """Package markers hold no code; the methods' one holds the loader by name."""
-    return not file.endswith("__init__.py") or len(ast.parse((ROOT / file).read_text()).body) > 1
 
 
 @pytest.fixture(scope="module")
@@ -73,90 +27,112 @@ def stages():
         return {stage.addressing: stage for stage in repo.index.stages}
 
 
-def dependencies(stage) -> dict[str, set[str]]:
-    """The code that a stage declares: a file or folder of dvc.yaml -> the files it stands for."""
-    paths = {
-        dep.def_path: ROOT / dep.def_path for dep in stage.deps if dep.def_path.startswith(("stages", "multiscale"))
-    }
-    return {
-        name: {file.relative_to(ROOT).as_posix() for file in ([path] if path.is_file() else path.rglob("*.py"))}
-        for name, path in paths.items()
-    }
+def code_of(stage) -> set[str]:
+    """The code that a stage declares."""
+    return {dep.def_path for dep in stage.deps if dep.def_path.startswith(("data/code", "multiscale", "stages"))}
 
 
-def imported(address: str, stage) -> set[str]:
-    """The code that a stage really imports, its method's module included."""
-    verb = address.partition("@")[0]
-    entries = {"decompose": ["decomposition"], "train": ["parts"], "distill": ["parts", "teaching"]}
-    modules = [
-        f"{name}/{entry}.py"
-        for name in dependencies(stage)
-        for entry in (entries | {"sample": ["sampler"]}).get(verb, [])
-    ]
-    used = [module for module in modules if (ROOT / module).exists()]
-    return {file for file in closure(f"stages/{verb}.py", *used) if matters(file)}
+def test_every_stage_depends_on_the_list_of_its_code_and_on_no_other_code(stages):
+    experiment = settings.read_yaml(ROOT / EXPERIMENT)
+    sections = {"decompose": "decompose", "train": "parts", "distill": "students", "sample": "methods"}
+    lists = code.names(ROOT)
+    assert code_of(stages["code"]) == {"multiscale", "stages"}
+    for address in stages.keys() - {"code"}:
+        verb, _, name = address.partition("@")
+        wanted = f"{verb}-{experiment[sections[verb]][name]['kind']}" if verb in sections else verb
+        assert code_of(stages[address]) == {f"data/code/{wanted}"} and wanted in lists, address
 
 
-def test_every_stage_declares_the_code_that_it_imports(stages):
-    for address, stage in stages.items():
-        missing = imported(address, stage) - set().union(*dependencies(stage).values())
-        assert not missing, f"{address} lacks {sorted(missing)}"
+def of(*kinds: str, verbs: str = "train distill sample") -> set[str]:
+    """The lists of these verbs for methods of these kinds."""
+    return {f"{verb}-{kind}" for verb in verbs.split() for kind in kinds} & set(code.names(ROOT))
 
 
-def test_no_stage_declares_code_that_it_does_not_import(stages):
-    for address, stage in stages.items():
-        needed = imported(address, stage)
-        for name, files in dependencies(stage).items():
-            assert files & needed or name in COARSE, f"{address} would rerun for nothing after a change of {name}"
-
-
-PARTS = {"train", "distill", "sample"}
-FOLLOWS = {  # what an edit of a file re-runs: whole groups of stages, or single ones
-    "multiscale/flow.py": PARTS,
-    "multiscale/guidance.py": {*PARTS, "report"},  # of the theory of score models
-    "multiscale/solvers.py": {*PARTS, "report"},
-    "multiscale/adversarial.py": {*PARTS, "report"},  # the report says when a generator has collapsed
-    "multiscale/networks/dit.py": PARTS,
-    "multiscale/networks/unet.py": PARTS,
-    "multiscale/decomposition.py": {"decompose"},
-    "multiscale/sampling.py": {"distill", "sample"},
-    "multiscale/pictures.py": {"sample", "evaluate", "floor"},
-    "multiscale/networks/autoencoder.py": {"vae", "latents", "floor", "distill", "sample"},
-    "multiscale/training/loop.py": {"vae", "classifier", "train", "distill"},
+KINDS = ("msf", "ssd", "swd", "wmgm")
+FOLLOWS = {  # the lists that an edit of a file changes
+    "multiscale/core/storage.py": set(code.names(ROOT)),
+    "multiscale/flow.py": {"timing", *of("msf", "swd")},
+    "multiscale/guidance.py": {*of(*KINDS), "timing", "report"},  # of the theory of score models
+    "multiscale/solvers.py": {*of("msf", "swd", "wmgm"), "timing", "report"},
+    "multiscale/adversarial.py": {
+        *of("swd", "wmgm"),
+        "timing",
+        "report",
+    },  # the report says when a generator has collapsed
+    "multiscale/networks/dit.py": {"timing", *of(*KINDS)},  # whose embedding of the time UNets take
+    "multiscale/networks/unet.py": {"timing", *of("ssd", "wmgm")},
+    "multiscale/networks/autoencoder.py": {
+        *("vae", "latents", "floor", "timing", "distill-swd"),
+        *of(*KINDS, verbs="sample"),
+    },
+    "multiscale/decomposition.py": of(*KINDS, verbs="decompose"),
+    "multiscale/sampling.py": {"timing", "distill-swd", *of(*KINDS, verbs="sample")},
+    "multiscale/timing.py": {"timing", "report"},
+    "multiscale/pictures.py": {"evaluate", "floor", *of(*KINDS, verbs="sample")},
+    "multiscale/training/loop.py": {"vae", "classifier", *of(*KINDS, verbs="train distill")},
     "multiscale/evaluation/features.py": {"reference", "evaluate", "floor"},
     "multiscale/evaluation/memorisation.py": {"reference", "evaluate", "floor"},
     "multiscale/evaluation/classifier.py": {"classifier", "evaluate", "floor"},
     "multiscale/evaluation/metrics.py": {"evaluate", "floor"},
-    "multiscale/methods/ssd/process.py": {
-        "decompose@pixels",
-        *(f"{verb}@{method}" for verb in ("train", "sample") for method in ("ddpm", "ssd-2l", "ssd-4l")),
-    },
-    "multiscale/methods/wmgm/theory.py": {
-        "decompose@wavelet",
-        *("train@wmgm-low", "train@wmgm-details", "train@sgm", "sample@wmgm", "sample@sgm"),
-        "report",
-    },
+    "multiscale/methods/msf/sampler.py": {"sample-msf", "timing"},
+    "multiscale/methods/msf/residual.py": {"timing", *of("msf", verbs="decompose train sample")},
+    "multiscale/methods/ssd/process.py": {"train-ssd", "sample-ssd", "timing"},
+    "multiscale/methods/ssd/settings.py": {"timing", *of("ssd", verbs="decompose train sample")},  # the defaults
+    "multiscale/methods/swd/teaching.py": {"distill-swd"},
+    "multiscale/methods/wmgm/score.py": {"train-wmgm", "sample-wmgm", "timing", "report"},
+    "multiscale/methods/wmgm/settings.py": {"timing", *of("wmgm", verbs="decompose train sample")},
+    "multiscale/methods/wmgm/theory.py": {"report"},
+    "multiscale/__init__.py": set(),
     "stages/cluster.py": set(),
+    "stages/code.py": set(),
+    "stages/recipe.py": set(),
     "stages/schema/__init__.py": set(),
-    "stages/distill.py": {"distill"},
+    "stages/schema/data.py": set(),
+    "stages/distill.py": {"distill-swd"},
     "stages/leaderboard.py": {"report"},
 }
 
 
+@pytest.fixture(scope="module")
+def changed_by(tmp_path_factory) -> Callable:
+    """Edits a file of a copy of the code, and gives the lists that have changed."""
+    root = tmp_path_factory.mktemp("code")
+    for name in ("multiscale", "stages"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    before = {name: code.listing(name, root) for name in code.names(root)}
+
+    def changed_by(file: str, edit: Callable[[str], str]) -> set[str]:
+        text = (root / file).read_text()
+        assert edit(text) != text
+        (root / file).write_text(edit(text))
+        now = {name: code.listing(name, root) for name in code.names(root)}
+        (root / file).write_text(text)
+        assert now.keys() == before.keys()
+        return {name for name in now if now[name] != before[name]}
+
+    return changed_by
+
+
 @pytest.mark.parametrize("file", FOLLOWS)
-def test_an_edit_of_a_file_reruns_what_depends_on_it(file, stages):
-    assert (ROOT / file).exists()
-    rerun = {address for address, stage in stages.items() if file in set().union(*dependencies(stage).values())}
-    whole = {address for address in stages if address.partition("@")[0] in FOLLOWS[file]}
-    assert rerun == whole | {address for address in FOLLOWS[file] if "@" in address}
+def test_an_edit_of_code_changes_the_lists_of_the_stages_that_import_it(file, changed_by):
+    assert changed_by(file, lambda text: text + "\nEDITED = True\n") == FOLLOWS[file]
+
+
+@pytest.mark.parametrize("file", FOLLOWS)
+def test_an_edit_of_prose_or_layout_changes_no_list(file, changed_by):
+    assert not changed_by(file, lambda text: re.sub(r'"""(?=\w)', '"""In other words: ', text))
+    assert not changed_by(file, lambda text: text.replace("\n\n", "\n\n\n\n# a comment\n") + "'more prose'\n")
 
 
 def test_a_stage_reads_only_the_sections_that_dvc_tracks_for_it(stages):
-    for address, stage in stages.items():
+    for address in stages.keys() - {"code"}:
+        stage = stages[address]
         tree = ast.parse((ROOT / "stages" / f"{address.partition('@')[0]}.py").read_text())
         nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
         read = {node.attr for node in nodes if ast.unparse(node.value) == "params"}
         tracked = {key.split(".")[0] for dep in stage.deps for key in getattr(dep, "params", [])}
+        if "data/images.parquet" in {dep.def_path for dep in stage.deps}:
+            tracked.add("data")  # which decides these images
         # `run` decides speed alone; which parts a method has is what DVC's graph says, too.
         assert read - {"run", "parts_of", "trained"} <= tracked, f"{address} reads {sorted(read - tracked)} untracked"
         assert read, f"{address} reads no settings"
@@ -173,6 +149,33 @@ def test_only_methods_on_latents_wait_for_the_autoencoder(method, decodes):
     assert ("vae" in needs) == decodes
 
 
+def test_seconds_are_measured_after_all_else_and_before_the_report(stages):
+    from dvc.repo import Repo
+
+    with Repo(ROOT) as repo:
+        graph = repo.index.graph
+        place = {stage.addressing: stage for stage in graph}
+        needs = {
+            name: {stage.addressing for stage in nx.descendants(graph, place[name])} for name in ("timing", "report")
+        }
+    assert needs["timing"] == set(stages) - {"timing", "report"}, "nothing of the pipeline runs beside it"
+    assert needs["report"] == set(stages) - {"report"}
+    (out,) = stages["timing"].outs
+    assert out.def_path in {dep.def_path for dep in stages["report"].deps}
+
+
+def test_what_is_measured_on_one_machine_is_known_to_neither_git_nor_dvc(stages):
+    measured = ["reports/timing/sampling.json", "reports/timing/msf-0.json", "reports/timing/sample-msf.json"]
+    measured += ["reports/report.html", "reports/report.md", "reports/quality-time.png"]
+    known = [*(each for stage in stages.values() for each in (*stage.outs, *stage.deps))]
+    for path in map(Path, measured):
+        for each in known:
+            if (place := Path(each.def_path)) != Path("params/experiment.yaml"):
+                assert place != path and place not in path.parents, f"DVC tracks {path} as or in {place}"
+        assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode == 0, f"git takes {path}"
+    assert not subprocess.run(["git", "ls-files", *measured], cwd=ROOT, capture_output=True).stdout
+
+
 def test_the_science_imports_no_orchestration():
     banned = {"prefect", "dvc", "ray", "polars", "stages", "flows"}
     for path in (ROOT / "multiscale").rglob("*.py"):
@@ -185,7 +188,7 @@ def test_the_science_imports_no_orchestration():
 def test_no_method_imports_another_and_nothing_shared_imports_a_method():
     for path in (ROOT / "multiscale").rglob("*.py"):
         file = path.relative_to(ROOT).as_posix()
-        methods = {name.split("/")[2] for name in imports(file) if name.startswith("multiscale/methods/")}
+        methods = {name.split("/")[2] for name in code.imports(file, ROOT) if name.startswith("multiscale/methods/")}
         used = methods - {"__init__.py"}
         own = {file.split("/")[2]} if file.startswith("multiscale/methods/") else set()
         assert used <= own, f"{file} imports {sorted(used - own)}"
@@ -195,7 +198,8 @@ def test_core_stands_on_nothing_and_stages_know_no_flow():
     for folder, allowed in (("multiscale/core", ("multiscale/core/",)), ("stages", ("multiscale/", "stages/"))):
         for path in (ROOT / folder).rglob("*.py"):
             file = path.relative_to(ROOT).as_posix()
-            up = {name for name in imports(file) if not name.startswith(allowed) and name != "multiscale/__init__.py"}
+            used = code.imports(file, ROOT)
+            up = {name for name in used if not name.startswith(allowed) and name != "multiscale/__init__.py"}
             assert not up, f"{file} imports {sorted(up)}"
 
 

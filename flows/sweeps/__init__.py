@@ -1,1 +1,5 @@
 """Searches of settings with Ray Tune."""
+
+from pathlib import Path
+
+SWEEPS = Path("params/sweeps")

@@ -19,18 +19,18 @@ from __future__ import annotations
 
 import argparse
 
-from flows.sweeps import search
-from flows.sweeps.space import SWEEPS
-from stages.common.harness import guarded
+from flows.sweeps import SWEEPS
+from stages.common.harness import guarded, show
 
 
 def start(name: str | None) -> None:
     """Runs a sweep without a dashboard and prints its table; without a name prints the sweeps that there are."""
     if name:
+        from flows.sweeps import search  # here, because its imports take seconds
+
         print(search.run(name).read_text())
-        return
-    for path in sorted(SWEEPS.glob("*.yaml")):
-        print(f"{path.stem:20} {path.read_text().partition(chr(10))[0].lstrip('# ')}")
+    else:
+        show(SWEEPS)
 
 
 def main() -> None:

@@ -20,13 +20,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from flows.sweeps import SWEEPS
 from multiscale.core.settings import Bad, Count, Name, Positive, Section
 from stages.common import settings
 from stages.common.errors import refuse
 from stages.common.paths import EXPERIMENT
 from stages.schema import Experiment
 
-SWEEPS = Path("params/sweeps")
 METRICS = {  # and which way is better
     "kid": "min",
     "fd": "min",
@@ -178,7 +178,7 @@ class Plan:
             training = (tree["parts"] | tree["students"])[name]["training"]
             for key in ("images", "warmup_images", "log_images"):
                 training[key] = max(min(training[key], training["batch"]), round(training[key] * sweep.budget))
-        tree["sample"] |= {"images": sweep.images, "repeats": 1}
+        tree["sample"]["images"] = sweep.images
         tree["evaluate"]["second_extractor"] = None  # one extractor ranks the trials
         tree["run"]["workers"] = 0  # a trial is one process
         return settings.validate(tree, self.file)

@@ -22,7 +22,7 @@ from filelock import FileLock
 from flows import graph
 from flows.sweeps.space import Plan, Point, at
 from multiscale.core.storage import read_json, write_json
-from stages import evaluate, fitting, sample
+from stages import evaluate, fitting, sample, timing
 from stages.common import keys, paths
 from stages.schema import Experiment
 
@@ -58,8 +58,8 @@ class Pipeline:
         method, resolutions = plan.sweep.method, plan.experiment.latents.resolutions
         run = [*stages_of(plan.trial({})), f"sample@{method}", f"evaluate@{method}"]
         stages = graph.declared([*run, *(f"latents@{resolution}" for resolution in resolutions)])
-        code = {file for address in run for file in _of(stages, address).code}
-        return cls(Path.cwd(), plan.experiment, stages, keys.key(plan.settings, GIVEN, code))
+        lists = {name for address in run for name in _of(stages, address).code}
+        return cls(Path.cwd(), plan.experiment, stages, keys.key(plan.settings, GIVEN, lists))
 
     def has(self, stage: graph.Declared, params: Experiment) -> bool:
         """Whether the pipeline's result of a stage stands, and has these settings and the inputs here."""
@@ -105,8 +105,9 @@ def run(method: str, params: Experiment, pipeline: Pipeline, scratch: Path, on_r
                 history.append({"part": name, "images": row["images"], "loss": row.get("loss")})
     sample.main(params, method)
     evaluate.main(params, method)
-    quality, cost = read_json(paths.METRICS / f"{method}.json"), read_json(paths.TIMINGS / f"sample-{method}.json")
-    numbers = {key: value for key, value in {**cost, **quality}.items() if isinstance(value, int | float)}
+    quality, cost = read_json(paths.METRICS / f"{method}.json"), read_json(paths.SAMPLES / method / paths.COSTS.name)
+    seconds = timing.measure([method], params)["methods"][method]
+    numbers = {key: value for key, value in {**cost, **seconds, **quality}.items() if isinstance(value, int | float)}
     os.chdir(pipeline.folder)
     shutil.rmtree(folder)
     return {"metrics": numbers, "protocol": quality["protocol"], "history": history}
@@ -119,7 +120,7 @@ def _bring(verb: str, name: str, params: Experiment, pipeline: Pipeline, made: P
         _link(stage.out, pipeline.folder / stage.out)
         return stage.out
     module, tree = importlib.import_module(f"stages.{verb}"), params.model_dump()
-    job = module.job(name, params, stage.code) if verb in ("train", "distill") else None
+    job = module.job(name, params) if verb in ("train", "distill") else None
     settings = {key: at(tree, key) for key in stage.keys}
     place = made / f"{name}-{job.key if job else keys.key(settings, _parts(stage), stage.code)}"
     made.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A workaround for torchvision's CUDA build beside a CPU-only torch.
+"""Imports of libraries that take more than they need: torchvision's CUDA build, and what loads for nothing.
 
 PyPI's torchvision is compiled for CUDA. Beside a CPU-only torch its operators do not load, and importing it fails with
 "operator torchvision::nms does not exist". torch-fidelity imports it, and so does diffusers if transformers is
@@ -9,6 +9,9 @@ calls them.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 
@@ -35,3 +38,19 @@ def make_torchvision_importable() -> None:
         _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]  # half imported
+
+
+@contextmanager
+def absent(*packages: str) -> Iterator[None]:
+    """Lets an import find these packages missing, where it loads them if they are there, in seconds, and needs none.
+
+    Packages that are loaded already stay.
+    """
+    modules = cast(dict[str, Any], sys.modules)
+    hidden = [name for name in packages if name not in modules]
+    modules |= dict.fromkeys(hidden)  # None is what Python takes for a module that cannot be imported
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del modules[name]

@@ -9,7 +9,6 @@ image. A copy of an image of which the training set holds a near-duplicate goes 
 from __future__ import annotations
 
 import torch
-from scipy.stats import hypergeom
 from torch import Tensor
 
 from multiscale.core.device import default_device
@@ -63,6 +62,8 @@ def verdict(ratios: Tensor, held_out: Tensor) -> tuple[float, bool]:
 
     It does if held-out images in place of the generated ones would reach such a share with a probability below 1e-3.
     """
+    from scipy.stats import hypergeom  # here, because only this test needs what takes a second to import
+
     n, m = len(ratios), len(held_out)
     rank = max(1, int(SHARE * (m + 1)))  # 1 / (m + 1) is the smallest share that m images can resolve
     count = int((ratios <= held_out.sort().values[rank - 1]).sum())

@@ -15,11 +15,6 @@ from multiscale.core.compat import make_torchvision_importable
 from multiscale.core.device import default_device
 from multiscale.core.streams import generator
 
-make_torchvision_importable()
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric  # noqa: E402
-from torch_fidelity.metric_isc import isc_features_to_metric  # noqa: E402
-from torch_fidelity.metric_prc import prc_features_to_metric  # noqa: E402
-
 BLOCK = 4096  # images; a block of BLOCK x BLOCK kernels is in memory at once
 
 
@@ -90,6 +85,12 @@ def distances(
     generated (N, d) and real (M, d): features of one layer; logits (N, classes) of the generated images; labels as for
     `kid`. Precision and recall depend on the size of both sets, so the larger is replaced by a fixed random subset.
     """
+    make_torchvision_importable()
+    # Here, because torch-fidelity imports torch's compiler, which takes as long as torch itself.
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
     value, error = kid(generated, real, labels)
     fd = fid_statistics_to_metric(fid_features_to_statistics(generated), fid_features_to_statistics(real), False)
     score = isc_features_to_metric(logits, splits=is_splits)

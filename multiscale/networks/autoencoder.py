@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from multiscale.core.compat import make_torchvision_importable
+from multiscale.core.compat import absent
 from multiscale.core.models import AUTOENCODER, IMAGES, ModelConfig
 from multiscale.core.pixels import to_signed
 from multiscale.core.resize import area_to
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 def kl_class() -> type[AutoencoderKL]:
     """diffusers' class, imported only when needed because that takes seconds."""
-    make_torchvision_importable()
-    from diffusers.models import AutoencoderKL
+    # diffusers loads these at once if they are installed, for pipelines, which nothing here uses.
+    with absent("peft", "scipy", "torchvision", "transformers"):
+        from diffusers.models import AutoencoderKL
 
     found: type[AutoencoderKL] = AutoencoderKL
     return found

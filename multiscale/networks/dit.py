@@ -16,6 +16,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from multiscale.core.settings import Bad, Positive, Section, preset
+from multiscale.networks.attention import attention
 
 #                depth  width  heads  patch   parameters with 1000 classes and 4 latent channels
 PRESETS = {
@@ -92,7 +93,7 @@ class LabelEmbedder(nn.Embedding):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over (N, T, D) through torch's fused kernel."""
+    """Multi-head self-attention over (N, T, D)."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -103,7 +104,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         N, T, D = x.shape
         q, k, v = self.qkv(x).view(N, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        mixed: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(N, T, D))
+        mixed: Tensor = self.proj(attention(q, k, v).transpose(1, 2).reshape(N, T, D))
         return mixed
 
 

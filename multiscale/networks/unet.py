@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from multiscale.core.resize import bilinear_to
 from multiscale.core.settings import Bad, Positive, Section, allowed_of, preset
+from multiscale.networks.attention import attention
 from multiscale.networks.dit import LabelEmbedder, TimestepEmbedder
 
 #            width  multipliers         blocks  attention  heads  groups   parameters (RGB, all levels entered)
@@ -61,11 +62,40 @@ class UNetNetwork(Section):
         """The network with random weights. Raises ValueError as FlexiUNet does."""
         return FlexiUNet(channels, resolution, self, levels, classes)
 
+    def entries(self, resolution: int, levels: int = 1) -> list[int]:
+        """The resolutions of the entry levels. Raises ValueError as FlexiUNet does."""
+        depth, widths = len(self.multipliers), [self.width * multiplier for multiplier in self.multipliers]
+        if not 1 <= levels <= depth:
+            raise ValueError(f"{levels} levels of resolutions in a UNet of {depth}; allowed: 1 to {depth}")
+        self._check_divides(resolution)
+        for width in widths:
+            if width % self.groups or width % self.heads:
+                allowed = f"multiples of groups ({self.groups}) and heads ({self.heads})"
+                raise ValueError(f"a width of {width}; allowed: {allowed}")
+        return [resolution >> level for level in range(levels)]
+
+    def level_of(self, resolution: int, entries: list[int]) -> int:
+        """The entry level of a resolution. Raises ValueError if the network cannot process it."""
+        if len(entries) == 1:
+            self._check_divides(resolution)
+            return 0
+        if resolution not in entries:
+            allowed = ", ".join(map(str, entries))
+            raise ValueError(f"a resolution of {resolution} has no level in the UNet; allowed: {allowed}")
+        return entries.index(resolution)
+
+    def _check_divides(self, resolution: int) -> None:
+        depth = len(self.multipliers)
+        factor = 2 ** (depth - 1)
+        if resolution % factor:
+            raise ValueError(
+                f"a UNet of {depth} levels cannot divide a resolution of {resolution}; allowed: multiples of {factor}"
+            )
+
     def check(self, key: str, resolution: int) -> None:
         """Raises Bad, naming `key`, unless a plain UNet of this size can process the resolution."""
         try:
-            with torch.device("meta"):
-                self.build(1, resolution)
+            self.entries(resolution)
         except ValueError as error:
             raise Bad(f"{key}.multipliers", self.multipliers, allowed_of(error)) from None
 
@@ -105,7 +135,7 @@ class SelfAttention(nn.Module):
         tokens: Tensor = self.norm(x).permute(0, 2, 3, 1).reshape(N, h * w, C)  # a view where x is channels-last
         # Channels are ordered (head, qkv, width), as in ADM's checkpoints.
         q, k, v = self.qkv(tokens).view(N, h * w, self.heads, 3, C // self.heads).permute(3, 0, 2, 1, 4)
-        tokens = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(N, h * w, C))
+        tokens = self.proj(attention(q, k, v).transpose(1, 2).reshape(N, h * w, C))
         return x + tokens.view(N, h, w, C).permute(0, 3, 1, 2)
 
 
@@ -148,9 +178,8 @@ class FlexiUNet(nn.Module):
     def __init__(self, channels: int, resolution: int, size: UNetNetwork, levels: int, classes: int = 0):
         super().__init__()
         self.size, self.levels, self.depth = size, levels, len(size.multipliers)
-        self.resolutions = [resolution >> level for level in range(levels)]  # of the entry levels
+        self.resolutions = size.entries(resolution, levels)
         self.widths = widths = [size.width * multiplier for multiplier in size.multipliers]
-        self._check()
         stem, condition, last = widths[0], 4 * size.width, self.depth - 1
         self.entering = entering = [stem, *widths[:-1]]  # input channels of each level's encoder
         self.time = TimestepEmbedder(condition, size.width)
@@ -180,24 +209,6 @@ class FlexiUNet(nn.Module):
         self.norm = nn.GroupNorm(size.groups, stem)
         self.head = _zeroed(nn.Conv2d(stem, channels, 3, padding=1))
 
-    def _check(self) -> None:
-        groups, heads = self.size.groups, self.size.heads
-        if not 1 <= self.levels <= self.depth:
-            allowed = f"1 to {self.depth}"
-            raise ValueError(f"{self.levels} levels of resolutions in a UNet of {self.depth}; allowed: {allowed}")
-        self._check_divides(self.resolutions[0])
-        for width in self.widths:
-            if width % groups or width % heads:
-                raise ValueError(f"a width of {width}; allowed: multiples of groups ({groups}) and heads ({heads})")
-
-    def _check_divides(self, resolution: int) -> None:
-        factor = 2 ** (self.depth - 1)
-        if resolution % factor:
-            raise ValueError(
-                f"a UNet of {self.depth} levels cannot divide a resolution of {resolution}; "
-                f"allowed: multiples of {factor}"
-            )
-
     @property
     def null_label(self) -> int | None:
         """The label of 'no class'; None for an unconditional network."""
@@ -205,13 +216,7 @@ class FlexiUNet(nn.Module):
 
     def level_of(self, resolution: int) -> int:
         """The entry level of a resolution. Raises ValueError if the network cannot process it."""
-        if self.levels == 1:
-            self._check_divides(resolution)
-            return 0
-        if resolution not in self.resolutions:
-            allowed = ", ".join(map(str, self.resolutions))
-            raise ValueError(f"a resolution of {resolution} has no level in the UNet; allowed: {allowed}")
-        return self.resolutions.index(resolution)
+        return self.size.level_of(resolution, self.resolutions)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None, out_resolution: int) -> Tensor:
         start, end = self.level_of(x.shape[-1]), self.level_of(out_resolution)

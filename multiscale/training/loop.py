@@ -18,9 +18,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from multiscale.core.device import autocast, default_device, resolve_precision
+from multiscale.core.device import autocast, cast_weights, default_device, resolve_precision
 from multiscale.core.streams import Draws, Order
 from multiscale.training.checkpoint import Checkpoints, flatten_optimizer, restore_optimizer
+from multiscale.training.optimizers import optimizers
 from multiscale.training.parallel import Workers, load_whole, local, whole
 from multiscale.training.part import Part, Training
 
@@ -80,20 +81,12 @@ class Trainer:
         self.workers.place(self.ema.average, self.layout[part.main])
         self.networks = {name: self.workers.place(net, self.layout[name]) for name, net in part.networks.items()}
         for net in part.frozen.values():
-            self.workers.place(net, self.workers.layout(net))
+            kept = net if self.workers.mesh else cast_weights(net, self.precision)  # shards are of one dtype
+            self.workers.place(kept, self.workers.layout(net))
         self.nets = {name: self._wrap(net) for name, net in self.networks.items()}
         # `_move` turns gradients on for these alone: what is frozen from the start (under an adapter) stays frozen.
         self.trained = {name: [p for p in net.parameters() if p.requires_grad] for name, net in self.networks.items()}
-        self.optimizers = {
-            name: torch.optim.AdamW(
-                self.trained[name],
-                lr=training.lr,
-                betas=(0.9, training.beta2),
-                weight_decay=training.weight_decay,
-                fused=True,
-            )
-            for name in self.networks
-        }
+        self.optimizers = {name: optimizers(net, training) for name, net in self.networks.items()}
         self.seen, self.seconds = 0, 0.0
         self.moved = 0  # images of the steps that update the main network
         self.history: list[dict[str, float]] = []
@@ -131,17 +124,17 @@ class Trainer:
                 parameter.requires_grad_(other == name)
         # Networks that are not updated are called without their DDP wrapper, which would wait for their gradients.
         nets = {other: self.nets[other] if other == name else self.networks[other] for other in self.networks}
-        optimizer = self.optimizers[name]
         with autocast(self.precision, self.device):
             loss, extra = self.part.loss(name, nets, batch, draws)
         loss.backward()
         limit = self.training.clip or math.inf
         norm = whole(nn.utils.clip_grad_norm_(self.trained[name], limit))
         rate = learning_rate(self.training, self.seen) * self.part.rates.get(name, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers[name]:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         for key, value in {"loss": loss, "grad_norm": norm, **extra, TURNS: torch.ones(())}.items():
             total = self.sums.setdefault(f"{name}/{key}", torch.zeros((), device=self.device))
             total += value.detach().float()  # stays on the device: reading it at each step would stall the GPU
@@ -169,7 +162,8 @@ class Trainer:
         tensors = {f"ema.{k}": v for k, v in self.ema.average.state_dict().items()}
         for name, net in self.networks.items():
             tensors |= {f"net.{name}.{k}": v for k, v in net.state_dict().items()}
-            tensors |= flatten_optimizer(f"optimizer.{name}", self.optimizers[name])
+            for index, optimizer in enumerate(self.optimizers[name]):
+                tensors |= flatten_optimizer(f"optimizer.{name}.{index}", optimizer)
         tensors |= {f"sum.{key}": values for key, values in self.workers.gather(self.sums).items()}
         about = {"seen": self.seen, "moved": self.moved, "seconds": self.seconds, "history": self.history}
         return {key: whole(value) for key, value in tensors.items()}, about
@@ -179,7 +173,8 @@ class Trainer:
         load_whole(self.ema.average, _under("ema.", tensors))
         for name, net in self.networks.items():
             load_whole(net, _under(f"net.{name}.", tensors))
-            restore_optimizer(f"optimizer.{name}", self.optimizers[name], tensors)
+            for index, optimizer in enumerate(self.optimizers[name]):
+                restore_optimizer(f"optimizer.{name}.{index}", optimizer, tensors)
         self.sums = self.workers.scatter(_under("sum.", tensors))
         self.seen, self.moved = state["seen"], state["moved"]
         self.seconds, self.history = state["seconds"], state["history"]

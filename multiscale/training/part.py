@@ -26,13 +26,15 @@ class Training(Section):
     batch: Positive = 32
     """images a step, over all workers"""
     lr: Annotated[float, Field(gt=0)] = 2e-3
-    """peak learning rate of AdamW"""
+    """peak learning rate"""
     warmup_images: Count = 2000
     """linear rise of the learning rate"""
     decay: Literal["constant", "cosine"] = "cosine"
     """of the learning rate after the warm-up; cosine falls to zero"""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the weights of linear layers and convolutions, AdamW for the rest"""
     weight_decay: From0 = 0.0
-    """of AdamW"""
+    """of all weights, decoupled"""
     beta2: Annotated[float, Field(gt=0, lt=1)] = 0.99
     """of AdamW"""
     clip: From0 = 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import logging
 import os
 import sys
@@ -17,35 +18,45 @@ from tqdm import tqdm
 from stages.common.errors import BadInput, missing
 
 
-def command(stage: Callable[..., None], doc: str, arguments: dict[str, str] | None = None) -> None:
-    """Runs a stage from the command line; `arguments` maps its positional arguments to their help.
+def command(doc: str, arguments: dict[str, str] | None = None) -> NoReturn:
+    """Runs the stage whose module calls this, from the command line; `arguments` maps positional ones to their help.
 
-    Bad input ends in one line on stderr and exit code 2, a full disk or a diverged loss in one line and exit code 1.
+    A module calls it before its imports, which take seconds: `--help` and misspelt arguments are answered at once. Bad
+    input ends in one line on stderr and exit code 2, a full disk or a diverged loss in one line and exit code 1.
     """
+    name = f"stages.{Path(sys.argv[0]).stem}"
     parser = argparse.ArgumentParser(
-        prog=f"python -m stages.{Path(sys.argv[0]).stem}",
+        prog=f"python -m {name}",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Settings are read from params/experiment.yaml; `python -m stages.recipe` lists recipes for it.",
     )
-    for name, text in (arguments or {}).items():
-        parser.add_argument(name, help=text)
+    for argument, text in (arguments or {}).items():
+        parser.add_argument(argument, help=text)
     given = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    guarded(_run, stage=stage, given=vars(given))
+    guarded(_run, name=name, given=vars(given))
+    sys.exit()
 
 
-def _run(stage: Callable[..., None], given: dict[str, str]) -> None:
+def _run(name: str, given: dict[str, str]) -> None:
     """Calls a stage with the experiment, on `run.threads` threads, which decide the last bits of the results."""
-    import torch  # here, because flows import `guarded` and start without torch
+    import torch  # here, because commands start without torch
 
     from multiscale.core.memory import keep_freed_memory
     from stages.common import settings
 
+    stage = importlib.import_module(name)
     params = settings.load()
     torch.set_num_threads(params.run.threads)
     keep_freed_memory()
-    stage(params, **given)
+    stage.main(params, **given)
+
+
+def launch(module: str, /, **given: object) -> NoReturn:
+    """Imports a module and calls its `run`; for commands that, as stages, read their arguments first."""
+    guarded(lambda: importlib.import_module(module).run(**given))
+    sys.exit()
 
 
 def guarded(action: Callable[..., None], **arguments: object) -> None:
@@ -65,6 +76,13 @@ def guarded(action: Callable[..., None], **arguments: object) -> None:
         if not is_disk_full(error):
             raise
         _end(f"error: the disk is full ({' '.join(str(error).split())}); partial files were removed", 1)
+
+
+def show(folder: Path) -> None:
+    """Lists the YAML files of a folder, each with its first line, a comment."""
+    for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem):
+        first = path.read_text().partition("\n")[0]
+        print(f"{path.stem:20} {first.lstrip('# ')}")
 
 
 def is_disk_full(error: Exception) -> bool:

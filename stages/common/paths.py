@@ -6,6 +6,7 @@ EXPERIMENT = Path("params/experiment.yaml")
 RECIPES = Path("params/recipes")
 SCRATCH = Path(".scratch")  # checkpoints, downloads and caches: untracked, safe to delete when nothing runs
 
+CODE = Path("data/code")  # /STAGE or /STAGE-KIND: the code that decides a stage
 IMAGES = Path("data/images.parquet")
 LATENTS = Path("data/latents")  # /RESOLUTION
 DECOMPOSED = Path("data/decomposed")  # /NAME
@@ -14,9 +15,10 @@ VAE = Path("models/vae")
 CLASSIFIER = Path("models/classifier")
 MODELS = Path("models")  # /METHOD/PART
 SAMPLES = Path("samples")  # /METHOD, /FLOOR
-METRICS = Path("reports/metrics")  # /METHOD.json, /FLOOR.json
+METRICS = Path("reports/metrics")  # /METHOD.json, /FLOOR.json, /classifier.json
+COSTS = Path("reports/costs.json")  # of each method: network calls, floating-point operations, parameters
 NEIGHBOURS = Path("reports/neighbours")  # /METHOD.png, /FLOOR.png
-TIMINGS = Path("reports/timing")  # /PART.json, /sample-METHOD.json: wall times, on which no data depend
+TIMINGS = Path("reports/timing")  # /PART.json, /sample-METHOD.json, /sampling.json; see `timings`
 REPORTS = Path("reports")
 
 

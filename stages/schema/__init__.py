@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from multiscale import methods
 from multiscale.core.settings import Bad, Count, Decomposed, Name, Sampled, Section, Text, Trained
 from multiscale.training.part import Training
-from stages.schema.data import VAE, Classifier, Data, Evaluate, Floor, Latents, Run, Sample
+from stages.schema.data import VAE, Classifier, Data, Evaluate, Floor, Latents, Run, Sample, Timing
 
 METHODS = {name: methods.settings(name) for name in methods.names()}
 STAGES = ("vae", "classifier")  # whose files lie beside those of the parts and methods
@@ -59,9 +59,10 @@ class Experiment(Section):
     students: dict[Name, Student] = {}
     """the networks to distil from another method"""
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
-    """the rows of the leaderboard, and how each is sampled"""
+    """the rows of the leaderboard, and how each is sampled; a run makes the samples of the first one first"""
     classifier: Classifier
     sample: Sample
+    timing: Timing = Timing()
     evaluate: Evaluate
 
     @model_validator(mode="before")
@@ -136,7 +137,7 @@ class Experiment(Section):
                 raise Bad(key, max(resolutions), f"resolutions up to data.resolution ({self.data.resolution})")
 
     def _check_part(self, key: str, name: str, part: Part | Student) -> None:
-        if name in STAGES or name.startswith("sample-"):
+        if name in (*STAGES, "sampling") or name.startswith("sample-"):
             raise Bad(key, name, "another name: reports/timing already has a file of this name")
         fitting = [other for other, section in self.decompose.items() if section.kind in METHODS[part.kind].DATASETS]
         if part.dataset not in fitting:

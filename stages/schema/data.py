@@ -181,24 +181,31 @@ class Classifier(Section):
 
 
 class Sample(Section):
-    """How many images are sampled, and how speed is measured."""
+    """How many images are sampled, and how."""
 
     images: Annotated[int, Field(ge=4)]
     """of each method; a standard error needs at least 4"""
     batch: Positive = 100
-    """images a batch; seconds per image depend on it"""
+    """images a batch"""
     first_seed: Count = 0
     """image k has the seed first_seed + k"""
     labels: Literal["uniform", "data"] = "uniform"
     """uniform: the classes in turn; data: drawn with their frequencies in the training images"""
     precision: Precision = "auto"
     """auto: bf16 where the hardware multiplies it natively"""
-    repeats: Positive = 3
-    """timed batches after a warm-up; the median is reported"""
     grid_columns: Positive = 10
     """of the picture of samples, one class each"""
     grid_rows: Positive = 6
     """of the picture of samples"""
+
+
+class Timing(Section):
+    """How the seconds of sampling are measured."""
+
+    rounds: Positive = 3
+    """each times every method once; medians are reported"""
+    batch: Positive | None = None
+    """images a batch, on which seconds per image depend; null: sample.batch"""
 
 
 class Evaluate(Section):

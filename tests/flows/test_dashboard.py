@@ -32,9 +32,9 @@ STAGES = f"""
         deps: [msf-grid.png]
         outs: ["samples/${{key}}"]
     report:
-      cmd: mkdir -p reports && cp leaderboard.md reports/ && echo the report > reports/report.html
+      cmd: mkdir -p reports && cp leaderboard.md reports/report.md && echo the report > reports/report.html
       deps: [leaderboard.md, samples]
-      outs: [reports/report.html, reports/leaderboard.md]
+      outs: [reports/report.html, reports/report.md]
     slow:
       cmd: touch started; sleep {SLEEP} & sleep {SLEEP}; echo a > slow
       outs: [slow]

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
+import pty
+import re
+import runpy
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -17,8 +27,8 @@ from dvc.utils.hydra import apply_overrides
 from prefect import get_client, settings
 from prefect.client.schemas.filters import FlowRunFilter
 
-from flows import inputs, process
-from flows.reproduce import main, reproduce
+from flows import inputs, process, terminal, work
+from flows.flow import reproduce
 from stages.common.errors import BadInput
 
 # In the order of a plain `dvc repro`: a, slow, fast, join, alone. The flow ends them in another.
@@ -155,9 +165,8 @@ def test_another_dvc_in_the_way_is_waited_for(server, pipeline):
     state = reproduce(return_state=True)
     assert state.is_completed() and pipeline.is_clean()
     assert task_states(state)["b"] == ("Completed", "ran")
-    flow = FlowRunFilter(id={"any_": [state.state_details.flow_run_id]})
-    tasks = get_client(sync_client=True).read_task_runs(flow_run_filter=flow)
-    assert {task.name: task.run_count > 1 for task in tasks} == {"a": False, "b": True}
+    again = {name: "once more, because it may pass: " in work.log_of(name).read_text() for name in "ab"}
+    assert again == {"a": False, "b": True}
 
 
 def test_many_stages_at_once_lose_nothing(server, pipeline):
@@ -185,21 +194,135 @@ def test_output_is_told_by_lines_with_each_state_of_a_bar_and_a_line_that_is_not
     assert told == ["1%", "2%", "done", "wait", " on"]
 
 
+# A training with a bar, as a stage draws it where nobody watches; then the samples of two methods, and one that fails.
+TOLD = """
+    train: {cmd: python bar.py && echo t > t, deps: [bar.py], outs: [t]}
+    sample:
+      foreach: {msf: 0, dit: 2}
+      do:
+        cmd: sleep ${item}; mkdir -p samples/${key} && cat t > samples/${key}/grid.png
+        deps: [t]
+        outs: ["samples/${key}"]
+    bad: {cmd: "python bar.py; echo >&2 'error: bad: 1 is not allowed; allowed: 2'; exit 2", deps: [t], outs: [bad]}
+"""
+BAR = "import time, tqdm\nfor _ in tqdm.tqdm(range(6), desc='training', mininterval=0): time.sleep(0.6)\n"
+
+
+@pytest.fixture
+def alone(pipeline, tmp_path, monkeypatch) -> Callable[..., subprocess.Popen]:
+    """Starts a run where there is no server and Prefect cannot be imported."""
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none/prefect.py").write_text("raise SystemExit('Prefect was imported')")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "none"), str(ROOT)])}
+    environment.pop("PREFECT_API_URL", None)
+    (pipeline.folder / "bar.py").write_text(BAR)
+    (pipeline.folder / ".gitignore").write_text(".scratch/\n")
+
+    def alone(*arguments: str, **streams: object) -> subprocess.Popen:
+        command = [sys.executable, "-m", "flows.reproduce", *arguments]
+        return subprocess.Popen(command, env=environment, text=True, **streams)
+
+    return alone
+
+
+def test_where_nobody_watches_plain_lines_tell_of_stages_and_the_first_pictures(pipeline, alone):
+    pipeline.write(TOLD)
+    out, errors = (run := alone("--slots", "1", stdout=subprocess.PIPE, stderr=subprocess.PIPE)).communicate()
+    said = "bad: error: bad: 1 is not allowed; allowed: 2"
+    assert run.returncode == 1 and out == "" and errors.endswith(said + "\n")
+    assert errors == (pipeline.folder / ".scratch/logs/run.log").read_text()
+    lines = errors.splitlines()
+    assert lines[0] == (
+        "4 of 4 stages to run, 1 at once; log: .scratch/logs/run.log, of each stage: .scratch/logs/STAGE.log"
+    )
+    ended = [re.sub(r"^\d:\d\d \| |, [^|]* left", "", line) for line in lines if line[1] == ":"]
+    assert ended == [
+        "1/4 stages | train completed",
+        "2/4 stages | sample@msf completed",
+        "3/4 stages | sample@dit completed",
+        "3/4 stages | bad failed",
+    ]
+    first = lines.index("first images: samples/msf/grid.png")
+    assert "sample@msf completed" in lines[first - 1] and lines[first + 2] == "images: samples/dit/grid.png"
+    tail = lines.index("bad failed. The end of .scratch/logs/bad.log:")
+    shown = [line.strip() for line in lines[tail + 1 : -1]]
+    assert "error: bad: 1 is not allowed; allowed: 2" in shown and not any("training: " in line for line in shown)
+    assert "training: 100%" in (pipeline.folder / ".scratch/logs/train.log").read_text()
+    seconds = json.loads((pipeline.folder / ".scratch/seconds.json").read_text())
+    assert seconds.keys() == {"train", "sample@msf", "sample@dit"} and seconds["train"] > 1.2
+
+
+def test_a_stage_that_runs_long_is_told_of_now_and_then(pipeline, monkeypatch, capfd):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr(terminal, "EVERY", 0.5)
+    monkeypatch.setattr(sys, "argv", ["reproduce"])
+    pipeline.write("a: {cmd: sleep 4; echo a > a, outs: [a]}")
+    with pytest.raises(SystemExit, match="^False$"):
+        main()
+    out, errors = capfd.readouterr()
+    assert out == "1 stages ran, 0 were up to date\n"
+    assert 3 <= errors.count("0/1 stages, unknown time left | a for 0:0") <= 30
+
+
+def test_a_wrong_experiment_is_one_line_and_stops_what_was_begun(pipeline, alone):
+    (pipeline.folder / "params").mkdir()
+    (pipeline.folder / "params/experiment.yaml").write_text("recipe: mine\n")
+    pipeline.write("a: {cmd: sleep 60; echo a > a, outs: [a]}")
+    out, errors = (run := alone(stdout=subprocess.PIPE, stderr=subprocess.PIPE)).communicate()
+    assert run.returncode == 2 and out == "" and not (pipeline.folder / "a").exists()
+    assert errors == "error: params/experiment.yaml: seed: missing; allowed: a value (the key has no default)\n"
+
+
+def test_on_a_terminal_one_line_is_drawn_over_itself_and_no_bar_of_a_stage(pipeline, alone):
+    pipeline.write(TOLD.replace("exit 2", "echo > bad"))
+    screen, stderr = pty.openpty()
+    fcntl.ioctl(stderr, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    run = alone("--slots", "2", stdout=subprocess.PIPE, stderr=stderr)
+    os.close(stderr)
+    drawn = ""
+    with suppress(OSError):  # Linux has no other end of a terminal
+        while part := os.read(screen, 4096).decode():
+            drawn += part
+    assert run.communicate()[0] == "4 stages ran, 0 were up to date\n"
+    kept = [line.split("\r")[-1] for line in drawn.replace("\r\n", "\n").split("\n")]
+    assert kept[0].startswith("4 of 4 stages to run, 2 at once; log: ")
+    assert kept[1:] == ["first images: samples/msf/grid.png", "images: samples/dit/grid.png", ""]
+    over = [text for text in re.split(r"[\r\n]+", drawn) if "/4 stages, " in text]
+    assert len(over) > 4 and all(len(text.rstrip()) <= 60 for text in over)
+    assert any(re.search(r"\| train \d\d?% 0:0\d", text) for text in over) and "training" not in drawn
+
+
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_an_ended_flow_leaves_no_process_no_lock_and_no_output(server, pipeline, kill):
-    marker = f"9{os.getpid()}{kill.value}"  # seconds to sleep, found in the command line
+@pytest.mark.parametrize("watched", [True, False])
+def test_an_ended_flow_leaves_no_process_no_lock_and_no_output(server, pipeline, alone, kill, watched):
+    marker = f"9{os.getpid()}{kill.value}{watched:d}"  # seconds to sleep, found in the command line
     pipeline.write(f"a: {{cmd: touch started; sleep {marker} & sleep {marker}; echo a > a, outs: [a]}}")
-    flow = subprocess.Popen([sys.executable, "-m", "flows.reproduce"], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    if watched:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        flow = subprocess.Popen([sys.executable, "-m", "flows.reproduce"], env=environment, stderr=subprocess.PIPE)
+    else:
+        flow = alone(stderr=subprocess.PIPE)
     until((pipeline.folder / "started").exists)
     begun = [*processes(f"sleep {marker}"), *(each.pid for each in psutil.Process(flow.pid).children(recursive=True))]
     assert begun
     flow.send_signal(kill)
     until(lambda: not processes(f"sleep {marker}"), 60)
     until(lambda: not any(map(psutil.pid_exists, begun)), 60)
-    assert flow.wait(120) != 0 and not (pipeline.folder / "a").exists()
+    _, errors = flow.communicate(timeout=120)
+    assert flow.returncode != 0 and not (pipeline.folder / "a").exists()
+    if kill == signal.SIGINT and not watched:
+        assert errors.splitlines()[1:] == ["interrupted; the next run resumes from the last checkpoint"]
     pipeline.write("a: {cmd: echo a > a, outs: [a]}")
     pipeline.run("dvc", "repro")  # no lock is in the way
     assert pipeline.is_clean()
+
+
+def main(*arguments: str) -> None:
+    """What `python -m flows.reproduce arguments...` does, in this process."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setattr(sys, "argv", ["reproduce", *arguments])
+        warnings.filterwarnings("ignore", ".*found in sys.modules after import.*")
+        runpy.run_module("flows.reproduce", run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.parametrize(
@@ -212,20 +335,18 @@ def test_an_ended_flow_leaves_no_process_no_lock_and_no_output(server, pipeline,
         (["-S", "other.yaml:a=1"], "error: -S: file: 'other.yaml' is not allowed; allowed: KEY=VALUE or "),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_runs(server, pipeline, monkeypatch, capfd, arguments, line):
+def test_bad_input_is_one_line_and_nothing_runs(server, pipeline, capfd, arguments, line):
     pipeline.write(DIAMOND)
-    monkeypatch.setattr(sys, "argv", ["reproduce", *arguments])
     with pytest.raises(SystemExit, match="^2$"):
-        main()
+        main(*arguments)
     out, errors = capfd.readouterr()
     assert out == "" and errors.startswith(line) and errors.count("\n") == 1
     assert not (pipeline.folder / "dvc.lock").exists()
 
 
 @pytest.mark.parametrize("name, value", [("PREFECT_API_AUTH_STRING", "admin:wrong"), ("PREFECT_API_URL", None)])
-def test_a_server_that_refuses_or_is_not_there_is_one_line(server, pipeline, monkeypatch, capfd, name, value):
+def test_a_server_that_refuses_or_is_not_there_is_one_line(server, pipeline, capfd, name, value):
     value = value or f"http://127.0.0.1:{free_port()}/api"
-    monkeypatch.setattr(sys, "argv", ["reproduce"])
     with settings.temporary_settings({getattr(settings, name): value}):
         with pytest.raises(SystemExit, match="^2$"):
             main()
@@ -283,7 +404,7 @@ def test_a_recipe_is_switched_to_but_never_over_unsaved_edits(repository):
     assert "seed: 7" in experiment.read_text()
     repository.run("git", "checkout", "-q", ".")
     with inputs.prepared(["download"], "embedded", ["seed=3"], None, 1) as stages:
-        assert [stage.address for stage in stages] == ["download"]
+        assert [stage.address for stage in stages] == ["code", "download"]
     assert "recipe: embedded" in experiment.read_text() and "seed: 3" in experiment.read_text()
 
 

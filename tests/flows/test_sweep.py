@@ -15,12 +15,13 @@ import pytest
 from conftest import ROOT, Project, as_yaml
 from PIL import Image
 
+from flows import graph
 from flows.sweeps import outcome, search, space, trial
 from flows.sweeps.space import load
 from flows.sweeps.trial import Pipeline
 from multiscale.core.storage import write_json
 from stages import recipe
-from stages.common import paths, settings
+from stages.common import keys, paths, settings
 from stages.common.errors import BadInput
 from stages.schema import Experiment
 
@@ -37,9 +38,10 @@ SEARCH = {
 
 
 @pytest.fixture
-def swept(trained, working_copy):
+def swept(trained, working_copy, monkeypatch):
     """Writes params/sweeps/NAME.yaml into a copy of the trained project, which is the working directory."""
     folder = working_copy(trained)
+    monkeypatch.setattr(keys, "ROOT", folder)
     Path(".dvc").mkdir()
     Path(".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
 
@@ -53,7 +55,7 @@ def swept(trained, working_copy):
 INVALID = [
     ("an unknown key", {"trails": 3}, "trails: 'trails'", "method, metric, trials"),
     ("an unknown metric", {"metric": "fid"}, "metric: 'fid'", "'kid', 'fd'"),
-    ("an unknown method", {"method": "nope"}, "method: 'nope'", "dit, msf"),
+    ("an unknown method", {"method": "nope"}, "method: 'nope'", "msf, dit"),
     ("no space", {"space": {}}, "space: {}", "at least one setting"),
     (
         "a missing key",
@@ -270,6 +272,12 @@ def edited(file: str) -> None:
         opened.write("EDITED = True\n")
 
 
+def commented(file: str) -> None:
+    """One more comment."""
+    with open(file, "a") as opened:
+        opened.write("# EDITED\n")
+
+
 def test_settings_of_the_sampler_train_nothing_and_take_the_models_of_the_experiment(swept, recorded, monkeypatch):
     steps = "methods.msf.scales.1.steps"
     swept("steps", SEARCH | {"method": "msf", "space": {steps: {"grid": [1, 2]}}})
@@ -301,7 +309,8 @@ def test_a_result_of_the_pipeline_fits_while_its_code_its_inputs_and_itself_are_
     assert fitting() == set(MSF)
     edited("multiscale/methods/ssd/parts.py")
     edited("flows/sweeps/search.py")
-    assert fitting() == set(MSF), "code of another method, code that orders"
+    commented("multiscale/flow.py")
+    assert fitting() == set(MSF), "code of another method, code that orders, a comment"
     model = Path("models/msf/msf-1/model.safetensors")
     before = model.read_bytes()
     model.write_bytes(before + b" ")
@@ -313,16 +322,31 @@ def test_a_result_of_the_pipeline_fits_while_its_code_its_inputs_and_itself_are_
     assert fitting() == {"latents@32"}, "other inputs"
 
 
+def test_a_flow_runs_what_an_edit_makes_stale_though_the_lists_of_code_are_older(swept, recorded):
+    swept("msf", SEARCH)
+    recorded("code", "download", "vae", "latents@32")
+
+    def stale() -> set[str]:
+        return {stage.address for stage in graph.plan(["latents@32"]) if not stage.current}
+
+    assert stale() == set()
+    commented("stages/latents.py")
+    assert stale() == {"code"}
+    edited("stages/latents.py")
+    assert stale() == {"code", "latents@32"}
+
+
 @pytest.fixture
 def unmeasured(monkeypatch):
     """Trials that end with their trainings: nothing is sampled."""
 
     def measured(params: Experiment, method: str) -> None:
         write_json(paths.METRICS / f"{method}.json", {"protocol": {}})
-        write_json(paths.TIMINGS / f"sample-{method}.json", {})
+        write_json(paths.SAMPLES / method / paths.COSTS.name, {})
 
     monkeypatch.setattr("stages.sample.main", measured)
     monkeypatch.setattr("stages.evaluate.main", measured)
+    monkeypatch.setattr("stages.timing.measure", lambda methods, params: {"methods": {name: {} for name in methods}})
 
 
 def made_in(scratch: Path) -> dict[str, int]:

@@ -59,8 +59,8 @@ def pixels_of(split: str, count: int) -> torch.Tensor:
 
 
 def features_of(images: torch.Tensor) -> torch.Tensor:
-    net, layer, _ = features.create("efficientnet-lite0", None, torch.device("cpu"))
-    return torch.cat([features.extract(net, batch)[layer] for batch in images.split(20)])
+    net = features.create("efficientnet-lite0", None, torch.device("cpu"))
+    return torch.cat([features.extract(net, batch)[0] for batch in images.split(20)])
 
 
 @pytest.fixture
@@ -168,10 +168,10 @@ def test_without_a_test_split_floors_are_one_line_and_its_columns_are_empty(digi
 
 def test_the_second_kid_is_that_of_the_second_extractor(trained, working_copy):
     working_copy(trained)
-    net, layer, _ = features.create("efficientnet-lite2", None, torch.device("cpu"))
+    net = features.create("efficientnet-lite2", None, torch.device("cpu"))
     made = load_file("samples/msf/images.safetensors")
     real = pixels_of("train", 40)
-    seen = [torch.cat([features.extract(net, x)[layer] for x in images.split(8)]) for images in (made["pixels"], real)]
+    seen = [torch.cat([features.extract(net, x)[0] for x in images.split(8)]) for images in (made["pixels"], real)]
     found = json.loads(Path("reports/metrics/msf.json").read_text())
     wanted = metrics.kid(*seen, made["label"])
     assert (found["kid_second"], found["kid_second_se"]) == pytest.approx(wanted, rel=1e-3)

@@ -194,7 +194,7 @@ def test_half_lives_in_images_are_the_published_decay():
 
 def test_the_first_beta_of_adam_is_the_published_one():
     trainer = Trainer(Part("part", [0], {"net": nn.Linear(1, 1)}, CONFIG), TRAINING, 0)
-    assert trainer.optimizers["net"].defaults["betas"] == (0.9, TRAINING.beta2)
+    assert trainer.optimizers["net"][0].defaults["betas"] == (0.9, TRAINING.beta2)
 
 
 def test_the_rows_of_the_published_tables_are_rows_of_the_recipes():

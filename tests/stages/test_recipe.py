@@ -249,7 +249,7 @@ def test_only_narrows_a_chain_of_recipes_step_by_step(project):
     write("three", "extends: tiny\nonly: [dit, msf, wmgm]\nseeds: 2\n")
     write("two", "extends: three\nonly: [msf, wmgm]\nseeds: 1\n")
     assert list(recipe.experiment_of("two").methods) == ["msf", "wmgm"]
-    assert list(recipe.experiment_of("three").methods)[3:] == ["dit-seed-1", "msf-seed-1", "wmgm-seed-1"]
+    assert list(recipe.experiment_of("three").methods)[3:] == ["msf-seed-1", "dit-seed-1", "wmgm-seed-1"]
 
 
 def test_a_chain_of_recipes_is_merged_from_its_root_on(recipes):
@@ -343,7 +343,7 @@ def test_an_experiment_saved_as_a_recipe_is_a_recipe_of_its_own_name(project):
         ({"a": "extends: tiny\nclassifier: null"}, "classifier", "None", "dictionary"),
         ({"a": "extends: tiny\nparts: {dit: null}"}, "parts.dit", "None", "dictionary"),
         ({"a": "seed: 1"}, "data", "missing", "a value"),
-        ({"a": "extends: tiny\nonly: [ddpm]"}, "only", "'ddpm'", "methods of tiny: dit, msf, ssd-2l, wmgm"),
+        ({"a": "extends: tiny\nonly: [ddpm]"}, "only", "'ddpm'", "methods of tiny: msf, dit, ssd-2l, wmgm"),
         ({"a": "extends: tiny\nonly: [[dit]]"}, "only", "['dit']", "a list of the methods of tiny"),
         ({"a": "extends: tiny\nonly: dit-1"}, "only", "'dit-1'", "a list of the methods of tiny"),
         ({"a": "extends: tiny\nonly: dit"}, "only", "'dit'", "a list of the methods of tiny"),
@@ -440,14 +440,14 @@ def test_a_missing_experiment_is_written(project):
 
 
 LEFT = ["data/latents/48/x", "data/decomposed/old/x", "models/ssd/unet/x", "models/msf/msf-2/x", "samples/ssd/x"]
-LEFT += ["reports/metrics/ssd.json", "reports/timing/msf-2.json", "reports/timing/sample-ssd.json"]
-LEFT += ["reports/neighbours/ssd.png", "reports/neighbours/ssd-seed-1.png"]
+LEFT += ["reports/metrics/ssd.json", "reports/neighbours/ssd.png"]
+LEFT += ["reports/neighbours/ssd-seed-1.png"]
 KEPT = ["data/latents/24/x", "data/decomposed/full/x", "models/msf/msf-1/x", "models/dit/dit/x", "samples/msf/x"]
-KEPT += ["reports/metrics/dit.json", "reports/timing/msf-0.json", "reports/timing/sample-dit.json"]
+KEPT += ["reports/metrics/dit.json", "reports/metrics/classifier.json", "reports/timing/msf-2.json"]
 KEPT += ["samples/real/x", "samples/autoencoder/x", "reports/metrics/real.json", "reports/neighbours/real.png"]
-KEPT += ["models/vae/config.json", "models/classifier/config.json", "reports/timing/vae.json"]
+KEPT += ["models/vae/config.json", "models/classifier/config.json", "reports/costs.json"]
 KEPT += ["reports/neighbours/dit.png"]
-KEPT += ["reports/timing/classifier.json", "reports/leaderboard.json", "reports/galleries/ssd-grid.png"]
+KEPT += ["reports/leaderboard.json", "reports/galleries/ssd-grid.png"]
 KEPT += ["data/images.parquet", "data/reference/x", "data/raw/digits/x", ".scratch/x", "samples/.gitignore"]
 
 
@@ -477,8 +477,7 @@ def test_the_outputs_that_a_recipe_keeps_are_those_that_dvc_declares(project):
     Repo.init(no_scm=False)
     with Repo() as repo:
         declared = {Path(out.def_path) for stage in repo.index.stages for out in stage.outs}
-    whole = (recipe.LATENTS, recipe.DECOMPOSED, recipe.MODELS, recipe.SAMPLES, recipe.METRICS, recipe.TIMINGS)
-    whole += (recipe.NEIGHBOURS,)
+    whole = (recipe.LATENTS, recipe.DECOMPOSED, recipe.MODELS, recipe.SAMPLES, recipe.METRICS, recipe.NEIGHBOURS)
     of_folders = {path for path in declared if any(folder in path.parents for folder in whole)}
     singles = {recipe.VAE, recipe.CLASSIFIER}
     assert recipe.outputs(recipe.experiment_of("tiny")) == of_folders - singles

@@ -232,7 +232,8 @@ def test_images_of_a_teacher_are_decoded_to_8_bits_averaged_in_pixels_and_normal
     solver = {"steps": 2, "name": "euler", "guidance_scale": 2.0}
     section = Synthetic.model_validate({"images": 6, "solver": solver})
     made = teaching.TeacherImages(section, Path("teacher"), Path("pyramid"))
-    found = load_file(distill.images(made, Path("teacher"), Path("pyramid"), "fp32") / "targets.safetensors")
+    folder = distill.images(made, Path("teacher"), Path("pyramid"), "fp32", "distill-swd")
+    found = load_file(folder / "targets.safetensors")
 
     noise = noise_of_seeds([10**9 + k for k in range(6)], "teacher", (2, 8, 8)).double().numpy()
     image = noise * np.array([0.3, 0.4]).reshape(2, 1, 1) + np.array([0.2, 0.0]).reshape(2, 1, 1)

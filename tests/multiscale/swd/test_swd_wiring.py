@@ -296,13 +296,12 @@ def test_the_fake_score_learns_from_what_the_generator_makes_and_its_head_tells_
     case = Case(folders, 2 * k, "fake", fake={"updates": 1, "target": target})
     with torch.no_grad():
         made = case.clean()
-    ((x, sigma, labels),) = case.shown["fake"].calls
-    assert torch.equal(sigma[:COUNT], sigma[COUNT:]) and torch.equal(labels, case.labels.repeat(2))
-    sigma, labels, s = sigma[:COUNT], labels[:COUNT], sigma[:COUNT].view(-1, 1, 1, 1)
-    noise = noise_in(x[:COUNT], made, sigma)
+    (fake, sigma, labels), (true, *same) = case.shown["fake"].calls
+    assert torch.equal(labels, case.labels) and torch.equal(sigma, same[0]) and torch.equal(labels, same[1])
+    s = sigma.view(-1, 1, 1, 1)
+    noise = noise_in(fake, made, sigma)
     assert is_unit_noise(noise) and belongs(sigma, levels(0, 28))
-    torch.testing.assert_close(x[COUNT:], (1 - s) * case.truth + s * noise, rtol=1e-3, atol=1e-3)
-    fake, true = x[:COUNT], x[COUNT:]
+    torch.testing.assert_close(true, (1 - s) * case.truth + s * noise, rtol=1e-3, atol=1e-3)
     velocity = case.fake(fake, sigma, labels)
     if target == "x0":
         score = (fake - s * velocity - made).square().mean()

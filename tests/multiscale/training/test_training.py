@@ -295,7 +295,7 @@ def test_a_network_may_have_a_learning_rate_of_its_own():
     run.part.rates = {"critic": 0.1}
     for step in range(2):
         run.step(run.fetch(step))
-    used = {name: optimizer.param_groups[0]["lr"] for name, optimizer in run.optimizers.items()}
+    used = {name: optimizer.param_groups[0]["lr"] for name, (optimizer,) in run.optimizers.items()}
     assert used["generator"] == learning_rate(SHORT, SHORT.batch)
     assert used["critic"] == pytest.approx(0.1 * learning_rate(SHORT, 0))
 
@@ -424,17 +424,18 @@ def test_all_that_decides_the_weights_is_part_of_the_key_of_their_checkpoints(tm
     from stages import fitting
     from stages.common import keys
 
-    file, loss = tmp_path / "input", tmp_path / "loss.py"
+    file, loss = tmp_path / "input", tmp_path / "stages" / "vae.py"
     file.write_text("contents")
-    loss.write_text("return x.square()")
-    monkeypatch.setattr(keys, "loaded", lambda: [loss])
+    loss.parent.mkdir()
+    loss.write_text("x.square()")
+    monkeypatch.setattr(keys, "ROOT", tmp_path)
     training = {"images": 100}
     section = {"method": "m", "kind": "msf", "dataset": "full", "index": 0, "training": training}
     section["network"] = {"depth": 1, "width": 8, "heads": 1, "patch": 1}
 
     def key(seed: int = 0, section: dict = section, **change) -> str:
         part = FlowPart(**section | {"training": training | change})
-        return fitting.job("m", scale_part, part, seed, [file], tmp_path).key
+        return fitting.job("m", scale_part, part, seed, [file], tmp_path, "vae").key
 
     first = key()
     assert key() == first
@@ -442,9 +443,9 @@ def test_all_that_decides_the_weights_is_part_of_the_key_of_their_checkpoints(tm
     file.write_text("other contents")
     others.append(key())
     file.write_text("contents")
-    loss.write_text("return x.abs()")
+    loss.write_text("x.abs()")
     others.append(key())
-    loss.write_text("return x.square()")
+    loss.write_text("x.square()")
     monkeypatch.setattr(fitting, "resolve_precision", lambda *given: "another")
     others.append(key())
     assert len({first, *others}) == 8

@@ -21,7 +21,7 @@ def small(project) -> Project:
     """The recipe with small networks and budgets."""
     recipe.switch(RECIPE, force=True)
     given = project.read()
-    changes = {"sample.images": 20, "sample.batch": 20, "sample.repeats": 1}
+    changes = {"sample.images": 20, "sample.batch": 20}
     for name, part in given["parts"].items():
         short = {"images": 16, "warmup_images": 0, "log_images": 16}
         changes |= {f"parts.{name}.training.{key}": value for key, value in short.items()}
@@ -56,8 +56,6 @@ def test_every_ablation_runs_from_the_decomposition_to_the_samples(small):
         assert made.shape == (20, 1, 32, 32) and np.ptp(made) > 0
     levels = json.loads(Path("models/pixel-gan/pixel-gan-details/examined.json").read_text())["diversity"]
     assert [row["level"] for row in levels] == [1]
-    calls = {
-        name: json.loads(Path(f"reports/timing/sample-{name}.json").read_text())["network_calls"] for name in METHODS
-    }
+    calls = {name: json.loads(Path(f"samples/{name}/costs.json").read_text())["network_calls"] for name in METHODS}
     # Two guided steps, twice the network each; then a pass, or two steps of a score model, for the details.
     assert calls == {"sgm-euler": 4, "wsgm": 6, "pixel-gan": 5, "regression": 5, "small-diffusion": 6}

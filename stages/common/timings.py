@@ -1,0 +1,31 @@
+"""What stages measure of the machine: seconds and memory, in reports/timing, of which neither git nor DVC know.
+
+A file names the result that it was measured with, by its digest, and is read beside that result alone: what another
+experiment or another machine left is never shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from multiscale.core.storage import read_json, write_json
+from stages.common.paths import TIMINGS
+
+
+def write(name: str, of: Path, measured: Mapping[str, Any]) -> None:
+    """Writes what was measured while the file `of` was made into reports/timing/NAME.json."""
+    write_json(TIMINGS / f"{name}.json", {"of": _digest(of), **measured})
+
+
+def read(name: str, of: Path) -> dict[str, Any]:
+    """What was measured while the file `of` was made; empty if that was elsewhere."""
+    path = TIMINGS / f"{name}.json"
+    found: dict[str, Any] = read_json(path) if path.exists() else {}
+    return found if found.get("of") == _digest(of) else {}
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

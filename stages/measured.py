@@ -1,0 +1,78 @@
+"""Seconds and memory of the leaderboard's rows, as measured on this machine: no tracked file holds them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import mean
+from typing import Any
+
+from multiscale import timing
+from stages import leaderboard
+from stages.common import timings
+from stages.common.paths import COSTS, SAMPLES, parts_of
+from stages.leaderboard import Group, Row
+from stages.schema import Experiment
+
+COLUMNS = leaderboard.COLUMNS | {
+    "seconds_per_image": "s/image",
+    "spread": "spread",
+    "processor_seconds_per_image": "processor s/image",
+    "seconds_per_image_batch_1": "s/image, batch 1",
+    "busy_rounds": "busy rounds",
+    "train_seconds": "training s",
+    "peak_memory_bytes": "peak memory",
+}
+COMMAND = "dvc repro -f -s timing report"
+
+
+def of_sampling() -> dict[str, Any]:
+    """What the stage `timing` wrote; empty if nothing, or if it timed another experiment."""
+    return timings.read("sampling", COSTS)
+
+
+def beside(groups: list[Group], sampling: dict[str, Any], params: Experiment) -> list[Group]:
+    """The groups with what was measured on this machine in the rows of their methods."""
+
+    def added(rows: list[Row]) -> list[Row]:
+        return [row | _measured(row, sampling, params) for row in rows]
+
+    return [replace(group, methods=added(group.methods)) for group in groups]
+
+
+def _measured(row: Row, sampling: dict[str, Any], params: Experiment) -> dict[str, Any]:
+    """Of a row: the seconds of sampling; means over its trainings of their seconds and of the peak memory."""
+    name = row["method"]
+    trainings = [name, *(other for other, section in params.methods.items() if section.repeat_of == name)]
+    samplings = [timings.read(f"sample-{each}", SAMPLES / each / COSTS.name) for each in trainings]
+    return {
+        **sampling.get("methods", {}).get(params.methods[name].repeat_of or name, {}),
+        "train_seconds": _mean([_train_seconds(each) for each in trainings]),
+        "peak_memory_bytes": _mean([each.get("peak_memory_bytes") for each in samplings]),
+    }
+
+
+def _train_seconds(method: str) -> float | None:
+    """The seconds of training of all parts of a method; None unless all were trained on this machine."""
+    trainings = [timings.read(part.name, part / "history.jsonl") for part in parts_of(method)]
+    return sum(each["train_seconds"] for each in trainings) if all(trainings) else None
+
+
+def _mean(values: list[Any]) -> float | None:
+    return None if None in values else mean(values)
+
+
+def remarks(sampling: dict[str, Any]) -> list[str]:
+    """How the seconds were measured; where they were not, how to measure them."""
+    rest = "Seconds of training and the peak memory of sampling are those of the run on this machine, if it was here."
+    if not sampling:
+        return [f"Seconds per image were not measured on this machine: `{COMMAND}` measures them.", rest]
+    reference = sampling["reference"]
+    return [
+        f"Seconds per image on {sampling['device']}: batches of {sampling['batch']}; the median over "
+        f"{sampling['rounds']} rounds of the ratio to a reference workload ({reference['flops'] / 1e9:.1f} GFLOP in "
+        f"float32, timed before and after), times the best time of that workload ({reference['seconds']:.3f} s). The "
+        "spread is the interquartile range of the ratio over its median.",
+        f"Busy rounds are those in which wall time exceeded {timing.WAITED:g} times processor time, or other processes "
+        f"used more than {timing.SHARED:.0%} of the processors; load average {sampling['load_average']:g}.",
+        rest,
+    ]

@@ -1,0 +1,103 @@
+"""What takes seconds to import is imported where it is used: commands answer at once, stages load what they need."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Of each, the import takes a tenth of a second or more.
+SLOW = {"torch", "pydantic", "polars", "pyarrow", "matplotlib", "diffusers", "prefect", "dvc", "ray", "optuna"}
+FILES = [*(ROOT / "stages").glob("*.py"), *(ROOT / "flows").rglob("*.py"), ROOT / "multiscale" / "__main__.py"]
+COMMANDS = sorted(
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+    for file in FILES
+    if 'if __name__ == "__main__":' in file.read_text()
+)
+STAGES = [name for name in COMMANDS if name.startswith("stages.")]
+
+
+def run(code: str) -> tuple[str, set[str]]:
+    """What code prints in a process of its own, in the project, and the modules that the process has at its end."""
+    told = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+    done = subprocess.run([sys.executable, "-B", "-c", told + code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout, set(done.stderr.splitlines()[-1].split())
+
+
+def command(name: str, *arguments: str) -> tuple[str, set[str]]:
+    """`run` of what `python -m NAME arguments...` does."""
+    code = f"import runpy; sys.argv = {['', *arguments]}; runpy.run_module('{name}', None, '__main__', alter_sys=True)"
+    return run(code)
+
+
+def test_every_command_is_known():
+    assert {"flows.dashboard", "flows.reproduce", "flows.sweeps", "multiscale", "stages.recipe"} < set(COMMANDS)
+    assert {"stages.download", "stages.train", "stages.sample", "stages.report"} < set(STAGES)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_comes_before_the_imports(name):
+    out, modules = command(name, "--help")
+    assert out.startswith(f"usage: python -m {name} ")
+    assert sorted(modules & SLOW) == []
+
+
+@pytest.mark.parametrize("name, folder", [("stages.recipe", "recipes"), ("flows.sweeps", "sweeps")])
+def test_a_list_needs_no_imports(name, folder):
+    out, modules = command(name)
+    listed = [line.split()[0] for line in out.splitlines()]
+    assert listed == sorted(path.stem for path in (ROOT / "params" / folder).glob("*.yaml"))
+    assert sorted(modules & SLOW) == []
+
+
+def test_stages_start_with_what_every_run_of_them_needs(tmp_path):
+    """Not with Ray, with what one branch needs, or with torch's compiler, which is as slow as the rest of torch."""
+    out, modules = run(f"""
+import torch, {", ".join(STAGES)}
+from pathlib import Path
+from multiscale.evaluation import features
+from multiscale.networks import autoencoder
+from stages.common import settings
+print(len(settings.load().parts) > 0)
+print(autoencoder.beside(Path({str(tmp_path)!r})).vae)  # of a model of pixels
+net = features.create("efficientnet-lite0", None, torch.device("cpu"))
+print(*(tuple(found.shape) for found in features.extract(net, torch.zeros(2, 1, 32, 32, dtype=torch.uint8))))
+""")
+    assert out == "True\nNone\n(2, 1280) (2, 1000)\n"
+    assert {"torch", "polars", *STAGES} <= modules
+    later = {"torch._dynamo", "torchvision", "torch_fidelity", "scipy", "diffusers", "transformers", "peft", "ray"}
+    assert sorted(modules & later) == []
+
+
+def test_the_autoencoder_starts_without_what_diffusers_loads_for_its_pipelines():
+    out, modules = run("""
+from multiscale.networks import autoencoder
+net = autoencoder.kl_class()(block_out_channels=(8, 8), norm_num_groups=4, down_block_types=["DownEncoderBlock2D"] * 2,
+                             up_block_types=["UpDecoderBlock2D"] * 2)
+import torch
+print(tuple(net.encode(torch.zeros(1, 3, 8, 8)).latent_dist.mean.shape))
+print(sorted({"peft", "scipy", "torchvision", "transformers"} & {name.partition(".")[0] for name in sys.modules}))
+import scipy.stats  # hidden only while diffusers was imported
+""")
+    assert out == "(1, 4, 4, 4)\n[]\n"
+    assert {"diffusers", "scipy"} <= modules
+
+
+def test_what_is_loaded_already_is_not_hidden():
+    out, _ = run("""
+import colorsys
+from multiscale.core.compat import absent
+with absent("colorsys", "wave"):
+    import colorsys as again
+    try:
+        import wave
+    except ImportError:
+        print(again is colorsys)
+import wave
+print(wave.__name__, sys.modules["colorsys"] is colorsys)
+""")
+    assert out == "True\nwave True\n"
