@@ -10,7 +10,7 @@ export DVC_NO_ANALYTICS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
-.PHONY: help install demo repro dashboard flow lint test check mutants docs clean
+.PHONY: help install demo repro dashboard flow lint test check bench mutants docs clean
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -58,6 +58,9 @@ lint: $(STAMP) ## Lint, format and types
 
 check: lint ## Lint, format, types, and the tests that start no server, cluster or pipeline
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
+
+bench: $(STAMP) ## Compare the speed relative to plain torch with the committed ratios, in two minutes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.floor
 
 mutants: $(STAMP) ## Break the code in one place at a time and name what no test notices, in minutes (ONLY='*unet*')
 	$(BIN)/python tests/mutate.py $(if $(ONLY),--only '$(ONLY)')

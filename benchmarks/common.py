@@ -1,4 +1,4 @@
-"""What the benchmarks share: two versions timed in turn in one run, and raw figures written beside the scripts."""
+"""What the benchmarks share: versions timed in turn in one run, their ratios, and raw figures written to results/."""
 
 from __future__ import annotations
 
@@ -7,22 +7,33 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from multiscale.core.device import default_device, describe
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def in_turn(versions: dict[str, Callable[[], None]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of each repeat of each version, A B A B ..., so that a drifting machine hits both alike."""
+def in_turn(
+    versions: dict[str, Callable[[], object]],
+    repeats: int,
+    warmup: int = 2,
+    before: Callable[[str], object] = lambda name: None,
+) -> dict[str, list[float]]:
+    """Seconds of each repeat of each version, A B A B ..., so that a drifting machine hits both alike.
+
+    `before` is called with the name of a version before each of its repeats, and not timed.
+    """
     for call in versions.values():
         for _ in range(warmup):
             call()
     seconds: dict[str, list[float]] = {name: [] for name in versions}
     for _ in range(repeats):
         for name, call in versions.items():
+            before(name)
             started = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - started)
@@ -30,21 +41,28 @@ def in_turn(versions: dict[str, Callable[[], None]], repeats: int, warmup: int =
 
 
 def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> dict[str, float]:
-    """How many times faster `fast` is, pair by pair: median, least and greatest."""
+    """How many times faster `fast` is, pair by pair: median, quartiles, least and greatest."""
     pairs = [a / b for a, b in zip(seconds[slow], seconds[fast])]
-    return {"median": statistics.median(pairs), "min": min(pairs), "max": max(pairs)}
+    low, high = np.percentile(pairs, [25, 75]).tolist()
+    return {"median": statistics.median(pairs), "q1": low, "q3": high, "min": min(pairs), "max": max(pairs)}
 
 
-def save(name: str, result: dict) -> None:
-    """Writes benchmarks/results/NAME.json with the machine and the versions, and prints it."""
+def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """The b of values ~ sizes^b: the slope of a straight line through the logarithms, by least squares."""
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+
+
+def save(name: str, result: dict, packages: Sequence[str] = ()) -> None:
+    """Writes benchmarks/results/NAME.json with the machine and the versions of `packages`, and prints it."""
     about = {
+        "date": time.strftime("%Y-%m-%d"),
         "device": describe(default_device()),
         "processor": next(
             (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
             platform.processor(),
         ),
         "python": platform.python_version(),
-        "versions": {package: importlib.metadata.version(package) for package in ("torch", "diffusers")},
+        "versions": {package: importlib.metadata.version(package) for package in ("torch", "diffusers", *packages)},
     }
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({**about, **result}, indent=2)

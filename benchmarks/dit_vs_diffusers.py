@@ -24,7 +24,7 @@ SIZES = [  # network, resolution of the latents, batch
 REPEATS = 15
 
 
-def theirs(network: DiTNetwork, resolution: int) -> torch.nn.Module:
+def theirs(network: DiTNetwork, resolution: int, classes: int = 10) -> torch.nn.Module:
     return DiTTransformer2DModel(
         num_attention_heads=network.heads,
         attention_head_dim=network.width // network.heads,
@@ -33,7 +33,7 @@ def theirs(network: DiTNetwork, resolution: int) -> torch.nn.Module:
         num_layers=network.depth,
         patch_size=network.patch,
         sample_size=resolution,
-        num_embeds_ada_norm=10,
+        num_embeds_ada_norm=classes,
     )
 
 

@@ -1,0 +1,119 @@
+"""Ours against plain torch: training steps and samplers of the embedded recipe, compared with the committed ratios.
+
+    make bench                            # two minutes on one core; exit code 1 if a ratio is more than 5 % worse
+    python -m benchmarks.floor --save     # measures, and writes results/floor.json, which the others compare with
+
+A ratio is the time of plain torch (`benchmarks.plain`) over ours, the median of pairs measured in turn: 1 is the floor,
+less is slower. It hardly depends on the machine. What seems worse is measured again, and counts if it is worse again.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from benchmarks import plain, work
+from benchmarks.common import RESULTS, in_turn, ratio, save
+from multiscale.core.device import default_device, resolve_precision
+
+OURS, FLOOR = "ours", "plain torch"
+TOLERANCE = 0.05
+Calls = dict[str, Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One comparison: what runs, in the floor and in ours; repeats, calls to a repeat; what a reader needs to know."""
+
+    what: str
+    calls: Calls
+    repeats: int
+    block: int
+    about: dict[str, object]
+
+
+def training_steps() -> Iterator[Pair]:
+    """One training step of the recipe's DiT and UNet, with its batch."""
+    params = work.recipe()
+    for part, data, loss, block in (
+        (work.dit_part(params), work.latents(params), plain.flow_loss, 10),
+        (work.unet_part(params), work.pixels(params), plain.denoising_loss, 4),
+    ):
+        section, net = params.parts[part.name].training, part.networks["net"]
+        precision = resolve_precision(section.precision, default_device())
+        floor = plain.trainer(copy.deepcopy(net), loss, data, work.labels(), section.batch, precision)
+        about = {"batch": section.batch, "precision": precision}
+        yield Pair(f"training step, {part.name}", {FLOOR: floor, OURS: work.trainer(part, params)}, 20, block, about)
+
+
+def samplers(batch: int = 50, steps: int = 8, scale: float = 1.5) -> Iterator[Pair]:
+    """Whole samplers from noise to images: DiT, guided and decoded, and DDPM."""
+    params, device = work.recipe(), default_device()
+    seeds, labels, precision = list(range(batch)), work.labels(batch), resolve_precision("auto", device)
+    part = work.dit_part(params)
+    grid, sampler = part.resolutions[-1], work.dit_sampler(part, work.codec(params), steps, scale, precision)
+    floor = partial(plain.euler, sampler.scales[0][0], sampler.codec, labels, grid, steps, scale, precision)
+    about = {"batch": batch, "steps": steps, "guidance_scale": scale, "precision": precision}
+    yield Pair("sampling, dit", {FLOOR: floor, OURS: partial(sampler, seeds, labels)}, 9, 1, about)
+    part = work.unet_part(params)
+    shape = (batch, part.config.channels, part.config.resolution, part.config.resolution)
+    sampler = work.unet_sampler(part, steps, "fp32")
+    floor = partial(plain.ancestral, sampler.net, shape, len(sampler.plan))
+    about = {"batch": batch, "steps": len(sampler.plan), "precision": "fp32"}
+    yield Pair("sampling, ddpm", {FLOOR: floor, OURS: partial(sampler, seeds, labels)}, 9, 1, about)
+
+
+def measure(pair: Pair) -> dict:
+    """The row of a pair: how many times faster ours is, and the seconds."""
+    blocks = {name: work.times(pair.block, call) for name, call in pair.calls.items()}
+    seconds = in_turn(blocks, pair.repeats, warmup=1)
+    faster = ratio(seconds, FLOOR, OURS)
+    print(f"{pair.what}: {faster['median']:.3f} ({faster['q1']:.3f} to {faster['q3']:.3f})")
+    return {**pair.about, "block": pair.block, "ratio": faster, "seconds": seconds}
+
+
+def worse(before: dict[str, float], now: dict[str, float], tolerance: float = TOLERANCE) -> list[str]:
+    """The names whose ratio fell by more than the tolerance, a share of what it was, or that are no longer measured."""
+    return [name for name, ratio in before.items() if now.get(name, 0.0) < ratio * (1 - tolerance)]
+
+
+def verdict(names: list[str], before: dict[str, float], now: dict[str, float], tolerance: float = TOLERANCE) -> str:
+    """One line that says what is worse, or that nothing is."""
+    if not names:
+        return f"bench: no ratio to plain torch is more than {tolerance:.0%} worse than committed"
+    fell = ", ".join(f"{name} {now.get(name, 0.0):.3f} instead of {before[name]:.3f}" for name in names)
+    return f"bench: slower than committed by more than {tolerance:.0%} (ratio to plain torch): {fell}"
+
+
+def main(arguments: list[str]) -> int:
+    if unknown := set(arguments) - {"--save"}:
+        print(f"bench: {' '.join(sorted(unknown))}: unknown; allowed: --save", file=sys.stderr)
+        return 2
+    work.as_stages_do(work.recipe())
+    path, keep = RESULTS / "floor.json", "--save" in arguments
+    if not (keep or path.exists()):
+        print(f"bench: {path}: the file is missing; python -m benchmarks.floor --save writes it", file=sys.stderr)
+        return 2
+    before = (
+        {} if keep else {name: row["ratio"]["median"] for name, row in json.loads(path.read_text())["rows"].items()}
+    )
+    pairs = [*training_steps(), *samplers()]
+    rows = {pair.what: measure(pair) for pair in pairs}
+    if keep:
+        save("floor", {"tolerance": TOLERANCE, "rows": rows})
+        return 0
+    now = {name: row["ratio"]["median"] for name, row in rows.items()}
+    for pair in pairs:
+        if pair.what in worse(before, now):
+            now[pair.what] = max(now[pair.what], measure(pair)["ratio"]["median"])
+    names = worse(before, now)
+    print(verdict(names, before, now), file=sys.stderr if names else sys.stdout)
+    return 1 if names else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
