@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 
 def recipe() -> Experiment:
-    """The experiment of params/experiment.yaml, which is the embedded recipe."""
+    """The experiment of params.yaml, which is the embedded recipe."""
     return settings.load()
 
 
