@@ -32,8 +32,8 @@ from benchmarks import miniature, work
 from benchmarks.common import RESULTS, in_turn, save
 from multiscale.core.device import autocast, default_device, layout_of, placed, resolve_precision
 from multiscale.core.streams import Draws
+from multiscale.evaluation import features
 from multiscale.training.part import Part, Training
-from stages.reference import extractor
 
 aten = torch.ops.aten
 FOOTPRINTS = {"second-level cache": 3 * 2**18, "last-level cache": 3 * 2**22, "memory": 3 * 2**28}  # bytes of a triad
@@ -181,7 +181,7 @@ def detached(call: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[tuple[Any, .
 
 def extractor_of(params: Any) -> Network:
     """The extractor of the metrics on one batch of images; its passes are those of one method's samples."""
-    net, _, _ = extractor(params.evaluate.extractor, params.evaluate.weights)
+    net = features.create(params.evaluate.extractor, params.evaluate.weights, default_device())
     images, batch = work.pixels(params, params.run.batch).expand(-1, 3, -1, -1).contiguous(), params.run.batch
     passes = len(params.methods) * params.sample.images / batch
     return Network(params.evaluate.extractor, net, [((images,), {})], "fp32", batch, passes, backward=False)

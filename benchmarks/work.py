@@ -81,8 +81,9 @@ def unet_part(params: Experiment) -> ScaleSpacePart:
 
 
 def trainer(part: Part, params: Experiment) -> Callable[[], None]:
-    """One training step of a part, with its batch, by the project's training loop."""
-    run = Trainer(part, params.parts[part.name].training, params.seed)
+    """One training step of a part, with its batch, by the project's training loop; with AdamW, as its peers."""
+    training = params.parts[part.name].training.model_copy(update={"optimizer": "adamw"})
+    run = Trainer(part, training, params.seed)
     for net in run.networks.values():
         net.train()
 
