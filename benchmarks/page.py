@@ -129,8 +129,22 @@ def growth() -> str:
     return table(["what", "sizes", "time", "memory at the largest", "exponent of time", "of work", "of memory"], rows)
 
 
+def timing() -> str:
+    rows = []
+    for beside, batches in raw("timing")["against_the_first"].items():
+        for batch, found in batches.items():
+            for kind, row in found.items():
+                moved, swapped = row["seconds_over_first"], row["swapped"]
+                pairs = "; ".join(f"{pair} ({was:.2f})" for pair, was in swapped.items())
+                span = f"{moved['min']:.2f} to {moved['max']:.2f}"
+                rows.append([beside, batch, kind, f"{row['kendall_tau']:.2f}", span, pairs or "-"])
+    return table(
+        ["beside", "batches", "figure", "Kendall's tau", "seconds over those of idle", "pairs that change places"], rows
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
-    each.__name__: each for each in (setup, peers, floor, peaks, roofline, gaps, growth)
+    each.__name__: each for each in (setup, peers, floor, peaks, roofline, gaps, growth, timing)
 }
 
 

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import psutil
@@ -55,7 +56,7 @@ class Figures:
 
     seconds: float  # the median ratio to the reference, times the seconds of the reference on a quiet machine
     processor_seconds: float  # the same of processor time
-    ratio: float  # of wall times, to the reference: the median over rounds
+    ratio: float  # of `clock`'s times, to the reference: the median over rounds
     spread: float  # the interquartile range of the ratios over their median
     busy: int  # rounds
 
@@ -141,13 +142,19 @@ def best(rounds: Sequence[Mapping[str, Sequence[Turn]]]) -> Lap:
     return Lap(min(each.wall for each in laps), min(each.processor for each in laps))
 
 
+def clock() -> Literal["wall", "processor"]:
+    """Processor time for one thread of a CPU: it does not wait for anything but a processor, which others may take."""
+    return "wall" if torch.cuda.is_available() or torch.get_num_threads() > 1 else "processor"
+
+
 def figures(turns: Sequence[Turn], least: Lap) -> Figures:
     """The figures of one call from its turns, one a round; `least` is `best` of all rounds."""
-    ratios = [turn.lap.wall / turn.reference.wall for turn in turns]
+    of = clock()
+    ratios = [getattr(turn.lap, of) / getattr(turn.reference, of) for turn in turns]
     of_processor = [turn.lap.processor / turn.reference.processor for turn in turns]
     low, middle, high = (float(value) for value in np.quantile(ratios, (0.25, 0.5, 0.75)))
     return Figures(
-        seconds=middle * least.wall,
+        seconds=middle * float(getattr(least, of)),
         processor_seconds=float(np.median(of_processor)) * least.processor,
         ratio=middle,
         spread=(high - low) / middle,

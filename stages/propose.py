@@ -37,7 +37,7 @@ ENLARGED = 24  # pixels: images below are enlarged, larger ones get a black bord
 EPOCHS = 60  # of the longest training of BASE; more would only be learnt by heart
 FEWEST_STEPS = 0.2  # of the budgets of BASE, however few the images are
 # Seconds of BASE on two quiet CPU cores (flows/seconds/embedded.json): of one method, MSF, and of all methods.
-SECONDS = {"training": (114, 623), "sampling": (16, 187), "rest": (40, 210)}
+SECONDS = {"training": (140, 555), "sampling": (21, 137), "rest": (40, 155)}
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,25 @@ ROUNDS = [
 ]
 
 
-def test_seconds_are_the_median_ratio_to_the_reference_at_its_best():
+def test_seconds_are_the_median_ratio_to_the_reference_at_its_best(monkeypatch):
+    monkeypatch.setattr(timing, "clock", lambda: "wall")
     found = figures(ROUNDS, Lap(0.5, 0.25))
     assert found.ratio == 3.25 and found.seconds == 3.25 * 0.5
     assert found.processor_seconds == 3.0 * 0.25
     # The quartiles of 3, 3, 3.5, 6 are 3 and 3.5 + 2.5 / 4.
     assert found.spread == pytest.approx((4.125 - 3.0) / 3.25, rel=1e-12)
     assert found.busy == 2, "the last two rounds"
+
+
+def test_one_thread_of_a_cpu_is_timed_by_the_processor_which_others_do_not_slow_down(monkeypatch):
+    for cuda, threads, expected in ((False, 1, "processor"), (False, 2, "wall"), (True, 1, "wall")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert timing.clock() == expected
+    monkeypatch.setattr(timing, "clock", lambda: "processor")
+    found = figures(ROUNDS, Lap(0.5, 0.25))
+    assert found.ratio == 3.0 and found.seconds == found.processor_seconds == 3.0 * 0.25
+    assert found.spread == pytest.approx((3.25 - 3.0) / 3.0, rel=1e-12), "the quartiles of 3, 3, 3, 4"
 
 
 def test_a_machine_that_is_slower_in_some_rounds_changes_nothing():
