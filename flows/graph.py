@@ -43,7 +43,7 @@ class Declared:
     keys: tuple[str, ...]  # of the experiment that it depends on
     inputs: tuple[Path, ...]  # data and models that it reads
     code: tuple[str, ...]  # the lists of `stages.code` that it depends on
-    out: Path
+    out: Path  # the first
     current: bool  # the result in the working tree is that of today's settings, inputs and code
 
 
@@ -122,8 +122,8 @@ def declared(addresses: Iterable[str]) -> dict[str, Declared]:
 def _declared(stage: DvcStage) -> Declared:
     keys = [key for dep in stage.deps if isinstance(dep, ParamsDependency) for key in dep.params]
     inputs = tuple(path for path in _paths(stage) if path.parent != CODE)
-    (out,) = (Path(out.def_path) for out in stage.outs if not out.is_metric)
-    return Declared(tuple(keys), inputs, tuple(_lists(stage)), out, _stands(stage))
+    outs = (Path(out.def_path) for out in stage.outs if not out.is_metric)
+    return Declared(tuple(keys), inputs, tuple(_lists(stage)), next(outs), _stands(stage))
 
 
 def _paths(stage: DvcStage) -> list[Path]:

@@ -56,7 +56,7 @@ def prepared(
         try:
             if recipe:
                 _switch(recipe)
-            kept = EXPERIMENT.read_bytes() if overrides else None
+            kept = EXPERIMENT.read_bytes() if overrides and EXPERIMENT.exists() else None
             if overrides:
                 _override(overrides)
             stages = graph.plan(targets)
