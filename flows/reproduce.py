@@ -57,7 +57,10 @@ def _in_dashboard(stages: list[Stage], terminal: Terminal, given: dict[str, Any]
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")  # the rest is in the dashboard
     from flows import flow
 
-    flow.prepared.set(nullcontext(stages))
-    flow.beside.set([terminal])
-    state = flow.reproduce(**given, return_state=True)
+    prepared, beside = flow.prepared.set(nullcontext(stages)), flow.beside.set([terminal])
+    try:
+        state = flow.reproduce(**given, return_state=True)
+    finally:  # the next run of this process is another one
+        flow.prepared.reset(prepared)
+        flow.beside.reset(beside)
     return state.message, not state.is_completed()
