@@ -46,7 +46,7 @@ def measurements(revision: str) -> Measurements:
     except DvcException as error:
         raise BadInput(f"{revision}: {error}; allowed: a revision or experiment (git log, dvc exp list)") from None
     if not found:
-        raise BadInput(f"{revision}: nothing was measured there; run `dvc repro`, and commit {folder}")
+        raise BadInput(f"{revision}: nothing was measured there; run `dvc repro`, and commit dvc.lock")
     return found
 
 

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from multiscale.core.settings import LARGEST
 from multiscale.core.storage import write_text
 from stages import recipe, sources
+from stages.common import enough
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES
 from stages.download import to_eight_bits
@@ -189,7 +190,7 @@ def text_of(name: str, data: Data, survey: Survey) -> str:
     """The recipe."""
     base, changes = recipe.experiment_of(BASE), changes_of(survey)
     found = ", ".join(f"{split} {survey.splits[split]:,}" for split in ("train", "validation", "test"))
-    few = survey.splits["test"] < max(4, base.evaluate.is_splits, base.evaluate.prc_neighborhood + 1)  # as in `floor`
+    few = survey.splits["test"] < enough.fewest_of_floors(base.evaluate)
     small = np.median(survey.sizes.min(1)) < ENLARGED
     reference, train = base.evaluate.reference_images, survey.splits["train"]
     lines = [

@@ -39,7 +39,9 @@ class Muon(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight.grad is not None:
                     state = self.state[weight]
-                    momentum = state.setdefault("momentum_buffer", torch.zeros_like(weight))
+                    if not state:
+                        state["momentum_buffer"] = torch.zeros_like(weight)
+                    momentum = state["momentum_buffer"]
                     momentum.lerp_(weight.grad, 1 - MOMENTUM)
                     rows = whole(weight.grad.lerp(momentum, MOMENTUM)).movedim(1, -1).flatten(1)
                     alike[min(rows.shape), max(rows.shape)].append((weight, rows))

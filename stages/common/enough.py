@@ -9,6 +9,7 @@ from __future__ import annotations
 from stages.common.errors import BadInput
 from stages.common.paths import EXPERIMENT
 from stages.schema import Experiment
+from stages.schema.data import Evaluate
 
 
 def check(params: Experiment, train: int, test: int) -> None:
@@ -26,10 +27,14 @@ def check_reference(params: Experiment, train: int) -> None:
         raise BadInput(f"{EXPERIMENT}: evaluate.prc_neighborhood: {why}; allowed: at most {most}, or more images")
 
 
+def fewest_of_floors(section: Evaluate) -> int:
+    """The test images that the floors need."""
+    return max(4, section.is_splits, section.prc_neighborhood + 1)  # a standard error needs 4
+
+
 def check_floors(params: Experiment, test: int) -> None:
     """Raises BadInput if `test` images are too few to be measured."""
-    section = params.evaluate
-    fewest = max(4, section.is_splits, section.prc_neighborhood + 1)  # a standard error needs 4
+    section, fewest = params.evaluate, fewest_of_floors(params.evaluate)
     if test < fewest:
         why = f"{section.floors} need {fewest} test images, but the data set has {test}"
         remedy = "allowed: [], a larger data.test_share, or a smaller evaluate.is_splits or evaluate.prc_neighborhood"
