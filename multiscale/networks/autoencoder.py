@@ -15,6 +15,7 @@ from multiscale.core.pixels import to_signed
 from multiscale.core.resize import area_to
 from multiscale.core.storage import read_json
 from multiscale.core.streams import Draws
+from multiscale.networks.group_norm import use_in
 from multiscale.training.part import Batch, Data, Loss, Nets, Part
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Codec(nn.Module):
 def build(channels: int, latent_channels: int, widths: tuple[int, ...], layers: int, groups: int) -> AutoencoderKL:
     """A new AutoencoderKL with downsampling factor 2^(len(widths) - 1)."""
     count = len(widths)
-    return kl_class()(
+    vae = kl_class()(
         in_channels=channels,
         out_channels=channels,
         latent_channels=latent_channels,
@@ -72,6 +73,7 @@ def build(channels: int, latent_channels: int, widths: tuple[int, ...], layers: 
         norm_num_groups=groups,
         mid_block_add_attention=False,  # in the small recipes the convolutions already see the whole latent
     )
+    return use_in(vae)
 
 
 def load(folder: Path, channels: int) -> Codec:
@@ -81,7 +83,7 @@ def load(folder: Path, channels: int) -> Codec:
     if not (Path(folder) / "config.json").exists():
         return Codec(None, channels)
     vae = kl_class().from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
-    return Codec(vae.eval().requires_grad_(False), channels)
+    return Codec(use_in(vae.eval().requires_grad_(False)), channels)
 
 
 def beside(folder: Path) -> Codec:
