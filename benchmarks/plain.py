@@ -45,7 +45,7 @@ def trainer(net: nn.Module, loss: Loss, data: Tensor, labels: Tensor, batch: int
 def flow_loss(net: nn.Module, data: Tensor, labels: Tensor) -> Tensor:
     """Rectified flow with logit-normal times; a tenth of the labels dropped."""
     noise, t = torch.randn_like(data), torch.randn(len(data)).sigmoid()
-    labels = torch.where(torch.rand(len(data)) < 0.1, net.null_label, labels)
+    labels = torch.where(torch.rand(len(data)) < 0.1, net.classes, labels)
     mixed = torch.lerp(data, noise, t.view(-1, 1, 1, 1))
     return (net(mixed, t, labels).float() - (noise - data)).square().mean()
 
@@ -69,7 +69,7 @@ def denoising_loss(net: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
 def euler(net: nn.Module, codec: Codec, labels: Tensor, grid: int, steps: int, scale: float, precision: str) -> Tensor:
     """Guided Euler steps from noise to latents (N, c, grid, grid), decoded to images in [0, 1]."""
     x = torch.randn(len(labels), codec.latent_channels, grid, grid)
-    both = torch.cat([labels, torch.full_like(labels, net.null_label)])
+    both = torch.cat([labels, torch.full_like(labels, net.classes)])
     with autocast(precision, x.device):
         for t in torch.linspace(1, 0, steps + 1)[:-1]:
             made, plain = net(torch.cat([x, x]), t.expand(2 * len(x)), both).float().chunk(2)

@@ -38,7 +38,8 @@ BATCH = 50
 def finished(sampler: TeacherSampler, x: Tensor, labels: Tensor, sigma: float) -> Tensor:
     """Images (N, C, H, H) that the teacher makes of a state at noise sigma: time runs from sigma instead of from 1."""
     net, solver = sampler.net, sampler.solver
-    velocity = guided(lambda x, t, c: net(x, t, c).float(), labels, net.null_label, solver.guidance_scale)
+    condition = sampler.conditioner(labels)
+    velocity = guided(lambda x, t, *given: net(x, t, *given).float(), condition, solver.guidance_scale)
     left = solver.model_copy(update={"steps": max(1, round(sigma * solver.steps))})
     return sampler.decoded(flow.solve(lambda x, t: sigma * velocity(x, sigma * t), x, left))
 

@@ -52,6 +52,7 @@ KINDS = ("msf", "ssd", "swd", "wmgm")
 FOLLOWS = {  # the lists that an edit of a file changes
     "multiscale/core/storage.py": set(code.names(ROOT)),
     "multiscale/flow.py": {"timing", *of("msf", "swd")},
+    "multiscale/condition.py": {*of(*KINDS), "timing", "report"},
     "multiscale/guidance.py": {*of(*KINDS), "timing", "report"},  # of the theory of score models
     "multiscale/solvers.py": {*of("msf", "swd", "wmgm"), "timing", "report"},
     "multiscale/adversarial.py": {

@@ -89,7 +89,6 @@ class LabelEmbedder(nn.Embedding):
 
     def __init__(self, classes: int, width: int):
         super().__init__(classes + 1, width)
-        self.null = classes
 
 
 class Attention(nn.Module):
@@ -171,11 +170,6 @@ class DiT(nn.Module):
         self.final = FinalLayer(width, outputs * patch**2)
         self._initialise()
 
-    @property
-    def null_label(self) -> int:
-        """The label that stands for 'no class'."""
-        return self.label.null
-
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -190,7 +184,7 @@ class DiT(nn.Module):
         nn.init.zeros_(self.final.linear.weight)
 
     def forward(
-        self, x: Tensor, t: Tensor, labels: Tensor, block: int | None = None, stop: bool = False
+        self, x: Tensor, t: Tensor, labels: Tensor, *, block: int | None = None, stop: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The output; with `block`, also the tokens (N, T, D) after that block, counted from zero.
 

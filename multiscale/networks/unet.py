@@ -163,11 +163,11 @@ def _zeroed(layer: Layer) -> Layer:
 
 
 class FlexiUNet(nn.Module):
-    """(x (N, C, h, h), t (N,), labels (N,) or None, out_resolution) -> (N, C, out_resolution, out_resolution).
+    """(x (N, C, h, h), t (N,), labels (N,), out_resolution) -> (N, C, out_resolution, out_resolution).
 
     R is the full `resolution`. Images of resolution R / 2^l enter and leave at level l < `levels`; with one level,
-    every resolution runs the whole network. With classes = 0 the network is unconditional; the label `classes` means
-    'no class'.
+    every resolution runs the whole network. Without `out_resolution` images leave as they enter. With classes = 0 the
+    network is unconditional and takes no labels; the label `classes` means 'no class'.
 
     Each level has `blocks` blocks in the encoder and one more in the decoder, which the top level has only with
     `top_block`: the published plain UNet runs it, the published Flexi-UNet never does. The middle always has attention.
@@ -210,16 +210,12 @@ class FlexiUNet(nn.Module):
         self.norm = GroupNorm(size.groups, stem)
         self.head = _zeroed(nn.Conv2d(stem, channels, 3, padding=1))
 
-    @property
-    def null_label(self) -> int | None:
-        """The label of 'no class'; None for an unconditional network."""
-        return self.label.null if self.label else None
-
     def level_of(self, resolution: int) -> int:
         """The entry level of a resolution. Raises ValueError if the network cannot process it."""
         return self.size.level_of(resolution, self.resolutions)
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None, out_resolution: int) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, out_resolution: int | None = None) -> Tensor:
+        out_resolution = out_resolution or x.shape[-1]
         start, end = self.level_of(x.shape[-1]), self.level_of(out_resolution)
         if x.shape[-1] > out_resolution:
             allowed = "the same resolution or a larger one"

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from multiscale import flow
+from multiscale.condition import Classes
 from multiscale.core.streams import Draws
 from multiscale.guidance import guided
 
@@ -114,6 +115,6 @@ def test_guidance_moves_from_the_unconditional_velocity_through_the_conditional_
     conditional, unconditional = network(x, t, labels), network(x, t, torch.full((3,), 10))
     calls.clear()
     torch.testing.assert_close(
-        guided(network, labels, 10, weight)(x, t), unconditional + weight * (conditional - unconditional)
+        guided(network, Classes(10)(labels), weight)(x, t), unconditional + weight * (conditional - unconditional)
     )
     assert sum(calls) == (3 if weight == 1 else 6)

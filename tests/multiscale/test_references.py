@@ -105,8 +105,8 @@ def test_the_transformer_is_diffusers_own(inputs, patch, resolution):
     net = awake(DiT(inputs, 2, depth=2, width=24, heads=3, patch=patch, classes=CLASSES))
     theirs = dit_of_diffusers(net, inputs, 3, resolution)
     x, t = normal(4, inputs, resolution, resolution), torch.tensor([0.0, 0.013, 0.5, 1.0])
-    labels = torch.tensor([0, 1, 2, net.null_label])
-    assert net.null_label == theirs.transformer_blocks[0].norm1.emb.class_embedder.num_classes  # as they drop it
+    labels = torch.tensor([0, 1, 2, CLASSES])
+    assert CLASSES == theirs.transformer_blocks[0].norm1.emb.class_embedder.num_classes  # as they drop it
     with torch.no_grad():
         wanted = theirs(x, 1000 * t, labels).sample
         near(net(x, t, labels), wanted)

@@ -73,10 +73,10 @@ def test_a_teacher_is_judged_unguided_in_batches_and_by_images_of_their_own(read
     monkeypatch.setattr(teaching, "solved", lambda net, shape, *rest: asked.append(rest) or solved(net, shape, *rest))
     teaching.distance(TEACHER, PYRAMID, 16)
     assert max(len(seeds) for seeds, *_ in asked) == 50
-    assert all(solver.guidance_scale == 1 for _, _, solver in asked)
+    assert all(solver.guidance_scale == 1 for _, _, solver, _ in asked)
     assert [seed for seeds, *_ in asked for seed in seeds] == list(range(200))
     every_second = [2 * k % 10 for k in range(200)]  # of 400 images
-    assert torch.cat([labels for _, labels, *_ in asked]).tolist() == every_second
+    assert torch.cat([condition.given[0] for _, condition, *_ in asked]).tolist() == every_second
 
 
 @pytest.mark.parametrize("resolution", [16, 24])

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from multiscale import flow
+from multiscale.condition import Classes
 from multiscale.core.models import ModelConfig
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.storage import Table, read_json
 from multiscale.core.streams import Draws
-from multiscale.guidance import concatenated, drop_labels
+from multiscale.guidance import concatenated
 from multiscale.methods.msf.residual import prior
 from multiscale.methods.msf.settings import FlowPart
 from multiscale.networks.dit import DiT, DiTNetwork
@@ -49,11 +50,11 @@ class ScalePart(Part):
     def __init__(self, name: str, data: Data, net: DiT, config: ScaleConfig, settings: FlowPart):
         super().__init__(name, data, {"net": net}, config)
         self.index, self.resolutions, self.target = config.index, config.resolutions, config.target
-        self.settings, self.null = settings, net.null_label
+        self.settings, self.conditioner = settings, Classes(config.classes)
 
     def loss(self, network: str, nets: Nets, batch: Batch, draws: Draws) -> Loss:
         targets = [batch[f"y{k}"] for k in range(self.index + 1)]
-        labels = drop_labels(batch["label"], self.null, self.settings.label_dropout, draws)
+        condition = self.conditioner(batch["label"]).dropped(self.settings.label_dropout, draws)
         before = None
         if self.index:
             before = prior(targets[:-1], self.resolutions[self.index], self.resolutions[-1])
@@ -61,7 +62,7 @@ class ScalePart(Part):
                 before = before + self.settings.prior_noise * draws.normal("prior", *before.shape[1:])
         net = concatenated(nets["net"], before)
         data = self.target.apply(targets[-1])
-        return flow.loss(lambda x, t: net(x, t, labels), data, draws, self.settings.timesteps), {}
+        return flow.loss(lambda x, t: net(x, t, *condition.given), data, draws, self.settings.timesteps), {}
 
 
 def build_part(name: str, settings: FlowPart, folder: Path) -> ScalePart:

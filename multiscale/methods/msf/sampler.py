@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from multiscale import flow
+from multiscale.condition import Classes, Condition
 from multiscale.core import models
 from multiscale.core.pixels import to_unit
 from multiscale.core.streams import noise_of_seeds
@@ -33,20 +34,24 @@ class MSFSampler(NetworkSampler):
         self.scales = list(zip(nets, configs, solvers))
         self.codec = self.placed(codec)
         self.full, self.latent = configs[0].resolutions[-1], configs[0].latent
+        self.conditioner = Classes(configs[0].classes)
 
     def images(self, seeds: list[int], labels: Tensor, trace: Trace | None) -> Tensor:
         targets: list[Tensor] = []
+        condition = self.conditioner(labels)
         for _ in self.scales:
-            targets.append(self._next_target(targets, seeds, labels, trace))
+            targets.append(self._next_target(targets, seeds, condition, trace))
         return self._decoded(accumulate(targets, self.full))
 
-    def _next_target(self, targets: list[Tensor], seeds: list[int], labels: Tensor, trace: Trace | None) -> Tensor:
+    def _next_target(
+        self, targets: list[Tensor], seeds: list[int], condition: Condition, trace: Trace | None
+    ) -> Tensor:
         k = len(targets)
         net, config, solver = self.scales[k]
         resolution = config.resolutions[k]
         before = prior(targets, resolution, self.full) if targets else None
         network = concatenated(net, before)
-        velocity = guided(lambda x, t, c: network(x, t, c).float(), labels, net.null_label, solver.guidance_scale)
+        velocity = guided(lambda x, t, *given: network(x, t, *given).float(), condition, solver.guidance_scale)
 
         def watch(x: Tensor) -> None:
             if trace is not None:  # the image so far, at the resolution of this scale

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from multiscale.core.models import ModelConfig
 from multiscale.core.resize import bilinear_to
 from multiscale.core.settings import Count, Positive
+from multiscale.guidance import Conditional
 from multiscale.methods.ssd.process import ScaleSpaceProcess, Target
 from multiscale.networks.unet import FlexiUNet, UNetNetwork
 
 Use = Literal["flexi", "full", "enlarged"]  # of the UNet
-Predict = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]  # (x_t, t, labels, resolution of s) -> x_0 or noise
 
 
 class SSDConfig(ModelConfig):
@@ -51,13 +51,13 @@ def build_network(config: SSDConfig) -> FlexiUNet:
     return config.network.build(config.channels, config.resolution, len(entries_of(config)), config.classes)
 
 
-def prediction(net: nn.Module, config: SSDConfig) -> Predict:
-    """The network as it is called: 'flexi' and 'full' take every state as it is, 'enlarged' the full resolution alone.
+def prediction(net: nn.Module, config: SSDConfig, resolution: int) -> Conditional:
+    """The network as it is called to predict x_0 or the noise at a resolution, from x_t at its own.
 
-    'enlarged' serves resolutions that no UNet can divide (gradual ones): the state is enlarged before the network, and
-    the prediction resized to the resolution asked for.
+    'flexi' and 'full' take every state as it is, 'enlarged' the full resolution alone. The latter serves resolutions
+    that no UNet can divide (gradual ones): the state is enlarged before the network, and the prediction resized.
     """
     if config.unet != "enlarged":
-        return net
+        return partial(net, out_resolution=resolution)
     full = config.resolution
-    return lambda x, t, labels, out: bilinear_to(net(bilinear_to(x, full), t, labels, full).float(), out)
+    return lambda x, t, *given: bilinear_to(net(bilinear_to(x, full), t, *given).float(), resolution)

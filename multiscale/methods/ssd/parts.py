@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
+from multiscale.condition import Classes
 from multiscale.core.pixels import to_signed
 from multiscale.core.storage import Table, read_json
 from multiscale.core.streams import Draws
-from multiscale.guidance import drop_labels
 from multiscale.methods.ssd.model import SSDConfig, build_network, prediction
 from multiscale.methods.ssd.process import TimestepSampler, min_snr_weights
 from multiscale.methods.ssd.settings import SSDPart
@@ -34,9 +34,8 @@ class ScaleSpacePart(Part):
     config: SSDConfig
 
     def __init__(self, name: str, data: Data, settings: SSDPart, config: SSDConfig):
-        net = build_network(config)
-        super().__init__(name, data, {"net": net}, config)
-        self.settings, self.null = settings, net.null_label
+        super().__init__(name, data, {"net": build_network(config)}, config)
+        self.settings, self.conditioner = settings, Classes(config.classes)
         self.process = process = config.process.build(config.resolution)
         self.timesteps = TimestepSampler(process, settings.oversample, settings.reweight)
         states = range(process.steps)
@@ -57,9 +56,9 @@ class ScaleSpacePart(Part):
         state = signal * low + sigma * noise
         if self.config.predicts == "noise":
             target = noise
-        labels = drop_labels(batch["label"], self.null, self.settings.label_dropout, draws)
-        predict = prediction(nets["net"], self.config)
-        error = predict(state, times.t, labels, times.target_resolution).float() - target
+        condition = self.conditioner(batch["label"]).dropped(self.settings.label_dropout, draws)
+        predict = prediction(nets["net"], self.config, times.target_resolution)
+        error = predict(state, times.t, *condition.given).float() - target
         return times.weight * (weight * error.square()).mean(), {}
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from multiscale.condition import Classes, Condition
 from multiscale.core import models
 from multiscale.core.pixels import to_unit
 from multiscale.core.streams import noise_of_seeds
@@ -31,6 +32,7 @@ class ScaleSpaceSampler(NetworkSampler):
     def __init__(self, net: FlexiUNet, config: SSDConfig, solver: AncestralSolver, precision: str):
         super().__init__({"net": net}, precision)
         self.net, self.config, self.guidance_scale = net, config, solver.guidance_scale
+        self.conditioner = Classes(config.classes)
         self.process = process = config.process.build(config.resolution)
         states = [CLEAN, *respaced(process, solver.steps)]
         # From the noisiest state down; every coefficient of a step is computed here, in float64.
@@ -42,7 +44,8 @@ class ScaleSpaceSampler(NetworkSampler):
 
     def images(self, seeds: list[int], labels: Tensor, trace: Trace | None) -> Tensor:
         """Algorithm 2: x_s ~ q(x_s | x_t, x_0) with the prediction, clipped to [-1, 1], in the place of x_0."""
-        predict = {resolution: self._predict(resolution, labels) for resolution in self.process.resolutions}
+        condition = self.conditioner(labels)
+        predict = {resolution: self._predict(resolution, condition) for resolution in self.process.resolutions}
         first = self.plan[0][0]
         x = self._noise(seeds, first) * self.process.noise_factor ** self.process.levels[first]
         for t, s, transition in self.plan:
@@ -62,12 +65,10 @@ class ScaleSpaceSampler(NetworkSampler):
         shape = (self.config.channels, resolution, resolution)
         return noise_of_seeds(seeds, f"state-{state}", shape).to(self.device)
 
-    def _predict(self, resolution: int, labels: Tensor) -> Predict:
+    def _predict(self, resolution: int, condition: Condition) -> Predict:
         """What the network predicts at a resolution as a function of (x_t, t), guided."""
-        predict = prediction(self.net, self.config)
-        return guided(
-            lambda x, t, c: predict(x, t, c, resolution).float(), labels, self.net.null_label, self.guidance_scale
-        )
+        predict = prediction(self.net, self.config, resolution)
+        return guided(lambda x, t, *given: predict(x, t, *given).float(), condition, self.guidance_scale)
 
 
 def load_sampler(folders: Sequence[Path], settings: SSDMethod, codec: Codec, precision: str) -> ScaleSpaceSampler:

@@ -35,7 +35,7 @@ class Beneath:
     def __init__(self, net: PeftModel):
         self.net = net
 
-    def __call__(self, *given: Tensor | int | None, **options: bool) -> Tensor:
+    def __call__(self, *given: Tensor, **options: int | bool) -> Tensor:
         with self.net.disable_adapter():
             output: Tensor = self.net(*given, **options)
         return output

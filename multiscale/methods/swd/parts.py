@@ -13,12 +13,12 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from multiscale import flow
+from multiscale.condition import Classes, Conditioner
 from multiscale.core import models
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.pixels import per_channel
 from multiscale.core.storage import Table
 from multiscale.core.streams import Draws
-from multiscale.guidance import drop_labels
 from multiscale.methods.swd.adapter import Beneath, adapted
 from multiscale.methods.swd.config import Statistics, StudentConfig, TeacherConfig
 from multiscale.methods.swd.schedule import Schedule
@@ -29,16 +29,28 @@ from multiscale.training.part import Batch, Data, Loss, Nets, Part
 
 
 class TeacherPart(Part):
-    """Flow matching at one random resolution a batch; data: columns z{resolution} and label."""
+    """Flow matching at one random resolution a batch.
 
-    def __init__(self, name: str, data: Data, net: DiT, config: TeacherConfig, settings: Teacher, columns: list[str]):
+    data: columns z{resolution} and label, of which `conditioner` makes what the network is called with.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data: Data,
+        net: nn.Module,
+        config: models.ModelConfig,
+        settings: Teacher,
+        columns: list[str],
+        conditioner: Conditioner,
+    ):
         super().__init__(name, data, {"net": net}, config)
-        self.null, self.settings, self.columns = net.null_label, settings, columns
+        self.settings, self.columns, self.conditioner = settings, columns, conditioner
 
     def loss(self, network: str, nets: Nets, batch: Batch, draws: Draws) -> Loss:
         latents = batch[self.columns[draws.choice("side", len(self.columns))]]  # the stream's name decides its numbers
-        labels = drop_labels(batch["label"], self.null, self.settings.label_dropout, draws)
-        return flow.loss(lambda x, t: nets["net"](x, t, labels), latents, draws, self.settings.timesteps), {}
+        given = self.conditioner(batch["label"]).dropped(self.settings.label_dropout, draws).given
+        return flow.loss(lambda x, t: nets["net"](x, t, *given), latents, draws, self.settings.timesteps), {}
 
 
 def build_part(name: str, settings: Teacher, folder: Path) -> TeacherPart:
@@ -53,7 +65,7 @@ def build_part(name: str, settings: Teacher, folder: Path) -> TeacherPart:
     )
     columns = [f"z{resolution}" for resolution in statistics.grids]
     table = Table.open(folder / "targets.safetensors", "label", *columns)
-    return TeacherPart(name, table, config.build(), config, settings, columns)
+    return TeacherPart(name, table, config.build(), config, settings, columns, Classes(config.classes))
 
 
 def load_teacher(folder: Path) -> tuple[DiT, TeacherConfig]:
@@ -123,4 +135,4 @@ def build_student(name: str, settings: Student, folder: Path, teacher: Path) -> 
     columns = sorted({f"z{resolution}" for resolution in resolutions})
     table = Table.open(folder / "targets.safetensors", "label", *columns)
     renormalise = renormalised(statistics.latent, about.latent)
-    return StudentPart(name, table, networks, config, settings, frozen, renormalise)
+    return StudentPart(name, table, networks, config, settings, frozen, renormalise, Classes(config.classes))

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multiscale import flow, solvers
+from multiscale.condition import Classes, Condition, Conditioner
 from multiscale.core import models
 from multiscale.core.pixels import to_unit
 from multiscale.core.streams import noise_of_seeds
@@ -24,16 +25,17 @@ from multiscale.sampling import NetworkSampler, Trace
 
 
 def solved(
-    net: DiT,
+    net: nn.Module,
     shape: tuple[int, ...],
     seeds: list[int],
-    labels: Tensor,
+    condition: Condition,
     solver: flow.Solver,
+    device: torch.device,
     watch: solvers.Watch = solvers.ignore,
 ) -> Tensor:
     """Normalised latents (N, *shape) that a teacher generates; `watch` is called with the state after each step."""
-    velocity = guided(lambda x, t, c: net(x, t, c).float(), labels, net.null_label, solver.guidance_scale)
-    return flow.solve(velocity, noise_of_seeds(seeds, "teacher", shape).to(labels.device), solver, watch)
+    velocity = guided(lambda x, t, *given: net(x, t, *given).float(), condition, solver.guidance_scale)
+    return flow.solve(velocity, noise_of_seeds(seeds, "teacher", shape).to(device), solver, watch)
 
 
 class LatentSampler(NetworkSampler):
@@ -42,6 +44,7 @@ class LatentSampler(NetworkSampler):
     def __init__(self, net: DiT, config: NetworkConfig, codec: Codec, precision: str):
         super().__init__({config.role: net}, precision)
         self.net, self.codec, self.latent = net, self.placed(codec), config.latent
+        self.conditioner: Conditioner = Classes(config.classes)
 
     def images(self, seeds: list[int], labels: Tensor, trace: Trace | None) -> Tensor:
         def watch(z: Tensor) -> None:
@@ -49,9 +52,9 @@ class LatentSampler(NetworkSampler):
                 image = self.decoded(z)
                 trace(f"{image.shape[-1]} px", image)
 
-        return self.decoded(self.latents(seeds, labels, watch))
+        return self.decoded(self.latents(seeds, self.conditioner(labels), watch))
 
-    def latents(self, seeds: list[int], labels: Tensor, watch: solvers.Watch) -> Tensor:
+    def latents(self, seeds: list[int], condition: Condition, watch: solvers.Watch) -> Tensor:
         """Normalised latents (N, c, h, h); `watch` is called after each step."""
         raise NotImplementedError
 
@@ -67,8 +70,8 @@ class TeacherSampler(LatentSampler):
         super().__init__(net, config, codec, precision)
         self.solver, self.shape = solver, (config.channels, config.resolution, config.resolution)
 
-    def latents(self, seeds: list[int], labels: Tensor, watch: solvers.Watch) -> Tensor:
-        return solved(self.net, self.shape, seeds, labels, self.solver, watch)
+    def latents(self, seeds: list[int], condition: Condition, watch: solvers.Watch) -> Tensor:
+        return solved(self.net, self.shape, seeds, condition, self.solver, self.device, watch)
 
 
 class StudentSampler(LatentSampler):
@@ -82,7 +85,7 @@ class StudentSampler(LatentSampler):
         self.channels, self.upscaling = config.channels, config.upscaling
         self.steps = list(zip(config.schedule.resolutions, config.schedule.sigmas))
 
-    def latents(self, seeds: list[int], labels: Tensor, watch: solvers.Watch) -> Tensor:
+    def latents(self, seeds: list[int], condition: Condition, watch: solvers.Watch) -> Tensor:
         z = torch.zeros(len(seeds), self.channels, *[self.steps[0][0]] * 2, device=self.device)  # hidden: sigma_1 is 1
         for k, (resolution, sigma) in enumerate(self.steps):
 
@@ -91,7 +94,7 @@ class StudentSampler(LatentSampler):
 
             x = noisy(z, resolution, sigma, draw, self.upscaling)
             t = x.new_full((len(x),), sigma)
-            z = clean(x, self.net(x, t, labels), t)
+            z = clean(x, self.net(x, t, *condition.given), t)
             watch(z)
         return z
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from multiscale import adversarial, flow
+from multiscale.condition import Condition, Conditioner
 from multiscale.core import models
 from multiscale.core.streams import Draws
 from multiscale.guidance import guided
 from multiscale.methods.swd import losses
 from multiscale.methods.swd.adapter import merged
-from multiscale.methods.swd.config import StudentConfig
 from multiscale.methods.swd.schedule import DMD_RANGE, FAKE_RANGE, MMD_RANGE, sigma_grid
 from multiscale.methods.swd.settings import Student
 from multiscale.methods.swd.upscaling import noisy
@@ -54,30 +54,32 @@ class FakeScore(nn.Module):
         self.net, self.head, self.block = net, head, block
 
     def forward(
-        self, x: Tensor, t: Tensor, labels: Tensor, real: Tensor | None = None, stop: bool = False
+        self, x: Tensor, t: Tensor, *given: Tensor, real: Tensor | None = None, stop: bool = False
     ) -> tuple[Tensor, Tensor | None] | Tensor:
         """The velocity, and the logits (N, 1) of 'real' where there is a head; with `stop` only the tokens.
 
-        With `real`, further images at the same levels and labels, their logits follow: (2N, 1). It is one call, which
-        is what data-parallel training can wrap.
+        With `real`, further images at the same levels and conditions, their logits follow: (2N, 1). It is one call,
+        which is what data-parallel training can wrap.
         """
         if stop:
-            features: Tensor = self.net(x, t, labels, self.block, stop=True)
+            features: Tensor = self.net(x, t, *given, block=self.block, stop=True)
             return features
         if self.head is None:
-            return self.net(x, t, labels), None
-        velocity, tokens = self.net(x, t, labels, self.block)
+            return self.net(x, t, *given), None
+        velocity, tokens = self.net(x, t, *given, block=self.block)
         if real is not None:  # whose velocity nobody needs
-            tokens = torch.cat([tokens, self.net(real, t, labels, self.block, stop=True)])
+            tokens = torch.cat([tokens, self.net(real, t, *given, block=self.block, stop=True)])
         return velocity, self.head(tokens)
 
 
 class StudentPart(Part):
     """A generator of N steps.
 
-    data: columns z{resolution} and label. `teacher` is called as a DiT is; `renormalise` takes a stored latent to the
-    teacher's normalisation. With a fake score a cycle is `fake.updates` steps of it and one of the generator, each on a
-    fresh batch, all with the same k; k itself goes round.
+    data: columns z{resolution} and label, of which `conditioner` makes what the networks are called with. `teacher` is
+    called as a DiT is; `renormalise` takes a stored latent to the teacher's normalisation.
+
+    With a fake score a cycle is `fake.updates` steps of it and one of the generator, each on a fresh batch, all with
+    the same k; k itself goes round.
 
     What differs from the paper and its code by default, and the setting that undoes it: students learn from the
     dataset's images, not from the teacher's (`synthetic`); the result is a moving average of the generator
@@ -97,14 +99,15 @@ class StudentPart(Part):
         name: str,
         data: Data,
         networks: dict[str, nn.Module],
-        config: StudentConfig,
+        config: models.ModelConfig,
         settings: Student,
         teacher: Callable[..., Tensor],
         renormalise: Callable[[Tensor], Tensor],
+        conditioner: Conditioner,
     ):
         super().__init__(name, data, networks, config)
         self.settings, self.schedule, self.teacher, self.renormalise = settings, settings.schedule, teacher, renormalise
-        self.null = config.classes  # the label of 'no class'
+        self.conditioner = conditioner
         self.frozen = {"teacher": teacher} if isinstance(teacher, nn.Module) else {}  # else it lies in the generator
         self.grid = sigma_grid(settings.shift).float()
         self.updates = settings.fake.updates if "fake" in networks else 0
@@ -117,16 +120,16 @@ class StudentPart(Part):
         return step // (self.updates + 1) % len(self.schedule.resolutions)
 
     def loss(self, network: str, nets: Nets, batch: Batch, draws: Draws) -> Loss:
-        k, labels = self.index(draws.step), batch["label"]
+        k, condition = self.index(draws.step), self.conditioner(batch["label"])
         real = self.renormalise(batch[f"z{self.schedule.resolutions[k]}"])
         x = self._input(k, real, batch, draws)
         sigma = x.new_full((len(x),), self.schedule.sigmas[k])
         if network == "fake":
             with torch.no_grad():
-                generated = losses.clean(x, nets["generator"](x, sigma, labels), sigma)
-            return self._fake_loss(nets["fake"], generated, real, labels, draws)
-        generated = losses.clean(x, nets["generator"](x, sigma, labels), sigma)
-        return self._generator_loss(nets, generated, real, labels, draws)
+                generated = losses.clean(x, nets["generator"](x, sigma, *condition.given), sigma)
+            return self._fake_loss(nets["fake"], generated, real, condition, draws)
+        generated = losses.clean(x, nets["generator"](x, sigma, *condition.given), sigma)
+        return self._generator_loss(nets, generated, real, condition, draws)
 
     def save(self, folder: Path) -> None:
         """Writes a plain network, an adapter merged into it: sampling needs no peft."""
@@ -145,27 +148,27 @@ class StudentPart(Part):
         index = (low + draws.uniform(name) * (high - low)).long().clamp_max(high - 1)
         return self.grid.to(like.device)[index], draws.normal(f"{name}-noise", *like.shape[1:])
 
-    def _generator_loss(self, nets: Nets, generated: Tensor, real: Tensor, labels: Tensor, draws: Draws) -> Loss:
+    def _generator_loss(self, nets: Nets, generated: Tensor, real: Tensor, condition: Condition, draws: Draws) -> Loss:
         """The weighted sum of L_MMD, L_DMD and L_GAN (section 3.2)."""
         mmd, dmd, gan = self.settings.mmd, self.settings.dmd, self.settings.gan
         terms, weights = {}, {"mmd": mmd.weight, "dmd": dmd.weight, "gan": gan.weight}
         if mmd.weight:
-            terms["mmd"] = self._mmd(nets, generated, real, labels, draws)
+            terms["mmd"] = self._mmd(nets, generated, real, condition, draws)
         if dmd.weight or gan.weight:
             sigma, noise = self._renoising("dmd", DMD_RANGE, generated, draws)
             x = flow.interpolate(generated, noise, sigma)  # shared by both terms
-            velocity, logits = nets["fake"](x, sigma, labels)
+            velocity, logits = nets["fake"](x, sigma, *condition.given)
             if gan.weight:
                 terms["gan"] = adversarial.adversarial_for_generator("logistic", logits)
             if dmd.weight:
                 with torch.no_grad():
-                    teacher = guided(self.teacher, labels, self.null, dmd.guidance_scale)
+                    teacher = guided(self.teacher, condition, dmd.guidance_scale)
                     target, fake = losses.clean(x, teacher(x, sigma), sigma), losses.clean(x, velocity, sigma)
                 terms["dmd"] = losses.dmd(generated, target, fake)
         return sum((weights[name] * term for name, term in terms.items()), generated.new_zeros(())), terms
 
-    def _mmd(self, nets: Nets, generated: Tensor, real: Tensor, labels: Tensor, draws: Draws) -> Tensor:
-        """L_MMD of tokens after `block`: both latents of a pair get the same noise, level and class."""
+    def _mmd(self, nets: Nets, generated: Tensor, real: Tensor, condition: Condition, draws: Draws) -> Tensor:
+        """L_MMD of tokens after `block`: both latents of a pair get the same noise, level and condition."""
         mmd = self.settings.mmd
         sigma, noise = self._renoising("mmd", MMD_RANGE, generated, draws)
         if not mmd.noised:
@@ -174,9 +177,9 @@ class StudentPart(Part):
         def features(x: Tensor) -> Tensor:
             noised = flow.interpolate(x, noise, sigma)
             if mmd.features == "fake":
-                tokens: Tensor = nets["fake"](noised, sigma, labels, stop=True)
+                tokens: Tensor = nets["fake"](noised, sigma, *condition.given, stop=True)
                 return tokens
-            return self.teacher(noised, sigma, labels, self.settings.block, stop=True)
+            return self.teacher(noised, sigma, *condition.given, block=self.settings.block, stop=True)
 
         with torch.no_grad():
             target = features(real)
@@ -184,12 +187,12 @@ class StudentPart(Part):
             return losses.mmd_rbf(features(generated), target, mmd.average, mmd.width)
         return losses.mmd(features(generated), target, mmd.penalty, mmd.average)
 
-    def _fake_loss(self, fake: nn.Module, generated: Tensor, real: Tensor, labels: Tensor, draws: Draws) -> Loss:
+    def _fake_loss(self, fake: nn.Module, generated: Tensor, real: Tensor, condition: Condition, draws: Draws) -> Loss:
         """Flow matching on generated latents, and the discriminator's loss on the same noise and levels."""
         gan = self.settings.gan
         sigma, noise = self._renoising("fake", FAKE_RANGE, generated, draws)
         true = flow.interpolate(real, noise, sigma) if gan.weight else None
-        velocity, logits = fake(flow.interpolate(generated, noise, sigma), sigma, labels, true)
+        velocity, logits = fake(flow.interpolate(generated, noise, sigma), sigma, *condition.given, real=true)
         score = losses.fake_score(generated, noise, velocity, sigma, self.settings.fake.target)
         if not gan.weight:
             return score, {}

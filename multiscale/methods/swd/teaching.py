@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from multiscale import flow, sampling
+from multiscale.condition import Classes
 from multiscale.core.device import default_device
 from multiscale.core.resize import area_to
 from multiscale.core.settings import Bad
@@ -62,7 +63,8 @@ def distance(teacher: Path, pyramid: Path, resolution: int) -> float:
         for start in range(0, count, BATCH):
             chosen = labels[start : start + BATCH]
             seeds = list(range(start, start + len(chosen)))
-            generated.append(solved(net, shape, seeds, chosen, SOLVER).cpu())
+            condition = Classes(config.classes)(chosen)
+            generated.append(solved(net, shape, seeds, condition, SOLVER, device).cpu())
     return relative_distance(*(area_to(z, GRID).flatten(1) for z in (torch.cat(generated), real)))
 
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from multiscale import adversarial
+from multiscale.condition import Classes
 from multiscale.core.models import ModelConfig
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.resize import bilinear_to
 from multiscale.core.settings import Section
 from multiscale.core.streams import Draws, noise_of_seeds
-from multiscale.guidance import concatenated, drop_labels
+from multiscale.guidance import concatenated
 from multiscale.methods.wmgm import score
 from multiscale.methods.wmgm.attention_unet import AttentionUNet, GeneratorNetwork
 from multiscale.methods.wmgm.bands import Transform, coarse, detail, transform_of
@@ -260,17 +261,17 @@ class DiffusedDetails(Details):
     """The details by diffusion, eps(d_j at time t, x_j): the ablations WSGM (arXiv 2208.05003) and small diffusion."""
 
     def __init__(self, name: str, data: Data, config: ScoreDetailsConfig, settings: ScoreDetailsPart):
-        net = config.build()
-        super().__init__(name, data, {"net": net}, config, settings)
-        self.label_dropout, self.null = settings.label_dropout, net.null_label
+        super().__init__(name, data, {"net": config.build()}, config, settings)
+        self.label_dropout, self.conditioner = settings.label_dropout, Classes(config.classes)
         self.weight = score.weight_of(settings.predicts, settings.snr_cap)
 
     def loss(self, network: str, nets: Nets, batch: Batch, draws: Draws) -> Loss:
         """`score.loss` of d_j given x_j."""
-        level, _, real, condition = self.given(batch, draws)
-        net = concatenated(nets["net"], condition)
-        labels = drop_labels(batch["label"], self.null, self.label_dropout, draws)
-        return score.loss(lambda x, t: net(x, t, labels), self.levels.encode(real, level), draws, self.weight), {}
+        level, _, real, image = self.given(batch, draws)
+        net = concatenated(nets["net"], image)
+        condition = self.conditioner(batch["label"]).dropped(self.label_dropout, draws)
+        target = self.levels.encode(real, level)
+        return score.loss(lambda x, t: net(x, t, *condition.given), target, draws, self.weight), {}
 
 
 def generated(net: nn.Module, condition: Tensor, noise: Tensor | None) -> Tensor:

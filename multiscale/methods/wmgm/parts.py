@@ -14,12 +14,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from multiscale.condition import Classes
 from multiscale.core.models import ModelConfig
 from multiscale.core.moments import Moments
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.storage import Table, read_json
 from multiscale.core.streams import Draws
-from multiscale.guidance import drop_labels
 from multiscale.methods.wmgm import details, score
 from multiscale.methods.wmgm.bands import LOW, PIXELS, detail
 from multiscale.methods.wmgm.score import Predicts
@@ -62,14 +62,14 @@ class CoarseScore(Part):
     def __init__(self, name: str, table: Table, column: str, config: CoarseConfig, settings: CoarsePart):
         self.net = config.build()
         super().__init__(name, table, {"net": self.net}, config)
-        self.column, self.label_dropout = column, settings.label_dropout
+        self.column, self.label_dropout, self.conditioner = column, settings.label_dropout, Classes(config.classes)
         self.weight = score.weight_of(settings.predicts, settings.snr_cap)
 
     def loss(self, network: str, nets: Nets, batch: Batch, draws: Draws) -> Loss:
         """`score.loss` of the whitened band."""
-        labels = drop_labels(batch["label"], self.net.null_label, self.label_dropout, draws)
+        condition = self.conditioner(batch["label"]).dropped(self.label_dropout, draws)
         data = self.net.whitening(images_of(batch[self.column]))
-        return score.loss(lambda x, t: nets["net"](x, t, labels), data, draws, self.weight), {}
+        return score.loss(lambda x, t: nets["net"](x, t, *condition.given), data, draws, self.weight), {}
 
 
 def images_of(rows: Tensor) -> Tensor:

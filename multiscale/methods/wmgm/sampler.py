@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from multiscale.condition import Classes
 from multiscale.core import models
 from multiscale.core.streams import noise_of_seeds
 from multiscale.guidance import concatenated
@@ -56,21 +57,21 @@ class WMGMSampler(NetworkSampler):
             if trace is not None:
                 trace(*self._picture(undo(z), config.levels))
 
-        shape = config.channels, config.resolution, config.resolution
-        return undo(score.solve(self.net, self.net.null_label, labels, seeds, "low", shape, self.solver, watch))
+        shape, condition = (config.channels, config.resolution, config.resolution), Classes(config.classes)(labels)
+        return undo(score.solve(self.net, condition, seeds, "low", shape, self.solver, self.device, watch))
 
     def detail_bands(self, x: Tensor, level: int, seeds: list[int], labels: Tensor) -> Tensor:
         """d_level given x_level, from the noise of the seeds."""
         config, net = self.makers[level]
-        condition, stream = config.levels.condition(x, level), detail(level)
+        image, stream = config.levels.condition(x, level), detail(level)
         if isinstance(config, DetailsConfig):
-            shape = tuple(condition.shape[1:])
+            shape = tuple(image.shape[1:])
             noise = noise_of_seeds(seeds, stream, shape).to(x.device) if config.noisy else None
-            made = generated(net, condition, noise)
+            made = generated(net, image, noise)
         else:
-            shape = config.levels.details[0].channels, *condition.shape[2:]
-            network = concatenated(net, condition)
-            made = score.solve(network, config.classes or None, labels, seeds, stream, shape, self.detail_solver)
+            shape = config.levels.details[0].channels, *image.shape[2:]
+            network, condition = concatenated(net, image), Classes(config.classes)(labels)
+            made = score.solve(network, condition, seeds, stream, shape, self.detail_solver, self.device)
         return config.levels.decode(made, level)
 
     def _picture(self, x: Tensor, level: int) -> tuple[str, Tensor]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from multiscale import solvers
+from multiscale.condition import Condition
 from multiscale.core.compat import without_pipelines
 from multiscale.core.settings import From0, Positive, Section
 from multiscale.core.streams import Draws, noise_of_seeds
@@ -213,23 +214,23 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {
 
 def solve(
     network: Conditional,
-    null: int | None,
-    labels: Tensor,
+    condition: Condition,
     seeds: list[int],
     stream: str,
     shape: tuple[int, ...],
     solver: ScoreSolver,
+    device: torch.device,
     watch: solvers.Watch = solvers.ignore,
 ) -> Tensor:
-    """Samples (N, *shape) of a score model under guidance, on the device of the labels (N,).
+    """Samples (N, *shape) of a score model under guidance.
 
-    Image k depends on labels[k], seeds[k] and the stream alone. null is the label of 'no class', None for a network
-    without classes. Raises ValueError for guidance of such a network.
+    Image k depends on its condition, seeds[k] and the stream alone. Raises ValueError for guidance of a network without
+    a null.
     """
 
     def noise(step: int) -> Tensor:
-        return noise_of_seeds(seeds, f"{stream}/{step}", shape).to(labels.device)
+        return noise_of_seeds(seeds, f"{stream}/{step}", shape).to(device)
 
-    predict = guided(network, labels, null, solver.guidance_scale)
-    start = noise_of_seeds(seeds, stream, shape).to(labels.device)
+    predict = guided(network, condition, solver.guidance_scale)
+    start = noise_of_seeds(seeds, stream, shape).to(device)
     return SOLVERS[solver.name](predict, start, solver.steps, noise, watch)

@@ -11,7 +11,7 @@ from multiscale.networks.unet import UNetNetwork
 
 
 class ScoreNet(nn.Module):
-    """From (x (N, inputs, h, h), t (N,) in [0, 1], labels (N,) or None) to the noise in the first `outputs` channels.
+    """From (x (N, inputs, h, h), t (N,) in [0, 1], labels (N,), if any) to the noise in the first `outputs` channels.
 
     `predicts` says what the UNet F stands for:
     noise     eps = F. The error in the clean data is sigma / alpha times as large, 150 at t = 1: after a short training
@@ -34,14 +34,9 @@ class ScoreNet(nn.Module):
         self.outputs, self.predicts = outputs, predicts
         self.unet = network.build(inputs, resolution, classes=classes)
 
-    @property
-    def null_label(self) -> int | None:
-        """The label that stands for 'no class'; None where the network knows no classes."""
-        return self.unet.null_label
-
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         alpha, sigma = (factor(t.double()).to(x).view(-1, 1, 1, 1) for factor in (VP.alpha, VP.sigma))
-        made: Tensor = self.unet(x, 1000 * t, labels, x.shape[-1])[:, : self.outputs].float()
+        made: Tensor = self.unet(x, 1000 * t, labels)[:, : self.outputs].float()
         noisy = x[:, : self.outputs]
         if self.predicts == "velocity":
             return torch.addcmul(sigma * noisy, alpha, made)

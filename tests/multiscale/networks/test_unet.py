@@ -190,7 +190,6 @@ def test_a_step_into_the_top_level_enlarges_the_image_first():
 
 def test_classes_and_times_change_the_prediction_and_one_label_means_no_class():
     net = small(classes=3)
-    assert net.null_label == 3 and small().null_label is None
     x = torch.randn(1, 3, 16, 16).expand(6, -1, -1, -1)
     t, labels = torch.tensor([5, 5, 5, 5, 9, 9]), torch.tensor([0, 1, 2, 3, 3, 0])
     predicted = net(x, t, labels, 16)

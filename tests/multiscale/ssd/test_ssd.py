@@ -349,7 +349,7 @@ def test_training_that_was_cut_short_ends_in_the_same_weights(pixels, tmp_path):
         (
             {"conditional": False},
             {"guidance_scale": 2.0},
-            "a guidance scale of 2.0 for a network without classes; allowed: 1",
+            "a guidance scale of 2.0 for a network without classes or an empty prompt; allowed: 1",
         ),
         ({}, {"steps": 41}, "41 sampling steps of a process of 40; allowed: 2 to 40"),
         ({"predicts": "noise"}, {}, "x0, since the network answers at the resolution of the next state"),

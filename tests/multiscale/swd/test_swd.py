@@ -175,10 +175,10 @@ class Spy(nn.Module):
         super().__init__()
         self.net, self.asked = net, []
 
-    def forward(self, x, t, labels, block=None, stop=False):
+    def forward(self, x, t, labels, *, block=None, stop=False):
         asked = ("features", x, t, labels, block, torch.is_grad_enabled()) if stop else ("velocity", x, t, labels)
         self.asked.append(asked)
-        return self.net(x, t, labels, block, stop)
+        return self.net(x, t, labels, block=block, stop=stop)
 
 
 @pytest.mark.parametrize("noised", [True, False])
@@ -313,7 +313,8 @@ def test_an_untrained_student_is_its_teacher_and_beneath_its_adapter_it_stays_so
     with torch.no_grad():
         torch.testing.assert_close(part.teacher(x, t, LABELS[:3]), wanted, rtol=0, atol=1e-6)
         torch.testing.assert_close(
-            part.teacher(x, t, LABELS[:3], 1, stop=True), rebuilt(teacher)(x, t, LABELS[:3], 1, stop=True)
+            part.teacher(x, t, LABELS[:3], block=1, stop=True),
+            rebuilt(teacher)(x, t, LABELS[:3], block=1, stop=True),
         )
         assert (part.networks["generator"](x, t, LABELS[:3]) - wanted).abs().max() > 1e-4
     assert isinstance(part.teacher, Beneath) == bool(rank)
@@ -391,7 +392,7 @@ def test_between_steps_the_clean_latent_is_enlarged_and_noised_anew(student, tmp
     monkeypatch.setattr(
         swd_sampler, "noisy", lambda low, *rest: seen.append((low, rest[0])) or distillation.noisy(low, *rest)
     )
-    sampler.latents(SEEDS, LABELS, made.append)
+    sampler.latents(SEEDS, sampler.conditioner(LABELS), made.append)
     assert [resolution for _, resolution in seen] == RESOLUTIONS
     assert all(torch.equal(low, z) for (low, _), z in zip(seen[1:], made))
 
@@ -488,9 +489,9 @@ def test_the_tokens_after_a_block_are_those_that_the_network_goes_on_from():
         block.register_forward_hook(lambda _, __, out, index=index: seen.__setitem__(index, out))
     output = net(x, t, LABELS[:3])
     for index in range(2):
-        again, tokens = net(x, t, LABELS[:3], index)
+        again, tokens = net(x, t, LABELS[:3], block=index)
         assert torch.equal(again, output) and torch.equal(tokens, seen[index]) and tokens.shape == (3, 9, 32)
         later = [block.register_forward_hook(lambda *_: pytest.fail("it ran on")) for block in net.blocks[index + 1 :]]
-        assert torch.equal(net(x, t, LABELS[:3], index, stop=True), tokens)
+        assert torch.equal(net(x, t, LABELS[:3], block=index, stop=True), tokens)
         for hook in later:
             hook.remove()

@@ -16,10 +16,14 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from multiscale.condition import Classes, Prompts
+from multiscale.core.storage import Table
 from multiscale.core.streams import Draws
+from multiscale.flow import Solver
 from multiscale.methods.swd import parts as swd_parts
+from multiscale.methods.swd import sampler as swd_sampler
 from multiscale.methods.swd.settings import Student, Teacher
-from multiscale.methods.swd.student import StudentPart, TokenHead
+from multiscale.methods.swd.student import FakeScore, StudentPart, TokenHead
 
 CLASSES, COUNT, GUIDANCE = 3, 8, 4.5
 NETWORK = {"depth": 2, "width": 16, "heads": 2, "patch": 2}
@@ -375,3 +379,58 @@ def test_every_level_of_its_range_is_drawn_for_a_term_and_no_other(name, between
             case.part.loss(network, case.part.networks, rows, draws)
     seen = sorted({t for times in shown.times for t in times.tolist()}, reverse=True)
     np.testing.assert_allclose(seen, levels(*between), atol=1e-6)
+
+
+class OfPrompts(nn.Module):
+    """A DiT that reads the class from a prompt: class % 2 from its second token, class // 2 from the pooled prompt."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, t: Tensor, prompt: Tensor, pooled: Tensor, block=None, stop=False):
+        return self.net(x, t, prompt[:, 1].argmax(1) + 2 * pooled.argmax(1), block=block, stop=stop)
+
+
+def prompts() -> Prompts:
+    """Row k stands for the class CLASSES - 1 - k, the empty prompt for no class."""
+    bits, classes = torch.eye(2), torch.arange(CLASSES + 1)
+    prompt, pooled = torch.stack([bits[torch.zeros_like(classes)], bits[classes % 2]], 1), bits[classes // 2]
+    rows = torch.arange(CLASSES).flip(0)
+    return Prompts(Table({"prompt": prompt[rows].numpy(), "pooled": pooled[rows].numpy()}), (prompt[3:], pooled[3:]))
+
+
+@pytest.mark.parametrize("network, step", [("generator", STEPS[1]), ("fake", 0)])
+def test_a_student_of_prompts_learns_what_one_of_the_classes_that_they_tell_does(network, step, folders):
+    case = Case(folders, step, network)
+    fake, teacher = FakeScore(OfPrompts(case.fake), case.head, 1), OfPrompts(case.teacher)
+    networks, same = {"generator": OfPrompts(case.generator), "fake": fake}, case.part
+    about = same.data, networks, same.config, same.settings, teacher, same.renormalise
+    part = StudentPart("swd", *about, prompts())
+    rows = case.rows | {"label": CLASSES - 1 - case.labels}
+    draws = Draws(0, "swd", step, COUNT, slice(0, COUNT), torch.device("cpu"))
+    loss, terms = part.loss(network, networks, rows, draws)
+    torch.testing.assert_close((loss, terms), (case.loss, case.terms), rtol=0, atol=0)
+    same_gradients(loss, case.loss, case.part.networks[network])
+
+
+def test_a_teacher_of_prompts_learns_and_generates_what_one_of_classes_does(folders):
+    losses = {}
+    for dropout in (0.0, 0.7):
+        of_classes = swd_parts.build_part("teacher", teacher_settings(label_dropout=dropout), folders[0])
+        net = of_classes.networks["net"]
+        scattered(net, 0)
+        about = of_classes.config, of_classes.settings, of_classes.columns
+        of_prompts = swd_parts.TeacherPart("teacher", of_classes.data, OfPrompts(net), *about, prompts())
+        rows = of_classes.data[torch.arange(COUNT)]
+        told = rows | {"label": CLASSES - 1 - rows["label"]}
+        draws = Draws(0, "t", 0, COUNT, slice(0, COUNT), torch.device("cpu"))
+        losses[dropout], _ = of_classes.loss("net", of_classes.networks, rows, draws)
+        found, _ = of_prompts.loss("net", of_prompts.networks, told, draws)
+        torch.testing.assert_close(found, losses[dropout], rtol=0, atol=0)
+        same_gradients(found, losses[dropout], net)
+    assert losses[0.0] != losses[0.7]
+    seeds, solver, device = list(range(COUNT)), Solver(steps=2, guidance_scale=GUIDANCE), torch.device("cpu")
+    wanted = swd_sampler.solved(net, (2, 8, 8), seeds, Classes(CLASSES)(rows["label"]), solver, device)
+    found = swd_sampler.solved(OfPrompts(net), (2, 8, 8), seeds, prompts()(told["label"]), solver, device)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)

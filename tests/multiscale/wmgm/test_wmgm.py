@@ -547,7 +547,9 @@ def test_guidance_asks_the_score_models_twice_and_pulls_towards_the_class(bands,
     assert count_calls(guided, LABELS) == {"coarse": 8, "details": 12}
     assert not torch.equal(plain(SEEDS, LABELS), guided(SEEDS, LABELS))
     parts = [(bands, replace(COARSE, conditional=False)), (bands, GAN)]
-    with pytest.raises(ValueError, match="a guidance scale of 3.0 for a network without classes; allowed: 1"):
+    with pytest.raises(
+        ValueError, match="a guidance scale of 3.0 for a network without classes or an empty prompt; allowed: 1"
+    ):
         sampler_of(tmp_path, parts, strong)(SEEDS, LABELS)
 
 

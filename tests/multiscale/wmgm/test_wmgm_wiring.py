@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from multiscale.condition import Classes
 from multiscale.core.streams import Draws, noise_of_seeds
 from multiscale.guidance import concatenated
 from multiscale.methods.wmgm import sampler as wmgm_sampler
@@ -125,11 +126,12 @@ class Recorder(nn.Module):
 
 
 def test_both_halves_of_a_guided_batch_get_the_condition_of_their_image():
-    net, condition = Recorder(), torch.arange(4.0).view(4, 1, 1, 1).expand(4, 2, 4, 4)
+    net, image = Recorder(), torch.arange(4.0).view(4, 1, 1, 1).expand(4, 2, 4, 4)
     solver = ScoreSolver(name="ode-euler", steps=2, guidance_scale=2.0)
-    score.solve(concatenated(net, condition), CLASSES, LABELS, SEEDS, "details-1", (3, 4, 4), solver)
+    network, condition = concatenated(net, image), Classes(CLASSES)(LABELS)
+    score.solve(network, condition, SEEDS, "details-1", (3, 4, 4), solver, torch.device("cpu"))
     for x, _, labels in net.calls:
-        assert torch.equal(x[:, 3:], torch.cat([condition, condition]))
+        assert torch.equal(x[:, 3:], torch.cat([image, image]))
         assert torch.equal(x[:4, :3], x[4:, :3])
         assert torch.equal(labels, torch.cat([LABELS, torch.full((4,), CLASSES)]))
 
