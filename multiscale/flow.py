@@ -11,22 +11,20 @@ import torch
 from torch import Tensor
 
 from multiscale import solvers
-from multiscale.core.settings import From0, Positive, Section
+from multiscale.core.settings import Positive
 from multiscale.core.streams import Draws
-from multiscale.guidance import Predict
+from multiscale.guidance import Guidance, Predict
 
 Timesteps = Literal["uniform", "logit-normal"]
 
 
-class Solver(Section):
+class Solver(Guidance):
     """The ODE solver of a flow."""
 
     name: Literal["euler", "heun"] = "euler"
     """heun evaluates the network twice a step"""
     steps: Positive = 25
     """evenly spaced in time"""
-    guidance_scale: From0 = 1.0
-    """of classifier-free guidance; 1: none"""
 
 
 def interpolate(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:

@@ -73,3 +73,7 @@ def test_a_text_that_is_not_found_once_ends_the_run_before_any_test(text, count,
 def test_a_test_that_fails_without_a_mutant_ends_the_run(test, how, run):
     code, told = run(KILLED, ("x / 2", "x / 3", test))
     assert code == 1 and "tests that fail without a mutant:" in told and how in told
+
+
+def test_every_mutant_stands_once_in_its_file():
+    assert list(mutate.misplaced(mutate.read(mutate.ROOT / "tests" / "mutants.yaml"), mutate.ROOT)) == []

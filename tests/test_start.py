@@ -110,3 +110,18 @@ import wave
 print(wave.__name__, sys.modules["colorsys"] is colorsys)
 """)
     assert out == "True\nwave True\n"
+
+
+def test_metrics_start_without_torchs_compiler_which_still_loads_where_it_is_used():
+    out, modules = run("""
+import torch
+from multiscale.core.compat import make_torchvision_importable
+make_torchvision_importable()
+import torch_fidelity.metric_fid
+print(sorted({"torch._dynamo", "sympy"} & set(sys.modules)))
+import torch._dynamo
+print(torch._dynamo.utils.is_compile_supported.__module__)
+print(torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item())
+""")
+    assert out == "[]\ntorch._dynamo.utils\n2.0\n"
+    assert {"torchvision", "torch_fidelity"} <= modules

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -29,7 +30,8 @@ def make_torchvision_importable() -> None:
     except (AttributeError, RuntimeError):
         pass
     try:
-        import torchvision  # noqa: F401
+        with _without_compiler():
+            import torchvision  # noqa: F401
     except ImportError:
         return
     except RuntimeError:
@@ -38,6 +40,28 @@ def make_torchvision_importable() -> None:
         _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]  # half imported
+        with _without_compiler():
+            import torchvision  # noqa: F401
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """For the import of torchvision, which loads torch's compiler, in seconds, to ask one question of a CUDA operator.
+
+    A compiler that is loaded already stays.
+    """
+    compiler = "torch._dynamo"
+    if compiler in sys.modules:
+        yield
+        return
+    stand_ins = {name: ModuleType(name) for name in (compiler, f"{compiler}.utils")}
+    vars(stand_ins[f"{compiler}.utils"])["is_compile_supported"] = lambda device: False
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
 
 
 def without_pipelines() -> AbstractContextManager[None]:

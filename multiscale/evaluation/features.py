@@ -72,7 +72,7 @@ def create(extractor: str, weights: Path | None, device: torch.device) -> nn.Mod
 
 def _inception(name: str, weights: Path | None) -> nn.Module:
     make_torchvision_importable()
-    # Here, because torch-fidelity imports torch's compiler, which takes as long as torch itself.
+    # Here, because torch-fidelity takes long to import, and few commands need it.
     from torch_fidelity import FeatureExtractorInceptionV3
 
     layers = [FeatureExtractorInceptionV3.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc")]

@@ -86,7 +86,7 @@ def distances(
     `kid`. Precision and recall depend on the size of both sets, so the larger is replaced by a fixed random subset.
     """
     make_torchvision_importable()
-    # Here, because torch-fidelity imports torch's compiler, which takes as long as torch itself.
+    # Here, because torch-fidelity takes long to import, and few commands need it.
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric

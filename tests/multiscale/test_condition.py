@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from multiscale.condition import Classes, Condition, Prompts
 from multiscale.core.storage import Table
-from multiscale.guidance import guided
+from multiscale.guidance import Guidance, guided, guided_by
 
 PROMPT = torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]], [[5.0], [6.0]]])  # three prompts of two tokens
 POOLED = torch.tensor([[10.0], [20.0], [30.0]])
@@ -94,3 +95,32 @@ def test_a_network_without_a_null_is_not_guided(prompts):
             ValueError, match="scale of 1.5 for a network without classes or an empty prompt; allowed: 1"
         ):
             guided(of_prompts, condition, 1.5)
+
+
+def test_guidance_is_limited_to_an_interval_of_times(prompts):
+    """Inside it the values of the test above for scale 2, outside those of scale 1, from half as many rows."""
+    rows = []
+
+    def network(x: Tensor, t: Tensor, *given: Tensor) -> Tensor:
+        rows.append(len(x))
+        return of_prompts(x, t / 1000, *given)
+
+    solver = Guidance(guidance_scale=2.0, guidance_interval=[0.25, 0.5])
+    predict = guided_by(solver, network, prompts(torch.tensor([2, 0])), noise=1000)
+    x = torch.tensor([2.0, 3.0]).view(2, 1, 1, 1)
+    found = {t: predict(x, torch.tensor([t, t])).flatten().tolist() for t in (501, 500, 250, 249)}
+    assert rows == [2, 4, 4, 2]
+    assert found[500] == [120.75, 41.25] and found[250] == [120.25, 40.5]
+    assert found[501] == pytest.approx([60.002, 20.503]) and found[249] == pytest.approx([59.498, 19.747])
+
+
+def test_a_solver_predicts_in_single_precision(prompts):
+    network = lambda x, t, *given: of_prompts(x, t, *given).bfloat16()  # noqa: E731
+    x, t = torch.ones(2, 1, 1, 1), torch.ones(2)
+    assert guided_by(Guidance(), network, prompts(torch.tensor([2, 0])))(x, t).dtype == torch.float32
+
+
+@pytest.mark.parametrize("interval", [[0.5, 0.5], [0.8, 0.2], [0.0, 1.5], [0.2]])
+def test_an_interval_is_two_times_that_grow(interval):
+    with pytest.raises(ValidationError, match="guidance_interval"):
+        Guidance(guidance_interval=interval)

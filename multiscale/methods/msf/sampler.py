@@ -12,7 +12,7 @@ from multiscale.condition import Classes, Condition
 from multiscale.core import models
 from multiscale.core.pixels import to_unit
 from multiscale.core.streams import noise_of_seeds
-from multiscale.guidance import concatenated, guided
+from multiscale.guidance import concatenated, guided_by
 from multiscale.methods.msf.parts import ScaleConfig
 from multiscale.methods.msf.residual import accumulate, prior
 from multiscale.methods.msf.settings import MSFMethod
@@ -51,7 +51,7 @@ class MSFSampler(NetworkSampler):
         resolution = config.resolutions[k]
         before = prior(targets, resolution, self.full) if targets else None
         network = concatenated(net, before)
-        velocity = guided(lambda x, t, *given: network(x, t, *given).float(), condition, solver.guidance_scale)
+        velocity = guided_by(solver, network, condition)
 
         def watch(x: Tensor) -> None:
             if trace is not None:  # the image so far, at the resolution of this scale

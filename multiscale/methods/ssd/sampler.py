@@ -13,7 +13,7 @@ from multiscale.condition import Classes, Condition
 from multiscale.core import models
 from multiscale.core.pixels import to_unit
 from multiscale.core.streams import noise_of_seeds
-from multiscale.guidance import Predict, guided
+from multiscale.guidance import Predict, guided_by
 from multiscale.methods.ssd.model import SSDConfig, build_network, prediction
 from multiscale.methods.ssd.process import CLEAN, respaced
 from multiscale.methods.ssd.settings import AncestralSolver, SSDMethod
@@ -31,7 +31,7 @@ class ScaleSpaceSampler(NetworkSampler):
 
     def __init__(self, net: FlexiUNet, config: SSDConfig, solver: AncestralSolver, precision: str):
         super().__init__({"net": net}, precision)
-        self.net, self.config, self.guidance_scale = net, config, solver.guidance_scale
+        self.net, self.config, self.solver = net, config, solver
         self.conditioner = Classes(config.classes)
         self.process = process = config.process.build(config.resolution)
         states = [CLEAN, *respaced(process, solver.steps)]
@@ -68,7 +68,7 @@ class ScaleSpaceSampler(NetworkSampler):
     def _predict(self, resolution: int, condition: Condition) -> Predict:
         """What the network predicts at a resolution as a function of (x_t, t), guided."""
         predict = prediction(self.net, self.config, resolution)
-        return guided(lambda x, t, *given: predict(x, t, *given).float(), condition, self.guidance_scale)
+        return guided_by(self.solver, predict, condition, self.config.process.steps)
 
 
 def load_sampler(folders: Sequence[Path], settings: SSDMethod, codec: Codec, precision: str) -> ScaleSpaceSampler:

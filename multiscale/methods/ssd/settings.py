@@ -12,14 +12,13 @@ from multiscale.core.settings import (
     Bad,
     Decomposed,
     Experiment,
-    From0,
     Positive,
     Sampled,
-    Section,
     Share,
     Trained,
     allowed_of,
 )
+from multiscale.guidance import Guidance
 from multiscale.methods.ssd.model import SSDConfig, Use, entries_of
 from multiscale.methods.ssd.process import ScaleSpaceProcess, Target
 from multiscale.methods.ssd.resizing import Variance
@@ -80,7 +79,7 @@ class SSDPart(Trained):
         )
 
 
-class AncestralSolver(Section):
+class AncestralSolver(Guidance):
     """How a diffusion chain is sampled."""
 
     steps: Annotated[int, Field(ge=2, le=LARGEST)] = 250
@@ -89,8 +88,6 @@ class AncestralSolver(Section):
     """1: the posterior (DDPM); 0: DDIM"""
     variance: Variance = "small"
     """the posterior's; large: beta_t, with one resolution and eta 1 only"""
-    guidance_scale: From0 = 1.0
-    """of classifier-free guidance; 1: none"""
     last_step: Literal["clean", "as-released"] = "clean"
     """as-released: keeps the noise of state 0, sigma 0.01"""
 

@@ -13,7 +13,7 @@ from multiscale.condition import Classes, Condition, Conditioner
 from multiscale.core import models
 from multiscale.core.pixels import to_unit
 from multiscale.core.streams import noise_of_seeds
-from multiscale.guidance import guided
+from multiscale.guidance import guided_by
 from multiscale.methods.swd.config import NetworkConfig, StudentConfig, TeacherConfig
 from multiscale.methods.swd.losses import clean
 from multiscale.methods.swd.parts import load_teacher
@@ -34,7 +34,7 @@ def solved(
     watch: solvers.Watch = solvers.ignore,
 ) -> Tensor:
     """Normalised latents (N, *shape) that a teacher generates; `watch` is called with the state after each step."""
-    velocity = guided(lambda x, t, *given: net(x, t, *given).float(), condition, solver.guidance_scale)
+    velocity = guided_by(solver, net, condition)
     return flow.solve(velocity, noise_of_seeds(seeds, "teacher", shape).to(device), solver, watch)
 
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from multiscale import solvers
 from multiscale.condition import Condition
 from multiscale.core.compat import without_pipelines
-from multiscale.core.settings import From0, Positive, Section
+from multiscale.core.settings import Positive
 from multiscale.core.streams import Draws, noise_of_seeds
-from multiscale.guidance import Conditional, Predict, guided
+from multiscale.guidance import Conditional, Guidance, Predict, guided_by
 
 Predicts = Literal["noise", "velocity", "x0"]
 Noise = Callable[[int], Tensor]  # step k -> unit Gaussian noise shaped like the state
@@ -30,15 +30,13 @@ Weight = Callable[[Tensor, Tensor], Tensor]  # (alpha, sigma) -> the weight of t
 EARLIEST = 1e-3  # the least training time: the score grows like 1 / sigma below
 
 
-class ScoreSolver(Section):
+class ScoreSolver(Guidance):
     """How a score model is sampled."""
 
     name: Literal["euler-maruyama", "ode-euler", "ode-heun", "dpm-solver++"] = "dpm-solver++"
     """euler-maruyama: of the reverse SDE; the others: of its ODE"""
     steps: Positive = 50
     """ode-heun evaluates the network twice a step, the others once"""
-    guidance_scale: From0 = 1.0
-    """of classifier-free guidance; 1: none"""
 
 
 @dataclass(frozen=True)
@@ -231,6 +229,6 @@ def solve(
     def noise(step: int) -> Tensor:
         return noise_of_seeds(seeds, f"{stream}/{step}", shape).to(device)
 
-    predict = guided(network, condition, solver.guidance_scale)
+    predict = guided_by(solver, network, condition)
     start = noise_of_seeds(seeds, stream, shape).to(device)
     return SOLVERS[solver.name](predict, start, solver.steps, noise, watch)
