@@ -37,10 +37,11 @@ class MSFSampler(NetworkSampler):
     def images(self, seeds: list[int], labels: Tensor, trace: Trace | None) -> Tensor:
         targets: list[Tensor] = []
         for _ in self.scales:
-            targets.append(self._next_target(targets, seeds, labels, trace))
-        return self._decoded(accumulate(targets, self.full))
+            targets.append(self.next_target(targets, seeds, labels, trace))
+        return self.decoded(accumulate(targets, self.full))
 
-    def _next_target(self, targets: list[Tensor], seeds: list[int], labels: Tensor, trace: Trace | None) -> Tensor:
+    def next_target(self, targets: list[Tensor], seeds: list[int], labels: Tensor, trace: Trace | None) -> Tensor:
+        """y_k given y_0 ... y_{k-1}, as latents."""
         k = len(targets)
         net, config, solver = self.scales[k]
         resolution = config.resolutions[k]
@@ -51,13 +52,14 @@ class MSFSampler(NetworkSampler):
         def watch(x: Tensor) -> None:
             if trace is not None:  # the image so far, at the resolution of this scale
                 y = config.target.undo(x)
-                image = self._decoded(y if before is None else before + y)
+                image = self.decoded(y if before is None else before + y)
                 trace(f"{image.shape[-1]} px", image)
 
         x = noise_of_seeds(seeds, f"scale-{k}", (config.target.channels, resolution, resolution)).to(self.device)
         return config.target.undo(flow.solve(velocity, x, solver, watch))
 
-    def _decoded(self, z: Tensor) -> Tensor:
+    def decoded(self, z: Tensor) -> Tensor:
+        """Images (N, C, H, H) in [0, 1] of latents."""
         return to_unit(self.codec.decode(self.latent.undo(z)))
 
 

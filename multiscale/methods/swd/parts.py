@@ -31,6 +31,8 @@ from multiscale.training.part import Batch, Data, Loss, Nets, Part
 class TeacherPart(Part):
     """Flow matching at one random resolution a batch; data: columns z{resolution} and label."""
 
+    config: TeacherConfig
+
     def __init__(self, name: str, data: Data, net: DiT, config: TeacherConfig, settings: Teacher, columns: list[str]):
         super().__init__(name, data, {"net": net}, config)
         self.null, self.settings, self.columns = net.null_label, settings, columns

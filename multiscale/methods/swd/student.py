@@ -91,6 +91,7 @@ class StudentPart(Part):
     """
 
     main = "generator"
+    config: StudentConfig
 
     def __init__(
         self,
