@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from uuid import UUID
 
 from prefect import get_client, get_run_logger
 from prefect.artifacts import (
@@ -20,6 +22,7 @@ from prefect.artifacts import (
 from prefect.client.schemas.actions import ArtifactUpdate
 
 from flows.graph import Stage
+from flows.previews import Previews, title_of
 from flows.scheduler import Scheduler, clock
 from stages.common.paths import NEIGHBOURS, REPORTS, SAMPLES
 
@@ -34,6 +37,7 @@ class Board:
 
     def __init__(self, stages: list[Stage]):
         self.before = _pictures()
+        self.previews, self.trainings = Previews(), dict[Path, UUID]()
         self.shown, self.due = [_row(stage.address, "waiting") for stage in stages], 0.0
         self.table = create_table_artifact(
             self.shown, "stages", "Every stage of this run: what runs, what failed, what is done, what waits"
@@ -48,9 +52,11 @@ class Board:
         """Brings the dashboard up to date, at most every few seconds."""
         if time.monotonic() >= self.due:
             self._publish(run)
+        self._show_previews(run.running)
 
     def ended(self, run: Scheduler, stage: Stage) -> None:
-        """Shows nothing: the next look does."""
+        """Shows the last picture of a training; the next look shows the rest."""
+        self._show_previews([stage.address])
 
     def close(self, run: Scheduler) -> None:
         """Brings the dashboard up to date; what still waits is held back."""
@@ -71,6 +77,15 @@ class Board:
             create_markdown_artifact(table.read_text(), "leaderboard", "All methods compared, as this run left them")
         if address := os.environ.get(REPORT):
             create_link_artifact(address, "The report of the last run", "report", "All results on one page")
+
+    def _show_previews(self, addresses: Iterable[str]) -> None:
+        """Shows what trainings have learnt so far: an artifact for each, with its newest picture."""
+        for path in self.previews.fresh(addresses):
+            title, shown = title_of(path), markdown_of(path)
+            if artifact := self.trainings.get(path):
+                get_client(sync_client=True).update_artifact(artifact, ArtifactUpdate(data=shown, description=title))
+            else:
+                self.trainings[path] = create_markdown_artifact(shown, f"training-{path.parent.name}", title)
 
     def _publish(self, run: Scheduler, closed: bool = False) -> None:
         now = time.monotonic()
@@ -111,12 +126,12 @@ def _method(picture: Path) -> str:
     return picture.stem if picture.parent == NEIGHBOURS else picture.parent.name
 
 
+def markdown_of(picture: Path) -> str:
+    """A picture under its path, held in the text."""
+    return f"### {picture}\n\n![{picture}](data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()})"
+
+
 def show_pictures(key: str, description: str, paths: list[Path]) -> None:
     """Shows those of the pictures that are there, in one artifact that holds them: an old run's stay what they were."""
-    parts = [
-        f"### {path}\n\n![{path}](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})"
-        for path in paths
-        if path.exists()
-    ]
-    if parts:
+    if parts := [markdown_of(path) for path in paths if path.exists()]:
         create_markdown_artifact("\n\n".join(parts), key, description)

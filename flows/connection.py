@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+from multiscale.core.terminal import announce
 from stages.common.errors import BadInput
 
 HOME = Path(".prefect")  # the same in pyproject.toml: runs, schedules and the password of this folder's dashboard
@@ -48,6 +49,7 @@ def server() -> Iterator[bool]:
     if "PREFECT_API_URL" not in os.environ and not ADDRESS.exists():
         yield False
         return
+    announce("loading Prefect, to show the run in a dashboard")
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
     url, auth = PREFECT_API_URL.value(), PREFECT_API_AUTH_STRING.value()

@@ -16,7 +16,7 @@ if __name__ == "__main__":  # first: the imports below take seconds
     )
     parser.add_argument("--port", type=int, default=4200, help="of the dashboard; the next serves the report (4200)")
     parser.add_argument("--nightly", default="0 2 * * *", metavar="CRON", help="when, in UTC ('0 2 * * *')")
-    launch("flows.dashboard", **vars(parser.parse_args()))
+    launch("flows.dashboard", "loading Prefect", **vars(parser.parse_args()))
 
 import base64
 import hmac
@@ -43,6 +43,7 @@ from flows import connection, process
 from flows.board import REPORT
 from flows.flow import reproduce
 from flows.sweeps.board import sweep
+from multiscale.core.terminal import announce
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import REPORTS
 
@@ -112,6 +113,7 @@ def prefect_server(port: int, password: str) -> Iterator[str]:
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_UI_API_URL": url,  # by default the pages ask port 4200, whatever the port
     }
+    announce("starting the server of the dashboard")
     with process.group(command, environment, DEVNULL) as server:
         deadline = time.monotonic() + TIMEOUT
         while connection.answers(url, password) != 200:

@@ -23,7 +23,7 @@ if __name__ == "__main__":  # first: the imports below take seconds
     parser.add_argument("-S", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="a setting")
     parser.add_argument("--name", dest="experiment", help="save the result as a DVC experiment of this name")
     parser.add_argument("--slots", type=int, help="stages at once; by default as many as there are cores for")
-    launch("flows.reproduce", **vars(parser.parse_args()))
+    launch("flows.reproduce", "loading the pipeline, to see what is stale", **vars(parser.parse_args()))
 
 import os
 import signal

@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from flows.graph import Stage, is_sample
+from flows.previews import Previews
 from flows.scheduler import BAR, Scheduler, clock
 from flows.work import LOGS, log_of
 from stages.common.paths import SAMPLES
@@ -34,7 +35,7 @@ class Terminal:
         self.bar = tqdm(bar_format="{desc}", dynamic_ncols=True, leave=False) if screen else None
         self.since = time.monotonic()
         self.due = self.since + EVERY
-        self.pictures = 0
+        self.pictures, self.previews, self.previewed = 0, Previews(), False
         self.intro = f"{stale} of {len(stages)} stages to run" if stale else ""
 
     def say(self, line: str) -> None:
@@ -47,6 +48,10 @@ class Terminal:
         if self.intro:
             self.say(f"{self.intro}, {run.slots} at once; log: {LOG}, of each stage: {LOGS}/STAGE.log")
             self.intro = ""
+        fresh = self.previews.fresh(run.running)
+        if fresh and not self.previewed:
+            self.say(f"what {fresh[0].parent.name} has learnt so far: {fresh[0]}, redrawn at each tenth of a training")
+            self.previewed = True
         if self.bar is not None:
             self.bar.set_description_str(status(run, time.monotonic()))
         if time.monotonic() > self.due:

@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from multiscale.core.terminal import announce
+
 COLUMNS = 16
 
 
@@ -59,6 +61,7 @@ def sample(folder: Path, classes: list[int] | None, seeds: list[int], out: str, 
 
     Raises ValueError for classes that the method was not trained on, and for a file that is no PNG.
     """
+    announce("loading torch and the model")
     import torch
     from tqdm import tqdm
 

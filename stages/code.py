@@ -20,6 +20,7 @@ from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
+from multiscale.core.terminal import announce
 from stages.common.errors import BadInput
 from stages.common.harness import guarded
 from stages.common.paths import CODE
@@ -34,8 +35,8 @@ OPENED = {
     "sample": ("settings", "sampler"),
 }
 # What decides no result: the schema says what is allowed (experiment.yaml spells out what the methods share), Ray
-# carries the same work to other processes, `multiscale.load` is for people, and this file only compares.
-NEUTRAL = ("stages/schema/", "stages/cluster.py", "stages/code.py", "multiscale/__init__.py")
+# carries the same work to other processes, previews and `multiscale.load` are for people, and this file only compares.
+NEUTRAL = ("stages/schema/", "stages/cluster.py", "stages/code.py", "stages/previews.py", "multiscale/__init__.py")
 PROJECT = ("flows", "multiscale", "stages")
 
 
@@ -133,6 +134,7 @@ def listing(name: str, root: Path = Path()) -> str:
 
 
 def main() -> None:
+    announce("loading torch, to check the settings")
     from stages.common import settings  # here, because flows import this module without torch
 
     settings.load()  # a setting that is refused is refused here, before any other stage deletes what it made

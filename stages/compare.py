@@ -17,7 +17,7 @@ if __name__ == "__main__":  # first: the imports below take seconds
         prog="python -m stages.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("revisions", nargs="*", metavar="REVISION", help="a git revision or a DVC experiment")
-    launch("stages.compare", **vars(parser.parse_args()))
+    launch("stages.compare", "reading the metrics of the revisions", **vars(parser.parse_args()))
 
 import json
 from collections.abc import Sequence

@@ -18,7 +18,7 @@ from multiscale.core.storage import atomic_folder, write_json
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Result, fit
 from multiscale.training.part import Part, Training
-from stages import cluster
+from stages import cluster, previews
 from stages.common import codec, keys, timings
 from stages.common.harness import progress
 from stages.common.paths import DECOMPOSED, MODELS, SCRATCH
@@ -109,7 +109,10 @@ def work(
     part = job.build()
     bare = copy.deepcopy(part.networks[part.main])  # an unsharded copy, for the result
     checkpoints = Checkpoints(Path(SCRATCH, "checkpoints"), job.name, job.key)
-    result = fit(part, job.training, job.seed, checkpoints, on_row, on_step, run.parallel, run.checkpoint_seconds)
+    observe = previews.observer(part, job.training, job.decomposition, run.previews)
+    result = fit(
+        part, job.training, job.seed, checkpoints, on_row, on_step, run.parallel, run.checkpoint_seconds, observe
+    )
     group = torch.distributed.is_initialized()
     if not group or torch.distributed.get_rank() == 0:
         bare.load_state_dict(result.weights)

@@ -25,7 +25,7 @@ if __name__ == "__main__":  # first: the imports below take seconds, and a list 
         parser = argparse.ArgumentParser(prog="python -m stages.recipe new", description="Writes a recipe for images.")
         parser.add_argument("name", help="of the recipe and the data set")
         parser.add_argument("--images", required=True, help="a folder, zip, tar, Parquet or IDX file")
-        launch("stages.propose", **vars(parser.parse_args(sys.argv[2:])))
+        launch("stages.propose", "looking at the images", **vars(parser.parse_args(sys.argv[2:])))
     parser = argparse.ArgumentParser(
         prog="python -m stages.recipe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -34,7 +34,7 @@ if __name__ == "__main__":  # first: the imports below take seconds, and a list 
     parser.add_argument("--defaults", action="store_true", help="print the recipe, or the experiment, with every key")
     given = parser.parse_args()
     if given.name or given.defaults:
-        launch("stages.recipe", **vars(given))
+        launch("stages.recipe", "checking the recipe", **vars(given))
     guarded(show, folder=RECIPES)
     sys.exit()
 

@@ -16,7 +16,7 @@ if __name__ == "__main__":  # first: the imports below take seconds
         prog="python -m stages.summary", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("methods", nargs="*", help="methods of the experiment; all, and the floors, by default")
-    launch("stages.summary", **vars(parser.parse_args()))
+    launch("stages.summary", "reading the leaderboard", **vars(parser.parse_args()))
 
 from stages import leaderboard, measured
 from stages.common import settings

@@ -76,6 +76,7 @@ FOLLOWS = {  # the lists that an edit of a file changes
     "multiscale/evaluation/classifier.py": {"classifier", "evaluate", "floor"},
     "multiscale/evaluation/metrics.py": {"evaluate", "floor"},
     "multiscale/methods/msf/sampler.py": {"sample-msf", "timing"},
+    "multiscale/methods/msf/preview.py": set(),
     "multiscale/methods/msf/residual.py": {"timing", *of("msf", verbs="decompose train sample")},
     "multiscale/methods/ssd/process.py": {"train-ssd", "sample-ssd", "timing"},
     "multiscale/methods/ssd/settings.py": {"timing", *of("ssd", verbs="decompose train sample")},  # the defaults
@@ -86,6 +87,7 @@ FOLLOWS = {  # the lists that an edit of a file changes
     "multiscale/__init__.py": set(),
     "stages/cluster.py": set(),
     "stages/code.py": set(),
+    "stages/previews.py": set(),
     "stages/recipe.py": set(),
     "stages/schema/__init__.py": set(),
     "stages/schema/data.py": set(),
@@ -217,7 +219,7 @@ def test_the_science_reads_nothing_from_the_environment():
 
 
 def test_flows_touch_no_tensors():
-    allowed = {"multiscale.core.settings", "multiscale.core.storage", "multiscale.core.device"}
+    allowed = {f"multiscale.core.{name}" for name in ("settings", "storage", "device", "terminal")}
     for path in (ROOT / "flows").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [node.module] if isinstance(node, ast.ImportFrom) else []

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from multiscale.core.terminal import announce
+
 ROOT = Path(__file__).parent.parent
 # Of each, the import takes a tenth of a second or more.
 SLOW = {"torch", "pydantic", "polars", "pyarrow", "matplotlib", "diffusers", "prefect", "dvc", "ray", "optuna"}
@@ -28,10 +30,10 @@ def run(code: str) -> tuple[str, set[str]]:
     return done.stdout, set(done.stderr.splitlines()[-1].split())
 
 
-def command(name: str, *arguments: str) -> tuple[str, set[str]]:
-    """`run` of what `python -m NAME arguments...` does."""
+def command(name: str, *arguments: str, before: str = "") -> tuple[str, set[str]]:
+    """`run` of what `python -m NAME arguments...` does, after the code `before`."""
     code = f"import runpy; sys.argv = {['', *arguments]}; runpy.run_module('{name}', None, '__main__', alter_sys=True)"
-    return run(code)
+    return run(f"{before}\n{code}")
 
 
 def test_every_command_is_known():
@@ -44,6 +46,36 @@ def test_help_comes_before_the_imports(name):
     out, modules = command(name, "--help")
     assert out.startswith(f"usage: python -m {name} ")
     assert sorted(modules & SLOW) == []
+
+
+@pytest.mark.parametrize(
+    "command_line",
+    [
+        "flows.dashboard",
+        "flows.reproduce msf",
+        "flows.sweeps dit",
+        "multiscale sample models/none",
+        "stages.code",
+        "stages.compare",
+        "stages.recipe embedded",
+        "stages.recipe new mine --images nowhere",
+        "stages.train dit",
+    ],
+)
+def test_who_waits_at_a_terminal_is_told_for_what_before_the_imports(command_line):
+    told = "from multiscale.core import terminal; terminal.announce = lambda what: (print(what), sys.exit())"
+    name, *arguments = command_line.split()
+    out, modules = command(name, *arguments, before=told)
+    assert out.count("\n") == 1 and out.split()[0] in ("loading", "checking", "looking", "reading")
+    assert sorted(modules & SLOW) == []
+
+
+def test_only_a_terminal_is_told(capsys, monkeypatch):
+    announce("loading torch")
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    announce("loading torch")
+    assert capsys.readouterr() == ("", "loading torch ...\n")
 
 
 @pytest.mark.parametrize("name, folder", [("stages.recipe", "recipes"), ("flows.sweeps", "sweeps")])

@@ -20,12 +20,14 @@ from __future__ import annotations
 import argparse
 
 from flows.sweeps import SWEEPS
+from multiscale.core.terminal import announce
 from stages.common.harness import guarded, show
 
 
 def start(name: str | None) -> None:
     """Runs a sweep without a dashboard and prints its table; without a name prints the sweeps that there are."""
     if name:
+        announce("loading torch, Ray and the results that trials start from")
         from flows.sweeps import search  # here, because its imports take seconds
 
         print(search.run(name).read_text())

@@ -7,6 +7,8 @@ Each folder has these modules, found by name, so that a change of one method lea
     decomposition   decompose(section, source) -> Decomposition: what its parts train on; optional
     parts           build_part(name, settings, folder) -> Part: one of its networks, on the decomposition in a folder
     sampler         load_sampler(folders, settings, codec, precision) -> Sampler: from the folders of its trained parts
+    preview         sampler_of(part, net, rows, codec, precision) -> Sampler: of one part while it is trained; `rows` of
+                    its data stand for what other parts make. Its images are shown, and decide nothing; optional
 
 A method that distils a trained teacher into students has further
     settings        STUDENT and check_student
@@ -47,6 +49,11 @@ def parts(method: str) -> ModuleType:
 def sampler(method: str) -> ModuleType:
     """What samples a method."""
     return _module(method, "sampler")
+
+
+def preview(method: str) -> ModuleType | None:
+    """What shows the parts of a method while they are trained; None where the method has nothing to show."""
+    return _module(method, "preview") if Path(__file__).with_name(method).joinpath("preview.py").exists() else None
 
 
 def teaching(method: str) -> ModuleType:

@@ -25,6 +25,7 @@ from multiscale.training.optimizers import optimizers
 from multiscale.training.parallel import Workers, load_whole, local, whole
 from multiscale.training.part import Part, Training
 
+TENTHS = 10  # of the budget, after each of which a training is observed
 TURNS = "turns"  # the sum that counts a network's updates
 
 
@@ -157,6 +158,10 @@ class Trainer:
         self.history.append(row)
         return row
 
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged weights on the CPU. A collective call: every worker must make it."""
+        return {key: whole(value).detach().cpu().contiguous() for key, value in self.ema.average.state_dict().items()}
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything a resumed run needs, as (full tensors, JSON). A collective call: every worker must make it."""
         tensors = {f"ema.{k}": v for k, v in self.ema.average.state_dict().items()}
@@ -193,12 +198,13 @@ def fit(
     on_step: Callable[[int], None] = lambda seen: None,
     parallel: Literal["ddp", "fsdp"] = "ddp",
     checkpoint_seconds: float = 30.0,
+    observe: Callable[[int, dict[str, Tensor]], None] | None = None,
 ) -> Result:
     """Trains a part to its budget, rounded up to whole batches, from its newest checkpoint if there is one.
 
     parallel: 'ddp' or 'fsdp', see `Workers`. A checkpoint is written every `checkpoint_seconds`, with 0 after every
-    step. on_step(images seen) is called after each step, on_row(row) for each row of the history. Raises
-    FloatingPointError if the loss stops being finite.
+    step. on_step(images seen) is called after each step, on_row(row) for each row of the history, observe(images seen,
+    averaged weights so far) after each tenth of the budget. Raises FloatingPointError if the loss stops being finite.
     """
     run = Trainer(part, training, seed, parallel)
     found = checkpoints.load()
@@ -217,10 +223,13 @@ def fit(
             run.step(batch)
             on_step(run.seen)
             finished = run.seen >= training.images
-            if run.seen // training.log_images > (run.seen - training.batch) // training.log_images or finished:
+            before = run.seen - training.batch
+            if run.seen // training.log_images > before // training.log_images or finished:
                 row = run.log_row()
                 for call in on_row:
                     call(row)
+            if observe and TENTHS * run.seen // training.images > TENTHS * before // training.images:
+                observe(run.seen, run.weights())
             run.seconds = earlier + time.monotonic() - started
             due = not finished and time.monotonic() - saved >= checkpoint_seconds
             if run.workers.agree(due):  # a collective decision: each worker holds a part of the state
@@ -228,5 +237,4 @@ def fit(
                 if run.workers.rank == 0:
                     checkpoints.save(run.seen, *state)
                 saved = time.monotonic()
-    weights = {key: whole(value).detach().cpu().contiguous() for key, value in run.ema.average.state_dict().items()}
-    return Result(weights, run.history, run.seconds)
+    return Result(run.weights(), run.history, run.seconds)

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+from multiscale.core.terminal import announce
 from stages.common.errors import BadInput, missing
 
 
@@ -43,6 +44,7 @@ def command(doc: str, arguments: dict[str, str] | None = None) -> NoReturn:
 
 def _run(name: str, given: dict[str, str]) -> None:
     """Calls a stage with the experiment, on `run.threads` threads, which decide the last bits of the results."""
+    announce("loading torch, the settings and the code of the stage")
     import torch  # here, because commands start without torch
 
     from multiscale.core.memory import keep_freed_memory
@@ -57,8 +59,12 @@ def _run(name: str, given: dict[str, str]) -> None:
     stage.main(params, **given)
 
 
-def launch(module: str, /, **given: object) -> NoReturn:
-    """Imports a module and calls its `run`; for commands that, as stages, read their arguments first."""
+def launch(module: str, doing: str, /, **given: object) -> NoReturn:
+    """Imports a module and calls its `run`; for commands that, as stages, read their arguments first.
+
+    doing: what takes the seconds until the command shows something.
+    """
+    announce(doing)
     guarded(lambda: importlib.import_module(module).run(**given))
     sys.exit()
 

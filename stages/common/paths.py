@@ -6,6 +6,8 @@ EXPERIMENT = Path("params.yaml")
 RECIPES = Path("params/recipes")
 SCRATCH = Path(".scratch")  # checkpoints, downloads and caches: untracked, safe to delete when nothing runs
 
+PREVIEWS = SCRATCH / "previews"  # /PART/latest.png, /PART/010.png to /PART/100.png: samples at each tenth of a training
+
 CODE = Path("data/code")  # /STAGE or /STAGE-KIND: the code that decides a stage
 IMAGES = Path("data/images.parquet")
 LATENTS = Path("data/latents")  # /RESOLUTION

@@ -31,6 +31,8 @@ class Run(Section):
     """fsdp: shards networks that do not fit on one device"""
     checkpoint_seconds: From0 = 30.0
     """between two checkpoints of a training; 0: one after every step"""
+    previews: Count = 8
+    """samples in the picture at each tenth of a training, eight a row; 0: no pictures"""
     batch: Positive = 128
     """images a batch in encoding and feature extraction"""
 

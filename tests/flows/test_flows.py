@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -24,6 +25,8 @@ import psutil
 import pytest
 from conftest import ROOT, Pipeline, free_port, processes, until
 from dvc.utils.hydra import apply_overrides
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from prefect import get_client, settings
 from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 
@@ -59,6 +62,15 @@ PICTURES = """
         cmd: mkdir -p samples/${item} && cp ${item}.png samples/${item}/grid.png
         deps: ["${item}.png"]
         outs: ["samples/${item}"]
+"""
+TRAININGS = """
+    train:
+      foreach: [dit, msf-0]
+      do:
+        cmd: >-
+          mkdir -p .scratch/previews/${item} && cp first.png .scratch/previews/${item}/latest.png && sleep 3 &&
+          cp second.png .scratch/previews/${item}/latest.png && echo a > ${item}
+        outs: ["${item}"]
 """
 QUEUE = """
     few: {cmd: echo few | tee -a order > few, outs: [few]}
@@ -166,6 +178,33 @@ def test_a_run_shows_the_pictures_that_it_changed_alone(server, pipeline):
     assert second["samples"].description == "Samples that this run changed: msf"
     assert re.findall("^### (.*)$", second["samples"].data, re.M) == ["samples/msf/grid.png"]
     assert "samples" not in artifacts(reproduce(return_state=True))
+
+
+def write_previews(folder: Path) -> None:
+    """Two pictures of a training for its stages to show, and one that an earlier run has left."""
+    for name in ("first", "second"):
+        about = PngInfo()
+        about.add_text("Title", f"the {name} tenth")
+        Image.new("RGB", (8, 8)).save(folder / f"{name}.png", pnginfo=about)
+    (folder / ".scratch/previews/dit").mkdir(parents=True)
+    shutil.copy(folder / "second.png", folder / ".scratch/previews/dit/latest.png")
+
+
+def test_a_training_shows_its_newest_picture_in_an_artifact_of_its_own(server, pipeline, monkeypatch):
+    write_previews(pipeline.folder)
+    pipeline.write(TRAININGS)
+    created, create = [], board.create_markdown_artifact
+    monkeypatch.setattr(board, "create_markdown_artifact", lambda *given: created.append(given) or create(*given))
+    shown = artifacts(reproduce(slots=2, return_state=True))
+    assert sorted(given[1:] for given in created) == [
+        ("training-dit", "the first tenth"),
+        ("training-msf-0", "the first tenth"),
+    ]
+    second = base64.b64encode((pipeline.folder / "second.png").read_bytes()).decode()
+    for key in ("training-dit", "training-msf-0"):
+        assert shown[key].description == "the second tenth", "drawn as the stage ended"
+        assert second in shown[key].data and shown[key].data.count("data:image/png") == 1
+    assert not any(key.startswith("training-") for key in artifacts(reproduce(return_state=True)))
 
 
 def test_a_crash_without_an_error_line_is_told_by_its_exception(server, pipeline):
@@ -291,6 +330,15 @@ def test_where_nobody_watches_plain_lines_tell_of_stages_and_the_first_pictures(
     assert seconds.keys() == {"train", "sample@msf", "sample@dit"} and seconds["train"] > 1.2
 
 
+def test_the_first_picture_of_a_training_is_told_of_once(pipeline, alone):
+    pipeline.write(TRAININGS)
+    write_previews(pipeline.folder)
+    _, errors = (run := alone("--slots", "1", stdout=subprocess.PIPE, stderr=subprocess.PIPE)).communicate()
+    told = [line for line in errors.splitlines() if "learnt" in line]
+    shown = r"what (dit|msf-0) has learnt so far: \.scratch/previews/\1/latest\.png, redrawn at each tenth of .*"
+    assert run.returncode == 0 and len(told) == 1 and re.fullmatch(shown, told[0])
+
+
 def test_a_stage_that_runs_long_is_told_of_now_and_then(pipeline, monkeypatch, capfd):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setattr(terminal, "EVERY", 0.5)
@@ -323,8 +371,9 @@ def test_on_a_terminal_one_line_is_drawn_over_itself_and_no_bar_of_a_stage(pipel
             drawn += part
     assert run.communicate()[0] == "4 stages ran, 0 were up to date\n"
     kept = [line.split("\r")[-1] for line in drawn.replace("\r\n", "\n").split("\n")]
-    assert kept[0].startswith("4 of 4 stages to run, 2 at once; log: ")
-    assert kept[1:] == ["first images: samples/msf/grid.png", "images: samples/dit/grid.png", ""]
+    assert kept[0] == "loading the pipeline, to see what is stale ..."
+    assert kept[1].startswith("4 of 4 stages to run, 2 at once; log: ")
+    assert kept[2:] == ["first images: samples/msf/grid.png", "images: samples/dit/grid.png", ""]
     over = [text for text in re.split(r"[\r\n]+", drawn) if "/4 stages, " in text]
     assert len(over) > 4 and all(len(text.rstrip()) <= 60 for text in over)
     assert any(re.search(r"\| train \d\d?% 0:0\d", text) for text in over) and "training" not in drawn

@@ -20,7 +20,7 @@ from conftest import ROOT, Project
 from flows.cluster import slots
 from flows.flow import reproduce
 from stages import cluster
-from stages.common.paths import SAMPLES, VAE
+from stages.common.paths import PREVIEWS, SAMPLES, VAE
 from stages.common.settings import BadInput
 from stages.schema.data import Run
 
@@ -159,6 +159,7 @@ def test_training_survives_a_killed_worker_and_a_killed_node_to_the_same_bytes(n
         for folder in (spread.folder, quiet)
     ]
     assert results[0] == results[1]
+    assert (quiet / PREVIEWS / "msf-1/100.png").exists(), "the first worker draws"
 
     spread.change({"run.workers": 0})
     assert spread.stage("train", "msf-1").returncode == 0

@@ -47,6 +47,8 @@ class ScaleConfig(ModelConfig):
 class ScalePart(Part):
     """The flow of one scale (eq. 5), whose prior is made of the data's y_0 ... y_{k-1} (teacher forcing)."""
 
+    config: ScaleConfig
+
     def __init__(self, name: str, data: Data, net: DiT, config: ScaleConfig, settings: FlowPart):
         super().__init__(name, data, {"net": net}, config)
         self.index, self.resolutions, self.target = config.index, config.resolutions, config.target

@@ -40,12 +40,11 @@ class MSFSampler(NetworkSampler):
         targets: list[Tensor] = []
         condition = self.conditioner(labels)
         for _ in self.scales:
-            targets.append(self._next_target(targets, seeds, condition, trace))
-        return self._decoded(accumulate(targets, self.full))
+            targets.append(self.next_target(targets, seeds, condition, trace))
+        return self.decoded(accumulate(targets, self.full))
 
-    def _next_target(
-        self, targets: list[Tensor], seeds: list[int], condition: Condition, trace: Trace | None
-    ) -> Tensor:
+    def next_target(self, targets: list[Tensor], seeds: list[int], condition: Condition, trace: Trace | None) -> Tensor:
+        """y_k given y_0 ... y_{k-1}, as latents."""
         k = len(targets)
         net, config, solver = self.scales[k]
         resolution = config.resolutions[k]
@@ -56,13 +55,14 @@ class MSFSampler(NetworkSampler):
         def watch(x: Tensor) -> None:
             if trace is not None:  # the image so far, at the resolution of this scale
                 y = config.target.undo(x)
-                image = self._decoded(y if before is None else before + y)
+                image = self.decoded(y if before is None else before + y)
                 trace(f"{image.shape[-1]} px", image)
 
         x = noise_of_seeds(seeds, f"scale-{k}", (config.target.channels, resolution, resolution)).to(self.device)
         return config.target.undo(flow.solve(velocity, x, solver, watch))
 
-    def _decoded(self, z: Tensor) -> Tensor:
+    def decoded(self, z: Tensor) -> Tensor:
+        """Images (N, C, H, H) in [0, 1] of latents."""
         return to_unit(self.codec.decode(self.latent.undo(z)))
 
 

@@ -34,12 +34,14 @@ class TeacherPart(Part):
     data: columns z{resolution} and label, of which `conditioner` makes what the network is called with.
     """
 
+    config: TeacherConfig
+
     def __init__(
         self,
         name: str,
         data: Data,
         net: nn.Module,
-        config: models.ModelConfig,
+        config: TeacherConfig,
         settings: Teacher,
         columns: list[str],
         conditioner: Conditioner,

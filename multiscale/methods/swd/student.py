@@ -19,6 +19,7 @@ from multiscale.core.streams import Draws
 from multiscale.guidance import guided
 from multiscale.methods.swd import losses
 from multiscale.methods.swd.adapter import merged
+from multiscale.methods.swd.config import StudentConfig
 from multiscale.methods.swd.schedule import DMD_RANGE, FAKE_RANGE, MMD_RANGE, sigma_grid
 from multiscale.methods.swd.settings import Student
 from multiscale.methods.swd.upscaling import noisy
@@ -93,13 +94,14 @@ class StudentPart(Part):
     """
 
     main = "generator"
+    config: StudentConfig
 
     def __init__(
         self,
         name: str,
         data: Data,
         networks: dict[str, nn.Module],
-        config: models.ModelConfig,
+        config: StudentConfig,
         settings: Student,
         teacher: Callable[..., Tensor],
         renormalise: Callable[[Tensor], Tensor],

@@ -117,10 +117,16 @@ class ScoreDetailsConfig(DetailConfig):
 class Details(Part):
     """What the parts of the details share: a level for each step, and the bands of the batch at that level."""
 
+    config: DetailsConfig | ScoreDetailsConfig
     by_pass = False  # whether the level changes after each pass over the data, or is drawn each step
 
     def __init__(
-        self, name: str, data: Data, networks: dict[str, nn.Module], config: DetailConfig, settings: DetailModel
+        self,
+        name: str,
+        data: Data,
+        networks: dict[str, nn.Module],
+        config: DetailsConfig | ScoreDetailsConfig,
+        settings: DetailModel,
     ):
         super().__init__(name, data, networks, config)
         self.levels, self.covers = config.levels, config.covers

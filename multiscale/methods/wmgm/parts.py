@@ -59,6 +59,8 @@ class CoarseConfig(ModelConfig):
 class CoarseScore(Part):
     """The score model of the coarse band, or of the images themselves (SGM), whitened."""
 
+    config: CoarseConfig
+
     def __init__(self, name: str, table: Table, column: str, config: CoarseConfig, settings: CoarsePart):
         self.net = config.build()
         super().__init__(name, table, {"net": self.net}, config)

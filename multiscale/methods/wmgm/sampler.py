@@ -15,6 +15,7 @@ from multiscale.methods.wmgm import score
 from multiscale.methods.wmgm.bands import detail, transform_of
 from multiscale.methods.wmgm.details import DetailsConfig, ScoreDetailsConfig, generated
 from multiscale.methods.wmgm.parts import CoarseConfig
+from multiscale.methods.wmgm.score import ScoreSolver
 from multiscale.methods.wmgm.score_net import ScoreNet
 from multiscale.methods.wmgm.settings import WMGMMethod
 from multiscale.networks.autoencoder import Codec
@@ -46,7 +47,7 @@ class WMGMSampler(NetworkSampler):
         for level in range(self.config.levels, 0, -1):
             x = self.transform.merge(x, self.detail_bands(x, level, seeds, labels))
             if trace is not None:
-                trace(*self._picture(x, level - 1))
+                trace(*self.picture(x, level - 1))
         return x.clamp(0, 1)
 
     def coarse_band(self, seeds: list[int], labels: Tensor, trace: Trace | None = None) -> Tensor:
@@ -55,28 +56,33 @@ class WMGMSampler(NetworkSampler):
 
         def watch(z: Tensor) -> None:
             if trace is not None:
-                trace(*self._picture(undo(z), config.levels))
+                trace(*self.picture(undo(z), config.levels))
 
         shape, condition = (config.channels, config.resolution, config.resolution), Classes(config.classes)(labels)
         return undo(score.solve(self.net, condition, seeds, "low", shape, self.solver, self.device, watch))
 
     def detail_bands(self, x: Tensor, level: int, seeds: list[int], labels: Tensor) -> Tensor:
         """d_level given x_level, from the noise of the seeds."""
-        config, net = self.makers[level]
-        image, stream = config.levels.condition(x, level), detail(level)
-        if isinstance(config, DetailsConfig):
-            shape = tuple(image.shape[1:])
-            noise = noise_of_seeds(seeds, stream, shape).to(x.device) if config.noisy else None
-            made = generated(net, image, noise)
-        else:
-            shape = config.levels.details[0].channels, *image.shape[2:]
-            network, condition = concatenated(net, image), Classes(config.classes)(labels)
-            made = score.solve(network, condition, seeds, stream, shape, self.detail_solver, self.device)
-        return config.levels.decode(made, level)
+        return detail_bands(self.makers[level], x, level, seeds, labels, self.detail_solver)
 
-    def _picture(self, x: Tensor, level: int) -> tuple[str, Tensor]:
+    def picture(self, x: Tensor, level: int) -> tuple[str, Tensor]:
         """x_level as a small image in [0, 1]."""
         return f"{x.shape[-1]} px", (x / self.transform.gain**level).clamp(0, 1)
+
+
+def detail_bands(maker: Maker, x: Tensor, level: int, seeds: list[int], labels: Tensor, solver: ScoreSolver) -> Tensor:
+    """d_level given x_level, from the noise of the seeds; `solver` is for details made by a score model."""
+    config, net = maker
+    image, stream = config.levels.condition(x, level), detail(level)
+    if isinstance(config, DetailsConfig):
+        shape = tuple(image.shape[1:])
+        noise = noise_of_seeds(seeds, stream, shape).to(x.device) if config.noisy else None
+        made = generated(net, image, noise)
+    else:
+        shape = config.levels.details[0].channels, *image.shape[2:]
+        network, condition = concatenated(net, image), Classes(config.classes)(labels)
+        made = score.solve(network, condition, seeds, stream, shape, solver, x.device)
+    return config.levels.decode(made, level)
 
 
 def load_sampler(folders: Sequence[Path], settings: WMGMMethod, codec: Codec, precision: str) -> WMGMSampler:

@@ -1,0 +1,309 @@
+"""The pictures of trainings: what the sampler makes of the averaged weights by then, at no cost to the result."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from conftest import TRAINING, replace
+from PIL import Image
+from pydantic import TypeAdapter
+from safetensors.torch import save_file
+
+from multiscale import methods, pictures
+from multiscale.core.models import IMAGES
+from multiscale.core.pixels import to_pixels
+from multiscale.core.storage import Table
+from multiscale.methods.msf.sampler import MSFSampler
+from multiscale.methods.wmgm.bands import decompose_images, detail, statistics
+from multiscale.methods.wmgm.sampler import WMGMSampler
+from multiscale.methods.wmgm.settings import WMGMMethod
+from multiscale.networks import autoencoder
+from multiscale.training.checkpoint import Checkpoints
+from multiscale.training.loop import fit
+from stages import previews
+from stages.common.paths import PREVIEWS
+
+CLASSES, COUNT, LATENT = 3, 6, {"shift": [0.1], "scale": [0.4]}
+DIT = {"depth": 1, "width": 32, "heads": 2, "patch": 2}
+UNET = {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [8], "heads": 2, "groups": 4}
+LABELS = torch.arange(40) % CLASSES
+SECTIONS = {
+    "dit": {"kind": "msf", "dataset": "full", "index": 0, "network": DIT},
+    "msf-0": {"kind": "msf", "dataset": "residual", "index": 0, "network": DIT},
+    "msf-1": {"kind": "msf", "dataset": "residual", "index": 1, "network": DIT},
+    "ssd": {"kind": "ssd", "dataset": "pixels", "network": UNET, "process": {"steps": 40, "levels": 2}},
+    "sgm": {"kind": "wmgm", "dataset": "pixels", "role": "coarse", "network": UNET},
+    "low": {"kind": "wmgm", "dataset": "bands", "role": "coarse", "network": UNET},
+    "details": {
+        "kind": "wmgm",
+        "dataset": "bands",
+        "role": "details",
+        "generator": {"widths": [8, 16], "norm": "group", "head": "linear"},
+        "discriminator": {"width": 4, "blocks": 2, "norm": "group", "dropout": 0.0},
+        "loss": {"preset": "stabilised"},
+    },
+    "fine": {  # of the finest level alone
+        "kind": "wmgm",
+        "dataset": "bands",
+        "role": "score-details",
+        "level": 1,
+        "network": UNET | {"attention": []},
+    },
+    "teacher": {"kind": "swd", "dataset": "pyramid", "network": DIT},
+    "student": {
+        "kind": "swd",
+        "dataset": "pyramid",
+        "teacher": "teacher",
+        "block": 0,
+        "schedule": {"resolutions": [4, 8], "sigmas": [1.0, 0.7]},
+    },
+}
+SECTIONS["adapter"] = SECTIONS["student"] | {"lora_rank": 2}
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Decompositions of 40 random images, in folders of the working directory."""
+    monkeypatch.chdir(tmp_path)
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (40, 1, 16, 16), generator=random, dtype=torch.uint8)
+    z = {side: torch.randn(40, 1, side, side, generator=random) for side in (4, 8)}
+    scales = {side: {"resolution": side, "mean": [0.1], "std": [0.8 + side / 20]} for side in (4, 8)}
+    bands = decompose_images(images, "haar", 2)
+    made = {
+        "full": ({"y0": z[8]}, {"scales": [scales[8]], "latent": LATENT}),
+        "residual": ({"y0": z[4], "y1": z[8]}, {"scales": [scales[4], scales[8]], "latent": LATENT}),
+        "pyramid": ({"z4": z[4], "z8": z[8]}, {"grids": {"4": 4, "8": 8}, "latent": LATENT}),
+        "pixels": ({"pixels": images}, {}),
+        "bands": (bands, statistics(Table({name: band.numpy() for name, band in bands.items()}), "haar", 2)),
+    }
+    for name, (columns, about) in made.items():
+        (tmp_path / name).mkdir()
+        save_file(columns | {"label": LABELS}, tmp_path / name / "targets.safetensors")
+        (tmp_path / name / "statistics.json").write_text(json.dumps({"classes": CLASSES, **about}))
+    return tmp_path
+
+
+def build(name: str, data):
+    """A part on its decomposition, with the zero layers of its networks randomised."""
+    torch.manual_seed(0)
+    section = SECTIONS[name] | {"method": "m", "training": TRAINING}
+    settings, parts = methods.settings(section["kind"]), methods.parts(section["kind"])
+    if "teacher" in section:
+        (data / "models").mkdir(exist_ok=True)
+        build("teacher", data).save(data / "models")
+        part = parts.build_student(
+            name, settings.STUDENT.model_validate(section), data / section["dataset"], data / "models"
+        )
+    else:
+        section = TypeAdapter(settings.PART).validate_python(section)
+        part = parts.build_part(name, section, data / section.dataset)
+    for net in part.networks.values():
+        for parameter in net.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.1)
+    return part
+
+
+def observer(part, data, count: int = COUNT, training=TRAINING):
+    return previews.observer(part, training, data / SECTIONS[part.name]["dataset"], count)
+
+
+def train(part, observe=None, scratch: str = "scratch", training=TRAINING, **options):
+    checkpoints = Checkpoints(previews.Path(scratch), part.name, "key")
+    return fit(part, training, 0, checkpoints, observe=observe, **options)
+
+
+def solver_of(kind: str, name: str):
+    """The section of the method's sampler with the solver of the previews."""
+    solver = methods.preview(kind).SOLVER
+    given = {"msf": {"scales": [solver]}, "swd": {"solver": None if name in ("student", "adapter") else solver}}
+    return methods.settings(kind).METHOD(kind=kind, **given.get(kind, {"solver": solver}))
+
+
+@pytest.mark.parametrize("name", ["dit", "ssd", "sgm", "teacher", "student", "adapter"])
+def test_a_picture_is_what_the_sampler_makes_of_the_averaged_weights_by_then(name, data):
+    part, kept = build(name, data), {}
+    draw = observer(part, data)
+
+    def observe(seen, weights):
+        draw(seen, weights)
+        kept[seen] = ({key: value.clone() for key, value in weights.items()}, np.array(Image.open(latest)))
+
+    latest, kind = PREVIEWS / name / "latest.png", part.config.kind
+    train(part, observe)
+    assert list(kept) == [16, 24, 32, 40, 48, 64, 72, 80, 88, 96]  # the first batch beyond each tenth of 96 images
+    for seen in (16, 48, 96):
+        weights, picture = kept[seen]
+        model, out = build(name, data), data / f"out-{seen}"
+        model.networks[part.main].load_state_dict(weights)
+        out.mkdir()
+        model.save(out)
+        sampler = methods.sampler(kind).load_sampler(
+            [out], solver_of(kind, name), autoencoder.Codec(None, 0), TRAINING.precision
+        )
+        labels = torch.arange(COUNT) % CLASSES
+        images = to_pixels(sampler(list(range(COUNT)), labels))
+        title = f"{name} after {seen} of 96 images"
+        assert (picture == np.array(pictures.of_classes(images, labels, 1, COUNT, title))).all()
+        assert images.float().std() > 1 and not torch.equal(images[0], images[3]), "no comparison of constants"
+    assert not (kept[16][1] == kept[48][1]).all()
+
+
+def of_two_scales(data, given=None):
+    """The frames of MSF's own sampler, both scales untrained; `given` stands for what scale 0 makes."""
+    parts, frames = [build(name, data) for name in ("msf-0", "msf-1")], {}
+    nets, configs = [part.networks["net"] for part in parts], [part.config for part in parts]
+    solvers = [methods.preview("msf").SOLVER] * 2
+    sampler = MSFSampler(nets, configs, solvers, autoencoder.Codec(None, 0), TRAINING.precision)
+    if given is not None:
+        plain = sampler.next_target
+        sampler.next_target = lambda targets, *rest: plain(targets, *rest) if targets else given
+    labels = torch.arange(COUNT) % CLASSES
+    frames["msf-1"] = sampler(list(range(COUNT)), labels, frames.__setitem__)
+    return frames
+
+
+def of_all_bands(data, levels: tuple[int, ...], low=None, finer=None):
+    """The frames of WMGM's own sampler; `low` stands for the coarse band, `finer` for the details of level 2."""
+    names, frames = ("low", *("fine" if levels == (1,) else "details",)), {}
+    coarse, maker = (build(name, data) for name in names)
+    makers = [(maker.config, maker.networks[maker.main])]
+    method = WMGMMethod(kind="wmgm", solver=methods.preview("wmgm").SOLVER)
+    sampler = WMGMSampler(coarse.config, coarse.networks["net"], makers, method, TRAINING.precision)
+    plain, labels = sampler.detail_bands, torch.arange(COUNT) % CLASSES
+    if low is not None:
+        sampler.coarse_band = lambda *_: low
+        sampler.detail_bands = lambda x, level, *rest: plain(x, level, *rest) if level in levels else finer
+    frames["image"] = sampler(list(range(COUNT)), labels, frames.__setitem__)
+    return frames
+
+
+def test_a_part_of_several_shows_what_it_adds_to_what_is_real(data):
+    rows = {name: build(name, data).data[torch.arange(COUNT)] for name in ("msf-1", "details")}
+    bands = rows["details"]
+    expected = {
+        "msf-0": of_two_scales(data)["4 px"],
+        "msf-1": of_two_scales(data, rows["msf-1"]["y0"])["msf-1"],
+        "details": of_all_bands(data, (1, 2), bands["ll"])["image"],
+        "fine": of_all_bands(data, (1,), bands["ll"], bands[detail(2)])["image"],
+    }
+    for name, images in expected.items():
+        part = build(name, data)
+        found = observer(part, data).images(part.networks[part.main].state_dict())
+        assert torch.equal(found, to_pixels(images)), name
+        assert found.float().std() > 1
+
+
+def test_the_coarse_band_is_a_small_image(data):
+    part = build("low", data)
+    found = observer(part, data).images(part.networks["net"].state_dict())
+    assert torch.equal(found, to_pixels(of_all_bands(data, (1, 2))["4 px"]))
+
+
+@pytest.mark.parametrize("name", ["dit", "ssd", "details", "adapter"])
+def test_a_training_that_is_watched_ends_in_the_same_bits(name, data):
+    expected = train(build(name, data), scratch="alone")
+    part = build(name, data)
+    states = []
+    draw = observer(part, data)
+
+    def observe(seen, weights):
+        before, nets = torch.get_rng_state(), [net.training for net in part.networks.values()]
+        draw(seen, weights)
+        states.append(torch.equal(before, torch.get_rng_state()) and all(nets) and torch.is_grad_enabled())
+        assert [net.training for net in part.networks.values()] == nets
+
+    found = train(part, observe)
+    assert len(states) == 10 and all(states)
+    assert found.history == expected.history
+    torch.testing.assert_close(found.weights, expected.weights, rtol=0, atol=0)
+
+
+def test_latents_are_decoded_and_building_the_autoencoder_moves_no_random_stream(data):
+    torch.manual_seed(1)
+    vae = autoencoder.build(1, 1, (8, 8), 1, 4)
+    vae.save_pretrained(data / "full/autoencoder", safe_serialization=True)
+    (data / "full/autoencoder" / IMAGES).write_text('{"channels": 1}')
+    part = build("dit", data)
+    draw, before = observer(part, data), torch.get_rng_state()
+    draw(48, part.networks["net"].state_dict())
+    assert torch.equal(before, torch.get_rng_state())
+    assert draw.images(part.networks["net"].state_dict()).shape == (COUNT, 1, 16, 16)
+
+
+def test_pictures_are_numbered_by_their_tenth_and_those_of_a_longer_training_before_go(data, capfd):
+    part = build("details", data)
+    train(part, observer(part, data))
+    folder = PREVIEWS / "details"
+    numbers = [f"{10 * tenth:03}.png" for tenth in range(1, 11)]
+    assert sorted(path.name for path in folder.iterdir()) == [*numbers, "latest.png"]
+    assert (folder / "latest.png").read_bytes() == (folder / "100.png").read_bytes()
+    assert Image.open(folder / "020.png").info["Title"] == "details after 24 of 96 images"
+    assert capfd.readouterr().err == f"what details has learnt so far: {folder}/latest.png\n"
+
+    weights = part.networks["generator"].state_dict()
+    observer(part, data)(24, weights)
+    assert sorted(path.name for path in folder.iterdir()) == ["010.png", "020.png", "latest.png"]
+    coarse = replace(TRAINING, batch=32, images=80)
+    part = build("details", data)
+    train(part, observer(part, data, training=coarse), "coarse", coarse)
+    assert sorted(path.name for path in folder.iterdir()) == ["010.png", "020.png", "040.png", "080.png", "100.png"] + [
+        "latest.png"
+    ]
+    assert Image.open(folder / "latest.png").info["Title"] == "details after 80 of 80 images"
+
+
+def test_a_resumed_training_goes_on_with_its_tenths(data):
+    def stop(seen):
+        if seen == 48:
+            raise KeyboardInterrupt
+
+    seen, part = [], build("dit", data)
+    with pytest.raises(KeyboardInterrupt):
+        train(part, lambda images, weights: seen.append(images), on_step=stop, checkpoint_seconds=0.0)
+    assert seen == [16, 24, 32, 40]
+    train(build("dit", data), lambda images, weights: seen.append(images))
+    assert seen == [16, 24, 32, 40, 48, 64, 72, 80, 88, 96]
+
+
+def test_a_picture_that_fails_is_a_warning_and_the_training_goes_on(data, monkeypatch):
+    part = build("dit", data)
+    draw = observer(part, data)
+    monkeypatch.setattr(draw, "method", None)
+    with pytest.warns(UserWarning, match="no picture of dit: AttributeError: ") as caught:
+        result = train(part, draw)
+    assert len(caught) == 10 and len(result.weights) > 0
+    with pytest.raises(UserWarning, match="no picture of dit"):  # an error in all other tests
+        draw(48, result.weights)
+
+
+def test_who_draws_and_who_does_not(data, monkeypatch):
+    part = build("dit", data)
+    draw = partial(previews.observer, part, TRAINING)
+    assert draw(data / "full", 0) is None and draw(None, 8) is None
+    for kind in ("vae", "classifier"):
+        part.config = part.config.model_copy(update={"kind": kind})
+        assert draw(data / "full", 8) is None
+    worker = observer(build("dit", data), data)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    worker(48, part.networks["net"].state_dict())
+    assert not PREVIEWS.exists()
+
+
+def test_the_stages_of_parts_leave_pictures_and_those_of_other_networks_none(trained):
+    found = [path.relative_to(trained / PREVIEWS) for path in trained.glob(f"{PREVIEWS}/*/*.png")]
+    expected = [f"{name}/{file}.png" for name in ("dit", "msf-0", "msf-1") for file in ("100", "latest")]
+    assert sorted(map(str, found)) == expected
+
+
+def test_rows_show_each_class_in_turn_as_often_as_it_goes():
+    labels = torch.tensor([2, 2, 0, 2, 1, 0])
+    assert previews.of_each_class(labels, 7).tolist() == [2, 4, 0, 5, 4, 1, 2]
+    assert previews.of_each_class(torch.arange(20), 10).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1]
+    assert previews.of_each_class(torch.zeros(5).long(), 3).tolist() == [0, 1, 2]
