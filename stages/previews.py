@@ -56,7 +56,7 @@ class Observer:
         if torch.distributed.is_initialized() and torch.distributed.get_rank():
             return
         try:
-            with torch.random.fork_rng(devices=[]):  # an autoencoder is built with random weights, then loaded
+            with torch.random.fork_rng(devices=[]):  # a method's networks may draw from torch's own stream
                 self._draw(seen, weights)
         except Exception as error:
             warnings.warn(f"no picture of {self.part.name}: {type(error).__name__}: {error}", stacklevel=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -224,16 +225,27 @@ def test_a_training_that_is_watched_ends_in_the_same_bits(name, data):
     torch.testing.assert_close(found.weights, expected.weights, rtol=0, atol=0)
 
 
-def test_latents_are_decoded_and_building_the_autoencoder_moves_no_random_stream(data):
+def test_latents_are_decoded(data):
     torch.manual_seed(1)
     vae = autoencoder.build(1, 1, (8, 8), 1, 4)
     vae.save_pretrained(data / "full/autoencoder", safe_serialization=True)
     (data / "full/autoencoder" / IMAGES).write_text('{"channels": 1}')
     part = build("dit", data)
+    assert observer(part, data).images(part.networks["net"].state_dict()).shape == (COUNT, 1, 16, 16)
+
+
+def test_a_picture_that_draws_random_numbers_moves_no_random_stream(data):
+    part = build("dit", data)
     draw, before = observer(part, data), torch.get_rng_state()
+
+    def sampler_of(*given):
+        torch.rand(1)
+        return methods.preview("msf").sampler_of(*given)
+
+    draw.method = SimpleNamespace(sampler_of=sampler_of)
     draw(48, part.networks["net"].state_dict())
     assert torch.equal(before, torch.get_rng_state())
-    assert draw.images(part.networks["net"].state_dict()).shape == (COUNT, 1, 16, 16)
+    assert (PREVIEWS / "dit/050.png").exists()
 
 
 def test_pictures_are_numbered_by_their_tenth_and_those_of_a_longer_training_before_go(data, capfd):
