@@ -223,7 +223,7 @@ def test_an_unknown_recipe_is_refused_and_nothing_changes(project, name):
     before = project.files()
     with pytest.raises(BadInput) as error:
         recipe.switch(name, force=True)
-    assert str(error.value).startswith(f"params/recipes: recipe: {name!r} is not allowed; allowed: one of clothing64, ")
+    assert str(error.value).startswith(f"params/recipes: recipe: {name!r} is not allowed; allowed: one of captions32, clothing64, ")
     assert project.files() == before
 
 
