@@ -39,8 +39,9 @@ def captioned(project):
 
 
 def refused(done) -> str:
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     line = done.stderr.splitlines()[-1]
-    assert done.returncode == 2 and line.startswith("error: ") and "Traceback" not in done.stderr, done.stderr
+    assert line.startswith("error: ")
     return line.removeprefix("error: ")
 
 
