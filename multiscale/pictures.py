@@ -54,6 +54,40 @@ def grid(pixels: Tensor, columns: int, headings: list[str], title: str, span: in
     return sheet
 
 
+def captioned(pixels: Tensor, captions: Sequence[str], columns: int, title: str) -> Image.Image:
+    """uint8 images (N, C, H, W), row by row, with a title, and under each image its caption, as long as it may be."""
+    zoom = max(1, 96 // pixels.shape[-1])
+    side, top = pixels.shape[-1] * zoom, 34
+    texts = [_wrapped(caption, side, 12) for caption in captions]
+    starts = range(0, len(pixels), columns)
+    line = 15
+    heights = [side + GAP + line * max(len(text) for text in texts[start : start + columns]) for start in starts]
+    width = max(columns * (side + 2 * GAP), _width(title, 16) + GAP) + GAP
+    sheet = Image.new("RGB", (width, top + sum(heights) + GAP * len(heights)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((GAP, 6), title, INK, _font(16))
+    for start, height in zip(starts, heights):
+        for column, (image, text) in enumerate(zip(pixels[start : start + columns], texts[start : start + columns])):
+            left = GAP + column * (side + 2 * GAP)
+            sheet.paste(to_image(image, zoom), (left, top))
+            for row, words in enumerate(text):
+                draw.text((left + side / 2, top + side + GAP + line * row), words, QUIET, _font(12), anchor="ma")
+        top += height + GAP
+    return sheet
+
+
+def _wrapped(text: str, room: int, size: int) -> list[str]:
+    """The lines of a text no wider than `room` pixels, but for a longer word."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if lines[-1] and _width(longer, size) > room:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
 def of_classes(
     pixels: Tensor, labels: Tensor | None, rows: int, columns: int, title: str, names: Sequence[str] = ()
 ) -> Image.Image:

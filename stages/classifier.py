@@ -1,6 +1,8 @@
 """Trains the classifier of the samples' classes on the training split.
 
-For an unlabelled dataset, which has one class, nothing is trained and only the config is written.
+Where a class consists of factors (pictures of two digits) the classifier tells each of them, and a sample shows its
+class if all are right. For an unlabelled dataset, which has one class, nothing is trained and only the config is
+written.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from functools import partial
 from multiscale.core.storage import atomic_folder, write_json
 from multiscale.evaluation.classifier import ClassifierConfig, ClassifierPart, accuracy, load
 from stages import fitting
-from stages.common.images import classes, count, pixel_table
+from stages.common.images import classes, count, factors, pixel_table
 from stages.common.paths import CLASSIFIER, IMAGES, METRICS
 from stages.schema import Experiment
 
@@ -28,9 +30,9 @@ def build(config: ClassifierConfig) -> ClassifierPart:
 def main(params: Experiment) -> None:
     section = params.classifier
     config = ClassifierConfig(
-        channels=params.data.channels, classes=classes(), width=section.width, stages=section.stages
+        channels=params.data.channels, classes=factors() or classes(), width=section.width, stages=section.stages
     )
-    if config.classes < 2:
+    if config.count < 2:
         with atomic_folder(CLASSIFIER) as folder:
             write_json(folder / "config.json", config.model_dump())
     else:

@@ -25,7 +25,10 @@ from stages.common.errors import BadInput
 from stages.common.harness import guarded
 from stages.common.paths import CODE
 
-SHARED = ("download", "vae", "latents", "classifier", "reference", "evaluate", "floor", "timing", "report")
+SHARED = (
+    *("download", "vae", "latents", "captions", "encoder", "embeddings"),
+    *("classifier", "reference", "evaluate", "floor", "timing", "report"),
+)
 # The other stages open modules of a method by name. Settings that are left out have the defaults of its `settings`, for
 # parts, students and methods also of the models that `settings` imports; decompositions have plain values only.
 OPENED = {

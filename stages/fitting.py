@@ -25,8 +25,9 @@ from stages.common.paths import DECOMPOSED, MODELS, SCRATCH
 from stages.schema import Experiment
 from stages.schema import Part as PartSection
 from stages.schema.data import Classifier, Run, TrainedVAE
+from stages.schema.prompts import TrainedEncoder
 
-TrainedSection = PartSection | TrainedVAE | Classifier
+TrainedSection = PartSection | TrainedVAE | TrainedEncoder | Classifier
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multiscale import pictures
 from multiscale.core.device import autocast, default_device, placed, resolve_precision
 from multiscale.core.pixels import to_pixels, to_signed, to_unit
 from multiscale.core.storage import atomic_folder, write_blocks
 from multiscale.networks import autoencoder
 from stages import evaluate
-from stages.common import enough
+from stages.common import enough, grids
 from stages.common.errors import refuse
-from stages.common.images import class_names, classes, count, evenly, pixel_table
+from stages.common.images import count, evenly, pixel_table
 from stages.common.paths import SAMPLES, VAE
 from stages.schema import Experiment
 
@@ -57,6 +56,5 @@ def main(params: Experiment, floor: str) -> None:
         shapes = {"pixels": (np.uint8, tuple(pixels.shape)), "label": (np.int64, tuple(labels.shape))}
         write_blocks(folder / "images.safetensors", shapes, [{"pixels": pixels, "label": labels}])
         shown = {"real": "held-out images", "autoencoder": "reconstructions of held-out images"}[floor]
-        sheet = (params.sample.grid_rows, params.sample.grid_columns, f"{floor}: {shown}", class_names())
-        pictures.of_classes(pixels, labels if classes() > 1 else None, *sheet).save(folder / "grid.png")
+        grids.grid(pixels, labels, params.sample, f"{floor}: {shown}").save(folder / "grid.png")
     evaluate.measure(floor, params)

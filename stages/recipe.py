@@ -45,7 +45,20 @@ from pathlib import Path
 from typing import Any
 
 from multiscale.core.storage import write_text
-from stages.common.paths import CLASSIFIER, DECOMPOSED, LATENTS, MEASUREMENTS, METRICS, MODELS, NEIGHBOURS, SAMPLES, VAE
+from stages.common.paths import (
+    CAPTIONS,
+    CLASSIFIER,
+    DECOMPOSED,
+    EMBEDDINGS,
+    LATENTS,
+    MEASUREMENTS,
+    METRICS,
+    MODELS,
+    NEIGHBOURS,
+    SAMPLES,
+    TEXT,
+    VAE,
+)
 from stages.common.settings import EXPERIMENT, TAGS, BadInput, parse_yaml, read_yaml, refuse, validate
 from stages.schema import Experiment
 from stages.schema.text import render
@@ -161,7 +174,17 @@ def _is_saved() -> bool:
 def remove_leftovers(experiment: Experiment) -> None:
     """Deletes outputs not in the experiment, since stages depend on whole folders; DVC's cache keeps them."""
     keep = outputs(experiment)
-    for folder in (LATENTS, DECOMPOSED, *MODELS.glob("*"), SAMPLES, MEASUREMENTS, METRICS, NEIGHBOURS):
+    for folder in (
+        LATENTS,
+        CAPTIONS,
+        EMBEDDINGS,
+        DECOMPOSED,
+        *MODELS.glob("*"),
+        SAMPLES,
+        MEASUREMENTS,
+        METRICS,
+        NEIGHBOURS,
+    ):
         for path in folder.glob("*"):
             if path not in keep and folder not in (VAE, CLASSIFIER) and not path.name.startswith("."):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -172,6 +195,7 @@ def outputs(experiment: Experiment) -> set[Path]:
     shown = (*experiment.methods, *experiment.evaluate.floors)
     return {
         *(LATENTS / str(resolution) for resolution in experiment.latents.resolutions),
+        *(folder / name for folder in (CAPTIONS, TEXT, EMBEDDINGS) for name in experiment.text),
         *(DECOMPOSED / name for name in experiment.decompose),
         *(MODELS / part.method / name for name, part in experiment.trained.items()),
         *(SAMPLES / name for name in shown),

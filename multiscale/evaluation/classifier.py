@@ -1,9 +1,14 @@
-"""A small convolutional classifier, which measures whether samples show their class."""
+"""A small convolutional classifier, which measures whether samples show their class.
+
+A class may consist of factors, such as an arrangement and the objects in two places. Then each factor has logits of its
+own, and the logits of a class are the sums of those of its factors: their probabilities are multiplied.
+"""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +20,19 @@ from multiscale.core.streams import Draws
 from multiscale.networks.group_norm import group_norm
 from multiscale.training.part import Batch, Data, Loss, Nets, Part
 
+QUARTERS = 4
+
 
 class Classifier(nn.Module):
-    """Images in [-1, 1] (N, C, H, H) -> logits (N, classes): strided convolutions, group norm, average pooling."""
+    """Images in [-1, 1] (N, C, H, H) -> logits (N, classes): strided convolutions, group norm, average pooling.
 
-    def __init__(self, channels: int, classes: int, width: int, stages: int):
+    factors: the number of values of each, if classes consist of them, row-major. Factors may differ in their place in
+    the image, so that the average is then taken over each quarter of it.
+    """
+
+    def __init__(self, channels: int, factors: list[int], width: int, stages: int):
         super().__init__()
+        self.factors = factors
         layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1)]
         for stage in range(stages):
             wide = width * 2 ** min(stage, 2)
@@ -28,11 +40,16 @@ class Classifier(nn.Module):
             layers += [group_norm(wide), nn.GELU(), nn.Conv2d(wide, wider, 3, stride=2, padding=1)]
             layers += [group_norm(wider), nn.GELU(), nn.Conv2d(wider, wider, 3, padding=1)]
         self.features = nn.Sequential(*layers, group_norm(wider), nn.GELU())
-        self.head = nn.Linear(wider, classes)
+        self.head = nn.Linear(wider if len(factors) == 1 else QUARTERS * wider, sum(factors))
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.features(images).mean((2, 3)))
-        return logits
+        features = self.features(images)
+        whole = len(self.factors) == 1
+        pooled = features.mean((2, 3)) if whole else F.adaptive_avg_pool2d(features, 2).flatten(1)
+        logits, *others = self.head(pooled).split(self.factors, 1)
+        for other in others:
+            logits = (logits[:, :, None] + other[:, None]).flatten(1)
+        return cast(Tensor, logits)
 
 
 class ClassifierConfig(models.ModelConfig):
@@ -41,14 +58,21 @@ class ClassifierConfig(models.ModelConfig):
     kind: Literal["classifier"] = "classifier"
     role: Literal["classifier"] = "classifier"
     channels: int
-    classes: int
+    classes: int | list[int]
+    """how many, or how many values of each factor that a class consists of, row-major"""
     width: int
     """channels of the first layer"""
     stages: int
 
     def build(self) -> Classifier:
         """The network with random weights."""
-        return Classifier(self.channels, self.classes, self.width, self.stages)
+        factors = [self.classes] if isinstance(self.classes, int) else self.classes
+        return Classifier(self.channels, factors, self.width, self.stages)
+
+    @property
+    def count(self) -> int:
+        """The number of classes."""
+        return self.classes if isinstance(self.classes, int) else math.prod(self.classes)
 
 
 class ClassifierPart(Part):
@@ -81,4 +105,4 @@ def accuracy(net: Classifier, pixels: Tensor, labels: Tensor, batch: int = 256) 
 def load(folder: Path) -> Classifier | None:
     """The trained classifier in a folder; None for a dataset with one class."""
     config = models.config(folder, ClassifierConfig)
-    return models.load_weights(config.build(), folder).eval() if config.classes > 1 else None
+    return models.load_weights(config.build(), folder).eval() if config.count > 1 else None

@@ -1,4 +1,4 @@
-"""The Parquet of the dataset, one image a row: id, split, label, width, height, encoded bytes."""
+"""The Parquet of the dataset, one image a row: id, split, label, width, height, encoded bytes, perhaps a caption."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -27,13 +28,36 @@ SCHEMA = {
     "height": pl.Int32,
     "image": pl.Binary,
 }
+CAPTION = "caption"  # a further column of images with captions
 CLASS_NAMES = b"classes"  # metadata: a list in JSON, in the order of the labels
+FACTORS = b"factors"  # metadata: a list in JSON, the number of values of each factor that a label consists of
+
+
+def _about(key: bytes) -> list[Any]:
+    found: list[Any] = json.loads((pq.read_schema(IMAGES).metadata or {}).get(key, b"[]"))
+    return found
 
 
 def class_names() -> list[str]:
     """The names of the classes in the order of their labels; [] where the data has none."""
-    names: list[str] = json.loads((pq.read_schema(IMAGES).metadata or {}).get(CLASS_NAMES, b"[]"))
-    return names
+    return _about(CLASS_NAMES)
+
+
+def factors() -> list[int]:
+    """The numbers of values of the factors that a label consists of, row-major; [] where it is one whole."""
+    return _about(FACTORS)
+
+
+def has_captions() -> bool:
+    """Whether the images have captions."""
+    return CAPTION in pq.read_schema(IMAGES).names
+
+
+def captions(split: str) -> pl.DataFrame:
+    """The columns caption and label of a split, in the order of `pixel_table`. Raises BadInput where there are none."""
+    if not has_captions():
+        raise BadInput(f"{IMAGES}: the images have no captions; see data.caption_column")
+    return _of_split(split).select(CAPTION, "label").collect()
 
 
 def classes() -> int:

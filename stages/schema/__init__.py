@@ -12,10 +12,12 @@ from pydantic import Field, model_validator
 from multiscale import methods
 from multiscale.core.settings import Bad, Count, Decomposed, Name, Sampled, Section, Text, Trained
 from multiscale.training.part import Training
+from stages.schema import prompts
 from stages.schema.data import VAE, Classifier, Data, Evaluate, Floor, Latents, Run, Sample, Timing
 
 METHODS = {name: methods.settings(name) for name in methods.names()}
-STAGES = ("vae", "classifier")  # whose files lie beside those of the parts and methods
+STAGES = ("vae", "classifier", "text")  # whose files lie beside those of the parts and methods
+UNTRAINED = ("published", "none")  # kinds of an autoencoder or a text encoder
 
 
 if TYPE_CHECKING:  # the fields that these sections have in every method
@@ -52,6 +54,8 @@ class Experiment(Section):
     """defaults of all trainings; `training` in a part, student, vae or classifier overrides them"""
     vae: VAE
     latents: Latents
+    text: dict[Name, prompts.Text] = {}
+    """text encoders of images with captions, each with the prompts to sample from; {}: none"""
     decompose: Annotated[dict[Name, Decomposition], Field(min_length=1)]
     """training data of the parts: images or latents, split into scales"""
     parts: Annotated[dict[Name, Part], Field(min_length=1)]
@@ -68,28 +72,34 @@ class Experiment(Section):
     @model_validator(mode="before")
     @classmethod
     def _complete_trainings(cls, value: Any) -> Any:
-        """Fills in the training of each part, student, autoencoder and classifier from the section `training`."""
+        """Fills in the training of whatever is trained from the section `training`."""
         common = value.get("training") if isinstance(value, dict) else None
         if not isinstance(common, dict):
             return value
 
         def complete(section: Any) -> Any:
-            own = section.get("training", {}) if isinstance(section, dict) else None
+            trained = isinstance(section, dict) and section.get("kind") not in UNTRAINED
+            own = section.get("training", {}) if trained else None
             return section | {"training": common | own} if isinstance(own, dict) else section
 
+        def complete_encoder(text: Any) -> Any:
+            if isinstance(text, dict) and "encoder" in text:
+                return text | {"encoder": complete(text["encoder"])}
+            return text
+
         completed = dict(value)
-        for key in ("parts", "students"):
+        for key, fill in (("parts", complete), ("students", complete), ("text", complete_encoder)):
             if isinstance(sections := value.get(key), dict):
-                completed[key] = {name: complete(section) for name, section in sections.items()}
+                completed[key] = {name: fill(section) for name, section in sections.items()}
         for key in ("vae", "classifier"):
-            section = value.get(key)
-            if isinstance(section, dict) and section.get("kind", "train") == "train":
+            if section := value.get(key):
                 completed[key] = complete(section)
         return completed
 
     @model_validator(mode="after")
     def _check(self) -> Experiment:
         self._check_resolutions()
+        self._check_text()
         for name, decomposition in self.decompose.items():
             METHODS[decomposition.kind].check_decomposition(self, f"decompose.{name}", decomposition)
         for name, part in self.parts.items():
@@ -104,6 +114,7 @@ class Experiment(Section):
         for name, student in self.students.items():
             METHODS[student.kind].check_student(self, f"students.{name}", student)
         vae = [self.vae.training] if self.vae.kind == "train" else []
+        vae += [text.encoder.training for text in self.text.values() if text.encoder.kind == "train"]
         for training in (*vae, self.classifier.training, *(part.training for part in self.trained.values())):
             if self.run.workers and training.batch % self.run.workers:
                 raise Bad("run.workers", self.run.workers, f"a divisor of every batch (one is {training.batch})")
@@ -136,8 +147,16 @@ class Experiment(Section):
             if max(resolutions, default=0) > self.data.resolution:
                 raise Bad(key, max(resolutions), f"resolutions up to data.resolution ({self.data.resolution})")
 
+    def _check_text(self) -> None:
+        if self.text and not (self.data.caption_column or self.data.source == "digit-pairs"):
+            raise Bad("text", list(self.text), "{} for images without captions, or a data.caption_column")
+        for name, text in self.text.items():
+            if text.encoder.kind == "train" and self.data.resolution % text.encoder.patch:
+                allowed = f"a divisor of data.resolution ({self.data.resolution})"
+                raise Bad(f"text.{name}.encoder.patch", text.encoder.patch, allowed)
+
     def _check_part(self, key: str, name: str, part: Part | Student) -> None:
-        if name in (*STAGES, "sampling") or name.startswith("sample-"):
+        if name in (*STAGES, "sampling") or name.startswith(("sample-", "text-")):
             raise Bad(key, name, "another name: reports/timing already has a file of this name")
         fitting = [other for other, section in self.decompose.items() if section.kind in METHODS[part.kind].DATASETS]
         if part.dataset not in fitting:

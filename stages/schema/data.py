@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +10,7 @@ from pydantic import Field, model_validator
 
 from multiscale.core.settings import Bad, Count, From0, Name, Positive, Precision, Section, Share, Text
 from multiscale.training.part import Training
+from stages.compose import FACTORS
 
 Floor = Literal["real", "autoencoder"]
 Extractor = Literal["efficientnet-lite0", "efficientnet-lite2", "inception-v3-compat"]
@@ -48,8 +50,8 @@ class Data(Section):
 
     name: Name
     """of the dataset"""
-    source: Literal["digits", "files", "url", "hub"]
-    """digits: MNIST from a package; files: local; url: a download; hub: Hugging Face"""
+    source: Literal["digits", "digit-pairs", "files", "url", "hub"]
+    """digits: MNIST; digit-pairs: two, captioned; files: local; url: a download; hub: Hugging Face"""
     path: Text
     """folder, zip, tar or Parquet of `files`; else the folder whose README describes the source"""
     url: str | None = None
@@ -62,6 +64,10 @@ class Data(Section):
     """of Parquet"""
     label_column: Text | None = "label"
     """of Parquet; null: an unlabelled dataset"""
+    caption_column: Text | None = None
+    """of Parquet or of metadata.csv or .jsonl, else name.txt beside each image; null: no captions"""
+    pictures: Positive | None = None
+    """to compose of two digits with a caption (`digit-pairs`)"""
     resolution: Positive
     """of the square images after resizing, in pixels"""
     channels: Literal[1, 3]
@@ -83,13 +89,23 @@ class Data(Section):
             raise Bad("url", self.url, f"required with source: {self.source}")
         if self.source == "url" and not (self.url or "").startswith(("https://", "http://", "file://")):
             raise Bad("url", self.url, "an https, http or file URL")
-        if self.sha256 and self.source in ("digits", "hub"):
+        if self.sha256 and self.source in ("digits", "digit-pairs", "hub"):
             raise Bad("sha256", self.sha256, f"null with source: {self.source}, which has no archive")
         if self.source == "hub" and not self.revision:
             raise Bad("revision", self.revision, "a commit or tag, required with source: hub")
         if self.validation_share + self.test_share >= 1:
             raise Bad("test_share", self.test_share, "validation_share + test_share below 1")
+        self._check_captions()
         return self
+
+    def _check_captions(self) -> None:
+        if self.caption_column and self.source in ("digits", "digit-pairs"):
+            raise Bad("caption_column", self.caption_column, f"null with source: {self.source}")
+        fewest = math.ceil(math.prod(FACTORS) / (1 - self.validation_share - self.test_share))
+        if self.source == "digit-pairs" and (self.pictures or 0) < fewest:
+            raise Bad("pictures", self.pictures, f"at least {fewest}, for a training image of each content")
+        if self.pictures and self.source != "digit-pairs":
+            raise Bad("pictures", self.pictures, f"null with source: {self.source}")
 
 
 class TrainedVAE(Section):

@@ -37,16 +37,23 @@ def written(experiment: Experiment) -> dict[str, Any]:
         section = getattr(experiment, name)
         if name in SPARSE:
             tree[name] = {key: _sparse(entry) for key, entry in section.items()}
-        elif isinstance(section, BaseModel):
-            tree[name] = {key: value for key, value in section.model_dump().items() if not _says_nothing(section, key)}
         else:
-            tree[name] = section
+            tree[name] = _full(section)
     common = experiment.training.model_dump()
-    for section in (tree["vae"], tree["classifier"], *tree["parts"].values(), *tree["students"].values()):
+    encoders = [text["encoder"] for text in tree["text"].values()]
+    for section in (tree["vae"], *encoders, tree["classifier"], *tree["parts"].values(), *tree["students"].values()):
         if own := section.pop("training", None):
             if differing := {key: value for key, value in own.items() if value != common[key]}:
                 section["training"] = differing
     return tree
+
+
+def _full(value: Any) -> Any:
+    """A value of a section in plain types, without a null that is the default."""
+    if isinstance(value, BaseModel):
+        keys = (key for key in type(value).model_fields if not _says_nothing(value, key))
+        return {key: _full(getattr(value, key)) for key in keys}
+    return {key: _full(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def _sparse(section: BaseModel) -> dict[str, Any]:

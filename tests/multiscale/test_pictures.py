@@ -155,3 +155,34 @@ def test_the_names_of_classes_stand_over_their_columns():
     )
     assert not np.array_equal(named, numbered)
     assert np.array_equal(named[:, 4:68], swapped[:, 72:136]) and np.array_equal(named[:, 72:136], swapped[:, 4:68])
+
+
+def test_a_caption_stands_under_its_image_whole():
+    """Five images in three columns: 96 pixels each, and the second row below the longest caption of the first."""
+    short, long = "two ones", "an eight to the left of a seven, and above it a three"
+    captions = [short, long, "", short, short]
+    sheet = pictures.captioned(images(5, 32), captions, 3, "title")
+    assert sheet.width == 3 * (96 + 2 * GAP) + GAP
+    places = [box(sheet, 10 + k) for k in range(5)]
+    assert [place[0] for place in places[:3]] == [GAP + k * (96 + 2 * GAP) for k in range(3)]
+    assert all(place[2:] == (96, 96) for place in places)
+    assert {place[1] for place in places[:3]} == {34} and len({place[1] for place in places[3:]}) == 1
+    ink = (np.asarray(sheet.convert("L")) < 200) & (np.asarray(sheet).max(2) - np.asarray(sheet).min(2) < 10)
+    lower = places[3][1]
+
+    def inked(column: int, top: int, bottom: int) -> int:
+        left = GAP + column * (96 + 2 * GAP)
+        assert not ink[top:bottom, left - GAP : left - 1].any(), "a caption reaches over its image"
+        return int(ink[top:bottom, left : left + 96].any(1).nonzero()[0].max(initial=-1)) + 1
+
+    heights = [inked(column, 34 + 96, lower) for column in range(3)]
+    assert 0 < heights[0] < 20 < 40 < heights[1] <= lower - 34 - 96 and heights[2] == 0
+    assert 0 < inked(0, lower + 96, sheet.height) == heights[0]
+
+
+def test_a_text_is_wrapped_between_words_and_none_is_lost():
+    assert pictures._wrapped("two ones", 200, 12) == ["two ones"] and pictures._wrapped("", 50, 12) == [""]
+    lines = pictures._wrapped("a four to the left of a nine", 60, 12)
+    assert " ".join(lines) == "a four to the left of a nine" and len(lines) > 2
+    assert all(pictures._width(line, 12) <= 60 for line in lines)
+    assert pictures._wrapped("a " + "w" * 40, 60, 12) == ["a", "w" * 40]

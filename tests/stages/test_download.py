@@ -30,7 +30,7 @@ from PIL import Image
 from stages import sources
 from stages.common import enough, settings
 from stages.common.errors import BadInput
-from stages.common.images import SCHEMA, class_names, classes, pixel_table
+from stages.common.images import SCHEMA, class_names, classes, factors, pixel_table
 from stages.common.paths import IMAGES
 from stages.download import fit_image
 from stages.schema import Experiment
@@ -898,3 +898,88 @@ def test_a_parquet_of_the_hub_names_its_classes(fetch):
     pq.write_table(table.replace_schema_metadata(about), "set/x.parquet")
     fetch(test_share=0.0, validation_share=0.0)
     assert class_names() == ["boot", "shoe"]
+
+
+# --- captions
+
+
+def captions(rows: pl.DataFrame) -> dict[str, str]:
+    return dict(rows.select("id", "caption").rows())
+
+
+def test_a_set_without_captions_has_no_column_of_them(fetch):
+    put(NAMES | {"train/boot/b1.txt": b"a boot", "metadata.csv": b"file_name,text\n"})
+    assert list(fetch().schema) == list(SCHEMA)
+
+
+def test_a_caption_is_the_text_beside_an_image(fetch):
+    put({"train/1.png": 10, "train/1.txt": b" a small\nboot ", "test/2.jpg": 20, "test/2.txt": "\u00e9toile".encode()})
+    rows = fetch(caption_column="text")
+    assert captions(rows) == {"train/1.png": "a small boot", "test/2.jpg": "\u00e9toile"}
+    assert dict(rows.schema) == SCHEMA | {"caption": pl.String}
+
+
+TABLES = {
+    "metadata.csv": b'text,file_name\nred,boot/1.png\n"a, b",boot/2.png\n',
+    "metadata.jsonl": b'{"file_name": "boot/1.png", "text": "red"}\n{"file_name": "boot/2.png", "text": "a, b"}\n',
+}
+
+
+@pytest.mark.parametrize("make", [put, as_zip, as_tar])
+@pytest.mark.parametrize("name", TABLES)
+def test_captions_are_those_of_the_hubs_image_folders(fetch, make, name):
+    """Names are relative to the folder of the metadata, and the text beside an image counts only without it."""
+    path = make({f"in/{name}": TABLES[name], "in/boot/1.png": 10, "in/boot/2.png": 20, "in/boot/1.txt": b"other"})
+    rows = fetch(path=str(path), caption_column="text", test_share=0.0, validation_share=0.0)
+    assert sorted(captions(rows).values()) == ["a, b", "red"]
+    assert {grey(rows)[name]: text for name, text in captions(rows).items()} == {10: "red", 20: "a, b"}
+
+
+def test_captions_are_a_column_of_parquet(fetch):
+    as_parquet("set/train.parquet", image=[encoded(10), encoded(20)], words=["one", "two"])
+    rows = fetch(label_column=None, caption_column="words")
+    assert rows["caption"].to_list() == ["one", "two"] and rows["label"].to_list() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"train/1.png": 10, "train/2.png": 20, "train/2.txt": b"two"}, "captions of all images, train/1.png has none"),
+        ({"train/1.png": 10, "train/1.txt": b" \n"}, "train/1.png has none"),
+        ({"train/1.png": 10, "train/1.txt": b"\xff\xfe\xff"}, "train/1.txt: not text"),
+        (
+            {"1.png": 10, "metadata.csv": b"name,text\n1.png,one\n"},
+            "['name', 'text'] is not allowed; allowed: a column",
+        ),
+        (
+            {"1.png": 10, "metadata.csv": b"file_name,words\n1.png,one\n"},
+            "a column of text (metadata.csv has file_name,",
+        ),
+        ({"1.png": 10, "metadata.jsonl": b"not json\n"}, "metadata.jsonl: cannot be read"),
+    ],
+)
+def test_images_without_captions_are_refused_by_name(refused, files, said):
+    put(files)
+    assert said in refused(caption_column="text", test_share=0.0, validation_share=0.0)
+
+
+@pytest.mark.parametrize(("words", "said"), [([1, 2], "a column of text"), (["one", None], "train-0000001 has none")])
+def test_a_column_that_holds_no_captions_is_refused(refused, words, said):
+    as_parquet("set/train.parquet", image=[encoded(10), encoded(20)], words=words)
+    assert said in refused(label_column=None, caption_column="words")
+
+
+def test_pairs_of_digits_have_captions_names_and_the_factors_of_their_labels(project):
+    pairs = {"data.source": "digit-pairs", "data.pictures": 250, "data.test_share": 0.1, "evaluate.floors": []}
+    project.change(pairs)
+    done = project.stage("download")
+    assert done.returncode == 0 and "250 images at 32x32, 200 classes" in done.stdout, done.stderr
+    rows = pl.read_parquet(IMAGES)
+    assert dict(rows.schema) == SCHEMA | {"caption": pl.String}
+    train = rows.filter(pl.col("split") == "train")
+    assert train["label"].to_list() == [k % 200 for k in range(213)] and train["caption"][111] in (
+        "a one to the left of a one",
+        "a one to the right of a one",
+        "two ones",
+    )
+    assert factors() == [2, 10, 10] and classes() == 200 and class_names()[149] == "a four to the left of a nine"

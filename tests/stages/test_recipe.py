@@ -223,7 +223,9 @@ def test_an_unknown_recipe_is_refused_and_nothing_changes(project, name):
     before = project.files()
     with pytest.raises(BadInput) as error:
         recipe.switch(name, force=True)
-    assert str(error.value).startswith(f"params/recipes: recipe: {name!r} is not allowed; allowed: one of clothing64, ")
+    assert str(error.value).startswith(
+        f"params/recipes: recipe: {name!r} is not allowed; allowed: one of captions32, clothing64, "
+    )
     assert project.files() == before
 
 
@@ -369,7 +371,7 @@ def test_an_experiment_saved_as_a_recipe_is_a_recipe_of_its_own_name(project):
             "(this one is a -> b -> c -> a)",
         ),
         ({"a": "extends: b", "b": "extends: b"}, "extends", "'b'", "(this one is a -> b -> b)"),
-        ({"a": "extends: none"}, "extends", "'none'", "one of a, clothing64"),
+        ({"a": "extends: none"}, "extends", "'none'", "one of a, captions32"),
         ({"a": "extends: [tiny]"}, "extends", "['tiny']", "the name of a recipe"),
         ({"a": "extends: tiny\nsed: 1"}, "sed", "'sed'", "recipe, seed, run"),
         ({"a": "extends: tiny\nvae: 3"}, "vae", "3", "dictionary"),
@@ -473,6 +475,7 @@ def test_a_missing_experiment_is_written(project):
 
 
 LEFT = ["data/latents/48/x", "data/decomposed/old/x", "models/ssd/unet/x", "models/msf/msf-2/x", "samples/ssd/x"]
+LEFT += ["data/captions/words/x", "data/embeddings/words/x", "models/text/words/x"]
 LEFT += ["reports/metrics/ssd.json", "reports/measurements/ssd.json", "reports/neighbours/ssd.png"]
 LEFT += ["reports/neighbours/ssd-seed-1.png"]
 KEPT = ["data/latents/24/x", "data/decomposed/full/x", "models/msf/msf-1/x", "models/dit/dit/x", "samples/msf/x"]

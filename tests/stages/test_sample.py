@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +18,7 @@ from multiscale.core.storage import Table
 from multiscale.core.streams import classes_of_seeds, generator
 from stages import sample
 from stages.common import settings as settings_of
-from stages.common.images import SCHEMA, class_counts
+from stages.common.images import CLASS_NAMES, SCHEMA, class_counts
 from stages.common.paths import IMAGES, SAMPLES
 
 COUNTS = [60, 0, 25, 10, 5]  # training images of each class
@@ -122,3 +124,17 @@ def test_the_grid_of_uniform_labels_is_filled_row_by_row(painted):
         expected = 40 * column + 10 if index < 23 else 255
         assert (grid[top + row * step + 5, pictures.GAP + column * step + 5] == expected).all()
     assert not list(Path(SAMPLES).glob(".*"))
+
+
+def test_images_with_captions_stand_over_them_chosen_from_all(painted):
+    """Classes of captioned images have captions as names; the choice does not begin with the first classes alone."""
+    rows = pl.read_parquet(IMAGES).with_columns(caption=pl.lit("a caption"))
+    table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
+    about = {CLASS_NAMES: json.dumps([f"a caption of class {label}" for label in range(5)])}
+    pq.write_table(table.replace_schema_metadata(about), IMAGES)
+    labels, grid = painted(labels="data", images=40, batch=40, grid_rows=2, grid_columns=3)
+    wide, high = 96 + 2 * pictures.GAP, 34
+    assert grid.shape[1] >= 3 * wide + pictures.GAP
+    assert (grid[high + 96 + pictures.GAP : high + 96 + 20] < 200).any(), "captions"
+    tones = [int(grid[high + 5, pictures.GAP + column * wide + 5, 0]) for column in range(3)]
+    assert {(tone - 10) % 40 for tone in tones} == {0} and tones != [40 * label + 10 for label in labels[:3]]

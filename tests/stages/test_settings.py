@@ -44,6 +44,16 @@ PART = {
     "network": {"preset": "DiT-S/2"},
     "training": {"images": 1},
 }
+PAIRS = {"data.source": "digit-pairs", "data.validation_share": 0.05}  # the tiny recipe tests on 0.02
+ENCODER, PROMPTS = "text.words.encoder", "text.words.prompts"
+WORDS = {
+    "words": {
+        "encoder": {"kind": "train", "width": 8, "layers": 1, "heads": 2, "patch": 8},
+        "prompts": {"source": "pictures", "path": "data/images.parquet", "split": "test", "column": "caption"},
+    }
+}
+TEXT = {"data.source": "files", "data.caption_column": "text", "text": WORDS}
+OF_HUB = WORDS["words"]["prompts"] | {"source": "hub", "path": "data/raw/prompts"}
 
 # (claim, changes to a valid experiment, the key that the line names, its value as shown, a fragment of what is allowed)
 INVALID = [
@@ -369,7 +379,7 @@ INVALID = [
         "'msf', 'ssd', 'swd', 'wmgm'",
     ),
     ("an unknown extractor", {"evaluate.extractor": "vgg"}, "evaluate.extractor", "'vgg'", "'efficientnet-lite0'"),
-    ("an unknown source", {"data.source": "ftp"}, "data.source", "'ftp'", "'digits', 'files', 'url' or 'hub'"),
+    ("an unknown source", {"data.source": "ftp"}, "data.source", "'ftp'", "'digit-pairs', 'files', 'url' or 'hub'"),
     ("two extractors that are one", {"evaluate.second_extractor": "efficientnet-lite0"}, *SECOND),
     ("an unknown floor", {"evaluate.floors": ["fake"]}, "evaluate.floors.0", "'fake'", "'real' or 'autoencoder'"),
     ("a floor twice", {"evaluate.floors": ["real", "real"]}, "evaluate.floors", "['real', 'real']", "each floor once"),
@@ -403,6 +413,29 @@ INVALID = [
         "spelled out",
     ),
     ("no mapping of students", WITHOUT_STUDENTS, "students", "missing", "every key spelled out"),
+    ("no mapping of texts", {"text": ...}, "text", "missing", "every key spelled out"),
+    ("pairs of digits without a number", {"data.source": "digit-pairs"}, "data.pictures", "None", "at least"),
+    ("pairs too few for their contents", PAIRS | {"data.pictures": 205}, "data.pictures", "205", "at least 216"),
+    ("a number of pictures of another source", {"data.pictures": 400}, "data.pictures", "400", "null with source: di"),
+    ("a caption column of digits", {"data.caption_column": "x"}, "data.caption_column", "'x'", "null with source: di"),
+    ("texts of images without captions", {"text": WORDS}, "text", "['words']", "{} for images without captions"),
+    (
+        "patches of an encoder that do not divide",
+        {**TEXT, f"{ENCODER}.patch": 5},
+        f"{ENCODER}.patch",
+        "5",
+        "data.resolution (32)",
+    ),
+    ("a width that heads do not divide", {**TEXT, f"{ENCODER}.heads": 3}, f"{ENCODER}.width", "8", "of heads (3)"),
+    ("an encoder without its size", {**TEXT, f"{ENCODER}.width": ...}, f"{ENCODER}.width", "missing", "spelled out"),
+    ("an unknown key of a training", {**TEXT, f"{ENCODER}.training": {"x": 1}}, f"{ENCODER}.training.x", "'x'", "lr"),
+    ("an encoder of the hub without revision", {**TEXT, ENCODER: HUB}, f"{ENCODER}.revision", "None", "the hub"),
+    ("prompts of captions elsewhere", {**TEXT, f"{PROMPTS}.path": "x"}, f"{PROMPTS}.path", "'x'", "data/images."),
+    ("prompts of a file that is the images", {**TEXT, f"{PROMPTS}.source": "file"}, f"{PROMPTS}.path", "'da", "other"),
+    ("prompts of the hub without name", {**TEXT, PROMPTS: OF_HUB}, f"{PROMPTS}.url", "None", "required with source"),
+    ("prompts of captions with a revision", {**TEXT, f"{PROMPTS}.revision": "x"}, f"{PROMPTS}.revision", "'x'", "null"),
+    ("a part named as a text encoder's timing", {"parts.text-words": PART}, "parts.text-words", "'text-", "another"),
+    ("a method named as the text encoders", {"methods.text": METHOD}, "methods.text", "'text'", "another name"),
 ]
 
 BROKEN = {
@@ -521,6 +554,15 @@ def test_no_default_of_the_code_enters_a_result_of_a_stage_that_does_not_depend_
     assert len(keys) > 55
     lines = {key: refused({key: ...}) for key in keys}
     assert not {key: line for key, line in lines.items() if not line.startswith(f"params.yaml: {key}: ")}
+
+
+def test_a_text_encoder_is_trained_as_the_section_training_says_but_for_what_it_says_itself(tiny):
+    experiment = settings.validate(changed(tiny, {**TEXT, f"{ENCODER}.training": {"images": 7}}), "file")
+    training = experiment.text["words"].encoder.training
+    assert training == Training.model_validate(tiny["training"] | {"images": 7})
+    file = settings.written(experiment)
+    assert file["text"] == {"words": WORDS["words"] | {"encoder": file["text"]["words"]["encoder"]}}
+    assert file["text"]["words"]["encoder"] == WORDS["words"]["encoder"] | {"training": {"images": 7}}
 
 
 def test_a_part_is_trained_as_the_section_training_says_but_for_what_it_says_itself(tiny):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 import pytest
@@ -253,3 +253,43 @@ def test_a_classifier_is_loaded_as_it_was_saved_and_a_dataset_of_one_class_has_n
     assert torch.equal(classifier.load(tmp_path)(images), net(images))
     models.save(tmp_path, net.state_dict(), replace(config, classes=1))
     assert classifier.load(tmp_path) is None
+
+
+def test_the_logits_of_a_class_are_the_sums_of_those_of_its_factors():
+    """Row-major: class (a, b) of 2 x 3 is 3 a + b, and the probabilities of the factors are multiplied."""
+    net = classifier.ClassifierConfig(channels=1, classes=[2, 3], width=8, stages=1).build().eval()
+    images, heard = torch.randn(4, 1, 16, 16), []
+    net.head.register_forward_hook(lambda module, given, found: heard.append(found))
+    logits = net(images)
+    first, second = heard[0][:, :2], heard[0][:, 2:]
+    for a, b in product(range(2), range(3)):
+        torch.testing.assert_close(logits[:, 3 * a + b], first[:, a] + second[:, b])
+    joint = (first.softmax(1)[:, :, None] * second.softmax(1)[:, None]).flatten(1)
+    torch.testing.assert_close(logits.softmax(1), joint)
+
+
+def test_factors_may_differ_in_their_place_in_the_image():
+    """Each quarter has an average of its own; one factor alone has that of the whole image, as before."""
+    features = torch.arange(64.0).view(1, 4, 4, 4)
+    nets = {}
+    for classes in (5, [2, 3]):
+        net = nets[str(classes)] = classifier.ClassifierConfig(channels=1, classes=classes, width=8, stages=1).build()
+        net.features, net.head = torch.nn.Identity(), Seen()
+        net.head.width = 5
+        net(features)
+    assert nets["5"].head.seen.tolist() == [[7.5, 23.5, 39.5, 55.5]]
+    assert nets["[2, 3]"].head.seen[0, :4].tolist() == [2.5, 4.5, 10.5, 12.5], "the quarters of the first channel"
+
+
+class Seen(torch.nn.Module):
+    def forward(self, features):
+        self.seen = features
+        return torch.zeros(len(features), self.width)
+
+
+def test_a_classifier_of_factors_is_loaded_as_it_was_saved(tmp_path):
+    config = classifier.ClassifierConfig(channels=1, classes=[2, 3], width=8, stages=1)
+    net = config.build().eval()
+    models.save(tmp_path, net.state_dict(), config)
+    images = torch.randn(2, 1, 16, 16)
+    assert torch.equal(classifier.load(tmp_path)(images), net(images)) and config.count == 6

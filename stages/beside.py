@@ -1,0 +1,51 @@
+"""Captions beside images: metadata.csv or .jsonl as in the hub's image folders, or a text file for each image."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import PurePosixPath
+
+import polars as pl
+
+from stages.common.errors import BadInput, refuse
+from stages.common.paths import EXPERIMENT
+
+FILE = "file_name"  # the column that names an image, relative to the folder of the metadata
+READERS = {"metadata.csv": lambda file: pl.read_csv(file, infer_schema=False), "metadata.jsonl": pl.read_ndjson}
+
+
+def captions(images: Iterable[str], readers: Mapping[str, Callable[[], bytes]], column: str) -> dict[str, str]:
+    """The captions of images by their paths, from the files beside them: name -> reader of its bytes.
+
+    Where there is a file of metadata, the captions are in its `column`; images that it does not name have none.
+    Elsewhere they are in files of text, name.txt beside name.jpg. Raises BadInput for a file that cannot be read.
+    """
+    tables = [name for name in sorted(readers) if PurePosixPath(name).name in READERS]
+    if tables:
+        return {name: text for table in tables for name, text in _in_table(table, readers[table](), column).items()}
+    texts = {name: PurePosixPath(name).with_suffix(".txt").as_posix() for name in images}
+    return {name: _decoded(text, readers[text]()) for name, text in texts.items() if text in readers}
+
+
+def _in_table(path: str, content: bytes, column: str) -> dict[str, str]:
+    place = PurePosixPath(path)
+    try:
+        table = READERS[place.name](io.BytesIO(content))
+    except pl.exceptions.PolarsError as error:
+        raise BadInput(f"{path}: cannot be read: {' '.join(str(error).split())}; allowed: {place.suffix[1:]}") from None
+    if FILE not in table.columns:
+        raise refuse(path, "columns", table.columns, f"a column {FILE}")
+    if table.schema.get(column) != pl.String:
+        raise refuse(
+            EXPERIMENT, "data.caption_column", column, f"a column of text ({path} has {', '.join(table.columns)})"
+        )
+    named = table.select(pl.col(FILE).cast(pl.String), pl.col(column).fill_null(""))
+    return {(place.parent / name).as_posix(): text for name, text in named.iter_rows() if name}
+
+
+def _decoded(path: str, content: bytes) -> str:
+    try:
+        return " ".join(content.decode().split())
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not text: {error}; allowed: UTF-8") from None

@@ -1,0 +1,107 @@
+"""Embeds the captions of the training images and the prompts once, in data/embeddings/NAME, and frees the encoder.
+
+embeddings.safetensors   of each text that occurs, once, fp16: prompt (M, L, D), its tokens, and pooled (M, P)
+rows.safetensors         rows of that: pictures (N,), the training images in their order, and prompts (K,)
+texts.parquet            the texts in the order of their rows
+statistics.json          L, D and P
+
+Row 0 stands for no text, in classifier-free guidance.
+"""
+
+from __future__ import annotations
+
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__, {"name": "a key of `text`"})
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from multiscale.core.storage import atomic_folder, write_blocks, write_json
+from multiscale.networks import text
+from stages.cluster import Pool, pool
+from stages.common import images
+from stages.common.errors import refuse
+from stages.common.harness import progress
+from stages.common.paths import CAPTIONS, EMBEDDINGS, EXPERIMENT, PROMPTS, TEXT
+from stages.schema import Experiment
+from stages.schema.prompts import PublishedEncoder
+
+
+def encoder(name: str, params: Experiment) -> text.TextEncoder:
+    """The text encoder in models/text/NAME."""
+    section = params.text[name].encoder
+    given = (section.length, section.precision) if isinstance(section, PublishedEncoder) else ()
+    return text.load(TEXT / name, *given)
+
+
+class Embedder:
+    """A text encoder on one worker."""
+
+    def __init__(self, name: str, params: Experiment):
+        self.encoder = encoder(name, params)
+
+    def limits(self, prompts: Sequence[str], captions: Sequence[str]) -> tuple[int, tuple[int, int] | None, int]:
+        """The tokens that the encoder takes, the first longer prompt as (row, tokens), and the longer captions."""
+        length, count = self.encoder.length, cache(self.encoder.count)
+        long = ((row, count(prompt)) for row, prompt in enumerate(prompts) if count(prompt) > length)
+        return length, next(long, None), sum(count(caption) > length for caption in captions)
+
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The embeddings of texts in fp16."""
+        return _half(self.encoder.encode(texts))
+
+    def null(self) -> tuple[Tensor, Tensor]:
+        """The embeddings that stand for no text, in fp16."""
+        return _half(self.encoder.null())
+
+
+def _half(embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    prompt, pooled = (each.half() for each in embeddings)
+    if not (prompt.isfinite().all() and pooled.isfinite().all()):
+        raise FloatingPointError("the embedding of a text is not finite in fp16")
+    return prompt, pooled
+
+
+def embed(out: Path, texts: list[str], workers: Pool, batch: int, reach: Callable[[int], None]) -> dict[str, int]:
+    """Writes the embeddings of no text and of texts, in this order; returns their sizes."""
+    (null,) = workers.map("null", [()])
+    count = 1 + len(texts)
+    shapes = {name: (np.float16, (count, *each.shape[1:])) for name, each in zip(("prompt", "pooled"), null)}
+    batches = ((texts[start : start + batch],) for start in range(0, len(texts), batch))
+    made = chain([null], workers.map("encode", batches))
+    write_blocks(out, shapes, ({"prompt": tokens, "pooled": whole} for tokens, whole in made), reach=reach)
+    return {"length": null[0].shape[1], "width": null[0].shape[2], "pooled": null[1].shape[1]}
+
+
+def main(params: Experiment, name: str) -> None:
+    if name not in params.text:
+        raise refuse("embeddings", "NAME", name, f"one of {', '.join(params.text) or 'none'}")
+    captions = images.captions("train")["caption"].to_list()
+    prompts = pl.read_parquet(CAPTIONS / name / PROMPTS)["prompt"].to_list()
+    texts, title = list(dict.fromkeys([*prompts, *captions])), f"embeddings {name}"
+    row_of = {each: row for row, each in enumerate(texts, 1)}
+    rows = {"pictures": [row_of[each] for each in captions], "prompts": [row_of[each] for each in prompts]}
+    with pool(title, params.run, partial(Embedder, name, params)) as workers:
+        ((length, long, cut),) = workers.map("limits", [(prompts, captions)])
+        if long:
+            allowed = f"at most {length} tokens (row {long[0]} has {long[1]})"
+            raise refuse(EXPERIMENT, f"text.{name}.prompts", prompts[long[0]], allowed)
+        with atomic_folder(EMBEDDINGS / name) as folder, progress(title, 1 + len(texts), "text") as reach:
+            about = embed(folder / "embeddings.safetensors", texts, workers, params.run.batch, reach)
+            save_file({key: torch.tensor(each) for key, each in rows.items()}, folder / "rows.safetensors")
+            pl.DataFrame({"text": ["", *texts]}).write_parquet(folder / "texts.parquet")
+            write_json(folder / "statistics.json", about)
+    shape = f"{about['length']} tokens of {about['width']} numbers"
+    print(f"{len(texts)} different texts of {len(captions)} captions and {len(prompts)} prompts, {shape} each")
+    if cut:
+        print(f"{cut} captions are longer than {length} tokens, and were cut")

@@ -1,0 +1,93 @@
+"""Provides the text encoder in models/text/NAME: that of a small CLIP trained here, or that of a published model.
+
+A published one is the files of its text encoders and tokenizers (safetensors only), from a folder or from the hub at a
+revision. Either way the folder is laid out as a pipeline of diffusers.
+"""
+
+from __future__ import annotations
+
+from stages.common.harness import command
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    command(__doc__, {"name": "a key of `text`"})
+
+import shutil
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+
+from multiscale.core.storage import Table, atomic_folder, read_json
+from multiscale.networks import clip
+from multiscale.networks.text import INDEX, PIPELINES, is_text
+from stages import fitting
+from stages.common import images
+from stages.common.errors import BadInput, refuse
+from stages.common.images import pixel_table
+from stages.common.paths import EXPERIMENT, IMAGES, SCRATCH, TEXT
+from stages.schema import Experiment
+from stages.schema.prompts import PublishedEncoder, TrainedEncoder
+
+FILES = [INDEX, "tokenizer*/*", "text_encoder*/*.json", "text_encoder*/*.safetensors"]
+COPIES = ["*fp16*"]  # of the same weights
+
+
+def build(name: str, section: TrainedEncoder, channels: int, resolution: int) -> clip.ContrastivePart:
+    """The part to train on the pictures and captions of the training split."""
+    table, captions = pixel_table("train"), images.captions("train")["caption"].to_list()
+    tokenizer = clip.words(captions)
+    arrays = {"pixels": table.arrays["pixels"], "tokens": clip.tokens(tokenizer, captions).numpy()}
+    size = {"width": section.width, "layers": section.layers, "heads": section.heads, "patch": section.patch}
+    net = clip.build(tokenizer, resolution=resolution, channels=channels, **size)
+    return clip.ContrastivePart(name, Table(arrays), net, tokenizer)
+
+
+def publish(section: PublishedEncoder, key: str, out: Path) -> None:
+    """Copies the text encoders and tokenizers of a published model. Raises BadInput for what is none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    source, place = Path(section.source), f"{key}.source"
+    if not source.exists():
+        try:
+            found = snapshot_download(
+                section.source,
+                revision=section.revision,
+                allow_patterns=FILES,
+                ignore_patterns=COPIES,
+                cache_dir=SCRATCH / "hub",
+            )
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+            line = " ".join(str(error).split())
+            at = f"{section.source} at {section.revision}"
+            raise BadInput(f"{EXPERIMENT}: {place}: cannot fetch {at}: {line}") from None
+        source = Path(found)
+    if not (source / INDEX).exists():
+        raise refuse(EXPERIMENT, place, section.source, f"a model in the layout of diffusers, with {INDEX}")
+    index = read_json(source / INDEX)
+    if index.get("_class_name") not in PIPELINES:
+        raise refuse(EXPERIMENT, place, index.get("_class_name"), f"a model of {', '.join(PIPELINES)}")
+    files = (path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
+    chosen = sorted(path for path in files if _is_any(path, FILES) and not _is_any(path, COPIES))
+    weighted = {path.split("/")[0] for path in chosen if path.endswith(".safetensors")}
+    for part in filter(is_text, index):
+        if part.startswith(clip.ENCODER) and part not in weighted:
+            raise refuse(EXPERIMENT, place, section.source, f"a model with {part}/*.safetensors")
+    with atomic_folder(out) as folder:
+        for path in chosen:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / path, folder / path)
+
+
+def _is_any(path: str, patterns: list[str]) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def main(params: Experiment, name: str) -> None:
+    if name not in params.text:
+        raise refuse("encoder", "NAME", name, f"one of {', '.join(params.text) or 'none'}")
+    section, title, out = params.text[name].encoder, f"text-{name}", TEXT / name
+    if isinstance(section, PublishedEncoder):
+        publish(section, f"text.{name}.encoder", out)
+        return
+    made = partial(build, title, section, params.data.channels, params.data.resolution)
+    fitting.train(fitting.job(title, made, section, params.seed, [IMAGES], out, "encoder"), params.run)
