@@ -14,13 +14,14 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import psutil
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from multiscale.core.models import ModelConfig
@@ -102,6 +103,21 @@ def free_port() -> int:
     raise AssertionError("no free port")
 
 
+def called(module: str, *arguments: str) -> subprocess.CompletedProcess:
+    """What `python -m MODULE arguments...` does, in this process: importing torch or Prefect anew takes seconds."""
+    out, errors, code, before = io.StringIO(), io.StringIO(), 0, sys.argv
+    sys.argv = [module.rpartition(".")[2], *arguments]
+    try:
+        with redirect_stdout(out), redirect_stderr(errors), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*found in sys.modules after import.*")
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code or 0
+    finally:
+        sys.argv = before
+    return subprocess.CompletedProcess([module, *arguments], code, out.getvalue(), errors.getvalue())
+
+
 class Pipeline:
     """A git and DVC project with small stages of its own."""
 
@@ -140,18 +156,8 @@ class Project:
         )
 
     def stage(self, name: str, *arguments: str) -> subprocess.CompletedProcess:
-        """What `python -m stages.NAME arguments...` does, in this process: importing torch anew takes seconds."""
-        out, errors, code, before = io.StringIO(), io.StringIO(), 0, sys.argv
-        sys.argv = [name, *arguments]
-        try:
-            with redirect_stdout(out), redirect_stderr(errors), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", ".*found in sys.modules after import.*")
-                runpy.run_module(f"stages.{name}", run_name="__main__", alter_sys=True)
-        except SystemExit as end:
-            code = end.code or 0
-        finally:
-            sys.argv = before
-        return subprocess.CompletedProcess([name, *arguments], code, out.getvalue(), errors.getvalue())
+        """What `python -m stages.NAME arguments...` does, in this process."""
+        return called(f"stages.{name}", *arguments)
 
     def read(self) -> dict:
         """The settings in params.yaml."""
@@ -187,19 +193,34 @@ def as_yaml(tree: dict) -> str:
     return json.dumps(tree, indent=1).replace("Infinity", ".inf").replace("NaN", ".nan")
 
 
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder for all workers of a session; the first that asks for it makes it, the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    ready = folder.with_suffix(".ready")
+    with FileLock(folder.with_suffix(".lock")):
+        if not ready.exists():
+            make(folder)
+            ready.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory) -> Path:
     """A pristine copy of the project's sources, its experiment the tiny recipe."""
-    folder = tmp_path_factory.mktemp("sources")
+    return made_once(tmp_path_factory, "sources", make_sources)
+
+
+def make_sources(folder: Path) -> None:
     for name in ("multiscale", "stages", "flows", "params"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in (*FILES, *(path.relative_to(ROOT) for path in ROOT.glob("data/raw/*/README.md"))):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     shutil.copy(ROOT / "tests" / "tiny.yaml", folder / "params" / "recipes" / "tiny.yaml")
-    done = Project(folder).run("-m", "stages.recipe", "tiny", "--force")
+    with chdir(folder):
+        done = Project(folder).stage("recipe", "tiny", "--force")
     assert done.returncode == 0, done.stderr
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -229,25 +250,22 @@ def project(sources, working_copy) -> Project:
 @pytest.fixture(scope="session")
 def trained(sources, tmp_path_factory) -> Path:
     """A project in which every stage that DiT and MSF need has run, on few images and for a step or two."""
-    folder = tmp_path_factory.mktemp("trained") / "project"
-    shutil.copytree(sources, folder)
-    made, before = Project(folder), Path.cwd()
-    os.chdir(folder)
-    try:
-        trainings = ["vae", "classifier", "parts.dit", "parts.msf-0", "parts.msf-1"]
-        small = {f"{name}.training.{key}": 16 for name in trainings for key in ("images", "log_images", "batch")}
-        smaller = {"sample.images": 20, "sample.batch": 8, "run.batch": 16}
-        made.change(small | smaller | {"evaluate.reference_images": 40})
-        write_images(folder / "data" / "images.parquet", 80)
-        stages = (
-            "code, vae, latents 24, latents 32, decompose full, decompose residual, classifier, reference, train dit, "
-        )
-        for stage in (stages + "train msf-0, train msf-1, sample msf, evaluate msf").split(", "):
-            done = made.stage(*stage.split())
-            assert done.returncode == 0, f"{stage}\n{done.stderr}"
-    finally:
-        os.chdir(before)
-    return folder
+
+    def train(folder: Path) -> None:
+        shutil.copytree(sources, folder)
+        with chdir(folder):
+            made = Project(folder)
+            trainings = ["vae", "classifier", "parts.dit", "parts.msf-0", "parts.msf-1"]
+            small = {f"{name}.training.{key}": 16 for name in trainings for key in ("images", "log_images", "batch")}
+            smaller = {"sample.images": 20, "sample.batch": 8, "run.batch": 16}
+            made.change(small | smaller | {"evaluate.reference_images": 40})
+            write_images(folder / "data" / "images.parquet", 80)
+            stages = "code, vae, latents 24, latents 32, decompose full, decompose residual, classifier, reference, "
+            for stage in (stages + "train dit, train msf-0, train msf-1, sample msf, evaluate msf").split(", "):
+                done = made.stage(*stage.split())
+                assert done.returncode == 0, f"{stage}\n{done.stderr}"
+
+    return made_once(tmp_path_factory, "trained", train)
 
 
 def write_images(path: Path, count: int) -> None:
@@ -286,24 +304,42 @@ def pipeline(empty_pipeline, working_copy) -> Pipeline:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """A real Prefect server with a password, the one that flows use."""
+    """A real Prefect server with a password, the one that flows use, for all workers."""
     from prefect import settings as prefect
 
     from flows import connection, dashboard
 
-    home, patch = tmp_path_factory.mktemp("prefect"), pytest.MonkeyPatch()
+    auth = "admin:right"
+    home, patch = made_once(tmp_path_factory, "prefect", Path.mkdir), pytest.MonkeyPatch()
     patch.setenv("PREFECT_HOME", str(home))
     patch.setattr(connection, "ADDRESS", home / "address")
-    port = free_port()
-    with dashboard.prefect_server(port, "admin:right") as url:
+    using, lock = home / f"{os.getpid()}.using", FileLock(home / "lock")
+    with ExitStack() as own:
+        with lock:
+            if not connection.ADDRESS.exists():
+                own.enter_context(dashboard.prefect_server(free_port(), auth))
+            url = connection.ADDRESS.read_text()
+            using.touch()
         patch.setenv("PREFECT_API_URL", url)
-        patch.setenv("PREFECT_API_AUTH_STRING", "admin:right")
+        patch.setenv("PREFECT_API_AUTH_STRING", auth)
         with prefect.temporary_settings(
-            {
-                prefect.PREFECT_API_URL: url,
-                prefect.PREFECT_API_AUTH_STRING: "admin:right",
-                prefect.PREFECT_HOME: home,
-            }
+            {prefect.PREFECT_API_URL: url, prefect.PREFECT_API_AUTH_STRING: auth, prefect.PREFECT_HOME: home}
         ):
             yield url
+        with lock:
+            using.unlink()
+            if not any(home.glob("*.using")):
+                connection.ADDRESS.unlink(missing_ok=True)
+        until(lambda: not any(home.glob("*.using")))  # who started it stays to the end
     patch.undo()
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory):
+    """A folder for PATH whose `python` starts stages at once."""
+    folder = tmp_path_factory.mktemp("warm")
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with subprocess.Popen([sys.executable, ROOT / "tests" / "warm.py", folder], env=bare) as server:
+        until(lambda: os.access(folder / "python", os.X_OK) or server.poll() is not None)
+        yield folder
+        server.terminate()

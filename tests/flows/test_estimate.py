@@ -94,7 +94,7 @@ def test_first_goes_what_all_would_wait_for_then_the_first_pictures_then_samples
 def test_the_embedded_run_has_its_first_pictures_early_and_ends_no_later(project):
     Path(".dvc").mkdir()
     Path(".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
-    assert project.run("-m", "stages.recipe", "embedded", "--force").returncode == 0
+    assert project.stage("recipe", "embedded", "--force").returncode == 0
     stages, known = graph.plan(), estimate.read()
     assert {stage.address for stage in stages} == set(known), "the table has every stage"
     found = Estimate(stages, known)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import ROOT, Project, as_yaml
+from conftest import ROOT, Project, as_yaml, called
 from PIL import Image
 
 from flows import graph
@@ -115,7 +115,8 @@ def test_an_invalid_sweep_is_one_line(swept, change, fault, allowed):
 
 
 def test_an_unknown_sweep_ends_in_one_line_that_lists_those_there_are(swept):
-    done = swept("mine", SEARCH).run("-m", "flows.sweeps", "nope")
+    swept("mine", SEARCH)
+    done = called("flows.sweeps", "nope")
     assert done.returncode == 2 and done.stderr.startswith(
         "error: params/sweeps: sweep: 'nope' is not allowed; allowed: "
     )

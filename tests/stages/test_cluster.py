@@ -30,13 +30,18 @@ LONG = {  # a training of a hundred steps, with a checkpoint after each
     "run.checkpoint_seconds": 0,
     "parts.msf-1.training.precision": "fp32",
 }
+QUICK = {  # Ray sees at once that something has died; by default it looks every 2 to 3 seconds and waits 30 for a group
+    "RAY_health_check_period_ms": "500",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "1",
+}
 
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):
     """A cluster of a head without cores and two nodes of two cores each; RAY_ADDRESS leads there."""
     before = dict(os.environ)
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= QUICK | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
     folders = (Path(__file__).parent, ROOT / "tests")  # what a test sends to a worker is found there
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, folders))
     import ray

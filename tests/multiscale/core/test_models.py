@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import called
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -106,15 +107,11 @@ def test_parts_of_two_methods_are_no_model(folder):
         multiscale.load(folder)
 
 
-def shell(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "multiscale", "sample", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 def test_a_shell_makes_a_grid_of_each_class_for_each_seed(folder, tmp_path):
     out = tmp_path / "grid.png"
     asked = ["--classes", 2, 0, "--seeds", "3-5", "--set", "scales.0.steps=2", "scales.0.guidance_scale=1.5"]
-    done = shell(folder, *asked, "--out", out)
+    command = [sys.executable, "-m", "multiscale", "sample", folder, *asked, "--out", out]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "6/6" in done.stderr, "a bar says how far it is"
     solver = flow.Solver(steps=2, guidance_scale=1.5)
@@ -132,7 +129,7 @@ def test_a_shell_makes_a_grid_of_each_class_for_each_seed(folder, tmp_path):
 @pytest.mark.parametrize("out", ["images", "images.v2/"])
 def test_a_shell_makes_a_picture_of_each_image_in_a_folder(out, folder, tmp_path):
     asked = ["--classes", 2, 0, "--seeds", "3-5", "--set", "scales.0.steps=2"]
-    done = shell(folder, *asked, "--out", f"{tmp_path}/new/{out}")
+    done = called("multiscale", "sample", *map(str, (folder, *asked)), "--out", f"{tmp_path}/new/{out}")
     assert done.returncode == 0, done.stderr
     made = {path.name: np.asarray(Image.open(path)) for path in (tmp_path / "new" / out).iterdir()}
     sampler = multiscale.load(folder, MSFMethod(kind="msf", scales=[flow.Solver(steps=2)]))
@@ -155,6 +152,6 @@ def test_a_shell_makes_a_picture_of_each_image_in_a_folder(out, folder, tmp_path
     ],
 )
 def test_what_a_model_cannot_do_is_one_line_and_writes_nothing(asked, line, folder, tmp_path):
-    done = shell(folder, "--out", tmp_path / "grid.png", *asked)
+    done = called("multiscale", "sample", str(folder), "--out", str(tmp_path / "grid.png"), *map(str, asked))
     assert done.returncode == 2 and line in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "grid.png").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Project
+from conftest import Project, write_images
 from safetensors.numpy import load_file
 
 from stages import recipe
@@ -33,6 +33,7 @@ def small(project) -> Project:
         if "detail_solver" in method:
             changes[f"methods.{name}.detail_solver.steps"] = 2
     project.change(changes)
+    write_images(Path("data/images.parquet"), 80)
     return project
 
 
@@ -42,7 +43,6 @@ def test_every_ablation_runs_from_the_decomposition_to_the_samples(small):
         assert done.returncode == 0, done.stderr
 
     given = small.read()
-    run("download")
     run("vae")
     for name in given["decompose"]:
         run("decompose", name)
