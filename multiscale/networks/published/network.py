@@ -6,7 +6,7 @@ The networks are diffusers' own modules with its names for weights and settings,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from multiscale.core.compat import without_pipelines
 from multiscale.core.models import ForeignModel
+from multiscale.core.normalisation import Normalisation
 from multiscale.core.settings import Section, fault_of
 
 
@@ -131,6 +132,12 @@ def config_of(kind: PublishedNetwork | type[PublishedNetwork]) -> str:
 def first_line(error: Exception) -> str:
     """The reason of an error in one line."""
     return (getattr(error, "strerror", None) or str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def normalisation(config: Mapping[str, Any]) -> Normalisation:
+    """The normalisation of latents that a published autoencoder's config asks for: (z - shift) * scaling."""
+    count, shift = config["latent_channels"], config.get("shift_factor") or 0.0  # SDXL's has no shift
+    return Normalisation(shift=[shift] * count, scale=[1 / config["scaling_factor"]] * count)
 
 
 def library(name: str) -> Any:

@@ -6,9 +6,9 @@ t = sigma / (alpha + sigma). So schedules, losses and samplers of flows hold for
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import model_validator
 from torch import Tensor
@@ -24,17 +24,25 @@ PRESETS = {
 STEPS, FIRST, LAST = 1000, 0.00085, 0.012  # scheduler/scheduler_config.json: betas, evenly spaced in their roots
 
 
-@lru_cache(maxsize=1)
-def levels() -> Tensor:
+def _levels() -> np.ndarray:
+    betas = np.linspace(FIRST**0.5, LAST**0.5, STEPS) ** 2
+    kept = np.cumprod(1 - betas)  # alpha^2
+    levels: np.ndarray = np.sqrt(1 - kept) / (np.sqrt(kept) + np.sqrt(1 - kept))
+    return levels
+
+
+LEVELS = _levels().tolist()
+NOISIEST = LEVELS[-1]
+
+
+def levels(device: torch.device | None = None) -> Tensor:
     """The noise level t (1000,) of each timestep of the process, float64: from 0.028 to 0.936."""
-    betas = torch.linspace(FIRST**0.5, LAST**0.5, STEPS, dtype=torch.float64).square()
-    kept = torch.cumprod(1 - betas, 0)  # alpha^2
-    return (1 - kept).sqrt() / (kept.sqrt() + (1 - kept).sqrt())
+    return torch.tensor(LEVELS, dtype=torch.float64, device=device)
 
 
 def timesteps(t: Tensor) -> Tensor:
     """The timestep (N,) of each noise level, between those of the process linearly, beyond them the first or last."""
-    known = levels().to(t.device)
+    known = levels(t.device)
     after = torch.searchsorted(known, t.double()).clamp(1, STEPS - 1)
     low, high = known[after - 1], known[after]
     return (after - 1 + ((t - low) / (high - low)).clamp(0, 1)).float()
@@ -60,15 +68,14 @@ class SDXL(Published):
     ) -> Tensor | tuple[Tensor, Tensor]:
         # No timestep of the process is pure noise. As in the samplers of such processes, what is noisier than the last
         # one is taken for it, whose noise has nearly the same variance.
-        last = levels()[-1].item()
-        known = t.clamp_max(last)
+        known = t.clamp_max(NOISIEST)
         unit, scale = x / norm(t, x), norm(known, x)
         noise, tokens = self.noise(unit, timesteps(known), prompt, pooled, block, stop)
         if noise is None:
             return tokens
         share, given = known.to(x).view(-1, 1, 1, 1), t.to(x).view(-1, 1, 1, 1)
         clean = (scale * unit - share * noise) / (1 - share)
-        velocity = torch.where(given > last, (x - clean) / given.clamp_min(last), (noise - x) / (1 - share))
+        velocity = torch.where(given > NOISIEST, (x - clean) / given.clamp_min(NOISIEST), (noise - x) / (1 - share))
         return velocity if block is None else (velocity, tokens)
 
     def noise(

@@ -14,7 +14,9 @@ from multiscale.core.compat import without_pipelines
 from multiscale.core.device import cast_weights
 from multiscale.core.models import ForeignModel
 from multiscale.flow import interpolate
+from multiscale.networks.autoencoder import build
 from multiscale.networks.published.flux import FluxNetwork
+from multiscale.networks.published.network import normalisation
 from multiscale.networks.published.sd3 import SD3Network
 from multiscale.networks.published.sdxl import SDXLNetwork, levels, timesteps
 
@@ -265,6 +267,17 @@ def test_weights_are_read_from_the_folder_of_a_pipeline(family, tmp_path):
     with torch.no_grad():
         assert torch.equal(network.load(tmp_path).eval()(*given()), net(*given()))
     assert {p.dtype for p in network.load(tmp_path, torch.bfloat16).parameters()} == {torch.bfloat16}
+
+
+# Of SD3.5, FLUX.1 and SDXL (vae/config.json).
+@pytest.mark.parametrize(("shift", "scaling"), [(0.0609, 1.5305), (0.1159, 0.3611), (None, 0.13025)])
+def test_latents_are_shifted_and_scaled_as_the_autoencoders_config_says(shift, scaling):
+    vae = build(1, 4, (4,), 1, 2)
+    vae.register_to_config(shift_factor=shift, scaling_factor=scaling)
+    z = given()[0]
+    wanted = (z - (shift or 0)) * scaling  # as in the pipelines
+    torch.testing.assert_close(normalisation(vae.config).apply(z), wanted, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(normalisation(vae.config).undo(wanted), z, atol=1e-6, rtol=1e-6)
 
 
 def refusal(call, *given) -> str:
