@@ -1,14 +1,14 @@
 """What a network would cost at a shape, worked out without its memory or its time: no number is computed.
 
-The network is built of fake tensors, which have shapes and types alone, so that a plan of billions of parameters takes
-seconds on any machine. Attention is taken to run in a fused kernel, which keeps no matrix of all pairs of tokens.
+The network is built on the meta device and called with fake tensors: these have shapes and types alone, so that a plan
+of billions of parameters takes seconds on any machine. Attention is taken to run in a fused kernel, which keeps no
+matrix of all pairs of tokens.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,11 +62,11 @@ def plan(
 
     Constants that functions cache meanwhile are fake: compute nothing with such a network in the same process.
     """
+    with torch.device("meta"):
+        net = build().to(dtype)
+    parameters = list(net.parameters())
     with FakeTensorMode(allow_non_fake_inputs=True):  # constants that functions cache
-        with _default(dtype):
-            net = build()
-        parameters = list(net.parameters())
-        own = [*parameters, *net.buffers()]
+        own = _fake(net)
 
         def call() -> None:
             given = [torch.empty(shape, dtype=dtype) for shape in shapes]
@@ -89,15 +89,17 @@ def plan(
     )
 
 
-@contextmanager
-def _default(dtype: torch.dtype) -> Iterator[None]:
-    """Sets the type of new weights: fake ones cannot be cast."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+def _fake(net: nn.Module) -> list[Tensor]:
+    """Replaces the parameters and buffers of a network on the meta device by fake ones on the CPU, and gives those."""
+    own: list[Tensor] = []
+    for module in net.modules():
+        for name, x in [*module.named_parameters(recurse=False)]:
+            own.append(nn.Parameter(torch.empty(x.shape, dtype=x.dtype), x.requires_grad))
+            setattr(module, name, own[-1])
+        for name, x in [*module.named_buffers(recurse=False)]:
+            own.append(torch.empty(x.shape, dtype=x.dtype))
+            setattr(module, name, own[-1])
+    return own
 
 
 class _Live(TorchDispatchMode):

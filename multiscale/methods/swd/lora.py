@@ -28,7 +28,7 @@ from multiscale.networks.published.sdxl import SDXLNetwork
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# As published (section 4 of the paper, its appendix and the released scripts).
+# As published: ranks in the paper, blocks in the paper and the released scripts.
 #                 rank  block whose tokens MMD and GAN take
 PUBLISHED = {
     "SD3.5-M":    (64,  11),
@@ -75,7 +75,7 @@ def load_lora(folder: Path, net: Published) -> PeftModel:
     from peft import get_peft_model, set_peft_model_state_dict
 
     layers = sorted({key.partition(".lora_")[0] for key in weights})
-    rank = next(len(value) for key, value in weights.items() if ".lora_A." in key)
+    rank = next((len(value) for key, value in weights.items() if ".lora_A." in key), 0)
     try:
         adapted = get_peft_model(net, Low(r=rank, lora_alpha=alpha or rank, target_modules=layers))
         told = set_peft_model_state_dict(adapted, {INSIDE + key: value for key, value in weights.items()})
