@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 LAYERS = r"blocks\.\d+\.(attention\.(qkv|proj)|mlp\.[02])"  # attention and MLP of each block, as published
 
 
-def adapted(net: nn.Module, rank: int) -> PeftModel:
-    """The network, frozen, with an adapter of scale 1 that changes nothing yet: A is Gaussian, B is zero."""
+def adapted(net: nn.Module, rank: int, layers: str = LAYERS) -> PeftModel:
+    """The network, frozen, with an adapter of scale 1 on `layers` that changes nothing yet: A is Gaussian, B zero."""
     make_torchvision_importable()
     from peft import LoraConfig, get_peft_model  # takes seconds to import, and only adapters need it
 
-    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=LAYERS)
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=layers)
     return get_peft_model(net, config)
 
 

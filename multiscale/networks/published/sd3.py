@@ -1,0 +1,90 @@
+"""Stable Diffusion 3 and 3.5: the MMDiT (arXiv 2403.03206), a rectified flow on the latents of 16 channels.
+
+Positions are sine codes of a fixed density, of which a latent sees the middle of the grid: at a low resolution the
+network sees, and makes, a crop of the picture.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import model_validator
+from torch import Tensor
+
+from multiscale.core.settings import Count, Positive, preset
+from multiscale.networks.published.network import Published, PublishedNetwork
+
+# transformer/config.json of stabilityai/stable-diffusion-3.5-medium and -large. Their checkpoints also hold the table
+# of positions: 2.47 and 8.15 billion numbers.
+#            layers heads  text   positions two attentions    parameters
+PRESETS = {
+    "SD3.5-M": (24,   24,   1536,  384,      tuple(range(13))),  # 2,243,171,520
+    "SD3.5-L": (38,   38,   2432,  192,      ()),                # 8,056,627,520
+}  # fmt: skip
+
+
+class SD3(Published):
+    """`SD3Transformer2DModel`; T = (h/p)^2 tokens of patches p x p."""
+
+    folder = "transformer"
+    # The released code asks for `net.0.proj` and `net.2`, which the MLP of the text has, too.
+    adapted = r"net\.transformer_blocks\.\d+\.(attn2?\.(to_[qkv]|to_out\.0)|ff(_context)?\.net\.(0\.proj|2))"
+
+    def forward(
+        self, x: Tensor, t: Tensor, prompt: Tensor, pooled: Tensor, block: int | None = None, stop: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        net, dtype = self.net, self.net.proj_out.weight.dtype
+        patch, grid = net.config.patch_size, x.shape[-1] // net.config.patch_size
+        image: Tensor = net.pos_embed(x.to(dtype)).contiguous()
+        tokens = image
+        condition = net.time_text_embed(1000 * t, pooled.to(dtype))
+        text = net.context_embedder(prompt.to(dtype))
+        for index, layer in enumerate(net.transformer_blocks):
+            text, image = self.through(layer, image, text, condition)
+            if index == block:
+                tokens = image
+                if stop:
+                    return tokens
+        patches = net.proj_out(net.norm_out(image, condition))  # (N, T, p p C)
+        patches = patches.unflatten(1, (grid, grid)).unflatten(3, (patch, patch, -1))
+        velocity = patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        return velocity if block is None else (velocity, tokens)
+
+
+class SD3Network(PublishedNetwork):
+    """The size of an MMDiT; `preset: SD3.5-M` stands for all numbers."""
+
+    library = "SD3Transformer2DModel"
+    network = SD3
+
+    num_layers: Positive
+    """transformer blocks"""
+    num_attention_heads: Positive
+    """attention heads"""
+    caption_projection_dim: Positive
+    """width of the text's tokens, equal to that of the image's"""
+    pos_embed_max_size: Positive
+    """edge of the table of positions, in tokens"""
+    dual_attention_layers: list[Count] = []
+    """blocks with a second attention over the image alone"""
+    qk_norm: Literal["rms_norm"] | None = "rms_norm"
+    """normalisation of queries and keys"""
+    attention_head_dim: Positive = 64
+    """channels of an attention head"""
+    sample_size: Positive = 128
+    """edge of the latents that the distance of positions is counted in"""
+    patch_size: Positive = 2
+    """edge of a token, in latent pixels"""
+    in_channels: Positive = 16
+    """of the latents"""
+    out_channels: Positive = 16
+    """of the latents"""
+    joint_attention_dim: Positive = 4096
+    """of a token of the prompt"""
+    pooled_projection_dim: Positive = 2048
+    """of the pooled prompt"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        return preset(value, PRESETS, tuple(cls.model_fields)[:5])

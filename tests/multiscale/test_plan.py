@@ -1,0 +1,77 @@
+"""Plans against counts by hand, and against a network that is really run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_published import BLOCKS, NETWORKS, given
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from multiscale.plan import plan
+
+N, D = 1000, 8
+UNIT = 2 * N * D  # bytes of one activation in bf16
+
+
+class Chain(nn.Module):
+    """Frozen blocks of two linear layers without bias, each with a GELU, which alone keeps its input."""
+
+    def __init__(self, blocks: int, recompute: bool):
+        super().__init__()
+        layers = [nn.Linear(D, D, bias=False), nn.GELU(), nn.Linear(D, D, bias=False), nn.GELU()]
+        self.blocks = nn.ModuleList(nn.Sequential(*layers) for _ in range(blocks))
+        self.recompute = recompute
+
+    def forward(self, x):
+        x = x.requires_grad_() if torch.is_grad_enabled() else x
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.recompute else block(x)
+        return x
+
+
+def frozen(recompute: bool) -> nn.Module:
+    return Chain(10, recompute).requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("recompute", "train", "kept", "products"),
+    [
+        (False, False, 4, 20),  # the input of the network, of a block and of a layer, and the output
+        (False, True, 23, 40),  # 2 of each block, and the input, the output, a gradient
+        (True, True, 14, 60),  # the input of each block; 2 of the last block and its output, a gradient
+    ],
+)
+def test_what_lives_at_one_time_and_what_is_multiplied(recompute, train, kept, products):
+    found = plan(lambda: frozen(recompute), [(N, D)], train=train)
+    assert found.activations / UNIT == pytest.approx(kept, abs=0.01)
+    assert found.flops == products * 2 * N * D * D
+    assert (found.parameters, found.trained, found.weights) == (2 * D * D, 0, 4 * D * D)
+
+
+class Attention(nn.Module):
+    def forward(self, q):
+        q = q.requires_grad_() if torch.is_grad_enabled() else q
+        return F.scaled_dot_product_attention(q, q, q)
+
+
+def test_attention_counts_its_products_and_keeps_no_matrix_of_all_pairs():
+    found = plan(Attention, [(1, 2, N, D)])
+    assert found.flops == 2 * (2 * 2 * N * N * D)
+    assert found.activations < 8 * 2 * UNIT < 2 * N * N  # the matrix alone would take 2 heads times as much
+    assert plan(Attention, [(1, 2, N, D)], train=True).flops == found.flops + 5 * (2 * 2 * N * N * D)
+
+
+@pytest.mark.parametrize("family", NETWORKS)
+def test_the_plan_of_a_network_is_what_a_call_costs(family):
+    network, inputs = NETWORKS[family], given()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        net = network.build()
+        net(*inputs, BLOCKS[family], stop=True)
+    found = plan(network.build, [tuple(x.shape) for x in inputs], block=BLOCKS[family], stop=True)
+    assert found.flops == counter.get_total_flops()
+    assert found.parameters == sum(p.numel() for p in net.parameters())
+    assert plan(network.build, [tuple(x.shape) for x in inputs]).flops > found.flops
