@@ -94,7 +94,8 @@ def _fake(net: nn.Module) -> list[Tensor]:
     own: list[Tensor] = []
     for module in net.modules():
         for name, x in [*module.named_parameters(recurse=False)]:
-            own.append(nn.Parameter(torch.empty(x.shape, dtype=x.dtype), x.requires_grad))
+            fake: Tensor = nn.Parameter(torch.empty(x.shape, dtype=x.dtype), x.requires_grad)
+            own.append(fake)
             setattr(module, name, own[-1])
         for name, x in [*module.named_buffers(recurse=False)]:
             own.append(torch.empty(x.shape, dtype=x.dtype))
