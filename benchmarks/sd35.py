@@ -50,7 +50,6 @@ def student(recompute: bool) -> torch.nn.Module:
 
 def figures(found: Plan) -> dict[str, float]:
     return {
-        "trained parameters": found.trained,
         "weights, GB": found.weights / 1e9,
         "activations, GB": found.activations / 1e9,
         "TFLOP": found.flops / 1e12,
@@ -101,7 +100,7 @@ def main() -> None:
             "text tokens": TEXT,
             "a call, by resolution of the latents": {edge: figures(found) for edge, found in calls.items()},
             f"tokens after block {BLOCK}, at {FULL}": figures(features),
-            f"forward and backward of the adapted student, at {FULL}": training,
+            f"forward and backward of the student with an adapter of rank {RANK}, at {FULL}": training,
             "a sample": samples,
             "a block on the CPU: processor seconds, on a machine that was not idle": blocks,
         },

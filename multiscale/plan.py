@@ -97,8 +97,8 @@ def _fake(net: nn.Module) -> list[Tensor]:
             fake: Tensor = nn.Parameter(torch.empty(x.shape, dtype=x.dtype), x.requires_grad)
             own.append(fake)
             setattr(module, name, own[-1])
-        for name, x in [*module.named_buffers(recurse=False)]:
-            own.append(torch.empty(x.shape, dtype=x.dtype))
+        for name, buffer in [*module.named_buffers(recurse=False)]:
+            own.append(torch.empty(buffer.shape, dtype=buffer.dtype))
             setattr(module, name, own[-1])
     return own
 

@@ -11,10 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_published import BLOCKS, NETWORKS, built, given
 
+from multiscale.core.compat import make_torchvision_importable
 from multiscale.core.models import ForeignModel
 from multiscale.methods.swd.adapter import Beneath, adapted
 from multiscale.methods.swd.lora import LoraConfig, load_lora, save_lora, schedule_of
 from multiscale.methods.swd.schedule import Schedule
+
+make_torchvision_importable()  # peft imports it
 
 FAMILIES = pytest.mark.parametrize("family", NETWORKS)
 SCHEDULE = Schedule(resolutions=[8, 16], sigmas=[1.0, 0.6022])
