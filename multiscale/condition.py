@@ -7,6 +7,7 @@ pooled ones (N, P), or with nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from multiscale.core.storage import Table
 from multiscale.core.streams import Draws
+
+TEXT, EMBEDDINGS = "text", "embeddings.safetensors"  # a folder in those of decompositions and models, and its file
 
 
 @dataclass(frozen=True)
@@ -82,3 +85,13 @@ class Prompts:
     def __call__(self, index: Tensor) -> Condition:
         rows = self.table[index.cpu()]
         return Condition((rows["prompt"], rows["pooled"]), self.null).to(index.device)
+
+
+def beside(folder: Path, classes: int) -> Conditioner:
+    """Of the text in the folder of a decomposition or a model, whose row 0 stands for no text; else of its classes."""
+    path = folder / TEXT / EMBEDDINGS
+    if not path.exists():
+        return Classes(classes)
+    table = Table.open(path, "prompt", "pooled")
+    none = table[torch.zeros(1, dtype=torch.long)]
+    return Prompts(table, (none["prompt"], none["pooled"]))

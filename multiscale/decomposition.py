@@ -28,6 +28,9 @@ class Source(Protocol):
     def normalisation(self, resolution: int) -> Normalisation:
         """The normalisation of these latents."""
 
+    def captions(self, text: str) -> Tensor:
+        """The row (N,) of each image's caption among the embeddings of a text encoder, a key of `text`."""
+
 
 class Decomposition(Protocol):
     """A decomposition of all training images."""

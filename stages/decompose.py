@@ -16,11 +16,12 @@ if __name__ == "__main__":  # first: the imports below take seconds
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from multiscale import methods
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.storage import Table, atomic_folder, read_json, write_blocks, write_json
-from stages.common import codec
+from stages.common import codec, texts
 from stages.common.errors import refuse
 from stages.common.harness import progress
 from stages.common.images import classes, pixel_table
@@ -43,6 +44,9 @@ class Dataset:
         found = read_json(LATENTS / str(resolution) / "statistics.json")
         return Normalisation(shift=found["shift"], scale=found["scale"])
 
+    def captions(self, text: str) -> Tensor:
+        return texts.captions(text)
+
 
 def decompose(out: Path, section: Decomposition) -> None:
     """Writes the decomposition of a section of `decompose`, its statistics, and the autoencoder of its latents."""
@@ -56,6 +60,8 @@ def decompose(out: Path, section: Decomposition) -> None:
         write_json(folder / "statistics.json", {"classes": kinds, **made.statistics(Table.open(path, *made.shapes))})
         if encoded:
             codec.carry(encoded, folder)
+        if text := getattr(section, "text", None):
+            texts.begin(text, folder)
 
 
 def main(params: Experiment, name: str) -> None:

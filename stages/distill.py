@@ -10,6 +10,7 @@ from stages.common.harness import command
 if __name__ == "__main__":  # first: the imports below take seconds
     command(__doc__, {"student": "a key of `students`"})
 
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from multiscale import methods
+from multiscale.condition import TEXT
 from multiscale.core.device import default_device, resolve_precision
 from multiscale.core.models import AUTOENCODER
 from multiscale.core.settings import Bad
@@ -57,6 +59,8 @@ def images(made: Any, teacher: Path, dataset: Path, precision: str, code: str) -
         shapes = {**made.shapes, "label": (np.int64, (made.count,))}
         write_blocks(folder / "targets.safetensors", shapes, made.blocks(encode), reach=reach)
         write_json(folder / "statistics.json", made.statistics.model_dump())
+        if (dataset / TEXT).is_dir():
+            shutil.copytree(dataset / TEXT, folder / TEXT)
     return out
 
 

@@ -1,7 +1,8 @@
-"""Embeds the captions of the training images and the prompts once, in data/embeddings/NAME, and frees the encoder.
+"""Embeds the captions of the training images and the prompts once, in data/latents/text/NAME, and frees the encoder.
 
 embeddings.safetensors   of each text that occurs, once, fp16: prompt (M, L, D), its tokens, and pooled (M, P)
 rows.safetensors         rows of that: pictures (N,), the training images in their order, and prompts (K,)
+prompts.parquet          the prompts and their labels
 texts.parquet            the texts in the order of their rows
 statistics.json          L, D and P
 
@@ -15,6 +16,7 @@ from stages.common.harness import command
 if __name__ == "__main__":  # first: the imports below take seconds
     command(__doc__, {"name": "a key of `text`"})
 
+import shutil
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import chain
@@ -99,6 +101,7 @@ def main(params: Experiment, name: str) -> None:
         with atomic_folder(EMBEDDINGS / name) as folder, progress(title, 1 + len(texts), "text") as reach:
             about = embed(folder / "embeddings.safetensors", texts, workers, params.run.batch, reach)
             save_file({key: torch.tensor(each) for key, each in rows.items()}, folder / "rows.safetensors")
+            shutil.copyfile(CAPTIONS / name / PROMPTS, folder / PROMPTS)
             pl.DataFrame({"text": ["", *texts]}).write_parquet(folder / "texts.parquet")
             write_json(folder / "statistics.json", about)
     shape = f"{about['length']} tokens of {about['width']} numbers"

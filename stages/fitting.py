@@ -19,7 +19,7 @@ from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Result, fit
 from multiscale.training.part import Part, Training
 from stages import cluster, previews
-from stages.common import codec, keys, timings
+from stages.common import codec, keys, texts, timings
 from stages.common.harness import progress
 from stages.common.paths import DECOMPOSED, MODELS, SCRATCH
 from stages.schema import Experiment
@@ -131,6 +131,7 @@ def _write(job: Job, part: Part, result: Result, workers: int) -> None:
         part.save(folder)
         if job.decomposition:
             codec.carry(job.decomposition, folder)
+            texts.carry(job.decomposition, folder)
         (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in result.history))
         if examined:
             write_json(folder / "examined.json", examined)

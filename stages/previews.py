@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from multiscale import methods, pictures
+from multiscale.condition import TEXT
 from multiscale.core.pixels import to_pixels
 from multiscale.core.storage import Table, atomic_file
 from multiscale.networks import autoencoder
@@ -78,7 +79,8 @@ class Observer:
         title = f"{name} after {seen:,} of {budget:,} images"
         labels, about = self.rows["label"], PngInfo()
         about.add_text("Title", title)
-        labelled = len(labels.unique()) > 1 and getattr(self.part.config, "classes", True)
+        reads = (self.decomposition / TEXT).is_dir()  # then a label is no class
+        labelled = len(labels.unique()) > 1 and getattr(self.part.config, "classes", True) and not reads
         rows, columns = -(-len(labels) // WIDE), min(len(labels), WIDE)
         sheet = pictures.of_classes(self.images(weights), labels if labelled else None, rows, columns, title)
         tenth, folder = TENTHS * seen // budget, PREVIEWS / name

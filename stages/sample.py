@@ -1,9 +1,10 @@
 """Samples the images of one method, in samples/METHOD, and counts what an image costs.
 
 Image k has the seed first_seed + k and the class k modulo the number of classes, or with `sample.labels: data` a class
-drawn with its frequency in the training images. Also writes grid.png (one class a column, or with captions each image
-over its caption), strip.png (the first images at the sampler's steps) and costs.json (network calls, floating-point
-operations, parameters); the peak memory goes to reports/timing. The stage `timing` measures seconds.
+drawn with its frequency in the training images. A method that reads text takes one prompt after the other instead. Also
+writes grid.png (one class a column, or with captions each image over its caption), strip.png (the first images at the
+sampler's steps) and costs.json (network calls, floating-point operations, parameters); the peak memory goes to
+reports/timing. The stage `timing` measures seconds.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from PIL.Image import Image
 from torch import Tensor
@@ -27,12 +29,13 @@ from multiscale.core.pixels import to_pixels
 from multiscale.core.storage import TensorWriter, atomic_folder, write_json
 from multiscale.core.streams import classes_of_seeds
 from stages.cluster import pool
-from stages.common import grids, timings
+from stages.common import grids, texts, timings
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress
 from stages.common.images import class_counts, class_names, classes
-from stages.common.paths import COSTS, MODELS, SAMPLES
+from stages.common.paths import COSTS, MODELS, SAMPLES, parts_of
 from stages.schema import Experiment
+from stages.schema.data import Sample
 
 STRIP_FRAMES = 7
 SHOWN = 4  # images in the strip
@@ -91,6 +94,19 @@ class Artist:
         }
 
 
+def of_classes(section: Sample, seeds: list[int], kinds: int) -> tuple[Tensor, Tensor]:
+    """What the sampler is told of each image, and its class: the same."""
+    in_turn = torch.arange(section.images) % kinds
+    labels = in_turn if section.labels == "uniform" else classes_of_seeds(seeds, class_counts())
+    return labels, labels
+
+
+def of_prompts(prompts: pl.DataFrame, count: int) -> tuple[Tensor, Tensor]:
+    """What the sampler is told of each image, the row of one prompt after the other, and the prompt's class or 0."""
+    turns = torch.arange(count) % len(prompts)
+    return turns + 1, torch.from_numpy(prompts["label"].fill_null(0).to_numpy().copy())[turns]
+
+
 def main(params: Experiment, method_name: str) -> None:
     if method_name not in params.methods:
         raise refuse("sample", "METHOD", method_name, f"one of {', '.join(params.methods)}")
@@ -98,8 +114,8 @@ def main(params: Experiment, method_name: str) -> None:
     section = params.sample
     kinds, title = classes(), f"sample {method_name}"
     seeds = list(range(section.first_seed, section.first_seed + section.images))
-    in_turn = torch.arange(section.images) % kinds
-    labels = in_turn if section.labels == "uniform" else classes_of_seeds(seeds, class_counts())
+    prompts = texts.prompts(next(iter(parts_of(method_name))))
+    told, labels = of_prompts(prompts, section.images) if prompts is not None else of_classes(section, seeds, kinds)
     resolution, channels = params.data.resolution, params.data.channels
     batches = [slice(start, start + section.batch) for start in range(0, section.images, section.batch)]
     with (
@@ -115,20 +131,22 @@ def main(params: Experiment, method_name: str) -> None:
         writer = TensorWriter(folder / "images.safetensors", shapes, about)
         writer.write("label", 0, labels)
         done = 0
-        for images in workers.map("make", ((seeds[rows], labels[rows]) for rows in batches)):
+        for images in workers.map("make", ((seeds[rows], told[rows]) for rows in batches)):
             writer.write("pixels", done, images)
             done += len(images)
             reach(done)
         grid = f"{method_name}: seeds from {section.first_seed} on"
-        grids.grid(torch.from_numpy(writer.arrays["pixels"]), labels, section, grid).save(folder / "grid.png")
+        captions = [prompts["prompt"][int(row) - 1] for row in told] if prompts is not None else []
+        sheet = grids.grid(torch.from_numpy(writer.arrays["pixels"]), labels, section, grid, captions)
+        sheet.save(folder / "grid.png")
         names = class_names() if kinds > 1 else []
-        of_rows = [names[label] for label in labels[:SHOWN]] if names else []
-        (strip,) = workers.map("strip", [(seeds[:SHOWN], labels[:SHOWN], of_rows)])
+        of_rows = captions[:SHOWN] if captions else [names[label] for label in labels[:SHOWN]] if names else []
+        (strip,) = workers.map("strip", [(seeds[:SHOWN], told[:SHOWN], of_rows)])
         reach(done + SHOWN)
         strip.save(folder / "strip.png")
         writer.close()
         (memory,) = workers.map("memory", [()])
-        (cost,) = workers.map("cost", [(labels,)])
+        (cost,) = workers.map("cost", [(told,)])
         write_json(folder / COSTS.name, cost)
         reach(done + SHOWN + COUNTED)
     timings.write(f"sample-{method_name}", SAMPLES / method_name / COSTS.name, memory)

@@ -133,6 +133,9 @@ class Experiment(Protocol):
     def decompose(self) -> Mapping[str, Any]: ...
 
     @property
+    def text(self) -> Mapping[str, Any]: ...
+
+    @property
     def methods(self) -> Mapping[str, Any]: ...
 
     def parts_of(self, method: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from multiscale.core.settings import Bad, Unknown
+from multiscale.networks.transformers import FAMILIES
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES
 from stages.schema import Experiment
@@ -18,6 +19,7 @@ from stages.schema.text import written
 __all__ = ["EXPERIMENT", "RECIPES", "BadInput", "explain", "load", "parse_yaml", "read_yaml", "refuse", "validate"]
 
 TAGS = ("kind", "role")  # keys that select the model of a section
+STEPS = ("[key]", *FAMILIES)  # pydantic's own in the place of a fault, besides the values of TAGS
 OWN = ("parts", "students", "methods")  # sections that may leave out defaults
 
 
@@ -102,11 +104,11 @@ def explain(error: ValidationError, value: Any, file: Path) -> BadInput:
 
 
 def _path(location: tuple[int | str, ...], value: Any) -> list[int | str]:
-    """The keys that lead to a fault, without pydantic's own steps: "[key]" and the tags of unions."""
+    """The keys that lead to a fault, without pydantic's own steps."""
     path = []
     for step in location:
         mapping = value if isinstance(value, dict) else {}
-        if step not in mapping and step in ("[key]", *(mapping.get(tag) for tag in TAGS)):
+        if step not in mapping and step in (*STEPS, *(mapping.get(tag) for tag in TAGS)):
             continue
         path.append(step)
         inside = step in mapping or (isinstance(value, list) and isinstance(step, int) and step < len(value))

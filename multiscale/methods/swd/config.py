@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from torch import nn
+
 from multiscale.core.models import ModelConfig
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.settings import Section
 from multiscale.methods.swd.schedule import Schedule
 from multiscale.methods.swd.upscaling import Strategy
-from multiscale.networks.dit import DiT, DiTNetwork
+from multiscale.networks import transformers
 
 
 class Statistics(Section):
@@ -29,18 +31,18 @@ class Statistics(Section):
 
 
 class NetworkConfig(ModelConfig):
-    """The DiT that teacher and student share, on normalised latents."""
+    """The transformer that teacher and student share, on normalised latents."""
 
     kind: Literal["swd"] = "swd"
     channels: int
     """of the latents"""
     classes: int
     latent: Normalisation
-    network: DiTNetwork
+    network: transformers.Transformer
 
-    def build(self) -> DiT:
+    def build(self) -> nn.Module:
         """The network with random weights."""
-        return self.network.build(self.channels, self.channels, self.classes)
+        return transformers.build(self.network, self.channels, self.classes)
 
 
 class TeacherConfig(NetworkConfig):

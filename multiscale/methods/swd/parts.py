@@ -13,18 +13,18 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from multiscale import flow
-from multiscale.condition import Classes, Conditioner
+from multiscale.condition import Conditioner, beside
 from multiscale.core import models
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.pixels import per_channel
 from multiscale.core.storage import Table
 from multiscale.core.streams import Draws
-from multiscale.methods.swd.adapter import Beneath, adapted
+from multiscale.methods.swd.adapter import LAYERS, Beneath, adapted
 from multiscale.methods.swd.config import Statistics, StudentConfig, TeacherConfig
 from multiscale.methods.swd.schedule import Schedule
 from multiscale.methods.swd.settings import Student, Teacher
 from multiscale.methods.swd.student import FakeScore, StudentPart, TokenHead
-from multiscale.networks.dit import DiT, DiTNetwork
+from multiscale.networks.dit import DiTNetwork
 from multiscale.training.part import Batch, Data, Loss, Nets, Part
 
 
@@ -67,10 +67,10 @@ def build_part(name: str, settings: Teacher, folder: Path) -> TeacherPart:
     )
     columns = [f"z{resolution}" for resolution in statistics.grids]
     table = Table.open(folder / "targets.safetensors", "label", *columns)
-    return TeacherPart(name, table, config.build(), config, settings, columns, Classes(config.classes))
+    return TeacherPart(name, table, config.build(), config, settings, columns, beside(folder, config.classes))
 
 
-def load_teacher(folder: Path) -> tuple[DiT, TeacherConfig]:
+def load_teacher(folder: Path) -> tuple[nn.Module, TeacherConfig]:
     """The network and config of a trained teacher: one of SwD, or a DiT that MSF trained at one resolution.
 
     Raises ValueError for any other model.
@@ -110,7 +110,7 @@ def build_student(name: str, settings: Student, folder: Path, teacher: Path) -> 
     """
     statistics = Statistics.of(folder)
     net, about = load_teacher(teacher)
-    resolutions, rank = settings.schedule.resolutions, settings.lora_rank
+    resolutions, rank, layers = settings.schedule.resolutions, settings.lora_rank, getattr(net, "adapted", LAYERS)
     config = StudentConfig(
         channels=about.channels,
         classes=about.classes,
@@ -126,10 +126,10 @@ def build_student(name: str, settings: Student, folder: Path, teacher: Path) -> 
     if settings.dmd.weight or settings.gan.weight:
         own = copy.deepcopy(net)
         head = TokenHead(about.network.width) if settings.gan.weight else None
-        networks["fake"] = FakeScore(adapted(own, rank) if rank else own, head, settings.block)
+        networks["fake"] = FakeScore(adapted(own, rank, layers) if rank else own, head, settings.block)
     frozen: nn.Module | Beneath
     if rank:
-        networks["generator"] = adapted(net, rank)
+        networks["generator"] = adapted(net, rank, layers)
         frozen = Beneath(networks["generator"])
     else:
         networks["generator"] = copy.deepcopy(net)
@@ -137,4 +137,4 @@ def build_student(name: str, settings: Student, folder: Path, teacher: Path) -> 
     columns = sorted({f"z{resolution}" for resolution in resolutions})
     table = Table.open(folder / "targets.safetensors", "label", *columns)
     renormalise = renormalised(statistics.latent, about.latent)
-    return StudentPart(name, table, networks, config, settings, frozen, renormalise, Classes(config.classes))
+    return StudentPart(name, table, networks, config, settings, frozen, renormalise, beside(folder, config.classes))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from multiscale import flow, solvers
-from multiscale.condition import Classes, Condition, Conditioner
+from multiscale.condition import Classes, Condition, Conditioner, beside
 from multiscale.core import models
 from multiscale.core.pixels import to_unit
 from multiscale.core.streams import noise_of_seeds
@@ -20,7 +20,6 @@ from multiscale.methods.swd.parts import load_teacher
 from multiscale.methods.swd.settings import SwDMethod
 from multiscale.methods.swd.upscaling import noisy
 from multiscale.networks.autoencoder import Codec
-from multiscale.networks.dit import DiT
 from multiscale.sampling import NetworkSampler, Trace
 
 
@@ -39,12 +38,17 @@ def solved(
 
 
 class LatentSampler(NetworkSampler):
-    """What the samplers of teacher and student share: from latents to images."""
+    """What the samplers of teacher and student share: from latents to images.
 
-    def __init__(self, net: DiT, config: NetworkConfig, codec: Codec, precision: str):
+    conditioner: makes the conditions of the labels; None: they are classes.
+    """
+
+    def __init__(
+        self, net: nn.Module, config: NetworkConfig, codec: Codec, precision: str, conditioner: Conditioner | None
+    ):
         super().__init__({config.role: net}, precision)
         self.net, self.codec, self.latent = net, self.placed(codec), config.latent
-        self.conditioner: Conditioner = Classes(config.classes)
+        self.conditioner = conditioner or Classes(config.classes)
 
     def images(self, seeds: list[int], labels: Tensor, trace: Trace | None) -> Tensor:
         def watch(z: Tensor) -> None:
@@ -66,8 +70,16 @@ class LatentSampler(NetworkSampler):
 class TeacherSampler(LatentSampler):
     """The teacher's ODE at the full resolution, with classifier-free guidance."""
 
-    def __init__(self, net: DiT, config: TeacherConfig, codec: Codec, solver: flow.Solver, precision: str):
-        super().__init__(net, config, codec, precision)
+    def __init__(
+        self,
+        net: nn.Module,
+        config: TeacherConfig,
+        codec: Codec,
+        solver: flow.Solver,
+        precision: str,
+        conditioner: Conditioner | None = None,
+    ):
+        super().__init__(net, config, codec, precision, conditioner)
         self.solver, self.shape = solver, (config.channels, config.resolution, config.resolution)
 
     def latents(self, seeds: list[int], condition: Condition, watch: solvers.Watch) -> Tensor:
@@ -80,8 +92,15 @@ class StudentSampler(LatentSampler):
     Each step predicts the clean latent; between steps this is enlarged and noised anew. No guidance.
     """
 
-    def __init__(self, net: DiT, config: StudentConfig, codec: Codec, precision: str):
-        super().__init__(net, config, codec, precision)
+    def __init__(
+        self,
+        net: nn.Module,
+        config: StudentConfig,
+        codec: Codec,
+        precision: str,
+        conditioner: Conditioner | None = None,
+    ):
+        super().__init__(net, config, codec, precision, conditioner)
         self.channels, self.upscaling = config.channels, config.upscaling
         self.steps = list(zip(config.schedule.resolutions, config.schedule.sigmas))
 
@@ -104,5 +123,8 @@ def load_sampler(folders: Sequence[Path], settings: SwDMethod, codec: Codec, pre
     (folder,) = folders
     if models.about(folder).get("role") == "student":
         config = models.config(folder, StudentConfig)
-        return StudentSampler(models.load_weights(config.build(), folder), config, codec, precision)
-    return TeacherSampler(*load_teacher(folder), codec, settings.solver or flow.Solver(), precision)
+        net = models.load_weights(config.build(), folder)
+        return StudentSampler(net, config, codec, precision, beside(folder, config.classes))
+    teacher, about = load_teacher(folder)
+    conditioner, solver = beside(folder, about.classes), settings.solver or flow.Solver()
+    return TeacherSampler(teacher, about, codec, solver, precision, conditioner)

@@ -25,6 +25,8 @@ from multiscale.methods.swd.losses import Average, Penalty, Target
 from multiscale.methods.swd.schedule import SHIFT, Schedule
 from multiscale.methods.swd.upscaling import Strategy
 from multiscale.networks.dit import DiTNetwork
+from multiscale.networks.published.sd3 import SD3Network
+from multiscale.networks.transformers import Transformer
 from multiscale.training.part import Training
 
 
@@ -35,6 +37,8 @@ class Pyramid(Decomposed):
     source: Literal["latents"] = "latents"
     resolutions: Annotated[list[Positive], Field(min_length=1)]
     """in pixels, growing to the full one"""
+    text: Name | None = None
+    """text encoder of the captions, a key of `text`; null: images are told by their class"""
 
     @model_validator(mode="after")
     def _check(self) -> Pyramid:
@@ -44,12 +48,12 @@ class Pyramid(Decomposed):
 
 
 class Teacher(Trained):
-    """A rectified-flow DiT that trains at a random resolution of a pyramid each batch."""
+    """A rectified-flow transformer that trains at a random resolution of a pyramid each batch."""
 
     kind: Literal["swd"]
-    network: DiTNetwork
+    network: Transformer
     label_dropout: Share = 0.1
-    """share of labels dropped, for classifier-free guidance"""
+    """share of labels or captions dropped, for classifier-free guidance"""
     timesteps: Timesteps = "logit-normal"
     """timestep sampler of training"""
     training: Training
@@ -157,14 +161,38 @@ def check_decomposition(experiment: Experiment, key: str, section: Pyramid) -> N
     resolutions, full, encoded = section.resolutions, experiment.data.resolution, experiment.latents.resolutions
     if resolutions[-1] != full:
         raise Bad(f"{key}.resolutions", resolutions, f"a last resolution of data.resolution ({full})")
+    if section.text and section.text not in experiment.text:
+        raise Bad(
+            f"{key}.text", section.text, f"null, or one of {', '.join(experiment.text) or 'none'}, a key of `text`"
+        )
     for resolution in resolutions:
         if resolution not in encoded:
             raise Bad("latents.resolutions", encoded, f"{resolution} among them, since {key}.resolutions needs it")
 
 
 def check_part(experiment: Experiment, key: str, part: Teacher) -> None:
-    """Refuses a patch that does not divide the latents of every resolution."""
-    _check_patch(experiment, f"{key}.network.patch", part.network.patch, experiment.decompose[part.dataset].resolutions)
+    """Refuses a patch that does not divide the latents of every resolution, and a network of another condition."""
+    network, dataset = part.network, experiment.decompose[part.dataset]
+    field = "patch" if isinstance(network, DiTNetwork) else "patch_size"
+    _check_patch(experiment, f"{key}.network.{field}", network.patch, dataset.resolutions)
+    if isinstance(network, DiTNetwork):
+        if dataset.text:
+            allowed = f"a dataset without text, or num_layers, ... of an MMDiT, which reads that of {part.dataset}"
+            raise Bad(f"{key}.network", network.model_dump(), allowed)
+    elif not dataset.text:
+        raise Bad(f"{key}.dataset", part.dataset, "a dataset with `text`, which an MMDiT reads")
+    else:
+        _check_tokens(key, network, max(dataset.resolutions) // experiment.vae.factor)
+
+
+def _check_tokens(key: str, network: SD3Network, grid: int) -> None:
+    """Refuses sizes of an MMDiT that do not fit each other or latents of an edge."""
+    if network.caption_projection_dim != network.width:
+        allowed = f"num_attention_heads * attention_head_dim ({network.width})"
+        raise Bad(f"{key}.network.caption_projection_dim", network.caption_projection_dim, allowed)
+    if network.pos_embed_max_size < grid // network.patch:
+        allowed = f"at least {grid // network.patch}, the tokens on an edge of the latents"
+        raise Bad(f"{key}.network.pos_embed_max_size", network.pos_embed_max_size, allowed)
 
 
 def _check_patch(experiment: Experiment, key: str, patch: int, resolutions: list[int]) -> None:
@@ -189,6 +217,10 @@ def check_student(experiment: Experiment, key: str, student: Student) -> None:
     if not set(resolutions) <= set(encoded):
         raise Bad(steps, resolutions, f"resolutions of decompose.{student.dataset}, {encoded}")
     _check_patch(experiment, steps, network.patch, resolutions)
+    (part,) = experiment.parts_of(student.teacher).values()
+    read = getattr(decomposed[part.dataset], "text", None)
+    if decomposed[student.dataset].text != read:
+        raise Bad(f"{key}.dataset", student.dataset, f"a dataset with the text of its teacher ({read or 'none'})")
 
 
 def _teacher(experiment: Experiment, method: str) -> Any:

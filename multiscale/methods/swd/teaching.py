@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from multiscale import flow, sampling
-from multiscale.condition import Classes
+from multiscale.condition import Classes, beside
 from multiscale.core.device import default_device
 from multiscale.core.resize import area_to
 from multiscale.core.settings import Bad
@@ -57,13 +57,13 @@ def distance(teacher: Path, pyramid: Path, resolution: int) -> float:
     count = min(IMAGES, len(table))
     rows = table[torch.arange(count) * (len(table) // count)]
     real = renormalised(Statistics.of(pyramid).latent, config.latent)(rows[f"z{resolution}"])
-    labels, shape = rows["label"].to(device), tuple(real.shape[1:])
+    labels, shape, conditioner = rows["label"].to(device), tuple(real.shape[1:]), beside(pyramid, config.classes)
     generated = []
     with torch.inference_mode():
         for start in range(0, count, BATCH):
             chosen = labels[start : start + BATCH]
             seeds = list(range(start, start + len(chosen)))
-            condition = Classes(config.classes)(chosen)
+            condition = conditioner(chosen)
             generated.append(solved(net, shape, seeds, condition, SOLVER, device).cpu())
     return relative_distance(*(area_to(z, GRID).flatten(1) for z in (torch.cat(generated), real)))
 
@@ -101,9 +101,14 @@ class TeacherImages:
         """The arrays of `shapes` and the labels, block by block."""
         net, config = load_teacher(self.teacher)
         codec = autoencoder.beside(self.pyramid)  # of its own: the sampler casts its weights
-        sampler = TeacherSampler(net, config, codec, self.settings.solver, "auto")
-        seeds = list(range(FIRST_SEED, FIRST_SEED + self.count))
-        labels = torch.arange(self.count) % config.classes
+        conditioner = beside(self.pyramid, config.classes)
+        sampler = TeacherSampler(net, config, codec, self.settings.solver, "auto", conditioner)
+        seeds, turns = list(range(FIRST_SEED, FIRST_SEED + self.count)), torch.arange(self.count)
+        if isinstance(conditioner, Classes):
+            labels = turns % config.classes
+        else:  # the captions of the dataset
+            known = Table.open(self.pyramid / "targets.safetensors", "label")
+            labels = known[turns % len(known)]["label"]
         done = 0
         for pixels in sampling.generate(sampler, seeds, labels, BATCH):
             latents = {

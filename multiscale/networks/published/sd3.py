@@ -20,6 +20,7 @@ from multiscale.networks.published.network import Published, PublishedNetwork
 PRESETS = {
     "SD3.5-M": (24,   24,   1536,  384,      tuple(range(13))),  # 2,243,171,520
     "SD3.5-L": (38,   38,   2432,  192,      ()),                # 8,056,627,520
+    "small":   (4,    3,    192,   16,       ()),                # of recipes that are trained here
 }  # fmt: skip
 
 
@@ -88,3 +89,18 @@ class SD3Network(PublishedNetwork):
     @classmethod
     def _expand(cls, value: Any) -> Any:
         return preset(value, PRESETS, tuple(cls.model_fields)[:5])
+
+    @property
+    def depth(self) -> int:
+        """Transformer blocks."""
+        return self.num_layers
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def patch(self) -> int:
+        """Edge of a token, in latent pixels."""
+        return self.patch_size

@@ -1,0 +1,50 @@
+"""Copies the embeddings of texts to decompositions, and those of the prompts on to models, to be sampled with them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import polars as pl
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from multiscale.condition import EMBEDDINGS, TEXT
+from multiscale.core.storage import Table
+from stages.common import paths
+from stages.common.paths import PROMPTS
+
+ROWS = "rows.safetensors"
+
+
+def captions(text: str) -> Tensor:
+    """The row (N,) of each training image's caption in the embeddings of a text encoder."""
+    return load_file(paths.EMBEDDINGS / text / ROWS)["pictures"]
+
+
+def begin(text: str, out: Path) -> None:
+    """Puts the embeddings of a text encoder, and the prompts with their rows, into the folder of a decomposition."""
+    (out / TEXT).mkdir()
+    for name in (EMBEDDINGS, ROWS, PROMPTS):
+        shutil.copyfile(paths.EMBEDDINGS / text / name, out / TEXT / name)
+
+
+def carry(decomposition: Path, out: Path) -> None:
+    """Puts the prompts of a decomposition, if it has some, into the folder of a model: row 1 + k is prompt k."""
+    source = decomposition / TEXT
+    if not source.is_dir():
+        return
+    (out / TEXT).mkdir()
+    rows = load_file(source / ROWS)["prompts"]
+    table = Table.open(source / EMBEDDINGS, "prompt", "pooled")
+    chosen = torch.cat([rows.new_zeros(1), rows])
+    kept = {name: torch.from_numpy(table.arrays[name][chosen.numpy()]) for name in ("prompt", "pooled")}
+    save_file(kept, out / TEXT / EMBEDDINGS)
+    shutil.copyfile(source / PROMPTS, out / TEXT / PROMPTS)
+
+
+def prompts(model: Path) -> pl.DataFrame | None:
+    """The prompts of a model, with their labels or nulls, in the order of their rows from 1 on; None without text."""
+    path = model / TEXT / PROMPTS
+    return pl.read_parquet(path) if path.exists() else None
