@@ -1,7 +1,7 @@
 """Samples the images of one method, in samples/METHOD, and counts what an image costs.
 
 Image k has the seed first_seed + k and the class k modulo the number of classes, or with `sample.labels: data` a class
-drawn with its frequency in the training images. A method that reads text takes one prompt after the other instead. Also
+drawn with its frequency in the training images. A method that reads text takes prompts at equal strides instead. Also
 writes grid.png (one class a column, or with captions each image over its caption), strip.png (the first images at the
 sampler's steps) and costs.json (network calls, floating-point operations, parameters); the peak memory goes to
 reports/timing. The stage `timing` measures seconds.
@@ -32,7 +32,7 @@ from stages.cluster import pool
 from stages.common import grids, texts, timings
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress
-from stages.common.images import class_counts, class_names, classes
+from stages.common.images import class_counts, class_names, classes, evenly
 from stages.common.paths import COSTS, MODELS, SAMPLES, parts_of
 from stages.schema import Experiment
 from stages.schema.data import Sample
@@ -102,8 +102,8 @@ def of_classes(section: Sample, seeds: list[int], kinds: int) -> tuple[Tensor, T
 
 
 def of_prompts(prompts: pl.DataFrame, count: int) -> tuple[Tensor, Tensor]:
-    """What the sampler is told of each image, the row of one prompt after the other, and the prompt's class or 0."""
-    turns = torch.arange(count) % len(prompts)
+    """What the sampler is told of each image, the row of its prompt, and the prompt's class or 0."""
+    turns = evenly(len(prompts), count)
     return turns + 1, torch.from_numpy(prompts["label"].fill_null(0).to_numpy().copy())[turns]
 
 
