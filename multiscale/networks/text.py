@@ -58,7 +58,7 @@ class TrainedTextEncoder:
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         ids = tokens(self.tokenizer, texts).to(self.device)
-        found = self.net(input_ids=ids, attention_mask=(ids != self.tokenizer.pad_token_id).long())
+        found = self.net(input_ids=ids)
         return found.last_hidden_state.float().cpu(), found.text_embeds.float().cpu()
 
     def null(self) -> tuple[Tensor, Tensor]:

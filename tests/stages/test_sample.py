@@ -133,8 +133,10 @@ def test_images_with_captions_stand_over_them_chosen_from_all(painted):
     about = {CLASS_NAMES: json.dumps([f"a caption of class {label}" for label in range(5)])}
     pq.write_table(table.replace_schema_metadata(about), IMAGES)
     labels, grid = painted(labels="data", images=40, batch=40, grid_rows=2, grid_columns=3)
-    wide, high = 96 + 2 * pictures.GAP, 34
-    assert grid.shape[1] >= 3 * wide + pictures.GAP
-    assert (grid[high + 96 + pictures.GAP : high + 96 + 20] < 200).any(), "captions"
-    tones = [int(grid[high + 5, pictures.GAP + column * wide + 5, 0]) for column in range(3)]
-    assert {(tone - 10) % 40 for tone in tones} == {0} and tones != [40 * label + 10 for label in labels[:3]]
+    wide, high, gap = 96 + 2 * pictures.GAP, 34, pictures.GAP
+    places = [(row, column) for row in (high, grid.shape[0] // 2 + high) for column in range(3)]
+    tones = [int(grid[row + 5, gap + column * wide + 5, 0]) for row, column in places]
+    assert {(tone - 10) % 40 for tone in tones} == {0} and tones != [40 * label + 10 for label in labels[:6]]
+    shown = torch.tensor(tones, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 32, 32)
+    captions = [f"a caption of class {(tone - 10) // 40}" for tone in tones]
+    assert np.array_equal(grid, pictures.captioned(shown, captions, 3, "dit: seeds from 0 on"))
