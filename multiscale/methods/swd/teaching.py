@@ -103,7 +103,8 @@ class TeacherImages:
         codec = autoencoder.beside(self.pyramid)  # of its own: the sampler casts its weights
         conditioner = beside(self.pyramid, config.classes)
         sampler = TeacherSampler(net, config, codec, self.settings.solver, "auto", conditioner)
-        seeds, turns = list(range(FIRST_SEED, FIRST_SEED + self.count)), torch.arange(self.count)
+        seeds = list(range(FIRST_SEED, FIRST_SEED + self.count))
+        turns = torch.arange(self.count)
         if isinstance(conditioner, Classes):
             labels = turns % config.classes
         else:  # the captions of the dataset
