@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from browser import CHROMIUM, Browser
-from conftest import ROOT, Pipeline, free_port, processes, until
+from conftest import ROOT, Pipeline, called, free_port, processes, until
 from prefect import get_client, settings
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId, FlowRunFilterStartTime, LogFilter
@@ -54,6 +54,7 @@ class Dashboard:
 
     def start(self) -> None:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "PREFECT_HOME": str(self.folder / ".prefect")}
+        environment["PREFECT_RUNNER_POLL_FREQUENCY"] = "1"  # seconds between looks for runs to start, by default 10
         for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
             environment.pop(name, None)
         command = [sys.executable, "-m", "flows.dashboard", "--port", str(self.port)]
@@ -259,15 +260,14 @@ def test_a_restart_keeps_runs_schedules_and_password(board, done):
     assert [(each.active, each.schedule.cron) for each in schedules] == [(True, "0 2 * * *")]
 
 
-def test_a_busy_port_and_a_wrong_cron_line_are_one_line_each(board):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    for options, line in (
-        (
-            ["--port", str(board.port)],
-            rf"error: port {board.port}, for the dashboard, is busy \(.*\); choose another with --port",
-        ),
+@pytest.mark.parametrize(
+    "options, line",
+    [
+        (["--port", "PORT"], r"error: port \d+, for the dashboard, is busy \(.*\); choose another with --port\n"),
         (["--nightly", "often"], "error: dashboard: --nightly: 'often' is not allowed; allowed: a cron line"),
-    ):
-        command = [sys.executable, "-m", "flows.dashboard", *options]
-        result = subprocess.run(command, cwd=board.folder, env=environment, capture_output=True, text=True)
-        assert result.returncode == 2 and re.match(line, result.stderr) and result.stderr.count("\n") == 1
+    ],
+)
+def test_a_busy_port_and_a_wrong_cron_line_are_one_line_each(board, monkeypatch, options, line):
+    monkeypatch.chdir(board.folder)
+    done = called("flows.dashboard", *(each.replace("PORT", str(board.port)) for each in options))
+    assert done.returncode == 2 and re.match(line, done.stderr) and done.stderr.count("\n") == 1
