@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from multiscale.core import models
 from multiscale.core.pixels import to_signed
 from multiscale.core.streams import Draws
-from multiscale.networks.group_norm import group_norm
+from multiscale.networks.group_norm import GroupNorm
 from multiscale.training.part import Batch, Data, Loss, Nets, Part
 
 QUARTERS = 4
@@ -37,9 +37,9 @@ class Classifier(nn.Module):
         for stage in range(stages):
             wide = width * 2 ** min(stage, 2)
             wider = width * 2 ** min(stage + 1, 2)
-            layers += [group_norm(wide), nn.GELU(), nn.Conv2d(wide, wider, 3, stride=2, padding=1)]
-            layers += [group_norm(wider), nn.GELU(), nn.Conv2d(wider, wider, 3, padding=1)]
-        self.features = nn.Sequential(*layers, group_norm(wider), nn.GELU())
+            layers += [GroupNorm(8, wide), nn.GELU(), nn.Conv2d(wide, wider, 3, stride=2, padding=1)]
+            layers += [GroupNorm(8, wider), nn.GELU(), nn.Conv2d(wider, wider, 3, padding=1)]
+        self.features = nn.Sequential(*layers, GroupNorm(8, wider), nn.GELU())
         self.head = nn.Linear(wider if len(factors) == 1 else QUARTERS * wider, sum(factors))
 
     def forward(self, images: Tensor) -> Tensor:

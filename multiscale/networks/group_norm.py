@@ -27,11 +27,6 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(x)
 
 
-def group_norm(channels: int) -> GroupNorm:
-    """The norm of groups of 16 channels, of all channels where 16 does not divide them."""
-    return GroupNorm(1 if channels % VECTOR else channels // VECTOR, channels)
-
-
 def use_in(net: Net) -> Net:
     """Lets every group norm of a network that others wrote compute as ours."""
     for module in net.modules():

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multiscale.networks.group_norm import GroupNorm, group_norm, use_in
+from multiscale.networks.group_norm import GroupNorm, use_in
 
 
 def norm_of(groups: int, channels: int) -> GroupNorm:
@@ -61,10 +61,6 @@ def test_the_gradient_of_few_channels_is_that_of_fp32():
 def test_fp32_is_torchs():
     x, norm = torch.randn(2, 8, 5, 5, requires_grad=True), norm_of(2, 8)
     assert torch.equal(norm(x), F.group_norm(x, 2, norm.weight, norm.bias))
-
-
-def test_groups_have_sixteen_channels_or_all():
-    assert [group_norm(channels).num_groups for channels in (16, 32, 128, 24, 8)] == [1, 2, 8, 1, 1]
 
 
 def test_a_network_of_others_normalises_as_ours():
