@@ -13,10 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from multiscale.core.models import EMBEDDINGS, TEXT
 from multiscale.core.storage import Table
 from multiscale.core.streams import Draws
-
-TEXT, EMBEDDINGS = "text", "embeddings.safetensors"  # a folder in those of decompositions and models, and its file
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,8 @@ import numpy as np
 from torch import Tensor
 
 from multiscale import methods
-from multiscale.condition import TEXT
 from multiscale.core.device import default_device, resolve_precision
-from multiscale.core.models import AUTOENCODER
+from multiscale.core.models import AUTOENCODER, TEXT
 from multiscale.core.settings import Bad
 from multiscale.core.storage import atomic_folder, write_blocks, write_json
 from multiscale.networks import autoencoder

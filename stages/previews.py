@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from multiscale import methods, pictures
-from multiscale.condition import TEXT
+from multiscale.core.models import TEXT
 from multiscale.core.pixels import to_pixels
 from multiscale.core.storage import Table, atomic_file
 from multiscale.networks import autoencoder

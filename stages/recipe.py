@@ -195,6 +195,7 @@ def outputs(experiment: Experiment) -> set[Path]:
     shown = (*experiment.methods, *experiment.evaluate.floors)
     return {
         *(LATENTS / str(resolution) for resolution in experiment.latents.resolutions),
+        *([EMBEDDINGS] if experiment.text else []),
         *(folder / name for folder in (CAPTIONS, TEXT, EMBEDDINGS) for name in experiment.text),
         *(DECOMPOSED / name for name in experiment.decompose),
         *(MODELS / part.method / name for name, part in experiment.trained.items()),

@@ -114,7 +114,8 @@ def main(params: Experiment, method_name: str) -> None:
     section = params.sample
     kinds, title = classes(), f"sample {method_name}"
     seeds = list(range(section.first_seed, section.first_seed + section.images))
-    prompts = texts.prompts(next(iter(parts_of(method_name))))
+    trained = parts_of(method_name)
+    prompts = texts.prompts(trained[0]) if trained else None
     told, labels = of_prompts(prompts, section.images) if prompts is not None else of_classes(section, seeds, kinds)
     resolution, channels = params.data.resolution, params.data.channels
     batches = [slice(start, start + section.batch) for start in range(0, section.images, section.batch)]

@@ -17,6 +17,7 @@ From0 = Annotated[float, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Precision = Literal["auto", "fp32", "bf16"]
+FAMILIES = ("dit", "sd3")  # of the transformers in `multiscale.networks.transformers`
 
 
 class Bad(ValueError):

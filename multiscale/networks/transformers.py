@@ -7,10 +7,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Discriminator, Tag
 from torch import nn
 
+from multiscale.core.settings import FAMILIES
 from multiscale.networks.dit import DiTNetwork
 from multiscale.networks.published.sd3 import PRESETS, SD3Network
 
-DIT, SD3 = FAMILIES = ("dit", "sd3")
+DIT, SD3 = FAMILIES
 
 
 def _family(value: Any) -> str:

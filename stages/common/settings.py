@@ -9,8 +9,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from multiscale.core.settings import Bad, Unknown
-from multiscale.networks.transformers import FAMILIES
+from multiscale.core.settings import FAMILIES, Bad, Unknown
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES
 from stages.schema import Experiment

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from multiscale.condition import EMBEDDINGS, TEXT
+from multiscale.core.models import EMBEDDINGS, TEXT
 from multiscale.core.storage import Table
 from stages.common import paths
 from stages.common.paths import PROMPTS

@@ -475,7 +475,7 @@ def test_a_missing_experiment_is_written(project):
 
 
 LEFT = ["data/latents/48/x", "data/decomposed/old/x", "models/ssd/unet/x", "models/msf/msf-2/x", "samples/ssd/x"]
-LEFT += ["data/captions/words/x", "data/embeddings/words/x", "models/text/words/x"]
+LEFT += ["data/captions/words/x", "data/latents/text/words/x", "models/text/words/x"]
 LEFT += ["reports/metrics/ssd.json", "reports/measurements/ssd.json", "reports/neighbours/ssd.png"]
 LEFT += ["reports/neighbours/ssd-seed-1.png"]
 KEPT = ["data/latents/24/x", "data/decomposed/full/x", "models/msf/msf-1/x", "models/dit/dit/x", "samples/msf/x"]

@@ -75,7 +75,7 @@ INVALID = [
         {"methods.dit.scales.0.eta": 0},
         "methods.dit.scales.0.eta",
         "'eta'",
-        "name, steps, guidance_scale",
+        "guidance_scale, guidance_interval, name, steps",
     ),
     ("text for an integer", {"data.resolution": "32"}, "data.resolution", "'32'", "integer"),
     (

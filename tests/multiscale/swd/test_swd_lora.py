@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file, save_file
 from tiny_published import BLOCKS, NETWORKS, built, given
 
@@ -169,7 +171,8 @@ print("same")
 def test_diffusers_pipeline_loads_a_student_and_samples_with_it(tmp_path):
     save_lora(tmp_path, trained("sd3"), config("sd3"))
     script = [sys.executable, "-c", PIPELINE, str(tmp_path)]  # here diffusers was imported without its pipelines
-    done = subprocess.run(script, capture_output=True, text=True, cwd=__file__.partition("/multiscale/swd")[0])
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, env=paths)
     assert done.stdout.endswith("same\n"), done.stderr[-2000:]
 
 
