@@ -269,10 +269,10 @@ def _watched(title: str, total: int, meter: Any) -> Iterator[None]:
         thread.start()
         try:
             yield
-            reach(total)
         finally:
             done.set()
             thread.join()
+        reach(total)  # now that nothing older can follow
 
 
 def _is_free(run: Run, free: dict[str, float]) -> bool:
