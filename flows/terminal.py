@@ -48,8 +48,7 @@ class Terminal:
         if self.intro:
             self.say(f"{self.intro}, {run.slots} at once; log: {LOG}, of each stage: {LOGS}/STAGE.log")
             self.intro = ""
-        fresh = self.previews.fresh(run.running)
-        if fresh and not self.previewed:
+        if not self.previewed and (fresh := self.previews.fresh(run.running)):
             self.say(f"what {fresh[0].parent.name} has learnt so far: {fresh[0]}, redrawn at each tenth of a training")
             self.previewed = True
         if self.bar is not None:

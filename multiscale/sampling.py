@@ -23,7 +23,7 @@ Trace = Callable[[str, Tensor], None]  # (caption, images in [0, 1] of any resol
 class Sampler(Protocol):
     """Turns seeds and labels into images; image k depends on seeds[k] and labels[k] alone.
 
-    labels (N,): what a `Conditioner` takes, the index of a class (later also the row of a prompt).
+    labels (N,): what a `Conditioner` takes, the index of a class or the row of a prompt.
     """
 
     shows: str  # what the traced steps show

@@ -28,6 +28,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from multiscale.core import models
 from multiscale.core.storage import atomic_folder, write_blocks, write_json
 from multiscale.networks import text
 from stages.cluster import Pool, pool
@@ -35,6 +36,7 @@ from stages.common import images
 from stages.common.errors import refuse
 from stages.common.harness import progress
 from stages.common.paths import CAPTIONS, EMBEDDINGS, EXPERIMENT, PROMPTS, TEXT
+from stages.common.texts import ROWS
 from stages.schema import Experiment
 from stages.schema.prompts import PublishedEncoder
 
@@ -99,8 +101,8 @@ def main(params: Experiment, name: str) -> None:
             allowed = f"at most {length} tokens (row {long[0]} has {long[1]})"
             raise refuse(EXPERIMENT, f"text.{name}.prompts", prompts[long[0]], allowed)
         with atomic_folder(EMBEDDINGS / name) as folder, progress(title, 1 + len(texts), "text") as reach:
-            about = embed(folder / "embeddings.safetensors", texts, workers, params.run.batch, reach)
-            save_file({key: torch.tensor(each) for key, each in rows.items()}, folder / "rows.safetensors")
+            about = embed(folder / models.EMBEDDINGS, texts, workers, params.run.batch, reach)
+            save_file({key: torch.tensor(each) for key, each in rows.items()}, folder / ROWS)
             shutil.copyfile(CAPTIONS / name / PROMPTS, folder / PROMPTS)
             pl.DataFrame({"text": ["", *texts]}).write_parquet(folder / "texts.parquet")
             write_json(folder / "statistics.json", about)

@@ -19,11 +19,11 @@ from pathlib import Path
 from multiscale.core.storage import Table, atomic_folder, read_json
 from multiscale.networks import clip
 from multiscale.networks.text import INDEX, PIPELINES, is_text
-from stages import fitting
+from stages import fetch, fitting
 from stages.common import images
-from stages.common.errors import BadInput, refuse
+from stages.common.errors import refuse
 from stages.common.images import pixel_table
-from stages.common.paths import EXPERIMENT, IMAGES, SCRATCH, TEXT
+from stages.common.paths import EXPERIMENT, IMAGES, TEXT
 from stages.schema import Experiment
 from stages.schema.prompts import PublishedEncoder, TrainedEncoder
 
@@ -43,24 +43,9 @@ def build(name: str, section: TrainedEncoder, channels: int, resolution: int) ->
 
 def publish(section: PublishedEncoder, key: str, out: Path) -> None:
     """Copies the text encoders and tokenizers of a published model. Raises BadInput for what is none."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     source, place = Path(section.source), f"{key}.source"
     if not source.exists():
-        try:
-            found = snapshot_download(
-                section.source,
-                revision=section.revision,
-                allow_patterns=FILES,
-                ignore_patterns=COPIES,
-                cache_dir=SCRATCH / "hub",
-            )
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-            line = " ".join(str(error).split())
-            at = f"{section.source} at {section.revision}"
-            raise BadInput(f"{EXPERIMENT}: {place}: cannot fetch {at}: {line}") from None
-        source = Path(found)
+        source = fetch.snapshot(section.source, str(section.revision), place, "model", FILES, COPIES)
     if not (source / INDEX).exists():
         raise refuse(EXPERIMENT, place, section.source, f"a model in the layout of diffusers, with {INDEX}")
     index = read_json(source / INDEX)

@@ -49,13 +49,30 @@ def archive(data: Data) -> Path:
     return target
 
 
-def snapshot(name: str, revision: str, key: str) -> Path:
-    """A snapshot of a hub dataset at a fixed revision; `key` of the experiment holds its name."""
+def snapshot(
+    name: str,
+    revision: str,
+    key: str,
+    repo_type: str = "dataset",
+    allow: list[str] | None = None,
+    ignore: list[str] | None = None,
+) -> Path:
+    """A snapshot of a hub dataset or model at a fixed revision; `key` of the experiment holds its name.
+
+    allow, ignore: patterns of its files; None: all of them, and none.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(name, repo_type="dataset", revision=revision, cache_dir=Path(SCRATCH, "hub"))
+        folder = snapshot_download(
+            name,
+            repo_type=repo_type,
+            revision=revision,
+            cache_dir=Path(SCRATCH, "hub"),
+            allow_patterns=allow,
+            ignore_patterns=ignore,
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         line = " ".join(str(error).split())
         raise BadInput(f"{EXPERIMENT}: {key}: cannot fetch {name} at {revision}: {line}") from None

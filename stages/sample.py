@@ -33,7 +33,7 @@ from stages.common import grids, texts, timings
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress
 from stages.common.images import class_counts, class_names, classes, evenly
-from stages.common.paths import COSTS, MODELS, SAMPLES, parts_of
+from stages.common.paths import COSTS, MODELS, SAMPLES
 from stages.schema import Experiment
 from stages.schema.data import Sample
 
@@ -114,8 +114,7 @@ def main(params: Experiment, method_name: str) -> None:
     section = params.sample
     kinds, title = classes(), f"sample {method_name}"
     seeds = list(range(section.first_seed, section.first_seed + section.images))
-    trained = parts_of(method_name)
-    prompts = texts.prompts(trained[0]) if trained else None
+    prompts = texts.prompts(MODELS / method_name)
     told, labels = of_prompts(prompts, section.images) if prompts is not None else of_classes(section, seeds, kinds)
     resolution, channels = params.data.resolution, params.data.channels
     batches = [slice(start, start + section.batch) for start in range(0, section.images, section.batch)]
@@ -137,11 +136,11 @@ def main(params: Experiment, method_name: str) -> None:
             done += len(images)
             reach(done)
         grid = f"{method_name}: seeds from {section.first_seed} on"
-        captions = [prompts["prompt"][int(row) - 1] for row in told] if prompts is not None else []
+        captions = prompts["prompt"][(told - 1).tolist()].to_list() if prompts is not None else []
         sheet = grids.grid(torch.from_numpy(writer.arrays["pixels"]), labels, section, grid, captions)
         sheet.save(folder / "grid.png")
         names = class_names() if kinds > 1 else []
-        of_rows = captions[:SHOWN] if captions else [names[label] for label in labels[:SHOWN]] if names else []
+        of_rows = captions[:SHOWN] or [names[label] for label in labels[:SHOWN] if names]
         (strip,) = workers.map("strip", [(seeds[:SHOWN], told[:SHOWN], of_rows)])
         reach(done + SHOWN)
         strip.save(folder / "strip.png")

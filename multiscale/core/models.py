@@ -51,7 +51,7 @@ def about(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ForeignModel(f"{path}: {_first_line(error)}; allowed: the folder of a trained model") from None
+        raise ForeignModel(f"{path}: {first_line(error)}; allowed: the folder of a trained model") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         version = found.get("format") if isinstance(found, dict) else None
         raise ForeignModel(f"{path}: format: {version!r} is not allowed; allowed: {FORMAT} (train the model again)")
@@ -72,9 +72,10 @@ def load_weights(net: Net, folder: Path) -> Net:
     try:
         net.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ForeignModel(f"{path}: {_first_line(error)}; allowed: the weights of the config beside it") from None
+        raise ForeignModel(f"{path}: {first_line(error)}; allowed: the weights of the config beside it") from None
     return net
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The reason of an error in one line."""
     return (getattr(error, "strerror", None) or str(error).strip() or type(error).__name__).splitlines()[0]

@@ -44,7 +44,10 @@ def carry(decomposition: Path, out: Path) -> None:
     shutil.copyfile(source / PROMPTS, out / TEXT / PROMPTS)
 
 
-def prompts(model: Path) -> pl.DataFrame | None:
-    """The prompts of a model, with their labels or nulls, in the order of their rows from 1 on; None without text."""
-    path = model / TEXT / PROMPTS
-    return pl.read_parquet(path) if path.exists() else None
+def prompts(method: Path) -> pl.DataFrame | None:
+    """The prompts of a trained method, with their labels or nulls, in the order of their rows from 1 on; None: no text.
+
+    They are in the folder of its part.
+    """
+    path = next(method.glob(f"[!.]*/{TEXT}/{PROMPTS}"), None)
+    return pl.read_parquet(path) if path else None

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from multiscale.core.compat import make_torchvision_importable
-from multiscale.core.models import CONFIG, ForeignModel, ModelConfig
+from multiscale.core.models import CONFIG, ForeignModel, ModelConfig, first_line
 from multiscale.core.storage import metadata_of, read_json
 from multiscale.methods.swd.schedule import Schedule
 from multiscale.networks.published.flux import FluxNetwork
-from multiscale.networks.published.network import Published, first_line
+from multiscale.networks.published.network import Published
 from multiscale.networks.published.sd3 import SD3Network
 from multiscale.networks.published.sdxl import SDXLNetwork
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from multiscale.core.compat import without_pipelines
-from multiscale.core.models import ForeignModel
+from multiscale.core.models import ForeignModel, first_line
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.settings import Section, fault_of
 
@@ -127,11 +127,6 @@ WANTED = (
 def config_of(kind: PublishedNetwork | type[PublishedNetwork]) -> str:
     """The place of a network's config in a pipeline's folder."""
     return f"{kind.network.folder}/config.json"
-
-
-def first_line(error: Exception) -> str:
-    """The reason of an error in one line."""
-    return (getattr(error, "strerror", None) or str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def normalisation(config: Mapping[str, Any]) -> Normalisation:
