@@ -1,4 +1,4 @@
-"""Pictures of two digits with a caption: 'a seven above a three', 'a four to the left of a nine', 'two ones'.
+"""Pictures of two digits with a caption: 'a seven above a three', 'a four left of a nine', 'two ones'.
 
 A picture shows one digit above another, or one to the left of another. Its content is (arrangement, first digit, second
 digit), its label the number of the content, row-major in FACTORS, and its caption one of the sentences that describe
@@ -30,9 +30,9 @@ def captions(arrangement: int, first: int, second: int) -> list[str]:
     """The sentences that describe a content; the first one names it."""
     one, other = (f"{'an' if NAMES[digit] == 'eight' else 'a'} {NAMES[digit]}" for digit in (first, second))
     if arrangement == ABOVE:
-        return [f"{one} above {other}", f"{other} below {one}"]
+        return [f"{one} above {other}"]
     both = [f"two {NAMES[first]}{'es' if NAMES[first].endswith('x') else 's'}"] if first == second else []
-    return [f"{one} to the left of {other}", f"{other} to the right of {one}", *both]
+    return [f"{one} left of {other}", *both]
 
 
 def content(label: int) -> tuple[int, int, int]:

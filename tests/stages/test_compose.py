@@ -22,11 +22,11 @@ SQUARES = [(digit, np.full((28, 28), 10 * (digit + 1), np.uint8)) for digit in r
 @pytest.mark.parametrize(
     ("content", "sentences"),
     {
-        (0, 7, 3): ["a seven above a three", "a three below a seven"],
-        (0, 8, 8): ["an eight above an eight", "an eight below an eight"],
-        (1, 4, 9): ["a four to the left of a nine", "a nine to the right of a four"],
-        (1, 1, 1): ["a one to the left of a one", "a one to the right of a one", "two ones"],
-        (1, 6, 6): ["a six to the left of a six", "a six to the right of a six", "two sixes"],
+        (0, 7, 3): ["a seven above a three"],
+        (0, 8, 8): ["an eight above an eight"],
+        (1, 4, 9): ["a four left of a nine"],
+        (1, 1, 1): ["a one left of a one", "two ones"],
+        (1, 6, 6): ["a six left of a six", "two sixes"],
     }.items(),
 )
 def test_a_content_is_described_in_words(content, sentences):
@@ -46,7 +46,7 @@ def test_labels_are_contents_row_by_row_and_no_sentence_has_two_meanings():
     for content in product(range(2), range(10), range(10)):
         for sentence in compose.captions(*content):
             meanings[sentence].add(content)
-    assert len(meanings) == 410 and all(len(each) == 1 for each in meanings.values())
+    assert len(meanings) == 210 and all(len(each) == 1 for each in meanings.values())
 
 
 def test_contents_take_turns_and_all_of_their_sentences_are_told():
@@ -65,7 +65,7 @@ def test_contents_take_turns_and_all_of_their_sentences_are_told():
 @pytest.mark.parametrize("resolution", [32, 64])
 @pytest.mark.parametrize("label", [12, 112])
 def test_digits_lie_where_the_caption_says(label, resolution):
-    """One above two, one to the left of two: the squares' grey levels are 20 and 30."""
+    """One above two, one left of two: the squares' grey levels are 20 and 30."""
     composer, edges, corners = Composer("train", SQUARES, resolution), set(), set()
     for index in range(label, label + 200 * 30, 200):
         canvas = composer.pixels(index)
