@@ -122,6 +122,11 @@ class StudentPart(Part):
     def turns(self, step: int) -> Sequence[str]:
         return ("fake",) if step % (self.updates + 1) < self.updates else ("generator",)
 
+    @property
+    def cycle(self) -> int:
+        """Steps after which networks and k come round."""
+        return (self.updates + 1) * len(self.schedule.resolutions)
+
     def index(self, step: int) -> int:
         """The k of a training step, from zero."""
         return step // (self.updates + 1) % len(self.schedule.resolutions)
