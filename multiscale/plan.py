@@ -1,8 +1,8 @@
 """What a network would cost at a shape, worked out without its memory or its time: no number is computed.
 
-The network is built on the meta device and called with fake tensors: these have shapes and types alone, so that a plan
-of billions of parameters takes seconds on any machine. Attention is taken to run in a fused kernel, which keeps no
-matrix of all pairs of tokens.
+The network is called with fake tensors: these have shapes and types alone, so that a plan of billions of parameters
+takes seconds on any machine. Attention is taken to run in a fused kernel, which keeps no matrix of all pairs of tokens.
+Constants that functions cache meanwhile are fake: compute nothing with such a network in the same process.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 from torch.utils.weak import WeakIdKeyDictionary
 
 
@@ -29,10 +29,11 @@ def _backward(gradient: Any, q: Any, k: Any, v: Any, *rest: Any, **more: Any) ->
     return int(sdpa_backward_flop_count(gradient, q, k, v))
 
 
-# The fused kernels of a CPU, which torch's counter does not know.
-FUSED = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
+FORMULAS = {
+    **flop_registry,
+    # The fused kernels of a CPU, which torch does not know.
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_forward),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(_backward),
 }
 
 
@@ -58,13 +59,9 @@ def plan(
     train: bool = False,
     **options: Any,
 ) -> Plan:
-    """The plan of a network called with inputs of these shapes and further options; with `train`, backward as well.
-
-    Constants that functions cache meanwhile are fake: compute nothing with such a network in the same process.
-    """
+    """The plan of a network called with inputs of these shapes and further options; with `train`, backward as well."""
     with torch.device("meta"):
         net = build().to(dtype)
-    parameters = list(net.parameters())
     with FakeTensorMode(allow_non_fake_inputs=True):  # constants that functions cache
         own = _fake(net)
 
@@ -75,18 +72,110 @@ def plan(
             if train:
                 out.sum().backward()
 
-        # One after the other: the counter keeps activations alive that are computed again.
-        with _Live(own) as live:
-            call()
-        with FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
-            call()
-    return Plan(
-        parameters=sum(p.numel() for p in parameters),
-        trained=sum(p.numel() for p in parameters if p.requires_grad),
-        weights=sum(x.numel() * x.element_size() for x in own),
-        activations=live.most,
-        flops=counter.get_total_flops(),
-    )
+        activations, flops = _costs(call, own)
+    return Plan(*size(net, own), activations, flops)
+
+
+def size(net: nn.Module, own: Sequence[Tensor] | None = None) -> tuple[int, int, int]:
+    """The parameters of a network, those with a gradient, and the bytes of parameters and buffers."""
+    parameters, held = list(net.parameters()), own or [*net.parameters(), *net.buffers()]
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    return sum(p.numel() for p in parameters), trained, sum(x.numel() * x.element_size() for x in held)
+
+
+def _costs(call: Callable[[], None], own: Sequence[Tensor]) -> tuple[int, int]:
+    """Bytes of activations and FLOP of a call."""
+    with _Count(own) as count:
+        call()
+    return count.most, count.flops
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a call of a network would cost, and the last dimension of its first input."""
+
+    edge: int
+    activations: int
+    """bytes: the most that live at one time"""
+    flops: int
+
+
+class Understudy(nn.Module):
+    """Stands in for a network: gives zeros of the same shapes when it is called, and counts what the calls would cost.
+
+    What calls it may be real: a sampler, or the loss of a part. A call that autograd follows counts its backward pass;
+    a derivative of a derivative does not count.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.held = (net,)  # no child: nothing of it is moved, cast or trained
+        self.plain, self.mode = net.forward, FakeTensorMode(allow_non_fake_inputs=True)
+        with self.mode:
+            self.own = _fake(net)
+        self.calls: list[Call] = []
+        self.known: dict[Any, tuple[Call, Any]] = {}
+
+    @property
+    def net(self) -> nn.Module:
+        """The network."""
+        return self.held[0]
+
+    def instead(self) -> Understudy:
+        """Steps in wherever the network itself is called."""
+        self.net.__dict__["forward"] = self  # as no child, too
+        return self
+
+    def forward(self, *given: Any, **options: Any) -> Any:
+        leaves, tree = tree_flatten((given, options))
+        trained = sum(p.numel() for p in self.net.parameters() if p.requires_grad)
+        sources = [leaf for leaf in leaves if _followed(leaf)]
+        followed = torch.is_grad_enabled() and bool(trained or sources)
+        told = [(leaf.shape, leaf.dtype, _followed(leaf)) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        off = any(getattr(module, "disable_adapters", None) is True for module in self.net.modules())
+        key = (str(tree), repr(told), followed, trained, off)
+        if key not in self.known:
+            self.known[key] = self._planned(leaves, tree, followed)
+        call, shapes = self.known[key]
+        self.calls.append(call)
+
+        def zeros(like: _Shape) -> Tensor:
+            made = torch.zeros(like.shape, dtype=like.dtype, requires_grad=followed)
+            return made + sum(0 * source.sum() for source in sources) if followed else made
+
+        return tree_map_only(_Shape, zeros, shapes)
+
+    def _planned(self, leaves: list[Any], tree: Any, followed: bool) -> tuple[Call, Any]:
+        shapes: list[Any] = []
+
+        def call() -> None:
+            copies = [_copy(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            given, options = tree_unflatten(copies, tree)
+            out = self.plain(*given, **options)
+            shapes.append(tree_map_only(Tensor, lambda x: _Shape(x.shape, x.dtype), out))
+            ends = [x.float().sum() for x in tree_flatten(out)[0] if _followed(x)]
+            if ends:
+                torch.stack(ends).sum().backward()
+
+        with self.mode, torch.set_grad_enabled(followed):
+            activations, flops = _costs(call, self.own)
+        return Call(leaves[0].shape[-1], activations, flops), shapes[0]
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Of a tensor."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def _followed(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.requires_grad
+
+
+def _copy(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype).requires_grad_(x.requires_grad)
 
 
 def _fake(net: nn.Module) -> list[Tensor]:
@@ -103,16 +192,22 @@ def _fake(net: nn.Module) -> list[Tensor]:
     return own
 
 
-class _Live(TorchDispatchMode):
-    """Counts the bytes of all storages that live, apart from those of some tensors, and the most there were."""
+class _Count(TorchDispatchMode):
+    """Counts FLOP, by torch's formulas, and the bytes of all storages that live, apart from those of some tensors.
+
+    torch's own counter keeps activations alive that are computed again.
+    """
 
     def __init__(self, apart: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's is not typed
         self.known = WeakIdKeyDictionary({x.untyped_storage(): True for x in apart})
-        self.now = self.most = 0
+        self.now = self.most = self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return tree_map_only(Tensor, self._seen, func(*args, **(kwargs or {})))
+        out = func(*args, **(kwargs or {}))
+        if formula := FORMULAS.get(func.overloadpacket):
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        return tree_map_only(Tensor, self._seen, out)
 
     def _seen(self, x: Tensor) -> Tensor:
         storage = x.untyped_storage()

@@ -1,4 +1,4 @@
-"""Fetches a dataset from a URL or the Hugging Face hub, once, into the scratch folder."""
+"""Fetches a dataset from a URL, or a dataset or model from the Hugging Face hub, once, into the scratch folder."""
 
 from __future__ import annotations
 
@@ -75,5 +75,12 @@ def snapshot(
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         line = " ".join(str(error).split())
-        raise BadInput(f"{EXPERIMENT}: {key}: cannot fetch {name} at {revision}: {line}") from None
+        advice = f"; {by_hand(name, revision, key)}" if repo_type == "model" else ""
+        raise BadInput(f"{EXPERIMENT}: {key}: cannot fetch {name} at {revision}: {line}{advice}") from None
     return Path(folder)
+
+
+def by_hand(name: str, revision: str, key: str) -> str:
+    """What to do where no hub can be asked for a model."""
+    command = f"hf download {name} --revision {revision} --local-dir FOLDER"
+    return f"where there is a hub, `{command}` fills a folder; bring it here and set {key}: FOLDER"

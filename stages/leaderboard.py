@@ -19,7 +19,7 @@ import polars as pl
 
 from multiscale.core.models import AUTOENCODER
 from multiscale.core.storage import read_json
-from stages.common.paths import COSTS, MEASUREMENTS, SAMPLES, parts_of
+from stages.common.paths import COSTS, MEASUREMENTS, SAMPLES, histories, parts_of
 from stages.schema import Experiment
 
 Row = dict[str, Any]  # of the leaderboard, as leaderboard.json holds it
@@ -86,7 +86,7 @@ def _method(name: str, params: Experiment) -> Row:
         "works_on": "latents" if any((part / AUTOENCODER).is_dir() for part in parts) else "pixels",
         **metrics,
         **{key: cost[key] for key in COUNTED},
-        "train_images": sum(pl.read_ndjson(part / "history.jsonl")["images"][-1] for part in parts),
+        "train_images": sum(pl.read_ndjson(path)["images"][-1] for path in histories(name)),
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from multiscale import timing
 from stages import leaderboard
 from stages.common import timings
-from stages.common.paths import COSTS, SAMPLES, parts_of
+from stages.common.paths import COSTS, SAMPLES, histories
 from stages.leaderboard import Group, Row
 from stages.schema import Experiment
 
@@ -53,7 +53,7 @@ def _measured(row: Row, sampling: dict[str, Any], params: Experiment) -> dict[st
 
 def _train_seconds(method: str) -> float | None:
     """The seconds of training of all parts of a method; None unless all were trained on this machine."""
-    trainings = [timings.read(part.name, part / "history.jsonl") for part in parts_of(method)]
+    trainings = [timings.read(path.parent.name, path) for path in histories(method)]
     return sum(each["train_seconds"] for each in trainings) if all(trainings) else None
 
 

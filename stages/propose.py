@@ -60,7 +60,7 @@ class Survey:
     @property
     def budget(self) -> float:
         """The share of the budgets of BASE."""
-        longest = max(part.training.images for part in recipe.experiment_of(BASE).parts.values())
+        longest = max(training.images for training in recipe.experiment_of(BASE).trainings)
         return max(FEWEST_STEPS, min(1.0, EPOCHS * self.splits["train"] / longest))
 
     @property

@@ -4,6 +4,7 @@ python -m stages.recipe                       # list
 python -m stages.recipe clothing64            # switch
 python -m stages.recipe clothing64 --force    # switch, and discard uncommitted edits
 python -m stages.recipe --defaults            # print the experiment with every key; with a name, that recipe
+python -m stages.recipe clothing64 --plan     # print what its networks, trainings and samples would cost
 python -m stages.recipe new mine --images DIR # look at images (folder, zip, tar, Parquet, IDX), write a recipe
 
 A recipe is an experiment without defaults, and may have three further keys:
@@ -32,9 +33,14 @@ if __name__ == "__main__":  # first: the imports below take seconds, and a list 
     parser.add_argument("name", nargs="?", help="the recipe to switch to; without it the recipes are listed")
     parser.add_argument("--force", action="store_true", help="overwrite uncommitted edits")
     parser.add_argument("--defaults", action="store_true", help="print the recipe, or the experiment, with every key")
+    parser.add_argument("--plan", action="store_true", help="print what the recipe would cost, without running it")
     given = parser.parse_args()
+    if given.plan and not given.name:
+        parser.error("--plan needs the name of a recipe")
+    if given.plan:
+        launch("stages.plan", "working out the plan", name=given.name)
     if given.name or given.defaults:
-        launch("stages.recipe", "checking the recipe", **vars(given))
+        launch("stages.recipe", "checking the recipe", name=given.name, force=given.force, defaults=given.defaults)
     guarded(show, folder=RECIPES)
     sys.exit()
 

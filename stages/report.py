@@ -20,20 +20,21 @@ import polars as pl
 from multiscale.core.storage import atomic_file, atomic_folder, read_json, write_json, write_text
 from stages import figures, leaderboard, measured, page, summary, wavelets
 from stages.common.images import class_names
-from stages.common.paths import METRICS, NEIGHBOURS, REPORTS, SAMPLES, parts_of
+from stages.common.paths import METRICS, NEIGHBOURS, REPORTS, SAMPLES, histories, parts_of
 from stages.schema import Experiment
 
 GALLERIES, TRAINING = REPORTS / "galleries", REPORTS / "training.png"
 QUALITY_TIME, PAGE = REPORTS / "quality-time.png", REPORTS / "report.html"
 PICTURES = {"method": ("strip", "grid", "neighbours"), "floor": ("grid", "neighbours")}  # of each kind of row
+CURVES = {"part": pl.String, "images": pl.Int64, "loss": pl.Float64, "lr": pl.Float64, "grad_norm": pl.Float64}
 COSTS = ("method", "flops_per_image", "kid", "kid_se", "label_accuracy")
 
 
 def curves(methods: Iterable[str]) -> pl.DataFrame:
     """The histories of the methods' parts in one frame (part, images, loss, lr, grad_norm)."""
-    parts = [part for method in methods for part in parts_of(method)]
-    frames = [pl.read_ndjson(part / "history.jsonl").with_columns(part=pl.lit(part.name)) for part in parts]
-    return pl.concat(frames, how="diagonal").select("part", "images", "loss", "lr", "grad_norm")
+    paths = [path for method in methods for path in histories(method)]
+    frames = [pl.read_ndjson(path).with_columns(part=pl.lit(path.parent.name)) for path in paths]
+    return pl.concat([pl.DataFrame(schema=CURVES), *frames], how="diagonal").select(*CURVES)
 
 
 def main(params: Experiment) -> None:

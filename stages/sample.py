@@ -25,6 +25,7 @@ from torch import Tensor
 
 from multiscale import pictures, sampling
 from multiscale.core.device import default_device, describe, peak_memory_bytes
+from multiscale.core.models import ForeignModel
 from multiscale.core.pixels import to_pixels
 from multiscale.core.storage import TensorWriter, atomic_folder, write_json
 from multiscale.core.streams import classes_of_seeds
@@ -57,7 +58,10 @@ class Artist:
 
     def __init__(self, name: str, params: Experiment):
         self.name, self.section = name, params.sample
-        self.sampler = sampling.load(MODELS / name, params.methods[name], self.section.precision)
+        try:
+            self.sampler = sampling.load(MODELS / name, params.methods[name], self.section.precision)
+        except ForeignModel as error:
+            raise BadInput(str(error)) from None
 
     def make(self, seeds: list[int], labels: Tensor) -> Tensor:
         """uint8 images (n, C, H, H), at most a batch."""

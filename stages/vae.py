@@ -13,7 +13,7 @@ from pathlib import Path
 from multiscale.core.storage import atomic_folder
 from multiscale.networks import autoencoder
 from multiscale.networks.autoencoder import AutoencoderPart
-from stages import fitting
+from stages import fetch, fitting
 from stages.common.errors import BadInput
 from stages.common.images import pixel_table
 from stages.common.paths import EXPERIMENT, IMAGES, SCRATCH
@@ -40,6 +40,7 @@ def publish(vae: PublishedVAE) -> None:
         )
     except (OSError, ValueError) as error:
         line = str(error).splitlines()[0]
+        line += f"; {fetch.by_hand(vae.source, vae.revision, 'vae.source')}" if vae.revision else ""
         raise BadInput(f"{EXPERIMENT}: vae.source: cannot load '{vae.source}' at {vae.revision}: {line}") from None
     with atomic_folder(OUT) as folder:
         net.save_pretrained(folder, safe_serialization=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, TypeVar
@@ -66,14 +67,26 @@ def config(folder: Path, kind: type[Config]) -> Config:
         raise ForeignModel(f"{folder / CONFIG}: {fault_of(error)}"[:400]) from None
 
 
-def load_weights(net: Net, folder: Path) -> Net:
-    """Loads a model's weights into its network. Raises ForeignModel if they do not fit."""
+def load_weights(net: Net, folder: Path, assign: bool = False) -> Net:
+    """Loads a model's weights into its network; with `assign` they stay as they are, in the place of its own.
+
+    Raises ForeignModel if they do not fit.
+    """
     path = folder / WEIGHTS
     try:
-        net.load_state_dict(load_file(path))
+        net.load_state_dict(load_file(path), assign=assign)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ForeignModel(f"{path}: {first_line(error)}; allowed: the weights of the config beside it") from None
     return net
+
+
+def digest(folder: Path) -> str:
+    """The SHA-256 of a model's weights. Raises ForeignModel where there are none."""
+    try:
+        with open(folder / WEIGHTS, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ForeignModel(f"{folder / WEIGHTS}: {first_line(error)}; allowed: the weights of a model") from None
 
 
 def first_line(error: Exception) -> str:

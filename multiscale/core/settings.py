@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -17,7 +18,8 @@ From0 = Annotated[float, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Precision = Literal["auto", "fp32", "bf16"]
-FAMILIES = ("dit", "sd3")  # of the transformers in `multiscale.networks.transformers`
+FAMILIES = ("dit", "sd3", "flux", "sdxl")  # of the networks in `multiscale.networks.families`
+MADE = ("trained", "fetched")  # how a part comes to its weights
 
 
 class Bad(ValueError):
@@ -76,6 +78,21 @@ class Trained(Section):
     """training data, a key of `decompose`"""
 
 
+class Fetched(Trained):
+    """Fields of every part whose weights are published: they are fetched, not trained."""
+
+    source: Text
+    """name on the Hugging Face hub, or folder, of a model in the layout of diffusers"""
+    revision: Text | None = None
+    """commit or tag; required for the hub"""
+
+    @model_validator(mode="after")
+    def _check_revision(self) -> Fetched:
+        if not self.revision and not Path(self.source).exists():
+            raise Bad("revision", self.revision, "a commit or tag, required for the hub")
+        return self
+
+
 class Decomposed(Section):
     """Fields of every decomposition."""
 
@@ -106,6 +123,9 @@ class ImageShape(Protocol):
 
 class Autoencoder(Protocol):
     """The autoencoder of an experiment."""
+
+    @property
+    def kind(self) -> str: ...
 
     @property
     def factor(self) -> int: ...

@@ -17,6 +17,12 @@ A method that distils a trained teacher into students has further
                     images(settings, teacher, folder): None, or a dataset that the teacher generates in place of that
                     in the folder, with `settings` (all that decides it beside the two), `count`, `shapes`, `statistics`
                     (a Section) and blocks(encode); encode(pixels, resolution) -> latents
+
+A method with parts that are fetched has further
+    parts           publish(settings, source, folder, out), which writes the model in a folder of diffusers as a part on
+                    the decomposition in `folder`; for plans published_config(settings, folder), empty(config) -> the
+                    network without weights, and student_of(name, settings, folder, net, config, beneath)
+    sampler         sampler_around(net, config, settings, codec, precision, conditioner): of a network in memory
 """
 
 from __future__ import annotations

@@ -32,3 +32,8 @@ REPORTS = Path("reports")
 def parts_of(method: str) -> list[Path]:
     """The folders of a method's trained parts."""
     return sorted(path for path in (MODELS / method).glob("[!.]*") if path.is_dir())
+
+
+def histories(method: str) -> list[Path]:
+    """The histories of a method's parts that were trained, not fetched."""
+    return [path for part in parts_of(method) if (path := part / "history.jsonl").exists()]

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from multiscale.core.settings import FAMILIES, Bad, Unknown
+from multiscale.core.settings import FAMILIES, MADE, Bad, Unknown
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES
 from stages.schema import Experiment
@@ -18,7 +18,7 @@ from stages.schema.text import written
 __all__ = ["EXPERIMENT", "RECIPES", "BadInput", "explain", "load", "parse_yaml", "read_yaml", "refuse", "validate"]
 
 TAGS = ("kind", "role")  # keys that select the model of a section
-STEPS = ("[key]", *FAMILIES)  # pydantic's own in the place of a fault, besides the values of TAGS
+STEPS = ("[key]", *FAMILIES, *MADE)  # pydantic's own in the place of a fault, besides the values of TAGS
 OWN = ("parts", "students", "methods")  # sections that may leave out defaults
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args
 from pydantic import Field, model_validator
 
 from multiscale import methods
-from multiscale.core.settings import Bad, Count, Decomposed, Name, Sampled, Section, Text, Trained
+from multiscale.core.settings import Bad, Count, Decomposed, Fetched, Name, Sampled, Section, Text, Trained
 from multiscale.training.part import Training
 from stages.schema import prompts
 from stages.schema.data import VAE, Classifier, Data, Evaluate, Floor, Latents, Run, Sample, Timing
@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # the fields that these sections have in every method
     class Student(Part):
         teacher: str
 
+    AnyPart = Part | Fetched
+
 else:
 
     def _one_of(name: str) -> Any:
@@ -38,6 +40,7 @@ else:
         return Annotated[Union[models], Field(discriminator="kind")] if len(models) > 1 else models[0]  # noqa: UP007
 
     Decomposition, Part, Student, Method = map(_one_of, ("DECOMPOSITION", "PART", "STUDENT", "METHOD"))
+    AnyPart = Part
 
 
 class Experiment(Section):
@@ -58,7 +61,7 @@ class Experiment(Section):
     """text encoders of images with captions, each with the prompts to sample from; {}: none"""
     decompose: Annotated[dict[Name, Decomposition], Field(min_length=1)]
     """training data of the parts: images or latents, split into scales"""
-    parts: Annotated[dict[Name, Part], Field(min_length=1)]
+    parts: Annotated[dict[Name, AnyPart], Field(min_length=1)]
     """the networks to train, each for one method"""
     students: dict[Name, Student] = {}
     """the networks to distil from another method"""
@@ -78,7 +81,7 @@ class Experiment(Section):
             return value
 
         def complete(section: Any) -> Any:
-            trained = isinstance(section, dict) and section.get("kind") not in UNTRAINED
+            trained = isinstance(section, dict) and section.get("kind") not in UNTRAINED and "source" not in section
             own = section.get("training", {}) if trained else None
             return section | {"training": common | own} if isinstance(own, dict) else section
 
@@ -115,7 +118,7 @@ class Experiment(Section):
             METHODS[student.kind].check_student(self, f"students.{name}", student)
         vae = [self.vae.training] if self.vae.kind == "train" else []
         vae += [text.encoder.training for text in self.text.values() if text.encoder.kind == "train"]
-        for training in (*vae, self.classifier.training, *(part.training for part in self.trained.values())):
+        for training in (*vae, self.classifier.training, *self.trainings):
             if self.run.workers and training.batch % self.run.workers:
                 raise Bad("run.workers", self.run.workers, f"a divisor of every batch (one is {training.batch})")
         smallest = min(self.sample.images, self.evaluate.reference_images or self.sample.images)
@@ -128,11 +131,16 @@ class Experiment(Section):
         return self
 
     @property
-    def trained(self) -> dict[str, Part | Student]:
-        """Parts and students: everything with weights in models/METHOD/NAME."""
+    def trained(self) -> dict[str, AnyPart | Student]:
+        """Parts and students: everything with weights in models/METHOD/NAME, trained or fetched."""
         return {**self.parts, **self.students}
 
-    def parts_of(self, method: str) -> dict[str, Part | Student]:
+    @property
+    def trainings(self) -> list[Training]:
+        """Of all parts and students that are trained."""
+        return [part.training for part in self.trained.values() if not isinstance(part, Fetched)]
+
+    def parts_of(self, method: str) -> dict[str, AnyPart | Student]:
         """The parts and students of a method, in the order of the experiment."""
         return {name: part for name, part in self.trained.items() if part.method == method}
 
@@ -155,7 +163,7 @@ class Experiment(Section):
                 allowed = f"a divisor of data.resolution ({self.data.resolution})"
                 raise Bad(f"text.{name}.encoder.patch", text.encoder.patch, allowed)
 
-    def _check_part(self, key: str, name: str, part: Part | Student) -> None:
+    def _check_part(self, key: str, name: str, part: AnyPart | Student) -> None:
         if name in (*STAGES, "sampling") or name.startswith(("sample-", "text-")):
             raise Bad(key, name, "another name: reports/timing already has a file of this name")
         fitting = [other for other, section in self.decompose.items() if section.kind in METHODS[part.kind].DATASETS]

@@ -11,7 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from multiscale.plan import plan
+from multiscale.methods.swd import adapter
+from multiscale.plan import Understudy, plan
 
 N, D = 1000, 8
 UNIT = 2 * N * D  # bytes of one activation in bf16
@@ -75,3 +76,41 @@ def test_the_plan_of_a_network_is_what_a_call_costs(family):
     assert found.flops == counter.get_total_flops()
     assert found.parameters == sum(p.numel() for p in net.parameters())
     assert plan(network.build, [tuple(x.shape) for x in inputs]).flops > found.flops
+
+
+def linear() -> nn.Module:
+    return nn.Sequential(nn.Linear(D, D, bias=False), nn.Linear(D, 2 * D, bias=False))
+
+
+@pytest.mark.parametrize(
+    ("trained", "followed", "grad", "products"),
+    [
+        (True, True, False, 3),  # nobody asks for a gradient
+        (True, False, True, 3 + 3 + 2),  # those of both weights, and of what lies between
+        (True, True, True, 3 * 3),  # and of the input
+        (False, True, True, 3 + 3),  # of inputs alone
+        (False, False, True, 3),
+    ],
+)
+def test_an_understudy_counts_what_autograd_would_ask_of_the_network(trained, followed, grad, products):
+    """The second layer is two products of N D D, the first is one."""
+    net = linear().requires_grad_(trained)
+    stand = Understudy(net).instead()
+    x = torch.randn(N, D, requires_grad=followed)
+    with torch.set_grad_enabled(grad):
+        out = [net(x), net(x)]
+    assert [call.flops for call in stand.calls] == [products * 2 * N * D * D] * 2
+    assert {call.edge for call in stand.calls} == {D}
+    assert out[0].shape == (N, 2 * D) and not out[0].any() and out[0].requires_grad == (grad and (trained or followed))
+    if grad and followed:
+        assert torch.autograd.grad(out[0].sum(), x)[0].shape == x.shape  # a loss can be differentiated through it
+
+
+def test_an_adapter_that_is_off_is_not_counted():
+    adapted = adapter.adapted(nn.Sequential(nn.Linear(D, D, bias=False)), 2, r"0")
+    stand, x = Understudy(adapted).instead(), torch.zeros(N, D)
+    beneath = adapter.Beneath(adapted)
+    for call in (adapted, beneath, adapted):
+        with torch.no_grad():
+            call(x)
+    assert [call.flops for call in stand.calls] == [2 * N * D * (D + 4), 2 * N * D * D, 2 * N * D * (D + 4)]

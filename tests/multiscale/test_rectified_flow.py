@@ -97,6 +97,18 @@ def test_a_solver_walks_an_even_grid_and_reports_each_step(name, evaluations):
     assert len(frames) == 4 and torch.equal(frames[-1], end) and frames[0].mean() == -0.25
 
 
+def test_shifted_steps_are_denser_at_much_noise():
+    """By hand: 3 u / (1 + 2 u) at u = 1, 3/4, 1/2 and 1/4."""
+    times = []
+
+    def velocity(x, t):
+        times.append(t[0].item())
+        return torch.ones_like(x)
+
+    flow.solve(velocity, torch.zeros(1, 1, 1, 1), flow.Solver(steps=4, shift=3.0))
+    assert times == pytest.approx([1, 0.9, 0.75, 0.5])
+
+
 @pytest.mark.parametrize("name", ["euler", "heun"])
 def test_a_straight_path_is_solved_in_one_step(name):
     data, noise = torch.randn(3, 2, 4, 4).double(), torch.randn(3, 2, 4, 4).double()

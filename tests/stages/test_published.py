@@ -9,6 +9,7 @@ import torch
 from conftest import CONFIG, ROOT, TRAINING
 from torch import nn
 
+from multiscale.methods.swd.schedule import MMD_RANGE, sigma_grid
 from multiscale.training.loop import Trainer
 from multiscale.training.part import Part
 from stages import recipe
@@ -184,6 +185,56 @@ def test_wmgm_has_its_published_values(name):
     }
 
 
+# --- SwD, arXiv 2503.16397: sections 3 and 4, appendices; where marked [C] its released code
+
+#                                  parameters      rank block updates batch  lr    DMD's scale  teacher's steps, scale
+SWD = {
+    ("swd-sd35-medium", "swd"):   (2_243_171_520,  64,  11,  3000,   64,    5e-6, 7.0,         40, 4.5),
+    ("swd-sd35-medium", "swd-4"): (2_243_171_520,  64,  11,  3000,   64,    5e-6, 7.0,         40, 4.5),
+    ("swd-sd35-large", "swd"):    (8_056_627_520,  64,  20,  4000,   32,    5e-6, 4.5,         28, 4.5),
+    ("swd-flux", "swd"):          (11_901_408_320, 128, 15,  3000,   24,    4e-6, 1.0,         30, 1.0),
+    ("swd-sdxl", "swd"):          (2_567_463_684,  64,  3,   3000,   64,    4e-6, None,        50, 7.5),
+}  # fmt: skip
+TIMES = {  # 1000 sigma, and the resolutions of the latents
+    ("swd-sd35-medium", "swd"): ([1000, 945, 896, 790, 737, 602], [32, 48, 64, 80, 96, 128]),
+    ("swd-sd35-medium", "swd-4"): ([1000, 896, 737, 602], [64, 80, 96, 128]),  # [C]
+    ("swd-sd35-large", "swd"): ([1000, 896, 737, 602], [64, 80, 96, 128]),
+    ("swd-flux", "swd"): ([1000, 945, 790, 602], [32, 64, 96, 128]),
+    ("swd-sdxl", "swd"): ([1000, 836.4, 695.6, 538], [64, 80, 96, 128]),  # timesteps 1000, 800, 600, 400 of VP noise
+}
+
+
+@pytest.mark.parametrize(("name", "student"), SWD)
+def test_swd_has_its_published_values(name, student):
+    parameters, rank, block, updates, batch, lr, scale, steps, guidance = SWD[name, student]
+    experiment = recipe.experiment_of(name)
+    made = experiment.model_dump()
+    section = made["students"][student]
+    turns = 6 if scale else 1  # [C]: five updates of the fake score before one of the generator
+    training = {"images": updates * batch * turns, "batch": batch, "lr": lr, "ema_images": 0}
+    theirs = {"beta2": 0.999, "weight_decay": 0.01, "clip": 10.0, "decay": "constant", "warmup_images": 0}
+    near(section, {"lora_rank": rank, "block": block, "training": {**training, **theirs, "precision": "bf16"}})
+    near(section["schedule"], {"sigmas": [time / 1000 for time in TIMES[name, student][0]]})
+    assert section["schedule"]["resolutions"] == [8 * edge for edge in TIMES[name, student][1]]
+    weights = {"mmd": 1.0, "dmd": 1.0, "gan": 5e-3} if scale else {"mmd": 1.0, "dmd": 0.0, "gan": 0.0}
+    near(section, {loss: {"weight": weight} for loss, weight in weights.items()})
+    if scale:
+        near(section, {"dmd": {"guidance_scale": scale}, "gan": {"discriminator": 1e-2}, "fake": {"updates": 5}})
+    near(section["synthetic"], {"images": 200_000, "solver": {"steps": steps, "guidance_scale": guidance}})
+    near(made["data"], {"resolution": 1024, "channels": 3})
+    near(made["sample"], {"images": 30_000})
+    (teacher,) = experiment.parts.values()
+    with torch.device("meta"):
+        assert sum(p.numel() for p in teacher.network.build().parameters()) == parameters
+    assert {made["vae"]["source"], made["text"]["coco"]["encoder"]["source"]} == {teacher.source}
+
+
+def test_the_noise_of_mmd_for_sdxl_ends_at_timestep_400():
+    """Noise levels of [0, 400], the paper's for SDXL: as a flow up to 0.538."""
+    section = recipe.experiment_of("swd-sdxl").students["swd"]
+    assert sigma_grid(section.shift)[MMD_RANGE[0]].item() == pytest.approx(0.538, abs=1e-3)
+
+
 # --- both
 
 
@@ -206,7 +257,8 @@ def test_the_rows_of_the_published_tables_are_rows_of_the_recipes():
 def test_every_recipe_of_a_paper_is_looked_at():
     """A recipe that no table tests is named here."""
     known = {*SSD, *EPOCH, "ssd-celeba64-full-unet", "ssd-celeba32-gradual"}
-    assert {name for name in PAPERS if re.match("ssd|wmgm", name)} == known
+    known |= {name for name, _ in SWD}
+    assert {name for name in PAPERS if re.match("ssd|wmgm|swd", name)} == known
 
 
 @pytest.mark.parametrize("name", PAPERS)

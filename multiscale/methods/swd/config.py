@@ -12,7 +12,7 @@ from multiscale.core.normalisation import Normalisation
 from multiscale.core.settings import Section
 from multiscale.methods.swd.schedule import Schedule
 from multiscale.methods.swd.upscaling import Strategy
-from multiscale.networks import transformers
+from multiscale.networks import families
 
 
 class Statistics(Section):
@@ -31,24 +31,25 @@ class Statistics(Section):
 
 
 class NetworkConfig(ModelConfig):
-    """The transformer that teacher and student share, on normalised latents."""
+    """The network that teacher and student share, on normalised latents."""
 
     kind: Literal["swd"] = "swd"
     channels: int
     """of the latents"""
     classes: int
     latent: Normalisation
-    network: transformers.Transformer
+    network: families.Network
 
     def build(self) -> nn.Module:
         """The network with random weights."""
-        return transformers.build(self.network, self.channels, self.classes)
+        return families.build(self.network, self.channels, self.classes)
 
 
 class TeacherConfig(NetworkConfig):
     """A teacher."""
 
-    role: Literal["teacher"] = "teacher"
+    role: Literal["teacher", "published"] = "teacher"
+    """published: its weights were fetched, and are bf16"""
     resolution: int
     """of the latents at the full resolution"""
 
@@ -57,6 +58,21 @@ class StudentConfig(NetworkConfig):
     """A student, with the steps that it was trained for."""
 
     role: Literal["student"] = "student"
+    schedule: Schedule
+    """its resolutions are those of the latents"""
+    upscaling: Strategy
+
+
+class LoraConfig(NetworkConfig):
+    """A student that is a LoRA on a network of diffusers, with the steps that it was trained for."""
+
+    role: Literal["lora"] = "lora"
+    rank: int
+    """alpha is the same"""
+    teacher: str
+    """folder of the network beneath, from that of the student"""
+    digest: str
+    """SHA-256 of the weights there"""
     schedule: Schedule
     """its resolutions are those of the latents"""
     upscaling: Strategy

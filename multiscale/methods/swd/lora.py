@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, cast
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -17,13 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from multiscale.core.compat import make_torchvision_importable
-from multiscale.core.models import CONFIG, ForeignModel, ModelConfig, first_line
+from multiscale.core.models import CONFIG, ForeignModel, first_line
 from multiscale.core.storage import metadata_of, read_json
+from multiscale.methods.swd.config import LoraConfig
 from multiscale.methods.swd.schedule import Schedule
-from multiscale.networks.published.flux import FluxNetwork
 from multiscale.networks.published.network import Published
-from multiscale.networks.published.sd3 import SD3Network
-from multiscale.networks.published.sdxl import SDXLNetwork
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -42,32 +40,23 @@ SCHEDULE = "schedule"  # key of the file's metadata
 INSIDE = "base_model.model."  # what peft puts before the names of a network
 
 
-class LoraConfig(ModelConfig):
-    """A student that is a LoRA on a published network."""
-
-    kind: Literal["swd"] = "swd"
-    role: Literal["lora"] = "lora"
-    network: SD3Network | FluxNetwork | SDXLNetwork
-    rank: int
-    """alpha is the same"""
-    schedule: Schedule
-    """its resolutions are those of the latents"""
-
-
 def save_lora(folder: Path, net: PeftModel, config: LoraConfig) -> None:
     """Writes the adapter of a network and its config into an existing folder."""
     from peft import get_peft_model_state_dict
 
-    family, inside = config.network.network.folder, f"{INSIDE}net."
+    inside, base = f"{INSIDE}net.", cast(Published, net.get_base_model())
     weights = get_peft_model_state_dict(net)
-    named = {f"{family}.{key.removeprefix(inside)}": value.contiguous() for key, value in weights.items()}
+    named = {f"{base.folder}.{key.removeprefix(inside)}": value.contiguous() for key, value in weights.items()}
     metadata = {"format": "pt", SCHEDULE: config.schedule.model_dump_json()}
     save_file(named, folder / WEIGHTS, metadata)
     (folder / CONFIG).write_text(json.dumps(config.model_dump(), indent=2) + "\n")
 
 
-def load_lora(folder: Path, net: Published) -> PeftModel:
-    """The network, frozen, with the adapter in a folder. Raises ForeignModel where there is none that fits."""
+def load_lora(folder: Path, net: Published, wanted: int | None = None) -> PeftModel:
+    """The network, frozen, with the adapter in a folder, of the rank `wanted`; None: of any rank.
+
+    Raises ForeignModel where there is none that fits.
+    """
     path = _weights(folder)
     weights, alpha = _named(path, net), _alpha(path, net)
     make_torchvision_importable()
@@ -76,6 +65,8 @@ def load_lora(folder: Path, net: Published) -> PeftModel:
 
     layers = sorted({key.partition(".lora_")[0] for key in weights})
     rank = next((len(value) for key, value in weights.items() if ".lora_A." in key), 0)
+    if wanted not in (None, rank):
+        raise ForeignModel(f"{path}: rank: {rank} is not allowed; allowed: {wanted}, as {folder / CONFIG} says")
     try:
         adapted = get_peft_model(net, Low(r=rank, lora_alpha=alpha or rank, target_modules=layers))
         told = set_peft_model_state_dict(adapted, {INSIDE + key: value for key, value in weights.items()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,14 @@ from multiscale.core import models
 from multiscale.core.pixels import to_unit
 from multiscale.core.streams import noise_of_seeds
 from multiscale.guidance import guided_by
-from multiscale.methods.swd.config import NetworkConfig, StudentConfig, TeacherConfig
+from multiscale.methods.swd.config import LoraConfig, NetworkConfig, StudentConfig, TeacherConfig
+from multiscale.methods.swd.lora import load_lora
 from multiscale.methods.swd.losses import clean
 from multiscale.methods.swd.parts import load_teacher
 from multiscale.methods.swd.settings import SwDMethod
 from multiscale.methods.swd.upscaling import noisy
 from multiscale.networks.autoencoder import Codec
+from multiscale.networks.published.network import Published
 from multiscale.sampling import NetworkSampler, Trace
 
 
@@ -95,7 +98,7 @@ class StudentSampler(LatentSampler):
     def __init__(
         self,
         net: nn.Module,
-        config: StudentConfig,
+        config: StudentConfig | LoraConfig,
         codec: Codec,
         precision: str,
         conditioner: Conditioner | None = None,
@@ -118,13 +121,41 @@ class StudentSampler(LatentSampler):
         return z
 
 
+def load_adapted(folder: Path) -> tuple[nn.Module, LoraConfig]:
+    """The teacher's network with the LoRA in a folder. Raises ForeignModel where the teacher is missing or another."""
+    config = models.config(folder, LoraConfig)
+    beneath = (folder / config.teacher).resolve()
+    path = beneath / models.WEIGHTS
+    if not path.exists() or models.digest(beneath) != config.digest:
+        problem = "other weights" if path.exists() else "missing"
+        allowed = f"the teacher that {folder} is a LoRA on, of SHA-256 {config.digest}"
+        raise models.ForeignModel(f"{path}: {problem}; allowed: {allowed}")
+    net, _ = load_teacher(beneath)
+    return load_lora(folder, cast(Published, net), config.rank), config
+
+
 def load_sampler(folders: Sequence[Path], settings: SwDMethod, codec: Codec, precision: str) -> LatentSampler:
     """The sampler of a trained teacher or student, whose config says which. Raises ValueError for another model."""
     (folder,) = folders
-    if models.about(folder).get("role") == "student":
+    role = models.about(folder).get("role")
+    config: TeacherConfig | StudentConfig | LoraConfig
+    if role == "student":
         config = models.config(folder, StudentConfig)
-        net = models.load_weights(config.build(), folder)
-        return StudentSampler(net, config, codec, precision, beside(folder, config.classes))
-    teacher, about = load_teacher(folder)
-    conditioner, solver = beside(folder, about.classes), settings.solver or flow.Solver()
-    return TeacherSampler(teacher, about, codec, solver, precision, conditioner)
+        net: nn.Module = models.load_weights(config.build(), folder)
+    else:
+        net, config = load_adapted(folder) if role == "lora" else load_teacher(folder)
+    return sampler_around(net, config, settings, codec, precision, beside(folder, config.classes))
+
+
+def sampler_around(
+    net: nn.Module,
+    config: TeacherConfig | StudentConfig | LoraConfig,
+    settings: SwDMethod,
+    codec: Codec,
+    precision: str,
+    conditioner: Conditioner | None,
+) -> LatentSampler:
+    """The sampler of a network in memory."""
+    if isinstance(config, TeacherConfig):
+        return TeacherSampler(net, config, codec, settings.solver or flow.Solver(), precision, conditioner)
+    return StudentSampler(net, config, codec, precision, conditioner)

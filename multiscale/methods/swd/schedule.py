@@ -6,6 +6,7 @@ Diffusion 3.5 with its time shift of 3, and are addressed by their index there, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -14,13 +15,15 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from multiscale.core.settings import Bad, Positive, Section, preset
+from multiscale.flow import shifted
 
 STEPS = 28  # of the fine grid
 SHIFT = 3.0
 DMD_RANGE, MMD_RANGE, FAKE_RANGE = (12, STEPS), (18, STEPS), (0, STEPS)  # half-open; the GAN shares DMD's
 BOUNDARIES = {4: (0, 7, 14, 18), 6: (0, 4, 7, 12, 14, 18)}  # of few-step generators
 
-# Schedules of rectified flows; SDXL's times belong to a variance-preserving process.
+# Schedules of rectified flows. SDXL's are the timesteps 1000, 800, 600 and 400 of its variance-preserving process, with
+# the noise sigma / (alpha + sigma) as a flow; the first is pure noise.
 #                        1000 t                           resolutions of the latents
 PUBLISHED = {
     "SD3.5-M":          ((1000, 945, 896, 790, 737, 602), (32, 48, 64, 80, 96, 128)),
@@ -29,6 +32,7 @@ PUBLISHED = {
     "SD3.5-L":          ((1000, 896, 737, 602),           (64, 80, 96, 128)),
     "FLUX":             ((1000, 945, 790, 602),           (32, 64, 96, 128)),
     "FLUX released":    ((1000, 896, 736, 601),           (64, 80, 96, 128)),
+    "SDXL":             ((1000, 836.4, 695.6, 538.0),     (64, 80, 96, 128)),
 }  # fmt: skip
 FACTOR = 8  # of these models' autoencoders
 PRESETS = {  # the same in pixels
@@ -48,9 +52,6 @@ class Schedule(Section):
     @model_validator(mode="before")
     @classmethod
     def _expand(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("preset") == "SDXL":
-            reason = "its times belong to a variance-preserving process and are no noise levels of a rectified flow"
-            raise Bad("preset", "SDXL", f"one of {', '.join(PRESETS)} ({reason})")
         return preset(value, PRESETS, ("resolutions", "sigmas"))
 
     @model_validator(mode="after")
@@ -72,14 +73,13 @@ class Schedule(Section):
         tokens = [resolution**2 for resolution in self.resolutions]
         return sum(tokens) / (len(tokens) * tokens[-1])
 
+    def on(self, grids: Mapping[str, int]) -> Schedule:
+        """The same on the latents; grids: resolution in pixels -> that of its latents."""
+        return Schedule(resolutions=[grids[str(each)] for each in self.resolutions], sigmas=self.sigmas)
+
     def low(self, k: int) -> int:
         """The resolution of the latent that step k starts from: that of the step before, or the first step's own."""
         return self.resolutions[max(0, k - 1)]
-
-
-def shifted(u: Tensor, shift: float = SHIFT) -> Tensor:
-    """The time shift s u / (1 + (s - 1) u), which spends more of the grid on much noise (arXiv 2403.03206)."""
-    return shift * u / (1 + (shift - 1) * u)
 
 
 @lru_cache(maxsize=8)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from multiscale.core.settings import (
+    MADE,
     Above0,
     Bad,
     Count,
     Decomposed,
     Experiment,
+    Fetched,
     From0,
     Name,
     Positive,
@@ -25,8 +27,9 @@ from multiscale.methods.swd.losses import Average, Penalty, Target
 from multiscale.methods.swd.schedule import SHIFT, Schedule
 from multiscale.methods.swd.upscaling import Strategy
 from multiscale.networks.dit import DiTNetwork
+from multiscale.networks.families import Network, PublishedFamily
 from multiscale.networks.published.sd3 import SD3Network
-from multiscale.networks.transformers import Transformer
+from multiscale.networks.published.sdxl import SDXLNetwork
 from multiscale.training.part import Training
 
 
@@ -51,12 +54,19 @@ class Teacher(Trained):
     """A rectified-flow transformer that trains at a random resolution of a pyramid each batch."""
 
     kind: Literal["swd"]
-    network: Transformer
+    network: Network
     label_dropout: Share = 0.1
     """share of labels or captions dropped, for classifier-free guidance"""
     timesteps: Timesteps = "logit-normal"
     """timestep sampler of training"""
     training: Training
+
+
+class PublishedTeacher(Fetched):
+    """A published text-to-image model: SD3, FLUX or SDXL."""
+
+    kind: Literal["swd"]
+    network: PublishedFamily
 
 
 class MMD(Section):
@@ -152,7 +162,20 @@ class SwDMethod(Sampled):
     """of a teacher, null: the default one; null for a student"""
 
 
-DECOMPOSITION, PART, METHOD, STUDENT = Pyramid, Teacher, SwDMethod, Student
+TRAINED, FETCHED = MADE
+
+
+def _made(value: Any) -> str:
+    """How a part comes to its weights: one with a `source` is fetched."""
+    return FETCHED if isinstance(value, Fetched) or (isinstance(value, dict) and "source" in value) else TRAINED
+
+
+AnyTeacher = Teacher | PublishedTeacher
+PART = Annotated[
+    Annotated[Teacher, Tag(TRAINED)] | Annotated[PublishedTeacher, Tag(FETCHED)],
+    Discriminator(_made),
+]
+DECOMPOSITION, METHOD, STUDENT = Pyramid, SwDMethod, Student
 DATASETS = ("swd",)
 
 
@@ -170,18 +193,24 @@ def check_decomposition(experiment: Experiment, key: str, section: Pyramid) -> N
             raise Bad("latents.resolutions", encoded, f"{resolution} among them, since {key}.resolutions needs it")
 
 
-def check_part(experiment: Experiment, key: str, part: Teacher) -> None:
+def check_part(experiment: Experiment, key: str, part: AnyTeacher) -> None:
     """Refuses a patch that does not divide the latents of every resolution, and a network of another condition."""
     network, dataset = part.network, experiment.decompose[part.dataset]
-    field = "patch" if isinstance(network, DiTNetwork) else "patch_size"
-    _check_patch(experiment, f"{key}.network.{field}", network.patch, dataset.resolutions)
+    if isinstance(network, DiTNetwork | SD3Network):
+        field = "patch" if isinstance(network, DiTNetwork) else "patch_size"
+        _check_patch(experiment, f"{key}.network.{field}", network.patch, dataset.resolutions)
+    elif any(each % (step := network.patch * experiment.vae.factor) for each in dataset.resolutions):
+        allowed = f"multiples of {step}, which the network of {key} takes"
+        raise Bad(f"decompose.{part.dataset}.resolutions", dataset.resolutions, allowed)
+    if isinstance(part, Fetched) and experiment.vae.kind != "published":
+        raise Bad("vae.kind", experiment.vae.kind, f"published: the latents that {key} was trained on")
     if isinstance(network, DiTNetwork):
         if dataset.text:
             allowed = f"a dataset without text, or num_layers, ... of an MMDiT, which reads that of {part.dataset}"
             raise Bad(f"{key}.network", network.model_dump(), allowed)
     elif not dataset.text:
         raise Bad(f"{key}.dataset", part.dataset, "a dataset with `text`, which an MMDiT reads")
-    else:
+    elif isinstance(network, SD3Network):
         _check_tokens(key, network, max(dataset.resolutions) // experiment.vae.factor)
 
 
@@ -217,6 +246,9 @@ def check_student(experiment: Experiment, key: str, student: Student) -> None:
     if not set(resolutions) <= set(encoded):
         raise Bad(steps, resolutions, f"resolutions of decompose.{student.dataset}, {encoded}")
     _check_patch(experiment, steps, network.patch, resolutions)
+    if student.dmd.weight and isinstance(network, SDXLNetwork) and resolutions[0] < encoded[-1]:
+        allowed = "0.0: SDXL makes no pictures at low resolutions, so its score is wrong there"
+        raise Bad(f"{key}.dmd.weight", student.dmd.weight, allowed)
     (part,) = experiment.parts_of(student.teacher).values()
     read = getattr(decomposed[part.dataset], "text", None)
     if decomposed[student.dataset].text != read:
@@ -229,10 +261,10 @@ def _teacher(experiment: Experiment, method: str) -> Any:
     if len(parts) != 1:
         return None
     one_scale = parts[0].kind == "msf" and len(experiment.decompose[parts[0].dataset].resolutions) == 1
-    return parts[0] if one_scale or isinstance(parts[0], Teacher) else None
+    return parts[0] if one_scale or isinstance(parts[0], AnyTeacher) else None
 
 
-def check_method(experiment: Experiment, key: str, method: SwDMethod, parts: list[Teacher | Student]) -> None:
+def check_method(experiment: Experiment, key: str, method: SwDMethod, parts: list[AnyTeacher | Student]) -> None:
     """Refuses anything but one part, and a solver for a student."""
     if len(parts) != 1:
         raise Bad(key, len(parts), "one part: a teacher or a student")

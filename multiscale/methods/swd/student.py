@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,15 @@ from multiscale.core.streams import Draws
 from multiscale.guidance import guided
 from multiscale.methods.swd import losses
 from multiscale.methods.swd.adapter import merged
-from multiscale.methods.swd.config import StudentConfig
+from multiscale.methods.swd.config import LoraConfig, StudentConfig
+from multiscale.methods.swd.lora import save_lora
 from multiscale.methods.swd.schedule import DMD_RANGE, FAKE_RANGE, MMD_RANGE, sigma_grid
 from multiscale.methods.swd.settings import Student
 from multiscale.methods.swd.upscaling import noisy
 from multiscale.training.part import Batch, Data, Loss, Nets, Part
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 HEAD_LAYERS = 4
 
@@ -94,14 +99,14 @@ class StudentPart(Part):
     """
 
     main = "generator"
-    config: StudentConfig
+    config: StudentConfig | LoraConfig
 
     def __init__(
         self,
         name: str,
         data: Data,
         networks: dict[str, nn.Module],
-        config: StudentConfig,
+        config: StudentConfig | LoraConfig,
         settings: Student,
         teacher: Callable[..., Tensor],
         renormalise: Callable[[Tensor], Tensor],
@@ -116,6 +121,11 @@ class StudentPart(Part):
 
     def turns(self, step: int) -> Sequence[str]:
         return ("fake",) if step % (self.updates + 1) < self.updates else ("generator",)
+
+    @property
+    def cycle(self) -> int:
+        """Steps after which networks and k come round."""
+        return (self.updates + 1) * len(self.schedule.resolutions)
 
     def index(self, step: int) -> int:
         """The k of a training step, from zero."""
@@ -134,8 +144,12 @@ class StudentPart(Part):
         return self._generator_loss(nets, generated, real, condition, draws)
 
     def save(self, folder: Path) -> None:
-        """Writes a plain network, an adapter merged into it: sampling needs no peft."""
-        models.save(folder, merged(self.networks[self.main]).state_dict(), self.config)
+        """Writes a LoRA on a network of diffusers, or a plain network, an adapter of a DiT merged into it."""
+        net = self.networks[self.main]
+        if isinstance(self.config, LoraConfig):
+            save_lora(folder, cast("PeftModel", net), self.config)
+        else:
+            models.save(folder, merged(net).state_dict(), self.config)
 
     def _input(self, k: int, real: Tensor, batch: Batch, draws: Draws) -> Tensor:
         """The noisy input of step k, from the dataset's latent of the step before (no simulation of the sampler)."""

@@ -1,7 +1,8 @@
 """What a trained teacher does before its student is trained: it is checked, and generates images to learn from.
 
 DMD takes the teacher's score at every resolution of the schedule. The score of a teacher that cannot generate at a low
-resolution is wrong there, so DMD is refused (SwD, arXiv 2503.16397, appendix B: SDXL is such a teacher).
+resolution is wrong there, so DMD is refused (SwD, arXiv 2503.16397, appendix B). Of published teachers the paper says
+which can: SD3.5 and FLUX, not SDXL (`settings.check_student`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from multiscale import flow, sampling
 from multiscale.condition import Classes, beside
+from multiscale.core import models
 from multiscale.core.device import default_device
 from multiscale.core.resize import area_to
 from multiscale.core.settings import Bad
@@ -37,7 +39,9 @@ Encode = Callable[[Tensor, int], Tensor]  # (uint8 images (n, C, H, H), resoluti
 
 
 def check(settings: Student, teacher: Path, pyramid: Path) -> None:
-    """Raises Bad for DMD from a teacher that cannot generate at a resolution of the schedule."""
+    """Raises Bad for DMD from a trained teacher that cannot generate at a resolution of the schedule."""
+    if models.about(teacher)["role"] == "published":
+        return
     for resolution in sorted(set(settings.schedule.resolutions)) if settings.dmd.weight else ():
         if not (found := distance(teacher, pyramid, resolution)) <= LARGEST:
             allowed = f"0.0: the teacher {settings.teacher} cannot generate at {resolution} px, where its latents are "

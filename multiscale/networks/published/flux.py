@@ -99,3 +99,22 @@ class FluxNetwork(PublishedNetwork):
     @classmethod
     def _expand(cls, value: Any) -> Any:
         return preset(value, PRESETS, tuple(cls.model_fields)[:3])
+
+    @property
+    def widths(self) -> list[int]:
+        return [self.num_attention_heads * self.attention_head_dim] * (self.num_layers + self.num_single_layers)
+
+    @property
+    def patch(self) -> int:
+        return PACK
+
+    @property
+    def channels(self) -> int:
+        return self.in_channels // PACK**2
+
+    @property
+    def text(self) -> tuple[int, int]:
+        return self.joint_attention_dim, self.pooled_projection_dim
+
+    def tokens(self, length: int) -> int:
+        return length

@@ -67,6 +67,35 @@ class PublishedNetwork(Section):
     beside: ClassVar[frozenset[str]] = frozenset()
     """the fields that are no numbers of the config, but arguments of the network"""
 
+    @property
+    def depth(self) -> int:
+        """Blocks, as `block` counts them."""
+        return len(self.widths)
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of the image's tokens after each block."""
+        raise NotImplementedError
+
+    @property
+    def patch(self) -> int:
+        """What divides the edge of the latents."""
+        raise NotImplementedError
+
+    @property
+    def channels(self) -> int:
+        """Of the latents."""
+        raise NotImplementedError
+
+    @property
+    def text(self) -> tuple[int, int]:
+        """Channels of a token of the prompt, and of the pooled prompt."""
+        raise NotImplementedError
+
+    def tokens(self, length: int) -> int:
+        """Of a prompt, as the pipeline pads it; `length` are those of T5."""
+        raise NotImplementedError
+
     def numbers(self) -> dict[str, Any]:
         """What the config of diffusers holds."""
         return self.model_dump(exclude=set(self.beside))
@@ -118,6 +147,7 @@ class PublishedNetwork(Section):
         return self.network(net, **self.model_dump(include=set(self.beside)))
 
 
+CLIP = 77  # tokens that CLIP's text encoder takes
 WANTED = (
     "the folder of a diffusers pipeline, with config.json and safetensors in its transformer/ or unet/, "
     "as `hf download NAME --local-dir FOLDER` puts them there"

@@ -12,7 +12,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from multiscale.core.settings import Count, Positive, preset
-from multiscale.networks.published.network import Published, PublishedNetwork
+from multiscale.networks.published.network import CLIP, Published, PublishedNetwork
 
 # transformer/config.json of stabilityai/stable-diffusion-3.5-medium and -large. Their checkpoints also hold the table
 # of positions: 2.47 and 8.15 billion numbers.
@@ -91,16 +91,25 @@ class SD3Network(PublishedNetwork):
         return preset(value, PRESETS, tuple(cls.model_fields)[:5])
 
     @property
-    def depth(self) -> int:
-        """Transformer blocks."""
-        return self.num_layers
-
-    @property
     def width(self) -> int:
         """Channels of a token."""
         return self.num_attention_heads * self.attention_head_dim
 
     @property
+    def widths(self) -> list[int]:
+        return [self.width] * self.num_layers
+
+    @property
     def patch(self) -> int:
-        """Edge of a token, in latent pixels."""
         return self.patch_size
+
+    @property
+    def channels(self) -> int:
+        return self.in_channels
+
+    @property
+    def text(self) -> tuple[int, int]:
+        return self.joint_attention_dim, self.pooled_projection_dim
+
+    def tokens(self, length: int) -> int:
+        return CLIP + length

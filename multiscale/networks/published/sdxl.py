@@ -14,7 +14,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from multiscale.core.settings import Positive, preset
-from multiscale.networks.published.network import Published, PublishedNetwork
+from multiscale.networks.published.network import CLIP, Published, PublishedNetwork
 
 # unet/config.json of stabilityai/stable-diffusion-xl-base-1.0: 2,567,463,684 parameters
 #            channels          heads        transformers  text
@@ -156,3 +156,24 @@ class SDXLNetwork(PublishedNetwork):
     @classmethod
     def _expand(cls, value: Any) -> Any:
         return preset(value, PRESETS, tuple(cls.model_fields)[:4])
+
+    @property
+    def widths(self) -> list[int]:
+        down = self.block_out_channels
+        return [*down, down[-1], *reversed(down)]
+
+    @property
+    def patch(self) -> int:
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+    @property
+    def channels(self) -> int:
+        return self.in_channels
+
+    @property
+    def text(self) -> tuple[int, int]:
+        numbers = 6 * self.addition_time_embed_dim  # of the picture's size
+        return self.cross_attention_dim, self.projection_class_embeddings_input_dim - numbers
+
+    def tokens(self, length: int) -> int:
+        return CLIP

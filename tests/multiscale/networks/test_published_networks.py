@@ -14,6 +14,7 @@ from multiscale.core.compat import without_pipelines
 from multiscale.core.device import cast_weights
 from multiscale.core.models import ForeignModel
 from multiscale.flow import interpolate
+from multiscale.methods.swd.schedule import Schedule
 from multiscale.networks.autoencoder import build
 from multiscale.networks.published.flux import FluxNetwork
 from multiscale.networks.published.network import normalisation
@@ -92,6 +93,15 @@ def test_sdxls_levels_are_its_timesteps_and_what_lies_between_them_is_between(pr
     assert timesteps(torch.tensor([0.0, 0.01, 0.95, 1.0])).tolist() == [0, 0, 999, 999]
     kept = process.alphas_cumprod.double()
     torch.testing.assert_close(levels(), 1 / (1 + (kept / (1 - kept)).sqrt()), atol=1e-6, rtol=0)
+
+
+def test_sdxls_schedule_is_that_of_the_paper_in_other_units(process):
+    """Timesteps 1000, 800, 600, 400: the first is pure noise, of the others the process says how much."""
+    known = Schedule.model_validate({"preset": "SDXL"})
+    kept = process.alphas_cumprod[[800, 600, 400]].sqrt()
+    noise = (1 - kept**2).sqrt()
+    assert known.sigmas == pytest.approx([1.0, *(noise / (kept + noise)).tolist()], abs=1e-4)
+    assert known.resolutions == [512, 640, 768, 1024]
 
 
 def test_sdxl_has_a_velocity_and_a_gradient_at_the_ends_of_the_flow():

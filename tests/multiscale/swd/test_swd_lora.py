@@ -15,8 +15,10 @@ from tiny_published import BLOCKS, NETWORKS, built, given
 
 from multiscale.core.compat import make_torchvision_importable
 from multiscale.core.models import ForeignModel
+from multiscale.core.normalisation import Normalisation
 from multiscale.methods.swd.adapter import Beneath, adapted
-from multiscale.methods.swd.lora import LoraConfig, load_lora, save_lora, schedule_of
+from multiscale.methods.swd.config import LoraConfig
+from multiscale.methods.swd.lora import load_lora, save_lora, schedule_of
 from multiscale.methods.swd.schedule import Schedule
 
 make_torchvision_importable()  # peft imports it
@@ -37,7 +39,9 @@ def trained(family: str, rank: int = 2):
 
 
 def config(family: str) -> LoraConfig:
-    return LoraConfig(network=NETWORKS[family], rank=2, schedule=SCHEDULE)
+    latent = Normalisation(shift=[0.0] * 4, scale=[1.0] * 4)
+    about = {"channels": 4, "classes": 1, "latent": latent, "upscaling": "B", "teacher": "../teacher", "digest": "0"}
+    return LoraConfig(network=NETWORKS[family], rank=2, schedule=SCHEDULE, **about)
 
 
 @FAMILIES
@@ -188,6 +192,7 @@ def test_a_file_that_does_not_fit_the_network_is_refused_in_one_line(tmp_path):
     save_lora(tmp_path, trained("sd3"), config("sd3"))
     path = tmp_path / "pytorch_lora_weights.safetensors"
     assert str(path) in refusal(tmp_path, built("flux"))
+    assert f"{path}: rank: 2 is not allowed; allowed: 4" in refusal(tmp_path, built("sd3"), 4)
     assert "keys unet.LAYER.lora_A.weight" in refusal(tmp_path, built("sdxl"))
     weights = load_file(path)
     name = "transformer.transformer_blocks.0.attn.to_q.lora_B.weight"

@@ -1,0 +1,262 @@
+"""Works out what the trainings and samples of a recipe would cost, in seconds and without its data or weights.
+
+Each part is built on blank images, and each student on its teacher; their losses and samplers are run with networks
+that compute nothing and count (`multiscale.plan`). Autoencoder, text encoders and metrics are left out.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from multiscale import methods, sampling
+from multiscale.condition import beside
+from multiscale.core.device import autocast
+from multiscale.core.models import AUTOENCODER, CONFIG, EMBEDDINGS, TEXT
+from multiscale.core.normalisation import Normalisation
+from multiscale.core.settings import Fetched
+from multiscale.core.storage import Table, write_blocks, write_json
+from multiscale.core.streams import Draws
+from multiscale.networks.autoencoder import Codec
+from multiscale.plan import Call, Understudy, size
+from multiscale.training.part import Part
+from stages import recipe
+from stages.schema import AnyPart, Decomposition, Experiment, Student
+from stages.schema.data import TrainedVAE
+from stages.schema.prompts import PublishedEncoder
+
+GPU, PEAKS, SHARE = "A100", {"fp32": 19.5e12, "bf16": 312e12, "auto": 312e12}, 0.4  # FLOP/s, by the maker
+CPU = torch.device("cpu")
+ROWS, CLASSES, TOKENS, STEPS = 8, 2, 16, 12  # blank images, their classes, tokens of a small encoder, steps looked at
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training and a sample of a method cost. Bytes are those of a worker, FLOP those of all workers."""
+
+    parameters: int
+    """of what is sampled"""
+    trained: int
+    """of all networks, those of a fake score or a discriminator included"""
+    weights: int
+    """bytes of all networks"""
+    activations: int
+    """bytes of a training step, at most: as if each call of a network kept its most to the end"""
+    step: dict[int, float]
+    """FLOP of a training step, the mean over a cycle, by the edge of the network's input"""
+    sample: dict[int, float]
+    """FLOP of an image, by the edge of the network's input"""
+
+
+class Blank:
+    """Images, latents and captions that hold nothing: the `Source` of a decomposition."""
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self.numbers = np.random.default_rng(0)
+        self.label = np.arange(ROWS) % CLASSES
+
+    def pixels(self) -> Table:
+        data = self.experiment.data
+        shape = (ROWS, data.channels, data.resolution, data.resolution)
+        return Table({"pixels": self.numbers.integers(0, 256, shape, np.uint8), "label": self.label})
+
+    def latents(self, resolution: int) -> Table:
+        grid = resolution // self.experiment.vae.factor
+        shape = (ROWS, channels(self.experiment), grid, grid)
+        return Table({"mean": self.numbers.standard_normal(shape, np.float32), "label": self.label})
+
+    def normalisation(self, resolution: int) -> Normalisation:
+        count = channels(self.experiment)
+        return Normalisation(shift=[0.0] * count, scale=[1.0] * count)
+
+    def captions(self, text: str) -> Tensor:
+        return torch.ones(ROWS, dtype=torch.long)
+
+
+def channels(experiment: Experiment) -> int:
+    """Of the latents, which for a published autoencoder a fetched network tells."""
+    if isinstance(experiment.vae, TrainedVAE):
+        return experiment.vae.latent_channels
+    fetched = (part.network.channels for part in experiment.parts.values() if isinstance(part, Fetched))  # type: ignore[attr-defined]
+    return next(fetched, experiment.data.channels)
+
+
+def embedded(experiment: Experiment, name: str) -> tuple[int, int, int]:
+    """Tokens, channels of a token and of the pooled prompt, of the text encoder of this name."""
+    encoder = experiment.text[name].encoder
+    if not isinstance(encoder, PublishedEncoder):
+        return TOKENS, encoder.width, encoder.width
+    network: Any = next(part for part in experiment.parts.values() if isinstance(part, Fetched)).network  # type: ignore[attr-defined]
+    return network.tokens(encoder.length), *network.text
+
+
+def dataset(section: Decomposition, experiment: Experiment, out: Path) -> None:
+    """Writes the decomposition of blank images."""
+    made = methods.decomposition(section.kind).decompose(section, Blank(experiment))
+    out.mkdir(parents=True)
+    path, shapes = out / "targets.safetensors", {**made.shapes, "label": (np.int64, (ROWS,))}
+    write_blocks(path, shapes, [made.block(slice(0, ROWS))])
+    write_json(out / "statistics.json", {"classes": CLASSES, **made.statistics(Table.open(path, *made.shapes))})
+    if text := getattr(section, "text", None):
+        length, width, pooled = embedded(experiment, text)
+        (out / TEXT).mkdir()
+        blank = {"prompt": torch.zeros(2, length, width), "pooled": torch.zeros(2, pooled)}
+        save_file(blank, out / TEXT / EMBEDDINGS)
+    (out / AUTOENCODER).mkdir()
+    write_json(out / AUTOENCODER / CONFIG, {"latent_channels": channels(experiment), "scaling_factor": 1.0})
+
+
+class Planner:
+    """The parts and samplers of an experiment, on blank images in a folder."""
+
+    def __init__(self, experiment: Experiment, folder: Path):
+        self.experiment, self.folder, self.workers = experiment, folder, experiment.run.workers or 1
+
+    def cost(self, name: str) -> Cost:
+        """The cost of a part or student."""
+        section = self.experiment.trained[name]
+        sample = self.sample(section.method)
+        if isinstance(section, Fetched):
+            parameters, _, weights = size(self.fetched(section)[0])
+            return Cost(parameters, 0, weights, 0, {}, sample)
+        part = self.part(name, section)
+        nets = {**part.networks, **part.frozen}
+        sizes = [size(net) for net in nets.values()]
+        stands = {each: Understudy(net).instead() for each, net in nets.items()}
+        cycle, most, by = getattr(part, "cycle", STEPS), 0, dict[int, float]()
+        for step in range(cycle):
+            calls = calls_of(part, stands, step, section.training.batch // self.workers)
+            most = max(most, sum(call.activations for call in calls))
+            for call in calls:
+                by[call.edge] = by.get(call.edge, 0.0) + call.flops * self.workers / cycle
+        trained, weights = (sum(each) for each in list(zip(*sizes))[1:])
+        return Cost(sizes[list(nets).index(part.main)][0], trained, weights, most, by, sample)
+
+    def data(self, name: str) -> Path:
+        """The decomposition of this name."""
+        out = self.folder / "data" / name
+        if not out.exists():
+            dataset(self.experiment.decompose[name], self.experiment, out)
+        return out
+
+    def fetched(self, section: Fetched) -> tuple[nn.Module, Any]:
+        """The network of a fetched part, empty, and its config."""
+        found = methods.parts(section.kind)
+        config = found.published_config(section, self.data(section.dataset))
+        return found.empty(config), config
+
+    def part(self, name: str, section: AnyPart | Student) -> Part:
+        """A part to train, or a student on its teacher."""
+        found, folder = methods.parts(section.kind), self.data(section.dataset)
+        student = self.experiment.students.get(name)
+        if student is None:
+            part: Part = found.build_part(name, section, folder)
+            return part
+        ((teacher, taught),) = self.experiment.parts_of(student.teacher).items()
+        if isinstance(taught, Fetched):
+            part = found.student_of(name, student, folder, *self.fetched(taught), ("", ""))
+        else:
+            part = found.build_student(name, student, folder, self.saved(teacher, taught))
+        return part
+
+    def saved(self, name: str, section: AnyPart | Student) -> Path:
+        """The folder of a part with random weights."""
+        out = self.folder / "models" / section.method / name
+        if not out.exists():
+            out.mkdir(parents=True)
+            self.part(name, section).save(out)
+        return out
+
+    def sample(self, method: str) -> dict[int, float]:
+        """FLOP of an image of a method, by the edge of the network's input."""
+        parts, section = self.experiment.parts_of(method), self.experiment.methods[method]
+        if around := getattr(
+            methods.sampler(section.kind), "sampler_around", None
+        ):  # billions of numbers are not saved
+            ((name, only),) = parts.items()
+            if isinstance(only, Fetched):
+                net, config = self.fetched(only)
+            else:
+                part = self.part(name, only)
+                net, config = part.networks[part.main], part.config
+            stands, codec = [Understudy(net)], Codec(None, channels(self.experiment))
+            conditioner = beside(self.data(only.dataset), CLASSES)
+            sampler = around(stands[0], config, section, codec, "fp32", conditioner)
+        else:
+            for name, each in parts.items():
+                self.saved(name, each)
+            sampler = sampling.load(self.folder / "models" / method, section, "fp32")
+            stands = [Understudy(net).instead() for net in sampler.networks.values()]
+        with torch.no_grad(), autocast("bf16", CPU):
+            sampler.images([0], torch.ones(1, dtype=torch.long), None)
+        found: dict[int, float] = {}
+        for call in (call for stand in stands for call in stand.calls):
+            found[call.edge] = found.get(call.edge, 0.0) + call.flops
+        return found
+
+
+def calls_of(part: Part, stands: dict[str, Understudy], step: int, share: int) -> list[Call]:
+    """The calls of the networks in a training step of one worker, on its share of a batch."""
+    batch = part.data[torch.arange(share) % ROWS]
+    draws, trained = Draws(0, part.name, step, share, slice(0, share), CPU), dict[str, list[nn.Parameter]]()
+    for name, stand in stands.items():
+        trained[name] = [p for p in stand.net.parameters() if p.requires_grad]
+        stand.calls.clear()
+    for turn in part.turns(step):
+        _train(trained, [turn])
+        with autocast("bf16", CPU):
+            part.loss(turn, part.networks, batch, draws)
+    _train(trained, list(trained))
+    return [call for stand in stands.values() for call in stand.calls]
+
+
+def _train(trained: dict[str, list[nn.Parameter]], now: list[str]) -> None:
+    """Lets gradients through to the parameters of the networks that are named, as a training does at each turn."""
+    for name, parameters in trained.items():
+        for parameter in parameters:
+            parameter.requires_grad_(name in now)
+
+
+def lines(name: str, cost: Cost, section: AnyPart | Student, experiment: Experiment) -> list[str]:
+    """What is printed of a part or student."""
+    found = [f"{name}: {cost.parameters:,} parameters, {cost.trained:,} trained, weights {cost.weights / 1e9:.3g} GB"]
+    if not isinstance(section, Fetched):
+        training, workers, total = section.training, experiment.run.workers or 1, sum(cost.step.values())
+        steps = -(-training.images // training.batch)
+        hours = steps * total / (PEAKS[training.precision] * SHARE * workers) / 3600
+        found += [
+            f"  a step of {training.batch} images: {total / 1e12:.3g} TFLOP{_apart(cost.step)}; activations of "
+            f"{training.batch // workers} images at most {cost.activations / 1e9:.3g} GB",
+            f"  {steps:,} steps: {steps * total / 1e15:.3g} PFLOP, {hours:.3g} hours on {workers} {GPU}",
+        ]
+    found.append(f"  an image: {sum(cost.sample.values()) / 1e12:.3g} TFLOP{_apart(cost.sample)}")
+    if synthetic := getattr(section, "synthetic", None):
+        found.append(f"  its teacher makes {synthetic.images:,} images before")
+    return found
+
+
+def _apart(flops: dict[int, float]) -> str:
+    """The shares of the edges of inputs, where there are several."""
+    each = (f"{value / 1e12:.3g} at {edge}" for edge, value in sorted(flops.items()))
+    return f" ({', '.join(each)})" if len(flops) > 1 else ""
+
+
+def run(name: str) -> None:
+    """Prints the plan of a recipe."""
+    experiment = recipe.experiment_of(name)
+    print(f"{name}, without autoencoder, text encoders and metrics; by the edge of the networks' inputs. Assumed:")
+    print(
+        f"{SHARE:.0%} of an {GPU}'s peak, {PEAKS['bf16'] / 1e12:g} TFLOP/s in bf16, {PEAKS['fp32'] / 1e12:g} in fp32."
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        planner = Planner(experiment, Path(folder))
+        for part, section in experiment.trained.items():
+            print("\n".join(lines(part, planner.cost(part), section, experiment)), flush=True)

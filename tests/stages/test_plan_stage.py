@@ -1,0 +1,63 @@
+"""`--plan` against counts by hand; in processes of its own, since constants that it caches are no numbers."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+DEPTH, WIDTH, CHANNELS, PATCH = 1, 32, 4, 2  # of the tiny DiT
+RECIPE = """\
+extends: tiny
+only: [dit, swd-teacher, swd]
+students: {swd: {training: {images: 128}}}
+"""
+
+
+def forward(grid: int) -> int:
+    """FLOP of a DiT for an image of latents with this edge, layer by layer."""
+    tokens, inner = (grid // PATCH) ** 2, CHANNELS * PATCH**2
+    block = tokens * WIDTH * WIDTH * (3 + 1 + 2 * 4) + 2 * tokens**2 * WIDTH + 6 * WIDTH**2
+    ends = 2 * tokens * inner * WIDTH + 2 * WIDTH**2  # patches, the final layer and its modulation
+    return 2 * (DEPTH * block + ends + 256 * WIDTH + WIDTH**2)  # and the embedding of the time
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory, sources):
+    import shutil
+
+    folder = tmp_path_factory.mktemp("plan") / "project"
+    shutil.copytree(sources, folder)
+    (folder / "params" / "recipes" / "mine.yaml").write_text(RECIPE)
+    command = [sys.executable, "-m", "stages.recipe", "mine", "--plan"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def of(name: str, printed: str) -> str:
+    return re.search(rf"^{name}: .*\n(  .*\n)+", printed, re.MULTILINE)[0]
+
+
+def test_an_image_costs_the_calls_of_its_sampler(printed):
+    tera = r"an image: ([\d.e-]+) TFLOP"
+    dit, swd = (float(re.search(tera, of(name, printed))[1]) * 1e12 for name in ("dit", "swd"))
+    assert dit == pytest.approx(4 * 2 * forward(8), rel=5e-3)  # four guided steps
+    assert swd == pytest.approx(sum(map(forward, (4, 6, 8, 8))), rel=5e-3)
+
+
+def test_a_training_costs_the_steps_of_its_budget(printed):
+    found = of("dit", printed)
+    step = float(re.search(r"a step of 16 images: ([\d.e-]+) TFLOP", found)[1]) * 1e12
+    assert step == pytest.approx(16 * 3 * forward(8), rel=0.1)  # backward twice the forward, about
+    steps, total, hours = re.search(r"([\d,]+) steps: ([\d.e-]+) PFLOP, ([\d.e-]+) hours on 1 A100", found).groups()
+    assert int(steps) == 256 // 16
+    assert float(total) * 1e15 == pytest.approx(16 * step, rel=1e-2)
+    assert float(hours) == pytest.approx(16 * step / (0.4 * 312e12) / 3600, rel=1e-2)
+
+
+def test_a_student_is_told_resolution_by_resolution(printed):
+    found = of("swd", printed)
+    assert re.search(r"TFLOP \([\d.e-]+ at 4, [\d.e-]+ at 6, [\d.e-]+ at 8\); activations of 16 images", found)
