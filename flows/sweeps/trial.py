@@ -39,6 +39,7 @@ def stages_of(params: Experiment) -> list[str]:
         *(f"latents@{resolution}" for resolution in params.latents.resolutions if resolution in needed),
         *(f"decompose@{name}" for name in params.decompose),
         *(f"train@{name}" for name in params.parts),
+        *(f"synthetic@{name}" for name in params.synthetic),
         *(f"distill@{name}" for name in params.students),
     ]
 

@@ -53,6 +53,10 @@ WORDS = {
     }
 }
 TEXT = {"data.source": "files", "data.caption_column": "text", "text": WORDS}
+IMAGES = {"kind": "swd", "teacher": "swd-teacher", "dataset": "pyramid", "images": 8, "solver": SOLVER}
+MADE = {"synthetic.made": IMAGES}
+PART_OF_IMAGES = ("parts.swd-teacher.dataset", "'made'", "one of pyramid")
+OTHER_TEXT = ("parts.swd-teacher.network", "{'depth': 1", "a dataset without text")
 OF_HUB = WORDS["words"]["prompts"] | {"source": "hub", "path": "data/raw/prompts"}
 
 # (claim, changes to a valid experiment, the key that the line names, its value as shown, a fragment of what is allowed)
@@ -355,6 +359,26 @@ INVALID = [
     ("a student without any loss", {f"{SWD}.mmd.weight": 0.0}, f"{SWD}.mmd.weight", "0.0", "mmd, dmd or gan"),
     ("features of no fake score", {f"{SWD}.mmd.features": "fake"}, f"{SWD}.mmd.features", "'fake'", "without dmd"),
     ("a student with a part's name", {"students.dit": STUDENT}, "students.dit", "'dit'", "another name"),
+    ("images with a decomposition's name", {"synthetic.full": IMAGES}, "synthetic.full", "'full'", "another name"),
+    (
+        "images of no teacher",
+        MADE | {"synthetic.made.teacher": "swd"},
+        "synthetic.made.teacher",
+        "'swd'",
+        "of dit, swd-t",
+    ),
+    (
+        "images like none",
+        MADE | {"synthetic.made.dataset": "full"},
+        "synthetic.made.dataset",
+        "'full'",
+        "one of pyramid",
+    ),
+    ("no images", MADE | {"synthetic.made.images": 0}, "synthetic.made.images", "0", "greater than 0"),
+    ("images without a solver", MADE | {"synthetic.made.solver": ...}, "synthetic.made.solver", "missing", ""),
+    ("images for a part", MADE | {"parts.swd-teacher.dataset": "made"}, *PART_OF_IMAGES),
+    ("images of another text", MADE | TEXT | {"decompose.pyramid.text": "words"}, *OTHER_TEXT),
+    ("a student of no such images", {f"{SWD}.dataset": "made"}, f"{SWD}.dataset", "'made'", "one of pyramid,"),
     ("a solver for a student", {"methods.swd.solver": SOLVER}, "methods.swd.solver", "'steps': 4", "null"),
     (
         "a pyramid of unsorted resolutions",
