@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
+from conftest import called
+from PIL import Image
 
 from multiscale import sampling
 from multiscale.condition import Condition
@@ -97,6 +100,14 @@ def test_images_are_made_for_the_prompts_that_they_are_told(told):
         wanted = torch.cat(list(sampling.generate(sampler, seeds, torch.arange(section.images), section.batch)))
         off = (made["pixels"].int() - wanted.int()).abs()
         assert off.max() <= 1, name  # an encoder's last digits depend on the batch
+
+    # From a shell, the encoder of the stages makes the same image of the same prompt and seed.
+    solver = ["--set", "solver.steps=2", "solver.guidance_scale=2.0"]
+    asked = ["--prompts", said[0], "--seeds", str(seeds[0]), "--out", "new/", *solver]
+    assert called("multiscale", "sample", "models/teacher", *asked).returncode == 0
+    image = np.asarray(Image.open("new/prompt-1-seed-0.png"))[..., 0].astype(int)
+    made = Table.open(SAMPLES / "teacher" / "images.safetensors")[slice(1)]["pixels"][0, 0]
+    assert np.abs(image - made.int().numpy()).max() <= 2
 
 
 TEACHER = "parts.teacher.network"
