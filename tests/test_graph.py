@@ -76,6 +76,8 @@ FOLLOWS = {  # the lists that an edit of a file changes
     "multiscale/evaluation/features.py": {"reference", "evaluate", "floor"},
     "multiscale/evaluation/memorisation.py": {"reference", "evaluate", "floor"},
     "multiscale/evaluation/classifier.py": {"classifier", "evaluate", "floor"},
+    "multiscale/evaluation/prompts.py": {"evaluate", "floor"},
+    "multiscale/prompts.py": set(),
     "multiscale/evaluation/metrics.py": {"evaluate", "floor"},
     "multiscale/methods/msf/sampler.py": {"sample-msf", "timing"},
     "multiscale/methods/msf/preview.py": set(),

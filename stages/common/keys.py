@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from multiscale.training.checkpoint import digest_files
+from multiscale.core.storage import digest_files
 from stages import code
 from stages.common.errors import missing
 

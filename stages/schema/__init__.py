@@ -175,6 +175,9 @@ class Experiment(Section):
     def _check_text(self) -> None:
         if self.text and not (self.data.caption_column or self.data.source == "digit-pairs"):
             raise Bad("text", list(self.text), "{} for images without captions, or a data.caption_column")
+        for key in ("clip_score", "pick_score"):
+            if getattr(self.evaluate, key) and not self.text:
+                raise Bad(f"evaluate.{key}", getattr(self.evaluate, key), "null, since `text` is empty")
         for name, text in self.text.items():
             if text.encoder.kind == "train" and self.data.resolution % text.encoder.patch:
                 allowed = f"a divisor of data.resolution ({self.data.resolution})"

@@ -406,6 +406,7 @@ INVALID = [
     ("an unknown source", {"data.source": "ftp"}, "data.source", "'ftp'", "'digit-pairs', 'files', 'url' or 'hub'"),
     ("two extractors that are one", {"evaluate.second_extractor": "efficientnet-lite0"}, *SECOND),
     ("an unknown floor", {"evaluate.floors": ["fake"]}, "evaluate.floors.0", "'fake'", "'real' or 'autoencoder'"),
+    ("a CLIP that is not there", {"evaluate.clip_score": "nope"}, "evaluate.clip_score", "'nope'", "null, or a folder"),
     ("a floor twice", {"evaluate.floors": ["real", "real"]}, "evaluate.floors", "['real', 'real']", "each floor once"),
     ("an autoencoder's floor without one", NO_VAE, "evaluate.floors", "['real', 'autoencoder']", "vae.kind is none"),
     ("a method with a floor's name", {"methods.real": METHOD}, "methods.real", "'real'", "another name: samples"),
@@ -604,6 +605,12 @@ def test_a_part_is_trained_as_the_section_training_says_but_for_what_it_says_its
 def test_a_fault_in_the_section_training_is_its_own_and_not_that_of_the_parts_that_take_it_over(refused, tiny):
     nowhere = {f"parts.{name}.training": {} for name in tiny["parts"]}
     assert refused({"training.batch": 0, **nowhere}).startswith("params.yaml: training.batch: 0 ")
+
+
+def test_scores_of_prompts_are_refused_where_images_have_none(refused, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    line = refused({"evaluate.pick_score": str(tmp_path)})
+    assert line.startswith("params.yaml: evaluate.pick_score: ") and line.endswith("null, since `text` is empty")
 
 
 def test_an_experiment_without_an_autoencoder_trains_none(tiny):
