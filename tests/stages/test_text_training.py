@@ -11,10 +11,10 @@ from PIL import Image
 
 from multiscale import sampling
 from multiscale.condition import Condition
-from multiscale.core.storage import Table
+from multiscale.core.storage import Table, read_json
 from multiscale.networks import text
 from stages.common.errors import BadInput
-from stages.common.paths import DECOMPOSED, IMAGES, MODELS, SAMPLES
+from stages.common.paths import DECOMPOSED, IMAGES, MEASUREMENTS, MODELS, SAMPLES
 from stages.common.paths import TEXT as TEXTS
 from stages.common.settings import load
 
@@ -100,6 +100,14 @@ def test_images_are_made_for_the_prompts_that_they_are_told(told):
         wanted = torch.cat(list(sampling.generate(sampler, seeds, torch.arange(section.images), section.batch)))
         off = (made["pixels"].int() - wanted.int()).abs()
         assert off.max() <= 1, name  # an encoder's last digits depend on the batch
+
+    # In evaluation: the prompts of the samples are known, and those of held-out images.
+    run(told, "evaluate teacher", "floor real")
+    for name in ("teacher", "real"):
+        found = read_json(MEASUREMENTS / f"{name}.json")
+        assert found["protocol"]["prompts"] == 2 and found["diversity"] > 0 and found["diversity_se"] > 0
+    shown = pl.read_parquet(SAMPLES / "teacher" / "prompts.parquet")["prompt"].to_list()
+    assert shown == said and "diversity" not in read_json(MEASUREMENTS / "msf.json")
 
     # From a shell, the encoder of the stages makes the same image of the same prompt and seed.
     solver = ["--set", "solver.steps=2", "solver.guidance_scale=2.0"]
