@@ -1,7 +1,8 @@
 """Samples trained methods: `python -m multiscale sample models/msf --classes 3 7 --seeds 0-15 --out grid.png`.
 
 With a folder, `--out images/`, every image is a PNG of its own. Needs only the folder of the method, not the
-experiment. An image depends on its seed and class alone.
+experiment. An image depends on its seed and class alone. A method that reads text is told by prompts, which its text
+encoder in models/text embeds: `--prompts "a seven above a three" "two ones"`, or a text file with a prompt a line.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import json
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,45 +58,84 @@ def settings_of(kind: str, given: list[str]) -> Any:
         raise ValueError(f"--set: {fault_of(error)}") from None
 
 
-def sample(folder: Path, classes: list[int] | None, seeds: list[int], out: str, given: list[str], batch: int) -> None:
-    """Writes one image for each class and seed, as a grid or as single PNGs.
+@dataclass(frozen=True)
+class Asked:
+    """What a row of images each shows."""
 
-    Raises ValueError for classes that the method was not trained on, and for a file that is no PNG.
+    labels: list[int]  # what the sampler is told
+    names: list[str]  # with which the names of single PNGs begin
+    title: str  # of the grid
+    captions: list[str] | None = None  # under each image; None for classes
+
+
+def of_classes(configs: list[dict[str, Any]], classes: list[int] | None) -> Asked:
+    """The classes, by default all. Raises ValueError for one that the method was not trained on."""
+    known = max(config.get("classes", 0) for config in configs)
+    chosen = list(range(max(1, known))) if classes is None else classes
+    if known and (unknown := [each for each in chosen if each not in range(known)]):
+        raise ValueError(f"--classes: {unknown[0]} is not allowed; allowed: 0 to {known - 1}")
+    if known <= 1:
+        return Asked(chosen, [""] * len(chosen), "no classes")
+    return Asked(chosen, [f"class-{each}-" for each in chosen], f"classes {', '.join(map(str, chosen))}")
+
+
+def of_prompts(texts: list[str]) -> Asked:
+    """The prompts, by their number from 1 on."""
+    shown = "one prompt" if len(texts) == 1 else f"{len(texts)} prompts"
+    return Asked(list(range(len(texts))), [f"prompt-{k}-" for k in range(1, len(texts) + 1)], shown, texts)
+
+
+def sample(given: argparse.Namespace) -> None:
+    """Writes one image for each class or prompt and seed, as a grid or as single PNGs.
+
+    Raises ValueError for classes or prompts that the method does not know or take, and for a file that is no PNG.
     """
     announce("loading torch and the model")
     import torch
     from tqdm import tqdm
 
-    from multiscale import pictures, sampling
+    from multiscale import pictures, prompts, sampling
     from multiscale.core import models
 
-    single = out.endswith("/") or Path(out).is_dir() or not Path(out).suffix
-    if not single and Path(out).suffix.lower() != ".png":
-        raise ValueError(f"--out: {out!r} is not allowed; allowed: FILE.png for a grid, FOLDER/ for single images")
+    folder, seeds, out = given.folder, given.seeds, Path(given.out)
+    single = given.out.endswith("/") or out.is_dir() or not out.suffix
+    if not single and out.suffix.lower() != ".png":
+        raise ValueError(
+            f"--out: {given.out!r} is not allowed; allowed: FILE.png for a grid, FOLDER/ for single images"
+        )
     configs = [models.about(part) for part in sampling.parts_in(folder)]
-    known = max(config.get("classes", 0) for config in configs)
-    chosen = list(range(max(1, known))) if classes is None else classes
-    if known and (unknown := [each for each in chosen if each not in range(known)]):
-        raise ValueError(f"--classes: {unknown[0]} is not allowed; allowed: 0 to {known - 1}")
-    sampler = sampling.load(folder, settings_of(configs[0]["kind"], given))
-    labels = torch.tensor(chosen).repeat_interleave(len(seeds))
+    reads = prompts.reads_text(folder)
+    if not reads and (given.prompts or given.encoder):
+        raise ValueError(f"--prompts: {folder} reads no text; allowed: --classes, or neither")
+    if reads and (given.classes or not given.prompts):
+        raise ValueError(f"--classes: {given.classes} is not allowed; allowed: --prompts, since {folder} reads text")
+    sampler = sampling.load(folder, settings_of(configs[0]["kind"], given.set))
+    if reads:
+        try:
+            asked = of_prompts(prompts.read(given.prompts))
+            prompts.tell(sampler, prompts.encoder(folder, given.encoder), asked.captions or [])
+        except ValueError as error:
+            raise ValueError(f"--prompts: {error}") from None
+    else:
+        asked = of_classes(configs, given.classes)
+    labels = torch.tensor(asked.labels).repeat_interleave(len(seeds))
     sampled = []
     with tqdm(total=len(labels), desc=f"sample {folder.name}", unit="img") as bar:
-        for images in sampling.generate(sampler, seeds * len(chosen), labels, min(batch, len(labels))):
+        for images in sampling.generate(sampler, seeds * len(asked.labels), labels, min(given.batch, len(labels))):
             sampled.append(images)
             bar.update(len(images))
     pixels = torch.cat(sampled)
+    columns, title = min(len(seeds), COLUMNS), f"{folder.name}: {asked.title}, seeds {seeds[0]} to {seeds[-1]}"
     if single:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        for image, label, seed in zip(pixels, labels.tolist(), seeds * len(chosen)):
-            name = f"class-{label}-seed-{seed}.png" if known > 1 else f"seed-{seed}.png"
-            pictures.to_image(image, 1).save(Path(out, name))
+        out.mkdir(parents=True, exist_ok=True)
+        for image, (name, seed) in zip(pixels, ((name, seed) for name in asked.names for seed in seeds)):
+            pictures.to_image(image, 1).save(out / f"{name}seed-{seed}.png")
+    elif asked.captions:
+        under = [caption for caption in asked.captions for _ in seeds]
+        pictures.captioned(pixels, under, columns, title).save(out)
     else:
-        columns = min(len(seeds), COLUMNS)
-        asked = f"classes {', '.join(map(str, chosen))}" if known > 1 else "no classes"
-        title = f"{folder.name}: {asked}, seeds {seeds[0]} to {seeds[-1]}"
         pictures.grid(pixels, columns, [str(seed) for seed in seeds[:columns]], title).save(out)
-    print(out)
+    print(given.out)
 
 
 def main() -> None:
@@ -104,6 +145,8 @@ def main() -> None:
     command = parser.add_subparsers(required=True, metavar="COMMAND").add_parser("sample", help="make images")
     command.add_argument("folder", type=Path, help="a trained method, models/METHOD")
     command.add_argument("--classes", type=int, nargs="+", help="a row each (default: all classes)")
+    command.add_argument("--prompts", nargs="+", help="texts, a row each, or a text file with one a line")
+    command.add_argument("--encoder", type=Path, help="of the prompts (default: that in models/text)")
     command.add_argument("--seeds", type=seeds_of, default="0-7", help="0-15 or 3,5,8 (default: 0-7)")
     command.add_argument(
         "--out", default="grid.png", help="FILE.png for a grid, FOLDER/ for single images (default: grid.png)"
@@ -118,7 +161,7 @@ def main() -> None:
     command.add_argument("--batch", type=int, default=50, help="images a batch (default: 50)")
     given = parser.parse_args()
     try:
-        sample(given.folder, given.classes, given.seeds, given.out, given.set, given.batch)
+        sample(given)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -34,6 +34,7 @@ SHARED = (
 OPENED = {
     "decompose": ("decomposition",),
     "train": ("settings", "parts"),
+    "synthetic": ("settings", "synthetic"),
     "distill": ("settings", "parts", "teaching"),
     "sample": ("settings", "sampler"),
 }

@@ -5,6 +5,7 @@ rows.safetensors         rows of that: pictures (N,), the training images in the
 prompts.parquet          the prompts and their labels
 texts.parquet            the texts in the order of their rows
 statistics.json          L, D and P
+encoder.json             what models are opened with, to be told other prompts
 
 Row 0 stands for no text, in classifier-free guidance.
 """
@@ -38,14 +39,19 @@ from stages.common.harness import progress
 from stages.common.paths import CAPTIONS, EMBEDDINGS, EXPERIMENT, PROMPTS, TEXT
 from stages.common.texts import ROWS
 from stages.schema import Experiment
-from stages.schema.prompts import PublishedEncoder
+from stages.schema.prompts import Encoder, PublishedEncoder
 
 
 def encoder(name: str, params: Experiment) -> text.TextEncoder:
     """The text encoder in models/text/NAME."""
     section = params.text[name].encoder
-    given = (section.length, section.precision) if isinstance(section, PublishedEncoder) else ()
-    return text.load(TEXT / name, *given)
+    length = section.length if isinstance(section, PublishedEncoder) else 0
+    return text.load(TEXT / name, length, precision_of(section))
+
+
+def precision_of(section: Encoder) -> str:
+    """The precision of an encoder's weights; one that was trained here is small, and keeps its own."""
+    return section.precision if isinstance(section, PublishedEncoder) else "auto"
 
 
 class Embedder:
@@ -106,6 +112,8 @@ def main(params: Experiment, name: str) -> None:
             shutil.copyfile(CAPTIONS / name / PROMPTS, folder / PROMPTS)
             pl.DataFrame({"text": ["", *texts]}).write_parquet(folder / "texts.parquet")
             write_json(folder / "statistics.json", about)
+            section = params.text[name].encoder
+            write_json(folder / models.READER, {"name": name, "length": length, "precision": precision_of(section)})
     shape = f"{about['length']} tokens of {about['width']} numbers"
     print(f"{len(texts)} different texts of {len(captions)} captions and {len(prompts)} prompts, {shape} each")
     if cut:

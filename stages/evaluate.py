@@ -5,8 +5,9 @@ reports/metrics/METHOD.json.
 
 The main metric is KID with its standard error: with a few thousand images FD is biased, KID is not. KID is measured
 against the training images, against the test split, and by a second extractor. The classifier measures the label
-accuracy. Images are tested for copies of training images (multiscale/evaluation/memorisation.py), and
-reports/neighbours/METHOD.png shows the most likely copies.
+accuracy. Of images with prompts the diversity among those of one prompt is measured too, and the scores that
+evaluate.clip_score and evaluate.pick_score name. Images are tested for copies of training images
+(multiscale/evaluation/memorisation.py), and reports/neighbours/METHOD.png shows the most likely copies.
 """
 
 from __future__ import annotations
@@ -17,40 +18,54 @@ if __name__ == "__main__":  # first: the imports below take seconds
     command(__doc__, {"method": "a key of `methods`"})
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from multiscale import pictures
-from multiscale.core.storage import Table, atomic_file, metadata_of, read_json, write_json
-from multiscale.evaluation import features, memorisation, metrics
+from multiscale.core.storage import Table, atomic_file, digest_files, metadata_of, read_json, write_json
+from multiscale.evaluation import features, memorisation, metrics, prompts
 from multiscale.evaluation.classifier import accuracy, load
 from stages.cluster import pool
+from stages.common import images
 from stages.common.errors import BadInput, refuse
-from stages.common.harness import tell
-from stages.common.images import some
-from stages.common.paths import CLASSIFIER, MEASUREMENTS, METRICS, NEIGHBOURS, REFERENCE, SAMPLES
+from stages.common.harness import progress, tell
+from stages.common.paths import (
+    CLASSIFIER,
+    EXPERIMENT,
+    MEASUREMENTS,
+    METRICS,
+    NEIGHBOURS,
+    PROMPTS,
+    REFERENCE,
+    SAMPLES,
+)
 from stages.reference import Extractor, extract
 from stages.schema import Experiment
+from stages.schema.data import Evaluate
 
 HEADLINE = ("kid", "kid_se", "fd", "label_accuracy", "recall")  # what `dvc metrics` and `dvc exp show` show
 SHOWN = 12  # pairs in the picture
+BATCH = 50  # images a batch in the scores of prompts
+Row = dict[str, Any]
 
 
 def measure(name: str, params: Experiment) -> dict[str, Any]:
     """Measures samples/NAME by the section `evaluate`, and returns the values that it writes."""
     section = params.evaluate
-    images = SAMPLES / name / "images.safetensors"
-    table, title = Table.open(images), f"evaluate {name}"
+    path = SAMPLES / name / "images.safetensors"
+    table, title = Table.open(path), f"evaluate {name}"
     fetch = lambda rows: table[rows]["pixels"]  # noqa: E731
     with pool(title, params.run, partial(Extractor, section.extractor, section.weights)) as workers:
         found, logits = extract(title, workers, fetch, len(table), params.run.batch)
     tell(title, "comparing features")
     real, about = load_file(REFERENCE / "features.safetensors"), read_json(REFERENCE / "reference.json")
     rows = table[slice(None)]
-    made = metadata_of(images)
+    made = metadata_of(path)
     first = made.get("first_seed")  # None for images of the test split
     dealt = rows["label"] if made.get("labels") == "uniform" else None
     values: dict[str, Any] = metrics.distances(
@@ -66,6 +81,8 @@ def measure(name: str, params: Experiment) -> dict[str, Any]:
     values["memorised"], values["copies"] = copies(name, rows["pixels"])
     classifier = load(CLASSIFIER)
     values["label_accuracy"] = accuracy(classifier, rows["pixels"], rows["label"]) if classifier else None
+    of_text, how = of_prompts(name, section, found, real["real"], rows["pixels"])
+    values |= of_text
     protocol = {
         "extractor": section.extractor,
         "metric": features.LABELS[section.extractor],
@@ -84,11 +101,48 @@ def measure(name: str, params: Experiment) -> dict[str, Any]:
         "estimator": "KID over all pairs",
         "is_splits": section.is_splits,
         "prc_neighborhood": section.prc_neighborhood,
+        **how,
     }
     write_json(MEASUREMENTS / f"{name}.json", {**values, "protocol": protocol})
     write_json(METRICS / f"{name}.json", {key: values[key] for key in HEADLINE})
     print(f"{name}: KID-{protocol['metric']} {values['kid']:.5f} +- {values['kid_se']:.5f}, N = {len(table)}")
     return values
+
+
+def of_prompts(name: str, section: Evaluate, found: Tensor, real: Tensor, pixels: Tensor) -> tuple[Row, Row]:
+    """What is measured of images with prompts, and its protocol; nothing of others.
+
+    found, real: features of the images and of the reference.
+    """
+    if not (path := SAMPLES / name / PROMPTS).exists():
+        return {}, {}
+    told = pl.read_parquet(path)["prompt"].to_list()
+    captions = images.captions("train")[images.CAPTION]
+    known = captions[images.evenly(len(captions), len(real)).tolist()].to_list()
+    apart = prompts.diversity(found, told, real, known)
+    values: Row = dict(zip(("diversity", "diversity_se"), apart or (None, None)))
+    protocol: Row = {"prompts": len(set(told))}
+    for place, key in enumerate(("clip_score", "pick_score")):
+        if folder := getattr(section, key):
+            scores = _scores(key, Path(folder), pixels, told)[place]
+            values |= {key: float(scores.mean()), f"{key}_se": float(scores.std() / len(scores) ** 0.5)}
+            protocol[key] = f"{Path(folder).name} {digest_files(sorted(Path(folder).glob('*.safetensors')))[:16]}"
+    return values, protocol
+
+
+def _scores(key: str, folder: Path, pixels: Tensor, told: list[str]) -> tuple[Tensor, Tensor]:
+    try:
+        scorer = prompts.Scorer(folder)
+    except (OSError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise refuse(EXPERIMENT, f"evaluate.{key}", str(folder), f"a CLIP as transformers saves it ({why})") from None
+    pairs = []
+    with progress(f"evaluate, {key}", len(told)) as reach:
+        for start in range(0, len(told), BATCH):
+            pairs.append(scorer.scores(pixels[start : start + BATCH], told[start : start + BATCH]))
+            reach(start + BATCH)
+    clip, pick = (torch.cat(each) for each in zip(*pairs))
+    return clip, pick
 
 
 def copies(name: str, pixels: Tensor) -> tuple[float | None, bool]:
@@ -97,7 +151,7 @@ def copies(name: str, pixels: Tensor) -> tuple[float | None, bool]:
     distances, rows = memorisation.nearest(memorisation.small(pixels), known["training"])
     ratios = memorisation.ratios(distances)
     order = ratios.argsort(stable=True)[:SHOWN]
-    pairs = torch.cat([pixels[order], some("train", rows[order].tolist())])
+    pairs = torch.cat([pixels[order], images.some("train", rows[order].tolist())])
     heads = [f"{first:.0f} / {second:.0f}" for first, second in distances[order].tolist()]
     title = f"{name}: the likeliest copies, and their nearest training images"
     picture = pictures.grid(pairs, len(order), heads, title)

@@ -24,8 +24,8 @@ from multiscale.networks import autoencoder
 from stages import evaluate
 from stages.common import enough, grids
 from stages.common.errors import refuse
-from stages.common.images import count, evenly, pixel_table
-from stages.common.paths import SAMPLES, VAE
+from stages.common.images import CAPTION, captions, count, evenly, has_captions, pixel_table
+from stages.common.paths import PROMPTS, SAMPLES, VAE
 from stages.schema import Experiment
 
 
@@ -48,13 +48,16 @@ def main(params: Experiment, floor: str) -> None:
         raise refuse("floor", "FLOOR", floor, allowed)
     enough.check_floors(params, count("test"))
     table = pixel_table("test")
-    rows = table[evenly(len(table), min(len(table), params.sample.images))]
+    chosen = evenly(len(table), min(len(table), params.sample.images))
+    rows = table[chosen]
     pixels, labels = rows["pixels"], rows["label"]
     if floor == "autoencoder":
         pixels = reconstruct(pixels, params)
     with atomic_folder(SAMPLES / floor) as folder:
         shapes = {"pixels": (np.uint8, tuple(pixels.shape)), "label": (np.int64, tuple(labels.shape))}
         write_blocks(folder / "images.safetensors", shapes, [{"pixels": pixels, "label": labels}])
+        if has_captions():
+            captions("test")[chosen.tolist()].select(prompt=CAPTION).write_parquet(folder / PROMPTS)
         shown = {"real": "held-out images", "autoencoder": "reconstructions of held-out images"}[floor]
         grids.grid(pixels, labels, params.sample, f"{floor}: {shown}").save(folder / "grid.png")
     evaluate.measure(floor, params)

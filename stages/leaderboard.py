@@ -36,13 +36,17 @@ COLUMNS = {
     "recall": "recall-{metric}",
     "memorised": "memorised",
     "label_accuracy": "label accuracy",
+    "diversity": "diversity",
+    "clip_score": "CLIPScore",
+    "pick_score": "PickScore",
     "network_calls": "calls",
     "flops_per_image": "GFLOP/image",
     "parameters": "parameters",
     "train_images": "training images",
 }
 COUNTED = ("network_calls", "flops_per_image", "parameters")
-OF_SAMPLES = ("n", "seeds", "labels")  # keys of the protocol that describe the samples, not the measurement
+OF_PROMPTS = ("diversity", "clip_score", "pick_score")  # of images with prompts alone
+OF_SAMPLES = ("n", "seeds", "labels", "prompts")  # keys of the protocol that describe the samples, not the measurement
 NEEDS_EQUAL_N = ("fd", "inception_score", "precision", "recall")
 AVERAGED = ["kid", "kid_se", "kid_test", "kid_test_se", "kid_second", "kid_second_se", "memorised", "label_accuracy"]
 AVERAGED += [*NEEDS_EQUAL_N, "inception_score_std"]
@@ -93,7 +97,7 @@ def _method(name: str, params: Experiment) -> Row:
 def _averaged(trainings: list[Row]) -> Row:
     """The row of a method: means over its trainings, and the standard deviation of KID over them."""
     row = dict(trainings[0])
-    for key in AVERAGED:
+    for key in (*AVERAGED, *(f"{name}{end}" for name in OF_PROMPTS if name in row for end in ("", "_se"))):
         values: list[Any] = [each.get(key) for each in trainings]
         row[key] = None if None in values else mean(values)
     for key in ("kid", "kid_second"):
@@ -137,6 +141,11 @@ def table(
     heads = {key: text.format(**group.protocol) for key, text in columns.items()}
     if not group.protocol["second_extractor"]:
         heads.pop("kid_second", None)
+    if "prompts" in group.protocol and "label_accuracy" in heads:
+        heads["label_accuracy"] = "alignment"  # the classifier reads what the prompt says
+    for key in OF_PROMPTS:
+        if all(row.get(key) is None for row in group.methods):
+            heads.pop(key, None)
     if "fd" in heads:
         heads["fd"] += "*" * (group.protocol["features"] > group.protocol["n"])
     if accuracy is not None:
@@ -198,6 +207,14 @@ def notes(group: Group) -> list[str]:
         )
     else:
         lines.append("Without a test split, neither KID against it nor copies of training images were measured.")
+    if "prompts" in about:
+        lines.append(
+            "Alignment is the share of images in which the classifier reads what their prompt says. Diversity is the "
+            "mean distance of the features of two images of one prompt, relative to real images of that caption: 1 is "
+            "as diverse as real."
+        )
+        scored = [f"{COLUMNS[key]} by {about[key]}" for key in OF_PROMPTS if key in about]
+        lines += [f"{', '.join(scored)}."] if scored else []
     if about["features"] > about["n"]:
         lines.append(
             f"* FD has {about['features']} features and N = {about['n']} images: the covariances are singular, and FD "

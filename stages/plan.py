@@ -144,7 +144,7 @@ class Planner:
         """The decomposition of this name."""
         out = self.folder / "data" / name
         if not out.exists():
-            dataset(self.experiment.decompose[name], self.experiment, out)
+            dataset(self.experiment.decomposition_of(name), self.experiment, out)
         return out
 
     def fetched(self, section: Fetched) -> tuple[nn.Module, Any]:
@@ -238,7 +238,7 @@ def lines(name: str, cost: Cost, section: AnyPart | Student, experiment: Experim
             f"  {steps:,} steps: {steps * total / 1e15:.3g} PFLOP, {hours:.3g} hours on {workers} {GPU}",
         ]
     found.append(f"  an image: {sum(cost.sample.values()) / 1e12:.3g} TFLOP{_apart(cost.sample)}")
-    if synthetic := getattr(section, "synthetic", None):
+    if synthetic := experiment.synthetic.get(section.dataset):
         found.append(f"  its teacher makes {synthetic.images:,} images before")
     return found
 

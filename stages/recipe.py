@@ -101,11 +101,12 @@ def _only(tree: Tree, names: Any, base: str, path: Path) -> Tree:
     if unknown:
         raise refuse(path, "only", unknown[0], f"a list of the methods of {base}: {', '.join(known)}")
     trained = {name: part for method in names for name, part in whole.parts_of(method).items()}
-    datasets = [part.dataset for part in trained.values()]
-    kept = {"methods": names, "parts": trained, "students": trained, "decompose": datasets}
+    datasets = whole.needed_by(trained.values())
+    kept = {"methods": names, "parts": trained, "students": trained, "decompose": datasets, "synthetic": datasets}
     return tree | {
         key: {name: section for name, section in tree.get(key, {}).items() if name in wanted}
         for key, wanted in kept.items()
+        if key in tree
     }
 
 
@@ -142,7 +143,7 @@ def experiment_of(name: str) -> Experiment:
 
 def _repeated(tree: Tree, seeds: int, path: Path) -> Tree:
     """An experiment with further trainings NAME-seed-1, NAME-seed-2, ... of each method."""
-    sections = ("parts", "students", "methods")
+    sections = ("parts", "students", "synthetic", "methods")
     repeated = tree | {kind: dict(tree[kind]) for kind in sections}
     for k in range(1, seeds):
         new = "{}-seed-" + str(k)
@@ -150,13 +151,16 @@ def _repeated(tree: Tree, seeds: int, path: Path) -> Tree:
             for name, section in tree[kind].items():
                 if new.format(name) in tree[kind]:
                     raise refuse(path, f"{kind}.{new.format(name)}", new.format(name), "another name: `seeds` makes it")
+                changes = {}
                 if kind == "methods":
-                    changes = {"repeat_of": name}
-                else:
+                    changes["repeat_of"] = name
+                if kind in ("parts", "students"):
                     own = tree["seed"] if section["seed"] is None else section["seed"]
-                    changes = {"method": new.format(section["method"]), "seed": own + k}
-                if kind == "students":
+                    changes |= {"method": new.format(section["method"]), "seed": own + k}
+                if kind in ("students", "synthetic"):
                     changes["teacher"] = new.format(section["teacher"])
+                if section.get("dataset") in tree["synthetic"]:
+                    changes["dataset"] = new.format(section["dataset"])
                 repeated[kind][new.format(name)] = section | changes
     return repeated
 
@@ -203,7 +207,7 @@ def outputs(experiment: Experiment) -> set[Path]:
         *(LATENTS / str(resolution) for resolution in experiment.latents.resolutions),
         *([EMBEDDINGS] if experiment.text else []),
         *(folder / name for folder in (CAPTIONS, TEXT, EMBEDDINGS) for name in experiment.text),
-        *(DECOMPOSED / name for name in experiment.decompose),
+        *(DECOMPOSED / name for name in (*experiment.decompose, *experiment.synthetic)),
         *(MODELS / part.method / name for name, part in experiment.trained.items()),
         *(SAMPLES / name for name in shown),
         *(MEASUREMENTS / f"{name}.json" for name in shown),

@@ -34,7 +34,7 @@ from stages.common import grids, texts, timings
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress
 from stages.common.images import class_counts, class_names, classes, evenly
-from stages.common.paths import COSTS, MODELS, SAMPLES
+from stages.common.paths import COSTS, MODELS, PROMPTS, SAMPLES
 from stages.schema import Experiment
 from stages.schema.data import Sample
 
@@ -141,6 +141,8 @@ def main(params: Experiment, method_name: str) -> None:
             reach(done)
         grid = f"{method_name}: seeds from {section.first_seed} on"
         captions = prompts["prompt"][(told - 1).tolist()].to_list() if prompts is not None else []
+        if captions:
+            pl.DataFrame({"prompt": captions}).write_parquet(folder / PROMPTS)
         sheet = grids.grid(torch.from_numpy(writer.arrays["pixels"]), labels, section, grid, captions)
         sheet.save(folder / "grid.png")
         names = class_names() if kinds > 1 else []

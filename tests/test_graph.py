@@ -43,7 +43,7 @@ def test_every_stage_depends_on_the_list_of_its_code_and_on_no_other_code(stages
         assert code_of(stages[address]) == {f"data/code/{wanted}"} and wanted in lists, address
 
 
-def of(*kinds: str, verbs: str = "train distill sample") -> set[str]:
+def of(*kinds: str, verbs: str = "train synthetic distill sample") -> set[str]:
     """The lists of these verbs for methods of these kinds."""
     return {f"{verb}-{kind}" for verb in verbs.split() for kind in kinds} & set(code.names(ROOT))
 
@@ -63,11 +63,11 @@ FOLLOWS = {  # the lists that an edit of a file changes
     "multiscale/networks/dit.py": {"timing", *of(*KINDS)},  # whose embedding of the time UNets take
     "multiscale/networks/unet.py": {"timing", *of("ssd", "wmgm")},
     "multiscale/networks/autoencoder.py": {
-        *("vae", "latents", "floor", "timing", "distill-swd"),
+        *("vae", "latents", "floor", "timing", "synthetic-swd", "distill-swd"),
         *of(*KINDS, verbs="sample"),
     },
     "multiscale/decomposition.py": of(*KINDS, verbs="decompose"),
-    "multiscale/sampling.py": {"timing", "distill-swd", *of(*KINDS, verbs="sample")},
+    "multiscale/sampling.py": {"timing", *of(*KINDS, verbs="synthetic distill sample")},
     "multiscale/timing.py": {"timing", "report"},
     "multiscale/pictures.py": {"evaluate", "floor", *of(*KINDS, verbs="sample")},
     "multiscale/networks/clip.py": {"encoder", "embeddings"},
@@ -76,13 +76,16 @@ FOLLOWS = {  # the lists that an edit of a file changes
     "multiscale/evaluation/features.py": {"reference", "evaluate", "floor"},
     "multiscale/evaluation/memorisation.py": {"reference", "evaluate", "floor"},
     "multiscale/evaluation/classifier.py": {"classifier", "evaluate", "floor"},
+    "multiscale/evaluation/prompts.py": {"evaluate", "floor"},
+    "multiscale/prompts.py": set(),
     "multiscale/evaluation/metrics.py": {"evaluate", "floor"},
     "multiscale/methods/msf/sampler.py": {"sample-msf", "timing"},
     "multiscale/methods/msf/preview.py": set(),
     "multiscale/methods/msf/residual.py": {"timing", *of("msf", verbs="decompose train sample")},
     "multiscale/methods/ssd/process.py": {"train-ssd", "sample-ssd", "timing"},
     "multiscale/methods/ssd/settings.py": {"timing", *of("ssd", verbs="decompose train sample")},  # the defaults
-    "multiscale/methods/swd/teaching.py": {"distill-swd"},
+    "multiscale/methods/swd/synthetic.py": {"synthetic-swd"},
+    "multiscale/methods/swd/teaching.py": {"synthetic-swd", "distill-swd"},
     "multiscale/methods/wmgm/score.py": {"train-wmgm", "sample-wmgm", "timing", "report"},
     "multiscale/methods/wmgm/settings.py": {"timing", *of("wmgm", verbs="decompose train sample")},
     "multiscale/methods/wmgm/theory.py": {"report"},
@@ -95,6 +98,7 @@ FOLLOWS = {  # the lists that an edit of a file changes
     "stages/schema/data.py": set(),
     "stages/schema/prompts.py": set(),
     "stages/compose.py": {"download"},
+    "stages/synthetic.py": {"synthetic-swd"},
     "stages/distill.py": {"distill-swd"},
     "stages/leaderboard.py": {"report"},
 }

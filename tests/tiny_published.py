@@ -1,9 +1,14 @@
-"""Tiny networks of the published classes, with conditions drawn for them."""
+"""Tiny networks of the published classes, with conditions drawn for them, and a tiny CLIP."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 
+from multiscale.core.compat import make_torchvision_importable
+from multiscale.networks import clip
 from multiscale.networks.published.flux import FluxNetwork
 from multiscale.networks.published.sd3 import SD3Network
 from multiscale.networks.published.sdxl import SDXLNetwork
@@ -59,3 +64,17 @@ def given(count: int = 2, resolution: int = 16):
     x = torch.randn(count, 4, resolution, resolution, generator=draws)
     t = torch.linspace(0.3, 0.7, count)
     return x, t, torch.randn(count, 5, 32, generator=draws), torch.randn(count, 64, generator=draws)
+
+
+def small_clip(folder: Path, texts: Sequence[str], sign: int = 1) -> None:
+    """A CLIP of transformers with random weights, and its processor, that takes these texts; sign: of its scores."""
+    make_torchvision_importable()
+    from transformers import CLIPImageProcessor, CLIPProcessor
+
+    torch.manual_seed(0)
+    tokenizer = clip.words(texts)
+    net = clip.build(tokenizer, resolution=16, channels=3, width=8, layers=1, heads=2, patch=8)
+    net.visual_projection.weight.data *= sign
+    net.save_pretrained(folder)
+    size = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    CLIPProcessor(CLIPImageProcessor(**size), tokenizer).save_pretrained(folder)

@@ -164,14 +164,17 @@ class Plan:
         """The experiment of a trial: one method, after its teacher, at the sweep's budget. Raises BadInput."""
         whole, sweep = self.changed(point), self.sweep
         own = whole.parts_of(sweep.method)
-        teachers = [whole.students[name].teacher for name in own if name in whole.students]
+        students = [whole.students[name] for name in own if name in whole.students]
+        made = [whole.synthetic[each.dataset] for each in students if each.dataset in whole.synthetic]
+        teachers = [each.teacher for each in (*students, *made)]
         parts = {name: part for name, part in whole.trained.items() if part.method in (*teachers, sweep.method)}
         tree = whole.model_dump()
         for section, names in (
             ("methods", (*teachers, sweep.method)),
             ("parts", parts),
             ("students", parts),
-            ("decompose", [part.dataset for part in parts.values()]),
+            ("decompose", whole.needed_by(parts.values())),
+            ("synthetic", whole.needed_by(parts.values())),
         ):
             tree[section] = {name: entry for name, entry in tree[section].items() if name in names}
         for name in own:
@@ -193,8 +196,9 @@ class Plan:
         """The sections that a trial can vary."""
         parts = self.experiment.parts_of(self.sweep.method)
         trained = [f"{'students' if name in self.experiment.students else 'parts'}.{name}" for name in parts]
-        datasets = sorted({part.dataset for part in parts.values()})
-        return [f"methods.{self.sweep.method}", *trained, *(f"decompose.{name}" for name in datasets)]
+        datasets = sorted(self.experiment.needed_by(parts.values()))
+        made = [f"{'synthetic' if name in self.experiment.synthetic else 'decompose'}.{name}" for name in datasets]
+        return [f"methods.{self.sweep.method}", *trained, *made]
 
     def _put(self, tree: dict[str, Any], key: str, value: Any) -> None:
         """Sets a dotted key below the sections that a trial can vary."""

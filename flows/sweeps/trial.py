@@ -39,6 +39,7 @@ def stages_of(params: Experiment) -> list[str]:
         *(f"latents@{resolution}" for resolution in params.latents.resolutions if resolution in needed),
         *(f"decompose@{name}" for name in params.decompose),
         *(f"train@{name}" for name in params.parts),
+        *(f"synthetic@{name}" for name in params.synthetic),
         *(f"distill@{name}" for name in params.students),
     ]
 
@@ -88,8 +89,9 @@ def run(method: str, params: Experiment, pipeline: Pipeline, scratch: Path, on_r
     Raises what a stage raises. A trial that was killed goes on from its checkpoints when it is run again.
     """
     folder = scratch / "work" / hashlib.sha256(params.model_dump_json().encode()).hexdigest()[:16]
-    weights = params.evaluate.weights  # absolute, or relative to the project
-    for path in (*GIVEN, *([Path(weights)] if weights and not Path(weights).is_absolute() else [])):
+    section = params.evaluate  # whose paths are absolute, or relative to the project
+    given = [Path(path) for path in (section.weights, section.clip_score, section.pick_score) if path]
+    for path in (*GIVEN, *(path for path in given if not path.is_absolute())):
         _link(folder / path, pipeline.folder / path)
     os.chdir(folder)
     own, before = params.parts_of(method), 0

@@ -19,6 +19,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 IMAGES = "images.json"  # beside an autoencoder: the channels of the images it decodes to
 AUTOENCODER = "autoencoder"  # subfolder of data and models on latents
 TEXT, EMBEDDINGS = "text", "embeddings.safetensors"  # subfolder of data and models that read text, and a file in it
+READER = "encoder.json"  # another: the name of the text encoder, its longest text and precision
 
 
 class ForeignModel(ValueError):

@@ -162,6 +162,9 @@ class Experiment(Protocol):
     def parts_of(self, method: str) -> dict[str, Any]:
         """The parts and students of a method, in the order of the experiment."""
 
+    def decomposition_of(self, dataset: str) -> Any:
+        """The section of a decomposition, or of the one that synthetic images are made like."""
+
 
 def preset(value: Any, table: Mapping[str, tuple[Any, ...]], fields: tuple[str, ...]) -> Any:
     """Expands the key `preset` into its fields; fields given beside it override the preset."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -83,6 +84,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     finally:
         for folder in (temporary, older):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def digest_files(paths: Iterable[Path]) -> str:
+    """SHA-256 of the contents of files, in the given order."""
+    total = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

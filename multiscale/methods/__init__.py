@@ -13,11 +13,12 @@ Each folder has these modules, found by name, so that a change of one method lea
 A method that distils a trained teacher into students has further
     settings        STUDENT and check_student
     parts           build_student(name, settings, folder, teacher) -> Part
-    teaching        check(settings, teacher, folder), which raises Bad for what the teacher cannot teach, and
-                    images(settings, teacher, folder): None, or a dataset that the teacher generates in place of that
-                    in the folder, with `settings` (all that decides it beside the two), `count`, `shapes`, `statistics`
-                    (a Section) and blocks(encode); encode(pixels, resolution) -> latents
-
+    teaching        check(settings, teacher, folder), which raises Bad for what the teacher cannot teach
+One whose students learn from images that a teacher generates has further
+    settings        SYNTHETIC and check_synthetic
+    synthetic       Images(settings, teacher, folder): a dataset like that in the folder, with `seeds`, labels(),
+                    `shapes`, sampler(), latents(pixels, encode) of a batch, targets(latents) for the arrays, and
+                    finish(folder); encode(pixels, resolution) -> latents
 A method with parts that are fetched has further
     parts           publish(settings, source, folder, out), which writes the model in a folder of diffusers as a part on
                     the decomposition in `folder`; for plans published_config(settings, folder), empty(config) -> the
@@ -63,8 +64,13 @@ def preview(method: str) -> ModuleType | None:
 
 
 def teaching(method: str) -> ModuleType:
-    """What a teacher of a method does before its student is trained."""
+    """What checks a teacher before a student of the method is trained."""
     return _module(method, "teaching")
+
+
+def synthetic(method: str) -> ModuleType:
+    """What makes training images of a method with a teacher."""
+    return _module(method, "synthetic")
 
 
 def _module(method: str, name: str) -> ModuleType:

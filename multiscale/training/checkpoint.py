@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,6 @@ from multiscale.training.parallel import laid_out
 
 log = logging.getLogger(__name__)
 KEEP = 2  # if the newest one is damaged, only one interval is lost
-
-
-def digest_files(paths: Iterable[Path]) -> str:
-    """SHA-256 of the contents of files, in the given order."""
-    total = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
 
 
 class Checkpoints:

@@ -1,7 +1,7 @@
 """The keys of caches: digests of everything that decides a result.
 
-They address checkpoints, images of a teacher, and results and records of a sweep's trials. A change of anything that
-decides a result changes its key, so stale results are never found.
+They address checkpoints, shards of a teacher's images, and results and records of a sweep's trials. A change of
+anything that decides a result changes its key, so stale results are never found.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from multiscale.training.checkpoint import digest_files
+from multiscale.core.storage import digest_files
 from stages import code
 from stages.common.errors import missing
 

@@ -20,6 +20,7 @@ __all__ = ["EXPERIMENT", "RECIPES", "BadInput", "explain", "load", "parse_yaml",
 TAGS = ("kind", "role")  # keys that select the model of a section
 STEPS = ("[key]", *FAMILIES, *MADE)  # pydantic's own in the place of a fault, besides the values of TAGS
 OWN = ("parts", "students", "methods")  # sections that may leave out defaults
+OPTIONAL = ("run", "synthetic")  # the same, and may be left out themselves
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -59,12 +60,12 @@ def validate(value: dict[str, Any], file: Path) -> Experiment:
 def load() -> Experiment:
     """The experiment. Raises BadInput for the first error.
 
-    All keys must be spelled out except in `run` and `OWN`: DVC would not notice a changed default in the code. The
-    stages of `OWN` depend on the code that holds their defaults.
+    All keys must be spelled out except in `OWN` and `OPTIONAL`: DVC would not notice a changed default in the code. The
+    stages of those depend on the code that holds their defaults, or `run` decides nothing.
     """
     value = read_yaml(EXPERIMENT)
     experiment = validate(value, EXPERIMENT)
-    spelled_out = {name: section for name, section in written(experiment).items() if name not in ("run", *OWN)}
+    spelled_out = {name: section for name, section in written(experiment).items() if name not in (*OPTIONAL, *OWN)}
     if missing := _first_missing(spelled_out | dict.fromkeys(OWN, {}), value):
         allowed = "every key spelled out (python -m stages.recipe writes them)"
         raise BadInput(f"{EXPERIMENT}: {missing}: missing; allowed: {allowed}")

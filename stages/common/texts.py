@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from multiscale.core.models import EMBEDDINGS, TEXT
+from multiscale.core.models import EMBEDDINGS, READER, TEXT
 from multiscale.core.storage import Table
 from stages.common import paths
 from stages.common.paths import PROMPTS
@@ -26,7 +26,7 @@ def captions(text: str) -> Tensor:
 def begin(text: str, out: Path) -> None:
     """Puts the embeddings of a text encoder, and the prompts with their rows, into the folder of a decomposition."""
     (out / TEXT).mkdir()
-    for name in (EMBEDDINGS, ROWS, PROMPTS):
+    for name in (EMBEDDINGS, ROWS, PROMPTS, READER):
         shutil.copyfile(paths.EMBEDDINGS / text / name, out / TEXT / name)
 
 
@@ -41,7 +41,8 @@ def carry(decomposition: Path, out: Path) -> None:
     chosen = torch.cat([rows.new_zeros(1), rows])
     kept = {name: torch.from_numpy(table.arrays[name][chosen.numpy()]) for name in ("prompt", "pooled")}
     save_file(kept, out / TEXT / EMBEDDINGS)
-    shutil.copyfile(source / PROMPTS, out / TEXT / PROMPTS)
+    for name in (PROMPTS, READER):
+        shutil.copyfile(source / name, out / TEXT / name)
 
 
 def prompts(method: Path) -> pl.DataFrame | None:

@@ -5,6 +5,7 @@ The sections of a method and their checks are in the module `settings` of its fo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args
 
 from pydantic import Field, model_validator
@@ -32,6 +33,13 @@ if TYPE_CHECKING:  # the fields that these sections have in every method
 
     AnyPart = Part | Fetched
 
+    class Synthetic(Section):
+        kind: str
+        teacher: str
+        dataset: str
+        images: int
+        batch: int
+
 else:
 
     def _one_of(name: str) -> Any:
@@ -39,7 +47,9 @@ else:
         models = tuple(getattr(module, name) for module in METHODS.values() if hasattr(module, name))
         return Annotated[Union[models], Field(discriminator="kind")] if len(models) > 1 else models[0]  # noqa: UP007
 
-    Decomposition, Part, Student, Method = map(_one_of, ("DECOMPOSITION", "PART", "STUDENT", "METHOD"))
+    Decomposition, Part, Student, Synthetic, Method = map(
+        _one_of, ("DECOMPOSITION", "PART", "STUDENT", "SYNTHETIC", "METHOD")
+    )
     AnyPart = Part
 
 
@@ -65,6 +75,8 @@ class Experiment(Section):
     """the networks to train, each for one method"""
     students: dict[Name, Student] = {}
     """the networks to distil from another method"""
+    synthetic: dict[Name, Synthetic] = {}
+    """images that a teacher generates, which students may name as their dataset; left out: none"""
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
     """the rows of the leaderboard, and how each is sampled; a run makes the samples of the first one first"""
     classifier: Classifier
@@ -108,6 +120,10 @@ class Experiment(Section):
         for name, part in self.parts.items():
             self._check_part(f"parts.{name}", name, part)
             METHODS[part.kind].check_part(self, f"parts.{name}", part)
+        for name, synthetic in self.synthetic.items():
+            if name in self.decompose:
+                raise Bad(f"synthetic.{name}", name, "another name: a decomposition already has this one")
+            METHODS[synthetic.kind].check_synthetic(self, f"synthetic.{name}", synthetic)
         for name, student in self.students.items():
             if name in self.parts:
                 raise Bad(f"students.{name}", name, "another name: a part already has this one")
@@ -144,6 +160,15 @@ class Experiment(Section):
         """The parts and students of a method, in the order of the experiment."""
         return {name: part for name, part in self.trained.items() if part.method == method}
 
+    def decomposition_of(self, dataset: str) -> Decomposition:
+        """The section of a decomposition, or of the one that synthetic images are made like."""
+        return self.decompose[self.synthetic[dataset].dataset if dataset in self.synthetic else dataset]
+
+    def needed_by(self, parts: Iterable[Part | Student]) -> set[str]:
+        """The decompositions and synthetic images that parts train on, and the decompositions of those images."""
+        named = {part.dataset for part in parts}
+        return named | {self.synthetic[name].dataset for name in named & self.synthetic.keys()}
+
     def _check_resolutions(self) -> None:
         encoded, trained = self.latents.resolutions, self.vae.resolutions if self.vae.kind == "train" else []
         if len(set(encoded)) < len(encoded):
@@ -158,6 +183,9 @@ class Experiment(Section):
     def _check_text(self) -> None:
         if self.text and not (self.data.caption_column or self.data.source == "digit-pairs"):
             raise Bad("text", list(self.text), "{} for images without captions, or a data.caption_column")
+        for key in ("clip_score", "pick_score"):
+            if getattr(self.evaluate, key) and not self.text:
+                raise Bad(f"evaluate.{key}", getattr(self.evaluate, key), "null, since `text` is empty")
         for name, text in self.text.items():
             if text.encoder.kind == "train" and self.data.resolution % text.encoder.patch:
                 allowed = f"a divisor of data.resolution ({self.data.resolution})"
@@ -166,7 +194,8 @@ class Experiment(Section):
     def _check_part(self, key: str, name: str, part: AnyPart | Student) -> None:
         if name in (*STAGES, "sampling") or name.startswith(("sample-", "text-")):
             raise Bad(key, name, "another name: reports/timing already has a file of this name")
-        fitting = [other for other, section in self.decompose.items() if section.kind in METHODS[part.kind].DATASETS]
+        known = self.decompose | (self.synthetic if name in self.students else {})
+        fitting = [other for other, section in known.items() if section.kind in METHODS[part.kind].DATASETS]
         if part.dataset not in fitting:
             allowed = f"one of {', '.join(fitting) or 'none'}, the decompositions of the kind that it needs"
             raise Bad(f"{key}.dataset", part.dataset, allowed)

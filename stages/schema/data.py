@@ -243,6 +243,10 @@ class Evaluate(Section):
     """of the Inception Score"""
     prc_neighborhood: Positive = 3
     """nearest neighbours of precision and recall"""
+    clip_score: Text | None = None
+    """folder of a CLIP of transformers, for the CLIPScore of images with prompts; null: none"""
+    pick_score: Text | None = None
+    """folder of PickScore's CLIP, likewise; null: none"""
 
     @model_validator(mode="after")
     def _check(self) -> Evaluate:
@@ -250,4 +254,7 @@ class Evaluate(Section):
             raise Bad("second_extractor", self.second_extractor, "an extractor other than `extractor`, or null")
         if len(set(self.floors)) < len(self.floors):
             raise Bad("floors", self.floors, "each floor once")
+        for key in ("clip_score", "pick_score"):
+            if (folder := getattr(self, key)) and not Path(folder, "config.json").is_file():
+                raise Bad(key, folder, "null, or a folder with a CLIP as transformers saves it; nothing is downloaded")
         return self

@@ -13,7 +13,7 @@ from ruamel.yaml.comments import CommentedMap
 from stages.schema import Experiment
 
 WIDTH = 120
-SPARSE = ("decompose", "parts", "students", "methods")  # their stages depend on the code that holds the defaults
+SPARSE = ("decompose", "parts", "students", "synthetic", "methods")  # their stages depend on the code of the defaults
 LINES = ("decompose", "methods")  # sections whose entries are written on one line where they fit
 HEADER = """\
 # The experiment. Edit it, then run `dvc repro`: it re-runs what depends on your edits, and nothing else.
@@ -35,6 +35,8 @@ def written(experiment: Experiment) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name in Experiment.model_fields:
         section = getattr(experiment, name)
+        if name == "synthetic" and not section:  # dvc.yaml says that it is empty where it is left out
+            continue
         if name in SPARSE:
             tree[name] = {key: _sparse(entry) for key, entry in section.items()}
         else:

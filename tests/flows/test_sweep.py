@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -169,6 +170,15 @@ def test_a_student_is_swept_with_its_own_settings_after_its_teacher(swept):
     params = plan.trial({"students.swd.mmd.kernel": "rbf"})
     assert set(params.methods) == {"swd", "swd-teacher"} and set(params.decompose) == {"pyramid"}
     assert params.students["swd"].mmd.kernel == "rbf" and plan.images == params.students["swd"].training.images
+
+    made = {"kind": "swd", "teacher": "swd-teacher", "dataset": "pyramid", "images": 4, "solver": {"steps": 1}}
+    tree = plan.experiment.model_dump() | {"synthetic": {"made": made, "unused": made}}
+    tree["students"]["swd"]["dataset"] = "made"
+    of_images = replace(plan, experiment=settings.validate(tree, plan.file))
+    assert trial.stages_of(of_images.trial({}))[-4:] == [
+        *("decompose@pyramid", "train@swd-teacher", "synthetic@made", "distill@swd")
+    ]
+    assert "synthetic.made" in of_images.open_to and "decompose.pyramid" in of_images.open_to
 
     found = trial.run("swd", params, Pipeline.read(plan), root / ".scratch/sweeps/few", lambda *row: None)
     assert {row["part"] for row in found["history"]} == {"swd"} and found["metrics"]["network_calls"] == 4

@@ -210,6 +210,21 @@ class Numbers:
         raise BadInput("a line")
 
 
+def test_images_of_a_teacher_are_the_same_bytes_from_workers(nodes, spread):
+    about = {"kind": "swd", "teacher": "dit", "dataset": "pyramid", "images": 20, "batch": 8, "solver": {"steps": 1}}
+    spread.change({"synthetic.made": about})
+    found = []
+    for stage in ("latents 16", "decompose pyramid", "synthetic made", "synthetic made"):
+        done = spread.stage(*stage.split())
+        assert done.returncode == 0, f"{stage}\n{done.stderr}"
+        if stage == "synthetic made":
+            files = [path for path in Path("data/decomposed/made").rglob("*") if path.is_file()]
+            found.append({path.name: path.read_bytes() for path in files})
+            shutil.rmtree("data/decomposed/made")
+            spread.change({"run.workers": 2})
+    assert found[0] == found[1] and {"targets.safetensors", "data.safetensors", "images.json"} <= found[0].keys()
+
+
 def test_a_pool_keeps_the_order_replaces_a_killed_worker_and_hands_on_what_is_refused(nodes, spread, tmp_path):
     run = Run(workers=2)
     with cluster.pool("numbers", run, Numbers) as workers:

@@ -272,6 +272,30 @@ def test_only_the_methods_that_are_named_are_taken_over_with_what_they_use(proje
     assert made.parts["msf-0"].training.batch == 4 != whole.parts["msf-0"].training.batch
 
 
+IMAGES = "{kind: swd, teacher: swd-teacher, dataset: pyramid, images: 8, solver: {steps: 1}}"
+MADE = f"extends: tiny\nsynthetic: {{made: {IMAGES}, unused: {IMAGES}}}\nstudents: {{swd: {{dataset: made}}}}\n"
+
+
+def test_images_of_a_teacher_are_taken_over_with_the_student_that_learns_from_them_and_made_anew_for_each_seed(project):
+    write("base", MADE)
+    write("one", "extends: base\nonly: [swd, swd-teacher]\nseeds: 2\n")
+    write("none", "extends: base\nonly: [dit]\n")
+    found, base = recipe.experiment_of("one"), recipe.experiment_of("base")
+    assert list(base.synthetic) == ["made", "unused"] and recipe.experiment_of("none").synthetic == {}
+    assert list(found.synthetic) == ["made", "made-seed-1"] and list(found.decompose) == ["pyramid"]
+    assert found.synthetic["made-seed-1"].teacher == "swd-teacher-seed-1"
+    assert (found.students["swd"].dataset, found.students["swd-seed-1"].dataset) == ("made", "made-seed-1")
+    assert found.parts["swd-teacher-seed-1"].dataset == "pyramid"
+    assert Path("data/decomposed/made-seed-1") in recipe.outputs(found)
+
+
+def test_images_of_a_teacher_stand_in_the_file_where_there_are_some_without_defaults(project):
+    write("base", MADE)
+    assert project.stage("recipe", "base", "--force").returncode == 0
+    assert "batch" not in project.read()["synthetic"]["made"] and settings.load().synthetic["made"].batch == 50
+    assert "synthetic" not in settings.written(recipe.experiment_of("tiny"))
+
+
 def test_what_a_recipe_adds_is_kept_beside_the_methods_that_it_takes_over(project):
     part = "{method: new, kind: ssd, dataset: pixels, process: {levels: 1}, network: {preset: tiny-32}}"
     write("more", f"extends: tiny\nonly: [ssd-2l]\nparts: {{new: {part}}}\nmethods: {{new: {{kind: ssd}}}}\n")

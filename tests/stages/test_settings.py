@@ -53,6 +53,10 @@ WORDS = {
     }
 }
 TEXT = {"data.source": "files", "data.caption_column": "text", "text": WORDS}
+IMAGES = {"kind": "swd", "teacher": "swd-teacher", "dataset": "pyramid", "images": 8, "solver": SOLVER}
+MADE = {"synthetic.made": IMAGES}
+PART_OF_IMAGES = ("parts.swd-teacher.dataset", "'made'", "one of pyramid")
+OTHER_TEXT = ("parts.swd-teacher.network", "{'depth': 1", "a dataset without text")
 OF_HUB = WORDS["words"]["prompts"] | {"source": "hub", "path": "data/raw/prompts"}
 
 # (claim, changes to a valid experiment, the key that the line names, its value as shown, a fragment of what is allowed)
@@ -355,6 +359,26 @@ INVALID = [
     ("a student without any loss", {f"{SWD}.mmd.weight": 0.0}, f"{SWD}.mmd.weight", "0.0", "mmd, dmd or gan"),
     ("features of no fake score", {f"{SWD}.mmd.features": "fake"}, f"{SWD}.mmd.features", "'fake'", "without dmd"),
     ("a student with a part's name", {"students.dit": STUDENT}, "students.dit", "'dit'", "another name"),
+    ("images with a decomposition's name", {"synthetic.full": IMAGES}, "synthetic.full", "'full'", "another name"),
+    (
+        "images of no teacher",
+        MADE | {"synthetic.made.teacher": "swd"},
+        "synthetic.made.teacher",
+        "'swd'",
+        "of dit, swd-t",
+    ),
+    (
+        "images like none",
+        MADE | {"synthetic.made.dataset": "full"},
+        "synthetic.made.dataset",
+        "'full'",
+        "one of pyramid",
+    ),
+    ("no images", MADE | {"synthetic.made.images": 0}, "synthetic.made.images", "0", "greater than 0"),
+    ("images without a solver", MADE | {"synthetic.made.solver": ...}, "synthetic.made.solver", "missing", ""),
+    ("images for a part", MADE | {"parts.swd-teacher.dataset": "made"}, *PART_OF_IMAGES),
+    ("images of another text", MADE | TEXT | {"decompose.pyramid.text": "words"}, *OTHER_TEXT),
+    ("a student of no such images", {f"{SWD}.dataset": "made"}, f"{SWD}.dataset", "'made'", "one of pyramid,"),
     ("a solver for a student", {"methods.swd.solver": SOLVER}, "methods.swd.solver", "'steps': 4", "null"),
     (
         "a pyramid of unsorted resolutions",
@@ -382,6 +406,7 @@ INVALID = [
     ("an unknown source", {"data.source": "ftp"}, "data.source", "'ftp'", "'digit-pairs', 'files', 'url' or 'hub'"),
     ("two extractors that are one", {"evaluate.second_extractor": "efficientnet-lite0"}, *SECOND),
     ("an unknown floor", {"evaluate.floors": ["fake"]}, "evaluate.floors.0", "'fake'", "'real' or 'autoencoder'"),
+    ("a CLIP that is not there", {"evaluate.clip_score": "nope"}, "evaluate.clip_score", "'nope'", "null, or a folder"),
     ("a floor twice", {"evaluate.floors": ["real", "real"]}, "evaluate.floors", "['real', 'real']", "each floor once"),
     ("an autoencoder's floor without one", NO_VAE, "evaluate.floors", "['real', 'autoencoder']", "vae.kind is none"),
     ("a method with a floor's name", {"methods.real": METHOD}, "methods.real", "'real'", "another name: samples"),
@@ -580,6 +605,12 @@ def test_a_part_is_trained_as_the_section_training_says_but_for_what_it_says_its
 def test_a_fault_in_the_section_training_is_its_own_and_not_that_of_the_parts_that_take_it_over(refused, tiny):
     nowhere = {f"parts.{name}.training": {} for name in tiny["parts"]}
     assert refused({"training.batch": 0, **nowhere}).startswith("params.yaml: training.batch: 0 ")
+
+
+def test_scores_of_prompts_are_refused_where_images_have_none(refused, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    line = refused({"evaluate.pick_score": str(tmp_path)})
+    assert line.startswith("params.yaml: evaluate.pick_score: ") and line.endswith("null, since `text` is empty")
 
 
 def test_an_experiment_without_an_autoencoder_trains_none(tiny):

@@ -23,7 +23,6 @@ from multiscale.core.storage import Table
 from multiscale.core.streams import noise_of_seeds
 from multiscale.methods.msf.settings import Residual
 from multiscale.methods.ssd.settings import Pixels
-from multiscale.methods.swd import teaching
 from multiscale.methods.swd.parts import TeacherConfig
 from multiscale.methods.swd.settings import Pyramid, Synthetic
 from multiscale.methods.wmgm.settings import Wavelet
@@ -217,10 +216,9 @@ def test_bands_are_those_of_pywavelets_on_images_from_0_to_1(name, pixels):
 
 def test_images_of_a_teacher_are_decoded_to_8_bits_averaged_in_pixels_and_normalised(tmp_path, monkeypatch):
     """The velocity of a new network is zero, so the teacher returns the noise of its seeds."""
-    from stages import distill
+    from stages import synthetic
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(teaching, "BATCH", 4)
     about = {"shift": [0.1, -0.3], "scale": [0.5, 0.25]}
     size = {"depth": 1, "width": 16, "heads": 2, "patch": 2}
     config = {"kind": "swd", "role": "teacher", "channels": 2, "resolution": 8, "classes": 3, "network": size}
@@ -230,10 +228,12 @@ def test_images_of_a_teacher_are_decoded_to_8_bits_averaged_in_pixels_and_normal
     Path("pyramid/statistics.json").write_text(json.dumps({"classes": 3, "latent": about, "grids": {"4": 4, "8": 8}}))
     models.save(Path("teacher"), config.network.build(2, 2, 3).state_dict(), config)
     solver = {"steps": 2, "name": "euler", "guidance_scale": 2.0}
-    section = Synthetic.model_validate({"images": 6, "solver": solver})
-    made = teaching.TeacherImages(section, Path("teacher"), Path("pyramid"))
-    folder = distill.images(made, Path("teacher"), Path("pyramid"), "fp32", "distill-swd")
-    found = load_file(folder / "targets.safetensors")
+    asked = {"kind": "swd", "teacher": "teacher", "dataset": "pyramid", "images": 6, "batch": 4, "solver": solver}
+    section = Synthetic.model_validate(asked)
+    given = section, Path("teacher"), Path("pyramid")
+    made, worker = synthetic.images(*given), synthetic.Generator(*given, "fp32")
+    batches = [made.targets(worker.make(made.seeds[k : k + 4], made.labels()[k : k + 4])) for k in (0, 4)]
+    found = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]} | {"label": made.labels()}
 
     noise = noise_of_seeds([10**9 + k for k in range(6)], "teacher", (2, 8, 8)).double().numpy()
     image = noise * np.array([0.3, 0.4]).reshape(2, 1, 1) + np.array([0.2, 0.0]).reshape(2, 1, 1)

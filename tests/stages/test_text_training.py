@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
+from conftest import called
+from PIL import Image
 
 from multiscale import sampling
 from multiscale.condition import Condition
-from multiscale.core.storage import Table
+from multiscale.core.storage import Table, read_json
 from multiscale.networks import text
 from stages.common.errors import BadInput
-from stages.common.paths import DECOMPOSED, IMAGES, MODELS, SAMPLES
+from stages.common.paths import DECOMPOSED, IMAGES, MEASUREMENTS, MODELS, SAMPLES
 from stages.common.paths import TEXT as TEXTS
 from stages.common.settings import load
 
@@ -97,6 +100,22 @@ def test_images_are_made_for_the_prompts_that_they_are_told(told):
         wanted = torch.cat(list(sampling.generate(sampler, seeds, torch.arange(section.images), section.batch)))
         off = (made["pixels"].int() - wanted.int()).abs()
         assert off.max() <= 1, name  # an encoder's last digits depend on the batch
+
+    # In evaluation: the prompts of the samples are known, and those of held-out images.
+    run(told, "evaluate teacher", "floor real")
+    for name in ("teacher", "real"):
+        found = read_json(MEASUREMENTS / f"{name}.json")
+        assert found["protocol"]["prompts"] == 2 and found["diversity"] > 0 and found["diversity_se"] > 0
+    shown = pl.read_parquet(SAMPLES / "teacher" / "prompts.parquet")["prompt"].to_list()
+    assert shown == said and "diversity" not in read_json(MEASUREMENTS / "msf.json")
+
+    # From a shell, the encoder of the stages makes the same image of the same prompt and seed.
+    solver = ["--set", "solver.steps=2", "solver.guidance_scale=2.0"]
+    asked = ["--prompts", said[0], "--seeds", str(seeds[0]), "--out", "new/", *solver]
+    assert called("multiscale", "sample", "models/teacher", *asked).returncode == 0
+    image = np.asarray(Image.open("new/prompt-1-seed-0.png"))[..., 0].astype(int)
+    made = Table.open(SAMPLES / "teacher" / "images.safetensors")[slice(1)]["pixels"][0, 0]
+    assert np.abs(image - made.int().numpy()).max() <= 2
 
 
 TEACHER = "parts.teacher.network"

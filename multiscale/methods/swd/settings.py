@@ -115,10 +115,17 @@ class Fake(Section):
 
 
 class Synthetic(Section):
-    """Training images that the teacher generates at the full resolution."""
+    """Training images that a teacher generates at the full resolution, made into a pyramid as the dataset's are."""
 
+    kind: Literal["swd"]
+    teacher: Name
+    """a method of one DiT: kind swd, or kind msf with one resolution"""
+    dataset: Name
+    """decomposition that they are made like, with its classes or captions; a key of `decompose`"""
     images: Positive
     """how many; published: 200000"""
+    batch: Positive = 50
+    """images a batch; an interrupted stage goes on after the last whole one"""
     solver: Solver
 
 
@@ -141,8 +148,6 @@ class Student(Trained):
     dmd: DMD = DMD()
     gan: GAN = GAN()
     fake: Fake = Fake()
-    synthetic: Synthetic | None = None
-    """images that the teacher generates; null: the dataset's own"""
     training: Training
 
     @model_validator(mode="after")
@@ -175,7 +180,7 @@ PART = Annotated[
     Annotated[Teacher, Tag(TRAINED)] | Annotated[PublishedTeacher, Tag(FETCHED)],
     Discriminator(_made),
 ]
-DECOMPOSITION, METHOD, STUDENT = Pyramid, SwDMethod, Student
+DECOMPOSITION, METHOD, STUDENT, SYNTHETIC = Pyramid, SwDMethod, Student, Synthetic
 DATASETS = ("swd",)
 
 
@@ -232,15 +237,11 @@ def _check_patch(experiment: Experiment, key: str, patch: int, resolutions: list
 
 def check_student(experiment: Experiment, key: str, student: Student) -> None:
     """Refuses a teacher that is no single DiT, a block that it lacks, and steps that do not fit the pyramid."""
-    teachers = {name: part for name in experiment.methods if (part := _teacher(experiment, name))}
-    if student.teacher not in teachers:
-        allowed = f"one of {', '.join(teachers) or 'none'}: methods of one DiT (kind swd, or msf with one scale)"
-        raise Bad(f"{key}.teacher", student.teacher, allowed)
-    network = teachers[student.teacher].network
+    teacher, dataset = _teacher(experiment, key, student.teacher), experiment.decomposition_of(student.dataset)
+    network = teacher.network
     if student.block >= network.depth:
         raise Bad(f"{key}.block", student.block, f"0 to {network.depth - 1}, the blocks of {student.teacher}")
-    steps, resolutions, decomposed = f"{key}.schedule.resolutions", student.schedule.resolutions, experiment.decompose
-    encoded = decomposed[student.dataset].resolutions
+    steps, resolutions, encoded = f"{key}.schedule.resolutions", student.schedule.resolutions, dataset.resolutions
     if resolutions[-1] != encoded[-1]:
         raise Bad(steps, resolutions, f"a last resolution of data.resolution ({encoded[-1]})")
     if not set(resolutions) <= set(encoded):
@@ -249,13 +250,33 @@ def check_student(experiment: Experiment, key: str, student: Student) -> None:
     if student.dmd.weight and isinstance(network, SDXLNetwork) and resolutions[0] < encoded[-1]:
         allowed = "0.0: SDXL makes no pictures at low resolutions, so its score is wrong there"
         raise Bad(f"{key}.dmd.weight", student.dmd.weight, allowed)
-    (part,) = experiment.parts_of(student.teacher).values()
-    read = getattr(decomposed[part.dataset], "text", None)
-    if decomposed[student.dataset].text != read:
-        raise Bad(f"{key}.dataset", student.dataset, f"a dataset with the text of its teacher ({read or 'none'})")
+    _check_text(experiment, key, student.dataset, teacher)
 
 
-def _teacher(experiment: Experiment, method: str) -> Any:
+def check_synthetic(experiment: Experiment, key: str, synthetic: Synthetic) -> None:
+    """Refuses a teacher that is no single DiT or reads another text, and a dataset that is no pyramid."""
+    pyramids = [name for name, section in experiment.decompose.items() if isinstance(section, Pyramid)]
+    if synthetic.dataset not in pyramids:
+        raise Bad(f"{key}.dataset", synthetic.dataset, f"one of {', '.join(pyramids) or 'none'}, the pyramids")
+    _check_text(experiment, key, synthetic.dataset, _teacher(experiment, key, synthetic.teacher))
+
+
+def _check_text(experiment: Experiment, key: str, name: str, teacher: Any) -> None:
+    read = getattr(experiment.decompose[teacher.dataset], "text", None)
+    if experiment.decomposition_of(name).text != read:
+        raise Bad(f"{key}.dataset", name, f"a dataset with the text of its teacher ({read or 'none'})")
+
+
+def _teacher(experiment: Experiment, key: str, method: str) -> Any:
+    """The part of the method in `key`.teacher. Raises Bad for a method that cannot teach."""
+    teachers = {name: part for name in experiment.methods if (part := _teaching(experiment, name))}
+    if method not in teachers:
+        allowed = f"one of {', '.join(teachers) or 'none'}: methods of one DiT (kind swd, or msf with one scale)"
+        raise Bad(f"{key}.teacher", method, allowed)
+    return teachers[method]
+
+
+def _teaching(experiment: Experiment, method: str) -> Any:
     """The part of a method that can teach, or None."""
     parts = list(experiment.parts_of(method).values())
     if len(parts) != 1:

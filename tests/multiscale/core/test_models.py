@@ -147,6 +147,7 @@ def test_a_shell_makes_a_picture_of_each_image_in_a_folder(out, folder, tmp_path
         (["--set", "scales.0.stpes=2"], "error: --set: scales.0"),
         (["--set", "steps=2"], "error: --set: "),
         (["--set", "scales.1.steps=2"], "error: scales: 2 is not allowed; allowed: 1, one a scale, or none"),
+        (["--prompts", "two ones"], "dit reads no text; allowed: --classes, or neither"),
         (["--seeds", "5-"], "argument --seeds: invalid seeds_of value: '5-'"),
         (["--out", "grid.gif"], "error: --out: 'grid.gif' is not allowed; allowed: FILE.png for a grid, FOLDER/ for"),
     ],

@@ -7,7 +7,8 @@ import logging
 import pytest
 import torch
 
-from multiscale.training.checkpoint import Checkpoints, digest_files, flatten_optimizer, restore_optimizer
+from multiscale.core.storage import digest_files
+from multiscale.training.checkpoint import Checkpoints, flatten_optimizer, restore_optimizer
 
 
 @pytest.fixture
