@@ -40,7 +40,10 @@ class TextEncoder(Protocol):
 
 
 class TrainedTextEncoder:
-    """The text encoder of a small CLIP: the last hidden states, and the projected state of the end of the text."""
+    """The text encoder of a small CLIP: states before its last layer, and the projected state of the end of the text.
+
+    SD3 takes the same: CLIP's training leaves the last layer's states of all tokens but the end to chance.
+    """
 
     def __init__(self, folder: Path):
         make_torchvision_importable()
@@ -58,8 +61,8 @@ class TrainedTextEncoder:
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         ids = tokens(self.tokenizer, texts).to(self.device)
-        found = self.net(input_ids=ids)
-        return found.last_hidden_state.float().cpu(), found.text_embeds.float().cpu()
+        found = self.net(input_ids=ids, output_hidden_states=True)
+        return found.hidden_states[-2].float().cpu(), found.text_embeds.float().cpu()
 
     def null(self) -> tuple[Tensor, Tensor]:
         return self.encode([""])

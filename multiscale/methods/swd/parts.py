@@ -28,6 +28,7 @@ from multiscale.methods.swd.student import FakeScore, StudentPart, TokenHead
 from multiscale.networks import families
 from multiscale.networks.dit import DiTNetwork
 from multiscale.networks.published.network import Published, PublishedNetwork, normalisation
+from multiscale.networks.published.sd3 import SD3
 from multiscale.training.part import Batch, Data, Loss, Nets, Part
 
 
@@ -70,7 +71,10 @@ def build_part(name: str, settings: Teacher, folder: Path) -> TeacherPart:
     )
     columns = [f"z{resolution}" for resolution in statistics.grids]
     table = Table.open(folder / "targets.safetensors", "label", *columns)
-    return TeacherPart(name, table, config.build(), config, settings, columns, beside(folder, config.classes))
+    net = config.build()
+    if isinstance(net, SD3):
+        net.initialise()
+    return TeacherPart(name, table, net, config, settings, columns, beside(folder, config.classes))
 
 
 def publish(settings: PublishedTeacher, source: Path, folder: Path, out: Path) -> None:

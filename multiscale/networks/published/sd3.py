@@ -1,15 +1,16 @@
 """Stable Diffusion 3 and 3.5: the MMDiT (arXiv 2403.03206), a rectified flow on the latents of 16 channels.
 
 Positions are sine codes of a fixed density, of which a latent sees the middle of the grid: at a low resolution the
-network sees, and makes, a crop of the picture.
+published networks see, and make, a crop of the picture. One that is trained here can spread them over all of it.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import torch.nn.functional as F
 from pydantic import model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from multiscale.core.settings import Count, Positive, preset
 from multiscale.networks.published.network import CLIP, Published, PublishedNetwork
@@ -24,6 +25,9 @@ PRESETS = {
 }  # fmt: skip
 
 
+Positions = Literal["middle", "whole"]
+
+
 class SD3(Published):
     """`SD3Transformer2DModel`; T = (h/p)^2 tokens of patches p x p."""
 
@@ -31,12 +35,16 @@ class SD3(Published):
     # The released code asks for `net.0.proj` and `net.2`, which the MLP of the text has, too.
     adapted = r"net\.transformer_blocks\.\d+\.(attn2?\.(to_[qkv]|to_out\.0)|ff(_context)?\.net\.(0\.proj|2))"
 
+    def __init__(self, net: Any, positions: Positions):
+        super().__init__(net)
+        self.positions = positions
+
     def forward(
         self, x: Tensor, t: Tensor, prompt: Tensor, pooled: Tensor, block: int | None = None, stop: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         net, dtype = self.net, self.net.proj_out.weight.dtype
         patch, grid = net.config.patch_size, x.shape[-1] // net.config.patch_size
-        image: Tensor = net.pos_embed(x.to(dtype)).contiguous()
+        image: Tensor = self._patches(x.to(dtype)).contiguous()
         tokens = image
         condition = net.time_text_embed(1000 * t, pooled.to(dtype))
         text = net.context_embedder(prompt.to(dtype))
@@ -48,8 +56,36 @@ class SD3(Published):
                     return tokens
         patches = net.proj_out(net.norm_out(image, condition))  # (N, T, p p C)
         patches = patches.unflatten(1, (grid, grid)).unflatten(3, (patch, patch, -1))
-        velocity = patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        velocity: Tensor = patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
         return velocity if block is None else (velocity, tokens)
+
+    def initialise(self) -> None:
+        """Gives DiT's initial weights (arXiv 2212.09748), with which blocks do nothing at first.
+
+        Diffusers' classes are made to be loaded, and keep torch's own.
+        """
+        for name, layer in self.net.named_modules():
+            if not isinstance(layer, nn.Linear):
+                continue
+            if name == "proj_out" or "norm" in name:  # the output, and the layers that shift, scale and gate
+                nn.init.zeros_(layer.weight)
+            elif "timestep_embedder" in name:
+                nn.init.normal_(layer.weight, std=0.02)
+            else:
+                nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """The tokens (N, T, W) of latents with their positions."""
+        embed = self.net.pos_embed
+        if self.positions == "middle":
+            return cast(Tensor, embed(x))
+        patches = cast(Tensor, embed.proj(x))  # (N, W, h/p, h/p)
+        edge = embed.pos_embed_max_size
+        table = embed.pos_embed.float().unflatten(1, (edge, edge)).permute(0, 3, 1, 2)
+        places = F.interpolate(table, patches.shape[-2:], mode="bilinear")
+        return (patches + places.to(patches)).flatten(2).transpose(1, 2)
 
 
 class SD3Network(PublishedNetwork):
@@ -57,6 +93,7 @@ class SD3Network(PublishedNetwork):
 
     library = "SD3Transformer2DModel"
     network = SD3
+    beside = frozenset({"positions"})
 
     num_layers: Positive
     """transformer blocks"""
@@ -84,6 +121,8 @@ class SD3Network(PublishedNetwork):
     """of a token of the prompt"""
     pooled_projection_dim: Positive = 2048
     """of the pooled prompt"""
+    positions: Positions = "middle"
+    """of tokens, in their table: middle, as published: a low resolution is a crop; whole: a smaller picture"""
 
     @model_validator(mode="before")
     @classmethod

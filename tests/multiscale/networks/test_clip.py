@@ -65,10 +65,10 @@ def test_what_is_saved_embeds_as_the_clip_does(tokenizer, tmp_path):
     prompt, pooled = encoder.encode(CAPTIONS)
     ids = clip.tokens(tokenizer, CAPTIONS)
     with torch.no_grad():
-        found = net.text_model(input_ids=ids)
-        torch.testing.assert_close(prompt, found.last_hidden_state)
+        found = net.text_model(input_ids=ids, output_hidden_states=True)
+        torch.testing.assert_close(prompt, found.hidden_states[-2])
         torch.testing.assert_close(pooled, net.text_projection(found.pooler_output))
-    ends = prompt[range(3), (ids == 3).int().argmax(1)]
+    ends = found.last_hidden_state[range(3), (ids == 3).int().argmax(1)]
     torch.testing.assert_close(pooled, net.text_projection(ends).detach())
     counted = [encoder.count(text) for text in ("", "a one", "a one above a two ones")]
     assert encoder.length == 7 and counted == [2, 4, 8]

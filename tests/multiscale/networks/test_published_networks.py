@@ -171,6 +171,32 @@ def test_a_low_resolution_sees_the_positions_of_the_middle_of_a_high_one():
     torch.testing.assert_close(low[0], table[4:8, 4:8] + net.net.pos_embed.proj.bias)
 
 
+@torch.no_grad()
+def test_positions_of_the_whole_picture_are_the_same_places_at_each_resolution():
+    """By hand: of 12 places on an edge, 4 tokens lie in the middle of three each, 6 between two; a line of places shows
+    it, since between neighbours it is what lies between them.
+    """
+    net = NETWORKS["sd3"].model_copy(update={"positions": "whole"}).build()
+    line = torch.arange(12.0).view(1, 12, 1).expand(12, 12, 16)  # the column of each place
+    net.net.pos_embed.pos_embed = line.reshape(1, 144, 16)
+    net.net.pos_embed.proj.bias.zero_()
+    for edge, places in ((4, [1.0, 4.0, 7.0, 10.0]), (6, [0.5, 2.5, 4.5, 6.5, 8.5, 10.5]), (12, list(range(12)))):
+        tokens = net._patches(torch.zeros(1, 4, 2 * edge, 2 * edge)).view(edge, edge, 16)
+        torch.testing.assert_close(tokens, torch.tensor(places).float().view(1, edge, 1).expand(edge, edge, 16))
+
+
+@torch.no_grad()
+def test_a_network_that_is_trained_here_starts_as_dits():
+    """No velocity, and blocks that pass the tokens of the image and of the text on as they are."""
+    net = built("sd3")
+    net.initialise()
+    x, t, prompt, pooled = given()
+    velocity, tokens = net(x, t, prompt, pooled, block=2)
+    assert torch.equal(velocity, torch.zeros_like(x)) and torch.equal(tokens, net.net.pos_embed(x))
+    weight = net.net.transformer_blocks[0].attn.to_q.weight
+    assert 0.95 < weight.abs().max() / (6 / 32) ** 0.5 <= 1  # Glorot & Bengio 2010 (16): 16 channels in, 16 out
+
+
 def gradients(net, *inputs, **options) -> list[torch.Tensor]:
     x, *rest = inputs
     x = x.clone().requires_grad_()
