@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from multiscale.core.finite import unfit
 from multiscale.core.settings import Section, fault_of
 
 FORMAT = 1
@@ -73,6 +74,13 @@ def load_weights(net: Net, folder: Path) -> Net:
         net.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ForeignModel(f"{path}: {first_line(error)}; allowed: the weights of the config beside it") from None
+    return checked(net, path)
+
+
+def checked(net: Net, path: Path) -> Net:
+    """The network of a file or folder. Raises ForeignModel if some of its weights are not finite."""
+    if name := unfit(net.state_dict()):
+        raise ForeignModel(f"{path}: {name} holds numbers that are not finite; allowed: finite weights (train again)")
     return net
 
 
