@@ -19,10 +19,11 @@ import numpy as np
 from torch import Tensor
 
 from multiscale import methods
+from multiscale.core import intact
 from multiscale.core.device import default_device, resolve_precision
 from multiscale.core.models import AUTOENCODER, TEXT
 from multiscale.core.settings import Bad
-from multiscale.core.storage import atomic_folder, write_blocks, write_json
+from multiscale.core.storage import sealed_folder, write_blocks, write_json
 from multiscale.networks import autoencoder
 from stages import fitting
 from stages.common import keys
@@ -48,13 +49,14 @@ def images(made: Any, teacher: Path, dataset: Path, precision: str, code: str) -
     inputs = [teacher, dataset / "statistics.json", *([beside] if beside.exists() else [])]
     out = SCRATCH / "synthetic" / keys.key(settings, inputs, [code])
     if out.exists():
+        intact.check(out)
         return out
     encoder = Encoder(autoencoder.beside(dataset), precision)
 
     def encode(pixels: Tensor, resolution: int) -> Tensor:
         return encoder.encode(pixels, resolution)[0].half().float()  # rounded as stored latents are
 
-    with atomic_folder(out) as folder, progress("images of the teacher", made.count) as reach:
+    with sealed_folder(out) as folder, progress("images of the teacher", made.count) as reach:
         shapes = {**made.shapes, "label": (np.int64, (made.count,))}
         write_blocks(folder / "targets.safetensors", shapes, made.blocks(encode), reach=reach)
         write_json(folder / "statistics.json", made.statistics.model_dump())
@@ -75,6 +77,7 @@ def job(student: str, params: Experiment) -> fitting.Job:
         where = MODELS / section.teacher
         raise BadInput(f"{where}: the teacher {section.teacher} is not trained yet; run dvc repro distill@{student}")
     teacher, teaching = found[0], methods.teaching(section.kind)
+    intact.check(dataset, teacher)
     try:
         teaching.check(section, teacher, dataset)
     except Bad as error:

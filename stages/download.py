@@ -33,7 +33,8 @@ import polars as pl
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
-from multiscale.core.storage import atomic_file
+from multiscale.core import intact
+from multiscale.core.storage import CHECKSUM, atomic_file
 from stages import compose, sources
 from stages.common import enough
 from stages.common.errors import BadInput, refuse
@@ -160,7 +161,9 @@ def main(params: Experiment) -> None:
             writer = writer or pq.ParquetWriter(temporary, schema, compression="none")
             writer.write_table(table)
         if writer:
+            writer.add_key_value_metadata({CHECKSUM: intact.BLANK})
             writer.close()
+            intact.seal_file(temporary)
         for name in unreadable:
             print(f"unreadable: {name}", file=sys.stderr)
         share = len(unreadable) / len(items)

@@ -24,14 +24,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from multiscale import pictures
-from multiscale.core.storage import Table, atomic_file, metadata_of, read_json, write_json
+from multiscale.core import intact
+from multiscale.core.storage import Table, atomic_file, metadata_of, read_json, write_json, write_sealed_json
 from multiscale.evaluation import features, memorisation, metrics
 from multiscale.evaluation.classifier import accuracy, load
 from stages.cluster import pool
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import tell
 from stages.common.images import some
-from stages.common.paths import CLASSIFIER, MEASUREMENTS, METRICS, NEIGHBOURS, REFERENCE, SAMPLES
+from stages.common.paths import CLASSIFIER, IMAGES, MEASUREMENTS, METRICS, NEIGHBOURS, REFERENCE, SAMPLES
 from stages.reference import Extractor, extract
 from stages.schema import Experiment
 
@@ -41,6 +42,7 @@ SHOWN = 12  # pairs in the picture
 
 def measure(name: str, params: Experiment) -> dict[str, Any]:
     """Measures samples/NAME by the section `evaluate`, and returns the values that it writes."""
+    intact.check(IMAGES, REFERENCE, CLASSIFIER, SAMPLES / name)
     section = params.evaluate
     images = SAMPLES / name / "images.safetensors"
     table, title = Table.open(images), f"evaluate {name}"
@@ -85,7 +87,7 @@ def measure(name: str, params: Experiment) -> dict[str, Any]:
         "is_splits": section.is_splits,
         "prc_neighborhood": section.prc_neighborhood,
     }
-    write_json(MEASUREMENTS / f"{name}.json", {**values, "protocol": protocol})
+    write_sealed_json(MEASUREMENTS / f"{name}.json", {**values, "protocol": protocol})
     write_json(METRICS / f"{name}.json", {key: values[key] for key in HEADLINE})
     print(f"{name}: KID-{protocol['metric']} {values['kid']:.5f} +- {values['kid_se']:.5f}, N = {len(table)}")
     return values

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from backports import tarfile  # Python before 3.11.4 has no safe filter
 
-from multiscale.core.storage import atomic_folder
+from multiscale.core import intact
+from multiscale.core.storage import sealed_folder
 from stages import beside, digits, fetch, idx
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import is_disk_full
@@ -148,8 +149,10 @@ def _zip(path: Path, data: Data) -> list[Item]:
 
 def _unpack_tar(path: Path) -> Path:
     folder = Path(SCRATCH, "unpacked", fetch.sha256_of(path)[:16])
-    if not folder.exists():
-        with atomic_folder(folder) as temporary, tarfile.open(path) as archive:
+    if folder.exists():
+        intact.check(folder)
+    else:
+        with sealed_folder(folder) as temporary, tarfile.open(path) as archive:
             archive.extractall(temporary, filter="data")
     return folder
 

@@ -10,6 +10,7 @@ if __name__ == "__main__":  # first: the imports below take seconds
 from functools import partial
 
 from multiscale import methods
+from multiscale.core import intact
 from stages import fitting
 from stages.common.errors import refuse
 from stages.common.paths import DECOMPOSED
@@ -22,6 +23,7 @@ def job(part: str, params: Experiment) -> fitting.Job:
         raise refuse("train", "PART", part, f"one of {', '.join(params.parts)}")
     section = params.parts[part]
     folder = DECOMPOSED / section.dataset
+    intact.check(folder)
     build = partial(methods.parts(section.kind).build_part, part, section, folder)
     return fitting.part_job(part, build, section, params, [folder], f"train-{section.kind}")
 
