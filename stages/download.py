@@ -153,9 +153,11 @@ def main(params: Experiment) -> None:
     unreadable: list[str] = []
     about = {CLASS_NAMES: sources.class_names(items), FACTORS: compose.FACTORS if data.source == "digit-pairs" else ()}
     metadata = {key: json.dumps(value) for key, value in about.items() if value}
+    kinds = {item.label: item.kind for item in items}
     with atomic_file(IMAGES) as temporary:
-        writer = None
+        writer, bare = None, set(kinds)
         for frame in rows(items, data, unreadable):
+            bare -= set(frame["label"])
             table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
             schema = table.schema.with_metadata(metadata) if metadata else table.schema
             writer = writer or pq.ParquetWriter(temporary, schema, compression="none")
@@ -175,6 +177,11 @@ def main(params: Experiment) -> None:
         splits = Counter(pl.read_parquet(temporary, columns=["split"])["split"].to_list())
         if not splits["train"]:
             raise refuse(EXPERIMENT, "data.path", data.path, f"a dataset with a split 'train' (found {dict(splits)})")
+        if bare:  # the class of a damaged name in an archive, for one
+            named = ", ".join(kinds[label] or str(label) for label in sorted(bare))
+            raise BadInput(
+                f"{data.path}: no image of the class {named} can be read; allowed: one or more in each class"
+            )
         enough.check(params, splits["train"], splits["test"])
-    labels, shape = len({item.label for item in items}), f"{data.resolution}x{data.resolution}"
+    labels, shape = len(kinds), f"{data.resolution}x{data.resolution}"
     print(f"{sum(splits.values())} images at {shape}, {labels} classes, splits {dict(splits)}")
