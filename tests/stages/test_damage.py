@@ -124,3 +124,18 @@ def test_a_seal_by_hand_is_taken(made):
     path.write_text(path.read_text().replace('"images"', '"count"'))
     sealed("data/latents/32")
     intact.check(Path("data/latents/32"))
+
+
+# Where a stage would write there is a file, as on a disk that is read-only: it says so and writes nothing.
+BLOCKED = {"latents 32": "data/latents", "decompose full": "data/decomposed", "sample msf": "samples"}
+
+
+@pytest.mark.parametrize("stage", BLOCKED)
+def test_a_place_that_cannot_be_written_is_one_line(stage, made):
+    place = Path(BLOCKED[stage])
+    shutil.rmtree(place)
+    place.write_text("in the way")
+    before = made.files()
+    done = made.stage(*stage.split())
+    assert made.files() == before and done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"error: {place}"), done.stderr
