@@ -177,7 +177,7 @@ def _zip(path: Path, data: Data) -> list[Item]:
     return _named(readers, data)
 
 
-class _Member(tarfile.TarInfo):
+class _Member(tarfile.TarInfo):  # type: ignore[misc]  # the backport has no types
     """A member of a tar whose header must be whole: the library takes a damaged one, or none, for the end."""
 
     @classmethod
