@@ -14,6 +14,8 @@ import polars as pl
 from PIL import Image
 
 from multiscale import methods
+from multiscale.core import intact
+from multiscale.core.storage import CHECKSUM
 from multiscale.training.part import Part, Training
 from stages import classifier, decompose, latents, vae
 from stages.common import paths
@@ -56,13 +58,16 @@ def write_images(count: int, resolution: int, channels: int, kinds: int = 64, te
         "image": [made[row % kinds] for row in rows],
     }
     paths.IMAGES.parent.mkdir(parents=True, exist_ok=True)
-    pl.DataFrame(frame, schema=SCHEMA).write_parquet(paths.IMAGES, row_group_size=256)
+    marked = {CHECKSUM: intact.BLANK}
+    pl.DataFrame(frame, schema=SCHEMA).write_parquet(paths.IMAGES, row_group_size=256, metadata=marked)
+    intact.seal_file(paths.IMAGES)
 
 
 def write_autoencoder(params: Experiment) -> None:
     """Writes models/vae with random weights."""
     paths.VAE.mkdir(parents=True)
     vae.build(params.vae, params.data.channels).save(paths.VAE)
+    intact.seal_folder(paths.VAE)
 
 
 def prepare(params: Experiment, count: int = 256) -> None:

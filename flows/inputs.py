@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -18,12 +19,14 @@ from dvc.scm import SCMError
 from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides
 from filelock import FileLock, Timeout
+from ruamel.yaml.error import YAMLError
 
 from flows import graph
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES
 
 LOCK = Path(".dvc/tmp/flow.lock")  # the system frees it when its holder dies
+EXPERIMENT_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # what git, DVC's command line and file systems all take
 
 
 def recipes() -> list[str]:
@@ -43,7 +46,7 @@ def prepared(
     """Writes the recipe and the overrides into the experiment's file and plans the stages; alone in this folder.
 
     With `passing` the overrides hold for this run alone and are put back at its end, unless the file was edited
-    meanwhile. Raises BadInput, and then the file is as it was before.
+    meanwhile. Raises BadInput; whatever ends the preparations, the file is as it was before.
     """
     if slots is not None and slots < 1:
         raise refuse("reproduce", "slots", slots, "1 or more stages at once")
@@ -60,7 +63,7 @@ def prepared(
             if overrides:
                 _override(overrides)
             stages = graph.plan(targets)
-        except BadInput:
+        except BaseException:
             if before is not None and EXPERIMENT.read_bytes() != before:
                 EXPERIMENT.write_bytes(before)
             raise
@@ -106,15 +109,18 @@ def _override(overrides: list[str]) -> None:
             key, sign, value = override.partition("=")
             if not (key and sign):
                 raise refuse("-S", "override", override, "KEY=VALUE")
+            if "${" in override:  # it may stand for a password of the environment
+                raise refuse("-S", key, value, f"a plain value: what it stands for would be written into {EXPERIMENT}")
+            tree = settings.read_yaml(copy)
             try:
                 apply_overrides(copy, [override])
-            except DvcException as error:
-                raise _not_applied(key, value, settings.read_yaml(copy), error) from error
+            except (DvcException, YAMLError) as error:
+                raise _not_applied(key, value, tree, error) from error
         settings.validate(settings.read_yaml(copy), EXPERIMENT)
         copy.replace(EXPERIMENT)
 
 
-def _not_applied(key: str, value: str, tree: object, error: DvcException) -> BadInput:
+def _not_applied(key: str, value: str, tree: object, error: Exception) -> BadInput:
     """The error for an override that DVC does not apply: its key is not in the file, or its value is none of YAML."""
     from multiscale.core.settings import meant
 
@@ -124,11 +130,13 @@ def _not_applied(key: str, value: str, tree: object, error: DvcException) -> Bad
             near = meant(step, tree if isinstance(tree, dict) else ())
             return BadInput(f"{EXPERIMENT}: {key}: not in the file{near}; +{key}={value} adds a key that is left out")
         tree = tree[step]
-    return refuse(EXPERIMENT, key, value, f"a value of YAML ({str(error.__cause__).splitlines()[0]})")
+    return refuse(EXPERIMENT, key, value, f"a value of YAML ({str(error.__cause__ or error).splitlines()[0]})")
 
 
 def _check_name(experiment: str) -> None:
     """An experiment's name must be one for git and new on this commit; DVC would say so only when all is done."""
+    if not re.fullmatch(EXPERIMENT_NAME, experiment) or experiment == "HEAD":
+        raise refuse("experiment", "name", experiment, "up to 100 letters, digits, '.', '_' and '-', the first no sign")
     try:
         with Repo() as repo:
             baseline = repo.experiments.scm.get_rev()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from multiscale.core import models
+from multiscale.core import intact, models
 from multiscale.core.device import autocast, cast_weights, default_device, layout_of, placed, resolve_precision
 from multiscale.core.pixels import to_pixels
 from multiscale.core.settings import Sampled
@@ -113,6 +113,7 @@ def load(folder: Path, settings: Sampled | None = None, precision: str = "auto")
     from multiscale.networks import autoencoder
 
     parts = parts_in(folder)
+    intact.check(*parts)
     kind = models.about(parts[0])["kind"]
     if kind not in methods.names() or any(models.about(part)["kind"] != kind for part in parts):
         allowed = f"parts of one method ({', '.join(methods.names())})"

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import polars as pl
 
-from multiscale.core.storage import atomic_folder
+from multiscale.core import intact
+from multiscale.core.storage import sealed_folder
 from stages import fetch
 from stages.common import images
 from stages.common.errors import BadInput, refuse
-from stages.common.paths import CAPTIONS, EXPERIMENT, PROMPTS
+from stages.common.paths import CAPTIONS, EXPERIMENT, IMAGES, PROMPTS
 from stages.schema import Experiment
 from stages.schema.prompts import Prompts
 
@@ -32,6 +33,7 @@ SCHEMA = {"prompt": pl.String, "label": pl.Int64}
 def collect(section: Prompts, key: str) -> pl.DataFrame:
     """The prompts and labels of a section, of which `key` is the place in the experiment. Raises BadInput."""
     if section.source == "pictures":
+        intact.check(IMAGES)
         return images.captions(section.split).select(prompt=images.CAPTION, label="label")
     if section.source == "hub":
         folder = fetch.snapshot(str(section.url), str(section.revision), f"{key}.url")
@@ -83,6 +85,6 @@ def main(params: Experiment, name: str) -> None:
     for row, prompt in enumerate(prompts["prompt"]):
         if not (prompt or "").strip():
             raise refuse(EXPERIMENT, key, prompt, f"a text in every row (row {row} is empty)")
-    with atomic_folder(CAPTIONS / name) as folder:
+    with sealed_folder(CAPTIONS / name) as folder:
         prompts.write_parquet(folder / PROMPTS)
     print(f"{len(prompts)} prompts, {prompts['prompt'].n_unique()} different ones")

@@ -14,7 +14,8 @@ if __name__ == "__main__":  # first: the imports below take seconds
 
 from functools import partial
 
-from multiscale.core.storage import atomic_folder, write_json
+from multiscale.core import intact
+from multiscale.core.storage import sealed_folder, write_json, write_sealed_json
 from multiscale.evaluation.classifier import ClassifierConfig, ClassifierPart, accuracy, load
 from stages import fitting
 from stages.common.images import classes, count, factors, pixel_table
@@ -28,18 +29,19 @@ def build(config: ClassifierConfig) -> ClassifierPart:
 
 
 def main(params: Experiment) -> None:
+    intact.check(IMAGES)
     section = params.classifier
     config = ClassifierConfig(
         channels=params.data.channels, classes=factors() or classes(), width=section.width, stages=section.stages
     )
     if config.count < 2:
-        with atomic_folder(CLASSIFIER) as folder:
+        with sealed_folder(CLASSIFIER) as folder:
             write_json(folder / "config.json", config.model_dump())
     else:
         made = partial(build, config)
         job = fitting.job("classifier", made, section, params.seed, [IMAGES], CLASSIFIER, "classifier")
         fitting.train(job, params.run)
-    write_json(METRICS / "classifier.json", {"held_out_accuracy": held_out_accuracy()})
+    write_sealed_json(METRICS / "classifier.json", {"held_out_accuracy": held_out_accuracy()})
 
 
 def held_out_accuracy() -> float | None:

@@ -19,45 +19,53 @@ import numpy as np
 from torch import Tensor
 
 from multiscale import methods
+from multiscale.core import intact
 from multiscale.core.normalisation import Normalisation
-from multiscale.core.storage import Table, atomic_folder, read_json, write_blocks, write_json
+from multiscale.core.storage import Table, read_json, sealed_folder, write_blocks, write_json
 from stages.common import codec, texts
 from stages.common.errors import refuse
 from stages.common.harness import progress
 from stages.common.images import classes, pixel_table
-from stages.common.paths import DECOMPOSED, LATENTS
+from stages.common.paths import DECOMPOSED, EMBEDDINGS, IMAGES, LATENTS
 from stages.schema import Decomposition, Experiment
 
 BLOCK = 1024
+STATISTICS = "statistics.json"
 
 
 class Dataset:
     """The training images and their latents, from the outputs of earlier stages."""
 
     def pixels(self) -> Table:
+        intact.check(IMAGES)
         return pixel_table("train")
 
     def latents(self, resolution: int) -> Table:
-        return Table.open(LATENTS / str(resolution) / "latents.safetensors", "mean", "label")
+        folder = LATENTS / str(resolution)
+        intact.check(folder)
+        return Table.open(folder / "latents.safetensors", "mean", "label")
 
     def normalisation(self, resolution: int) -> Normalisation:
-        found = read_json(LATENTS / str(resolution) / "statistics.json")
+        folder = LATENTS / str(resolution)
+        intact.check_folder(folder, STATISTICS)
+        found = read_json(folder / STATISTICS)
         return Normalisation(shift=found["shift"], scale=found["scale"])
 
     def captions(self, text: str) -> Tensor:
+        intact.check(EMBEDDINGS / text)
         return texts.captions(text)
 
 
 def decompose(out: Path, section: Decomposition) -> None:
     """Writes the decomposition of a section of `decompose`, its statistics, and the autoencoder of its latents."""
     made = methods.decomposition(section.kind).decompose(section, Dataset())
-    with atomic_folder(out) as folder, progress(f"decompose {out.name}", made.count) as reach:
+    with sealed_folder(out) as folder, progress(f"decompose {out.name}", made.count) as reach:
         path, shapes = folder / "targets.safetensors", {**made.shapes, "label": (np.int64, (made.count,))}
         blocks = (made.block(slice(start, start + BLOCK)) for start in range(0, made.count, BLOCK))
         write_blocks(path, shapes, blocks, reach=reach)
         encoded = LATENTS / str(made.resolution) if made.resolution else None
-        kinds = read_json(encoded / "statistics.json")["classes"] if encoded else classes()
-        write_json(folder / "statistics.json", {"classes": kinds, **made.statistics(Table.open(path, *made.shapes))})
+        kinds = read_json(encoded / STATISTICS)["classes"] if encoded else classes()
+        write_json(folder / STATISTICS, {"classes": kinds, **made.statistics(Table.open(path, *made.shapes))})
         if encoded:
             codec.carry(encoded, folder)
         if text := getattr(section, "text", None):

@@ -13,6 +13,7 @@ if __name__ == "__main__":  # first: the imports below take seconds
 from functools import partial
 
 from multiscale import methods
+from multiscale.core import intact
 from multiscale.core.settings import Bad
 from stages import fitting
 from stages.common import teachers
@@ -27,6 +28,7 @@ def job(student: str, params: Experiment) -> fitting.Job:
         raise refuse("distill", "STUDENT", student, f"one of {', '.join(params.students)}")
     section = params.students[student]
     dataset, teacher = DECOMPOSED / section.dataset, teachers.trained(section.teacher, f"distill@{student}")
+    intact.check(dataset, teacher)
     try:
         methods.teaching(section.kind).check(section, teacher, dataset)
     except Bad as error:

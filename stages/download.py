@@ -33,7 +33,8 @@ import polars as pl
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
-from multiscale.core.storage import atomic_file
+from multiscale.core import intact
+from multiscale.core.storage import CHECKSUM, atomic_file
 from stages import compose, sources
 from stages.common import enough
 from stages.common.errors import BadInput, refuse
@@ -152,15 +153,19 @@ def main(params: Experiment) -> None:
     unreadable: list[str] = []
     about = {CLASS_NAMES: sources.class_names(items), FACTORS: compose.FACTORS if data.source == "digit-pairs" else ()}
     metadata = {key: json.dumps(value) for key, value in about.items() if value}
+    kinds = {item.label: item.kind for item in items}
     with atomic_file(IMAGES) as temporary:
-        writer = None
+        writer, bare = None, set(kinds)
         for frame in rows(items, data, unreadable):
+            bare -= set(frame["label"])
             table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
             schema = table.schema.with_metadata(metadata) if metadata else table.schema
             writer = writer or pq.ParquetWriter(temporary, schema, compression="none")
             writer.write_table(table)
         if writer:
+            writer.add_key_value_metadata({CHECKSUM: intact.BLANK})
             writer.close()
+            intact.seal_file(temporary)
         for name in unreadable:
             print(f"unreadable: {name}", file=sys.stderr)
         share = len(unreadable) / len(items)
@@ -172,6 +177,11 @@ def main(params: Experiment) -> None:
         splits = Counter(pl.read_parquet(temporary, columns=["split"])["split"].to_list())
         if not splits["train"]:
             raise refuse(EXPERIMENT, "data.path", data.path, f"a dataset with a split 'train' (found {dict(splits)})")
+        if bare:  # the class of a damaged name in an archive, for one
+            named = ", ".join(kinds[label] or str(label) for label in sorted(bare))
+            raise BadInput(
+                f"{data.path}: no image of the class {named} can be read; allowed: one or more in each class"
+            )
         enough.check(params, splits["train"], splits["test"])
-    labels, shape = len({item.label for item in items}), f"{data.resolution}x{data.resolution}"
+    labels, shape = len(kinds), f"{data.resolution}x{data.resolution}"
     print(f"{sum(splits.values())} images at {shape}, {labels} classes, splits {dict(splits)}")

@@ -29,14 +29,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from multiscale.core import models
-from multiscale.core.storage import atomic_folder, write_blocks, write_json
+from multiscale.core import intact, models
+from multiscale.core.storage import sealed_folder, write_blocks, write_json
 from multiscale.networks import text
 from stages.cluster import Pool, pool
 from stages.common import images
 from stages.common.errors import refuse
 from stages.common.harness import progress
-from stages.common.paths import CAPTIONS, EMBEDDINGS, EXPERIMENT, PROMPTS, TEXT
+from stages.common.paths import CAPTIONS, EMBEDDINGS, EXPERIMENT, IMAGES, PROMPTS, TEXT
 from stages.common.texts import ROWS
 from stages.schema import Experiment
 from stages.schema.prompts import Encoder, PublishedEncoder
@@ -96,6 +96,7 @@ def embed(out: Path, texts: list[str], workers: Pool, batch: int, reach: Callabl
 def main(params: Experiment, name: str) -> None:
     if name not in params.text:
         raise refuse("embeddings", "NAME", name, f"one of {', '.join(params.text) or 'none'}")
+    intact.check(IMAGES, CAPTIONS / name, TEXT / name)
     captions = images.captions("train")["caption"].to_list()
     prompts = pl.read_parquet(CAPTIONS / name / PROMPTS)["prompt"].to_list()
     texts, title = list(dict.fromkeys([*prompts, *captions])), f"embeddings {name}"
@@ -106,7 +107,7 @@ def main(params: Experiment, name: str) -> None:
         if long:
             allowed = f"at most {length} tokens (row {long[0]} has {long[1]})"
             raise refuse(EXPERIMENT, f"text.{name}.prompts", prompts[long[0]], allowed)
-        with atomic_folder(EMBEDDINGS / name) as folder, progress(title, 1 + len(texts), "text") as reach:
+        with sealed_folder(EMBEDDINGS / name) as folder, progress(title, 1 + len(texts), "text") as reach:
             about = embed(folder / models.EMBEDDINGS, texts, workers, params.run.batch, reach)
             save_file({key: torch.tensor(each) for key, each in rows.items()}, folder / ROWS)
             shutil.copyfile(CAPTIONS / name / PROMPTS, folder / PROMPTS)

@@ -16,7 +16,8 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
-from multiscale.core.storage import Table, atomic_folder, read_json
+from multiscale.core import intact
+from multiscale.core.storage import Table, read_json, sealed_folder
 from multiscale.networks import clip
 from multiscale.networks.text import INDEX, PIPELINES, is_text
 from stages import fetch, fitting
@@ -57,7 +58,7 @@ def publish(section: PublishedEncoder, key: str, out: Path) -> None:
     for part in filter(is_text, index):
         if part.startswith(clip.ENCODER) and part not in weighted:
             raise refuse(EXPERIMENT, place, section.source, f"a model with {part}/*.safetensors")
-    with atomic_folder(out) as folder:
+    with sealed_folder(out) as folder:
         for path in chosen:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / path, folder / path)
@@ -74,5 +75,6 @@ def main(params: Experiment, name: str) -> None:
     if isinstance(section, PublishedEncoder):
         publish(section, f"text.{name}.encoder", out)
         return
+    intact.check(IMAGES)
     made = partial(build, title, section, params.data.channels, params.data.resolution)
     fitting.train(fitting.job(title, made, section, params.seed, [IMAGES], out, "encoder"), params.run)

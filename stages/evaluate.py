@@ -27,7 +27,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from multiscale import pictures
-from multiscale.core.storage import Table, atomic_file, digest_files, metadata_of, read_json, write_json
+from multiscale.core import intact
+from multiscale.core.storage import (
+    Table,
+    atomic_file,
+    digest_files,
+    metadata_of,
+    read_json,
+    write_json,
+    write_sealed_json,
+)
 from multiscale.evaluation import features, memorisation, metrics, prompts
 from multiscale.evaluation.classifier import accuracy, load
 from stages.cluster import pool
@@ -37,6 +46,7 @@ from stages.common.harness import progress, tell
 from stages.common.paths import (
     CLASSIFIER,
     EXPERIMENT,
+    IMAGES,
     MEASUREMENTS,
     METRICS,
     NEIGHBOURS,
@@ -56,6 +66,7 @@ Row = dict[str, Any]
 
 def measure(name: str, params: Experiment) -> dict[str, Any]:
     """Measures samples/NAME by the section `evaluate`, and returns the values that it writes."""
+    intact.check(IMAGES, REFERENCE, CLASSIFIER, SAMPLES / name)
     section = params.evaluate
     path = SAMPLES / name / "images.safetensors"
     table, title = Table.open(path), f"evaluate {name}"
@@ -103,7 +114,7 @@ def measure(name: str, params: Experiment) -> dict[str, Any]:
         "prc_neighborhood": section.prc_neighborhood,
         **how,
     }
-    write_json(MEASUREMENTS / f"{name}.json", {**values, "protocol": protocol})
+    write_sealed_json(MEASUREMENTS / f"{name}.json", {**values, "protocol": protocol})
     write_json(METRICS / f"{name}.json", {key: values[key] for key in HEADLINE})
     print(f"{name}: KID-{protocol['metric']} {values['kid']:.5f} +- {values['kid_se']:.5f}, N = {len(table)}")
     return values

@@ -14,7 +14,7 @@ import torch
 
 from multiscale.core.device import default_device, describe, peak_memory_bytes, resolve_precision
 from multiscale.core.memory import keep_freed_memory
-from multiscale.core.storage import atomic_folder, write_json
+from multiscale.core.storage import sealed_folder, write_json
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Result, fit
 from multiscale.training.part import Part, Training
@@ -127,7 +127,7 @@ def _write(job: Job, part: Part, result: Result, workers: int) -> None:
     net.to(device)
     examined = part.examine()
     net.to("cpu")
-    with atomic_folder(job.out) as folder:
+    with sealed_folder(job.out) as folder:
         part.save(folder)
         if job.decomposition:
             codec.carry(job.decomposition, folder)

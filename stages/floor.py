@@ -17,15 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multiscale.core import intact
 from multiscale.core.device import autocast, default_device, placed, resolve_precision
 from multiscale.core.pixels import to_pixels, to_signed, to_unit
-from multiscale.core.storage import atomic_folder, write_blocks
+from multiscale.core.storage import sealed_folder, write_blocks
 from multiscale.networks import autoencoder
 from stages import evaluate
 from stages.common import enough, grids
 from stages.common.errors import refuse
 from stages.common.images import CAPTION, captions, count, evenly, has_captions, pixel_table
-from stages.common.paths import PROMPTS, SAMPLES, VAE
+from stages.common.paths import IMAGES, PROMPTS, SAMPLES, VAE
 from stages.schema import Experiment
 
 
@@ -46,6 +47,7 @@ def main(params: Experiment, floor: str) -> None:
     if floor not in params.evaluate.floors:
         allowed = f"one of evaluate.floors ({', '.join(params.evaluate.floors) or 'none'})"
         raise refuse("floor", "FLOOR", floor, allowed)
+    intact.check(IMAGES, *([VAE] if floor == "autoencoder" else []))
     enough.check_floors(params, count("test"))
     table = pixel_table("test")
     chosen = evenly(len(table), min(len(table), params.sample.images))
@@ -53,7 +55,7 @@ def main(params: Experiment, floor: str) -> None:
     pixels, labels = rows["pixels"], rows["label"]
     if floor == "autoencoder":
         pixels = reconstruct(pixels, params)
-    with atomic_folder(SAMPLES / floor) as folder:
+    with sealed_folder(SAMPLES / floor) as folder:
         shapes = {"pixels": (np.uint8, tuple(pixels.shape)), "label": (np.int64, tuple(labels.shape))}
         write_blocks(folder / "images.safetensors", shapes, [{"pixels": pixels, "label": labels}])
         if has_captions():

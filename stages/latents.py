@@ -18,18 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multiscale.core import intact
 from multiscale.core.device import autocast, default_device, placed, resolve_precision
 from multiscale.core.moments import Moments
 from multiscale.core.pixels import to_signed
 from multiscale.core.resize import area_to
-from multiscale.core.storage import atomic_folder, write_blocks, write_json
+from multiscale.core.storage import sealed_folder, write_blocks, write_json
 from multiscale.networks import autoencoder
 from stages.cluster import pool
 from stages.common import codec
 from stages.common.errors import refuse
 from stages.common.harness import progress
 from stages.common.images import classes, pixel_table
-from stages.common.paths import LATENTS, VAE
+from stages.common.paths import IMAGES, LATENTS, VAE
 from stages.schema import Experiment
 
 
@@ -63,6 +64,7 @@ def encoder(channels: int, precision: str) -> Encoder:
 def main(params: Experiment, resolution: str) -> None:
     if resolution not in map(str, params.latents.resolutions):
         raise refuse("latents", "RESOLUTION", resolution, f"one of {', '.join(map(str, params.latents.resolutions))}")
+    intact.check(IMAGES, VAE)
     make = partial(encoder, params.data.channels, params.latents.precision)
     title, batch, moments = f"latents {resolution} px", params.run.batch, Moments()
     with pool(title, params.run, make) as workers:
@@ -81,7 +83,7 @@ def main(params: Experiment, resolution: str) -> None:
         latents = (np.float16, (count, *shape))
         shapes = {"mean": latents, "std": latents, "label": (np.int64, (count,))}
         about = {"resolution": resolution, "factor": str(int(resolution) // shape[-1]), "precision": precision}
-        with atomic_folder(LATENTS / resolution) as folder, progress(title, count) as reach:
+        with sealed_folder(LATENTS / resolution) as folder, progress(title, count) as reach:
             write_blocks(folder / "latents.safetensors", shapes, blocks(), about, reach)
             codec.begin(VAE, folder, params.data.channels)
             statistics = {"classes": classes(), "shift": moments.mean(), "scale": moments.std(), "images": count}

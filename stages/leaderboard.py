@@ -17,8 +17,9 @@ from typing import Any
 
 import polars as pl
 
+from multiscale.core import intact
 from multiscale.core.models import AUTOENCODER
-from multiscale.core.storage import read_json
+from multiscale.core.storage import read_json, read_sealed_json
 from stages.common.paths import COSTS, MEASUREMENTS, SAMPLES, histories, parts_of
 from stages.schema import Experiment
 
@@ -81,8 +82,11 @@ def _as_key(protocol: Row) -> str:
 
 def _method(name: str, params: Experiment) -> Row:
     """One training of a method: its quality, its cost, and the protocol of their measurement."""
-    metrics, cost = read_json(MEASUREMENTS / f"{name}.json"), read_json(SAMPLES / name / COSTS.name)
     parts = parts_of(name)
+    intact.check_folder(SAMPLES / name, COSTS.name)
+    for part in parts:
+        intact.check_folder(part, "history.jsonl")
+    metrics, cost = read_sealed_json(MEASUREMENTS / f"{name}.json"), read_json(SAMPLES / name / COSTS.name)
     return {
         "method": name,
         "kind": "method",
@@ -109,7 +113,7 @@ def _averaged(trainings: list[Row]) -> Row:
 def _floor(name: str, params: Experiment) -> Row:
     works_on = {"real": "pixels", "autoencoder": "latents"}[name]
     about = {"method": name, "kind": "floor", "recipe": params.recipe, "works_on": works_on}
-    return about | read_json(MEASUREMENTS / f"{name}.json")
+    return about | read_sealed_json(MEASUREMENTS / f"{name}.json")
 
 
 def groups(rows: list[Row]) -> list[Group]:

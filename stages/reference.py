@@ -21,15 +21,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from multiscale.core import intact
 from multiscale.core.device import default_device
-from multiscale.core.storage import Table, atomic_folder, write_json
+from multiscale.core.storage import Table, sealed_folder, write_json
 from multiscale.evaluation import features, memorisation
 from stages.cluster import Pool, pool
 from stages.common import enough
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress, tell
 from stages.common.images import count, evenly, pixel_table
-from stages.common.paths import EXPERIMENT, REFERENCE
+from stages.common.paths import EXPERIMENT, IMAGES, REFERENCE
 from stages.schema import Experiment
 
 
@@ -93,6 +94,7 @@ def digest(values: Tensor) -> str:
 
 
 def main(params: Experiment) -> None:
+    intact.check(IMAGES)
     section, batch_size = params.evaluate, params.run.batch
     with pool("reference", params.run, partial(Extractor, section.extractor, section.weights)) as workers:
         table = pixel_table("train")
@@ -122,7 +124,7 @@ def main(params: Experiment) -> None:
         "n_test": len(tensors.get("test", ())),
         "test": digest(tensors["test"]) if "test" in tensors else None,
     }
-    with atomic_folder(REFERENCE) as folder:
+    with sealed_folder(REFERENCE) as folder:
         save_file(tensors, folder / "features.safetensors")
         save_file(copies, folder / "copies.safetensors")
         write_json(folder / "reference.json", about)

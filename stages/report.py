@@ -14,13 +14,16 @@ if __name__ == "__main__":  # first: the imports below take seconds
 
 import shutil
 from collections.abc import Iterable
+from pathlib import Path
 
 import polars as pl
+from PIL import Image
 
-from multiscale.core.storage import atomic_file, atomic_folder, read_json, write_json, write_text
+from multiscale.core import intact
+from multiscale.core.storage import atomic_file, atomic_folder, read_sealed_json, write_json, write_text
 from stages import figures, leaderboard, measured, page, summary, wavelets
 from stages.common.images import class_names
-from stages.common.paths import METRICS, NEIGHBOURS, REPORTS, SAMPLES, histories, parts_of
+from stages.common.paths import IMAGES, METRICS, NEIGHBOURS, REPORTS, SAMPLES, histories, parts_of
 from stages.schema import Experiment
 
 GALLERIES, TRAINING = REPORTS / "galleries", REPORTS / "training.png"
@@ -37,10 +40,22 @@ def curves(methods: Iterable[str]) -> pl.DataFrame:
     return pl.concat([pl.DataFrame(schema=CURVES), *frames], how="diagonal").select(*CURVES)
 
 
+def check_picture(path: Path) -> None:
+    """Raises Damaged unless a file is a PNG whose chunks have their checksums, FileNotFoundError if it is not there."""
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError) as error:
+        raise intact.Damaged(path, f"damaged: {' '.join(str(error).split())}") from None
+
+
 def main(params: Experiment) -> None:
+    intact.check(IMAGES)
     rows = leaderboard.rows_of(params)
     groups, real = leaderboard.groups(rows), [row["label_accuracy"] for row in rows if row["method"] == "real"]
-    accuracy = real[0] if real else read_json(METRICS / "classifier.json")["held_out_accuracy"]  # on real images
+    accuracy = real[0] if real else read_sealed_json(METRICS / "classifier.json")["held_out_accuracy"]  # on real images
     ordered = [row for group in groups for row in group.methods] + [row for row in rows if row["kind"] == "floor"]
     training = curves(params.methods)
     write_json(REPORTS / "leaderboard.json", {row["method"]: row for row in ordered})
@@ -57,6 +72,7 @@ def main(params: Experiment) -> None:
         for name, kinds in shown.items():
             for kind in kinds:
                 made = NEIGHBOURS / f"{name}.png" if kind == "neighbours" else SAMPLES / name / f"{kind}.png"
+                check_picture(made)
                 shutil.copyfile(made, folder / f"{name}-{kind}.png")
         sections = wavelets.sections(folder)
     sampling = measured.of_sampling()

@@ -24,17 +24,17 @@ from PIL.Image import Image
 from torch import Tensor
 
 from multiscale import pictures, sampling
+from multiscale.core import intact
 from multiscale.core.device import default_device, describe, peak_memory_bytes
-from multiscale.core.models import ForeignModel
 from multiscale.core.pixels import to_pixels
-from multiscale.core.storage import TensorWriter, atomic_folder, write_json
+from multiscale.core.storage import TensorWriter, sealed_folder, write_json
 from multiscale.core.streams import classes_of_seeds
 from stages.cluster import pool
 from stages.common import grids, texts, timings
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress
 from stages.common.images import class_counts, class_names, classes, evenly
-from stages.common.paths import COSTS, MODELS, PROMPTS, SAMPLES
+from stages.common.paths import COSTS, IMAGES, MODELS, PROMPTS, SAMPLES
 from stages.schema import Experiment
 from stages.schema.data import Sample
 
@@ -58,10 +58,7 @@ class Artist:
 
     def __init__(self, name: str, params: Experiment):
         self.name, self.section = name, params.sample
-        try:
-            self.sampler = sampling.load(MODELS / name, params.methods[name], self.section.precision)
-        except ForeignModel as error:
-            raise BadInput(str(error)) from None
+        self.sampler = sampling.load(MODELS / name, params.methods[name], self.section.precision)
 
     def make(self, seeds: list[int], labels: Tensor) -> Tensor:
         """uint8 images (n, C, H, H), at most a batch."""
@@ -115,6 +112,7 @@ def main(params: Experiment, method_name: str) -> None:
     if method_name not in params.methods:
         raise refuse("sample", "METHOD", method_name, f"one of {', '.join(params.methods)}")
     check(method_name, params)
+    intact.check(IMAGES)
     section = params.sample
     kinds, title = classes(), f"sample {method_name}"
     seeds = list(range(section.first_seed, section.first_seed + section.images))
@@ -123,7 +121,7 @@ def main(params: Experiment, method_name: str) -> None:
     resolution, channels = params.data.resolution, params.data.channels
     batches = [slice(start, start + section.batch) for start in range(0, section.images, section.batch)]
     with (
-        atomic_folder(SAMPLES / method_name) as folder,
+        sealed_folder(SAMPLES / method_name) as folder,
         pool(title, params.run, partial(Artist, method_name, params)) as workers,
         progress(title, section.images + SHOWN + COUNTED) as reach,
     ):

@@ -6,21 +6,25 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
 import re
+import sys
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from backports import tarfile  # Python before 3.11.4 has no safe filter
 
-from multiscale.core.storage import atomic_folder
+from multiscale.core import intact
+from multiscale.core.storage import sealed_folder
 from stages import beside, digits, fetch, idx
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import is_disk_full
@@ -108,9 +112,8 @@ def _whole(path: Path) -> Iterator[None]:
 
 def _from_folder(folder: Path, data: Data, sha256: str | None = None) -> list[Item]:
     """Items of the images in a folder, or if it has none, of its Parquet or IDX files or its single archive."""
-    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    files = {name: path for name, path in paths.items() if not _is_hidden(name)}
-    readers = {name: path.read_bytes for name, path in files.items()}
+    files = _files(folder)
+    readers = {name: partial(_read, path) for name, path in files.items()}
     tables = sorted(path for path in files.values() if path.suffix == ".parquet")
     arrays = sorted(path for path in files.values() if idx.is_images(path))
     archives = [path for path in files.values() if path.suffix in ARCHIVE_SUFFIXES]
@@ -126,6 +129,34 @@ def _from_folder(folder: Path, data: Data, sha256: str | None = None) -> list[It
     if len(archives) == 1:
         return _from_file(archives[0], data, sha256)
     raise no_images(folder, "holds neither images nor Parquet or IDX files nor one archive", data)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The files in a folder and in all folders below, through links too: name -> path; what is hidden is left out.
+
+    A link that leads nowhere is among them, to be counted as an image that cannot be read. Raises BadInput for a folder
+    that cannot be read, since nobody knows what is in it, and for a link to a folder around it.
+    """
+
+    def unread(error: OSError) -> NoReturn:
+        raise _refuse_path(Path(error.filename), f"folders that can be read ({error.strerror})")
+
+    found: dict[str, Path] = {}
+    for place, below, names in os.walk(folder, onerror=unread, followlinks=True):
+        here = Path(place)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in below:
+            if here.resolve().is_relative_to((here / name).resolve()):
+                raise _refuse_path(here / name, "folders, none of them a link to a folder around it")
+        paths = [here / name for name in sorted(names) if not name.startswith(".")]
+        found |= {path.relative_to(folder).as_posix(): path for path in paths}
+    return found
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError("a link that leads nowhere, or no file")  # reading from a pipe would never end
+    return path.read_bytes()
 
 
 def _is_hidden(name: str) -> bool:
@@ -146,10 +177,25 @@ def _zip(path: Path, data: Data) -> list[Item]:
     return _named(readers, data)
 
 
+class _Member(tarfile.TarInfo):  # type: ignore[misc]  # the backport has no types
+    """A member of a tar whose header must be whole: the library takes a damaged one, or none, for the end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # zeros, as behind the last member
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"cut or damaged behind byte {archive.offset}: {error}") from None
+
+
 def _unpack_tar(path: Path) -> Path:
     folder = Path(SCRATCH, "unpacked", fetch.sha256_of(path)[:16])
-    if not folder.exists():
-        with atomic_folder(folder) as temporary, tarfile.open(path) as archive:
+    if folder.exists():
+        intact.check(folder)
+    else:
+        with sealed_folder(folder) as temporary, tarfile.open(path, tarinfo=_Member) as archive:
             archive.extractall(temporary, filter="data")
     return folder
 
@@ -157,6 +203,7 @@ def _unpack_tar(path: Path) -> Path:
 def _named(readers: Mapping[str, Callable[[], bytes]], data: Data) -> list[Item]:
     """Items of the images among files, from paths split/class/name, class/name or name, also below a common folder."""
     parts = {name: PurePosixPath(name).parts for name in readers if _is_image(name)}
+    _tell_of_others([name for name in readers if name not in parts and not name.endswith("/")])
     captions = beside.captions(parts, readers, data.caption_column) if data.caption_column else {}
     while all(len(p) > 1 for p in parts.values()) and len({p[0] for p in parts.values()}) == 1:
         if next(iter(parts.values()))[0].lower() in SPLITS:
@@ -177,6 +224,14 @@ def _named(readers: Mapping[str, Callable[[], bytes]], data: Data) -> list[Item]
         label, kind_of = labels[kind[name]], "".join(kind[name])
         found.append(Item(own, split, label, readers[name], kind_of, captions.get(name, "")))
     return found
+
+
+def _tell_of_others(names: list[str]) -> None:
+    """Counts the files beside images, which are none by their endings, in a line on stderr."""
+    if names:
+        kinds = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in names)
+        told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        print(f"no images by their endings: {told}", file=sys.stderr)
 
 
 def _parquet(paths: list[Path], folder: Path, data: Data) -> list[Item]:

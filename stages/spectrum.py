@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
+from multiscale.core import intact
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.pixels import to_signed
 from multiscale.core.storage import Table, read_json
@@ -44,6 +45,7 @@ def spectrum_of(source: str, resolution: int) -> tuple[Tensor, Tensor, int]:
     if not folder.is_dir():
         made = ", ".join(["pixels", *sorted(path.name for path in LATENTS.glob("[!.]*"))])
         raise refuse("spectrum", "SOURCE", source, f"one of {made}")
+    intact.check(folder)
     about = read_json(folder / "statistics.json")
     latent = Normalisation(shift=about["shift"], scale=about["scale"])
     table = Table.open(folder / "latents.safetensors", "mean")

@@ -22,9 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from multiscale import methods, sampling
+from multiscale.core import intact
 from multiscale.core.device import default_device, resolve_precision
 from multiscale.core.models import TEXT
-from multiscale.core.storage import atomic_file, atomic_folder, write_blocks
+from multiscale.core.storage import CHECKSUM, atomic_file, sealed_folder, write_blocks
 from multiscale.networks import autoencoder
 from stages.cluster import pool
 from stages.common import codec, keys, teachers
@@ -65,17 +66,27 @@ def key(section: Synthetic, inputs: list[Path], precision: str) -> str:
     return keys.key(settings, inputs, [f"synthetic-{section.kind}"])
 
 
+def whole(shard: Path) -> bool:
+    """Whether a shard is there, as it was written."""
+    try:
+        intact.check_file(shard)
+    except (FileNotFoundError, intact.Damaged):
+        return False
+    return True
+
+
 def main(params: Experiment, name: str) -> None:
     if name not in params.synthetic:
         raise refuse("synthetic", "NAME", name, f"one of {', '.join(params.synthetic) or 'none'}")
     section, title, precision = params.synthetic[name], f"synthetic {name}", params.latents.precision
     dataset, teacher = DECOMPOSED / section.dataset, teachers.trained(section.teacher, f"synthetic@{name}")
+    intact.check(dataset, teacher)
     made = images(section, teacher, dataset)
     labels, count = made.labels(), section.images
     folder_of_shards = SCRATCH / "synthetic" / key(section, [dataset, teacher], precision)
     rows = [slice(start, min(start + section.batch, count)) for start in range(0, count, section.batch)]
     shards = [folder_of_shards / f"{each.start:09}.safetensors" for each in rows]
-    missing = [(batch, shard) for batch, shard in zip(rows, shards) if not shard.exists()]
+    missing = [(batch, shard) for batch, shard in zip(rows, shards) if not whole(shard)]
     left = sum(batch.stop - batch.start for batch, _ in missing)
     if left < count:
         tell(title, f"{count - left} of {count} images are there already")
@@ -85,10 +96,12 @@ def main(params: Experiment, name: str) -> None:
         items = ((made.seeds[batch], labels[batch]) for batch, _ in missing)
         for latents, (batch, shard) in zip(workers.map("make", items), missing):
             with atomic_file(shard) as temporary:
-                save_file({name: each.contiguous() for name, each in latents.items()}, temporary)
+                contiguous = {name: each.contiguous() for name, each in latents.items()}
+                save_file(contiguous, temporary, {CHECKSUM: intact.BLANK})
+                intact.seal_file(temporary)
             done += batch.stop - batch.start
             reach(done)
-    with atomic_folder(DECOMPOSED / name) as folder:
+    with sealed_folder(DECOMPOSED / name) as folder:
         blocks = (made.targets(load_file(shard)) | {"label": labels[batch]} for batch, shard in zip(rows, shards))
         write_blocks(folder / "targets.safetensors", {**made.shapes, "label": (np.int64, (count,))}, blocks)
         shutil.copyfile(dataset / "statistics.json", folder / "statistics.json")

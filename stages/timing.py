@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from multiscale import sampling, timing
+from multiscale.core import intact
 from multiscale.core.device import default_device, describe
 from multiscale.core.pixels import to_pixels
 from multiscale.core.storage import read_json, write_json
@@ -91,6 +92,8 @@ def _per_image(figures: timing.Figures, batch: int, suffix: str = "") -> dict[st
 
 
 def main(params: Experiment) -> None:
+    for name in params.methods:
+        intact.check_folder(SAMPLES / name, COSTS.name)
     write_json(COSTS, {name: read_json(SAMPLES / name / COSTS.name) for name in params.methods})
     rows = [name for name, section in params.methods.items() if section.repeat_of is None]
     timings.write("sampling", COSTS, measure(rows, params))

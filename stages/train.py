@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 
 from multiscale import methods
-from multiscale.core.models import ForeignModel
+from multiscale.core import intact
 from multiscale.core.settings import Fetched
-from multiscale.core.storage import atomic_folder
+from multiscale.core.storage import sealed_folder
 from stages import fetch, fitting
 from stages.common import codec, texts
-from stages.common.errors import BadInput, refuse
+from stages.common.errors import refuse
 from stages.common.paths import DECOMPOSED, MODELS
 from stages.schema import Experiment
 from stages.schema import Part as PartSection
@@ -41,11 +41,9 @@ def publish(part: str, section: Fetched) -> None:
     if not source.exists():
         key = f"parts.{part}.source"
         source = fetch.snapshot(section.source, str(section.revision), key, "model", FILES, COPIES)
-    with atomic_folder(MODELS / section.method / part) as folder:
-        try:
-            methods.parts(section.kind).publish(section, source, dataset, folder)
-        except ForeignModel as error:
-            raise BadInput(str(error)) from None
+    intact.check(dataset)
+    with sealed_folder(MODELS / section.method / part) as folder:
+        methods.parts(section.kind).publish(section, source, dataset, folder)
         codec.carry(dataset, folder)
         texts.carry(dataset, folder)
 
@@ -56,6 +54,7 @@ def job(part: str, params: Experiment) -> fitting.Job:
     if isinstance(section, Fetched):
         raise refuse("train", "PART", part, "a part without `source`, which is trained")
     folder = DECOMPOSED / section.dataset
+    intact.check(folder)
     build = partial(methods.parts(section.kind).build_part, part, section, folder)
     return fitting.part_job(part, build, section, params, [folder], f"train-{section.kind}")
 

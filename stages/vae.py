@@ -10,7 +10,8 @@ if __name__ == "__main__":  # first: the imports below take seconds
 from functools import partial
 from pathlib import Path
 
-from multiscale.core.storage import atomic_folder
+from multiscale.core import intact
+from multiscale.core.storage import sealed_folder
 from multiscale.networks import autoencoder
 from multiscale.networks.autoencoder import AutoencoderPart
 from stages import fetch, fitting
@@ -42,17 +43,18 @@ def publish(vae: PublishedVAE) -> None:
         line = str(error).splitlines()[0]
         line += f"; {fetch.by_hand(vae.source, vae.revision, 'vae.source')}" if vae.revision else ""
         raise BadInput(f"{EXPERIMENT}: vae.source: cannot load '{vae.source}' at {vae.revision}: {line}") from None
-    with atomic_folder(OUT) as folder:
+    with sealed_folder(OUT) as folder:
         net.save_pretrained(folder, safe_serialization=True)
 
 
 def main(params: Experiment) -> None:
     vae = params.vae
     if isinstance(vae, TrainedVAE):
+        intact.check(IMAGES)
         made = partial(build, vae, params.data.channels)
         fitting.train(fitting.job("vae", made, vae, params.seed, [IMAGES], OUT, "vae"), params.run)
     elif isinstance(vae, PublishedVAE):
         publish(vae)
     else:
-        with atomic_folder(OUT) as folder:
+        with sealed_folder(OUT) as folder:
             (folder / "README.md").write_text("No autoencoder: the models of this experiment work on pixels.\n")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from multiscale.adversarial import COLLAPSED
+from multiscale.core import intact
 from multiscale.core.storage import read_json
 from multiscale.methods.wmgm import theory
 from multiscale.methods.wmgm.bands import PIXELS
@@ -42,6 +43,8 @@ DIVERSITY = {
 
 def sections(pictures: Path) -> list[Section]:
     """The sections, with their plots written into `pictures`; none for an experiment without wavelets."""
+    for path in (*DECOMPOSED.glob("[!.]*/statistics.json"), *MODELS.glob("*/*/examined.json")):
+        intact.check_folder(path.parent, path.name)
     statistics = {path.parent.name: read_json(path) for path in sorted(DECOMPOSED.glob("[!.]*/statistics.json"))}
     found = [_bands(name, each, pictures) for name, each in statistics.items() if "bands" in each]
     examined = {path.parent.name: read_json(path)["diversity"] for path in sorted(MODELS.glob("*/*/examined.json"))}

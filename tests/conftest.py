@@ -13,19 +13,22 @@ import sys
 import textwrap
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 from PIL import Image
 
+from multiscale.core import intact
 from multiscale.core.models import ModelConfig
 from multiscale.core.settings import Section
+from multiscale.core.storage import CHECKSUM, read_json, write_sealed_json
 from multiscale.training.part import Training
 from stages.common import errors, settings
 from stages.common.images import SCHEMA
@@ -280,6 +283,41 @@ def write_images(path: Path, count: int) -> None:
         rows.append((f"{index}", split, index % 10, 32, 32, encoded.getvalue()))
     path.parent.mkdir(exist_ok=True)
     pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet(path)
+    sealed(path)
+
+
+def sealed(path: str | Path) -> None:
+    """Gives what a test has written in the place of a stage its checksums: a folder, Parquet or JSON."""
+    path = Path(path)
+    if path.is_dir():
+        (path / intact.LIST).unlink(missing_ok=True)
+        intact.seal_folder(path)
+    elif path.suffix == ".parquet":
+        table = pq.read_table(path)
+        with pq.ParquetWriter(path, table.schema, compression="none") as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({CHECKSUM: intact.BLANK})
+        intact.seal_file(path)
+    else:
+        write_sealed_json(path, {key: value for key, value in read_json(path).items() if key != CHECKSUM})
+
+
+@contextmanager
+def flipped(path: Path, place: int, bit: int) -> Iterator[None]:
+    """One bit of a file is another one, and the times of the file are as they were, so that DVC sees nothing."""
+    before, content = path.stat(), bytearray(path.read_bytes())
+
+    def put() -> None:
+        content[place] ^= 1 << bit
+        with open(path, "rb+") as file:
+            file.write(content)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    put()
+    try:
+        yield
+    finally:
+        put()
 
 
 @pytest.fixture(scope="session")

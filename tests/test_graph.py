@@ -11,6 +11,7 @@ from pathlib import Path
 
 import networkx as nx
 import pytest
+from ruamel.yaml import YAML
 
 from stages import code
 from stages.common import settings
@@ -234,3 +235,15 @@ def test_flows_touch_no_tensors():
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             used = {name for name in names if name and name.split(".")[0] in ("torch", "multiscale", "safetensors")}
             assert used <= allowed, f"{path} imports {sorted(used - allowed)}"
+
+
+@pytest.mark.parametrize("name", ["x; touch pwn; #", "$(touch pwn)", "a b", "* | touch pwn"])
+def test_a_name_is_no_command_of_the_shell(name, tmp_path):
+    """DVC writes names into commands before the stage `code` has refused them, if it is asked for one stage alone."""
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    lines = [line for stage in stages.values() if "${" in (line := stage.get("do", stage)["cmd"])]
+    assert len(lines) == 10
+    for line in lines:
+        command = re.sub(r"\$\{.*?\}", lambda _: name, line).replace("python -m", "printf '%s\\n'")
+        done = subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.stdout.splitlines()[1:] == [name] and not list(tmp_path.iterdir()), line

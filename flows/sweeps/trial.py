@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from flows import graph
 from flows.sweeps.space import Plan, Point, at
-from multiscale.core.storage import read_json, write_json
+from multiscale.core.storage import read_json, read_sealed_json, write_json
 from stages import evaluate, fitting, sample, timing
 from stages.common import keys, paths
 from stages.schema import Experiment
@@ -107,7 +107,7 @@ def run(method: str, params: Experiment, pipeline: Pipeline, scratch: Path, on_r
                 history.append({"part": name, "images": row["images"], "loss": row.get("loss")})
     sample.main(params, method)
     evaluate.main(params, method)
-    quality = read_json(paths.MEASUREMENTS / f"{method}.json")
+    quality = read_sealed_json(paths.MEASUREMENTS / f"{method}.json")
     cost = read_json(paths.SAMPLES / method / paths.COSTS.name)
     seconds = timing.measure([method], params)["methods"][method]
     numbers = {key: value for key, value in {**cost, **seconds, **quality}.items() if isinstance(value, int | float)}

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from multiscale.core.finite import unfit
 from multiscale.core.settings import Section, fault_of
 
 FORMAT = 1
@@ -78,6 +79,13 @@ def load_weights(net: Net, folder: Path, assign: bool = False) -> Net:
         net.load_state_dict(load_file(path), assign=assign)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ForeignModel(f"{path}: {first_line(error)}; allowed: the weights of the config beside it") from None
+    return checked(net, path)
+
+
+def checked(net: Net, path: Path) -> Net:
+    """The network of a file or folder. Raises ForeignModel if some of its weights are not finite."""
+    if name := unfit(net.state_dict()):
+        raise ForeignModel(f"{path}: {name} holds numbers that are not finite; allowed: finite weights (train again)")
     return net
 
 

@@ -19,7 +19,9 @@ def to_unit(images: Tensor) -> Tensor:
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """Images in [0, 1] -> uint8 pixels on the CPU."""
+    """Images in [0, 1] -> uint8 pixels on the CPU. Raises FloatingPointError for NaN, which would be black."""
+    if not images.isfinite().all():
+        raise FloatingPointError("an image is not finite: the weights or the settings of the sampler make NaN of noise")
     return (images * 255).round().to(torch.uint8).cpu()
 
 

@@ -17,7 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from multiscale.core import intact
+
 DTYPES = {"F16": np.float16, "F32": np.float32, "U8": np.uint8, "I64": np.int64}
+CHECKSUM = "checksum"  # key of JSON
 _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
@@ -95,6 +98,14 @@ def digest_files(paths: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
+@contextmanager
+def sealed_folder(path: Path) -> Iterator[Path]:
+    """An `atomic_folder` that lists the checksums of its files; see `multiscale.core.intact`."""
+    with atomic_folder(path) as folder:
+        yield folder
+        intact.seal_folder(folder)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes text atomically."""
     with atomic_file(path) as temporary:
@@ -104,6 +115,19 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Writes indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_sealed_json(path: Path, value: Mapping[str, object]) -> None:
+    """Writes indented JSON atomically, with its checksum as the last key."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps({**value, CHECKSUM: intact.BLANK}, indent=2) + "\n")
+        intact.seal_file(temporary)
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """Reads what `write_sealed_json` wrote. Raises Damaged."""
+    intact.check_file(path)
+    return {key: value for key, value in read_json(path).items() if key != CHECKSUM}
 
 
 def read_json(path: Path) -> dict[str, Any]:

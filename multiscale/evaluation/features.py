@@ -83,7 +83,13 @@ def _inception(name: str, weights: Path | None) -> nn.Module:
 
 @torch.inference_mode()
 def extract(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The fp32 features (n, d) of uint8 images (n, 1 or 3, H, W): for distances, and for the Inception Score."""
+    """The fp32 features (n, d) of uint8 images (n, 1 or 3, H, W): for distances, and for the Inception Score.
+
+    Raises FloatingPointError if one is not finite.
+    """
     device = next(net.parameters()).device
     distance, scores = net(images.expand(-1, 3, -1, -1).contiguous().to(device))
-    return distance.float().cpu(), scores.float().cpu()
+    found = distance.float().cpu(), scores.float().cpu()
+    if not all(layer.isfinite().all() for layer in found):
+        raise FloatingPointError("the features of an image are not finite: the weights of the extractor are damaged")
+    return found

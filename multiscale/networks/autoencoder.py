@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from multiscale.core.compat import without_pipelines
-from multiscale.core.models import AUTOENCODER, IMAGES, ModelConfig
+from multiscale.core.models import AUTOENCODER, IMAGES, ModelConfig, checked
 from multiscale.core.pixels import to_signed
 from multiscale.core.resize import area_to
 from multiscale.core.storage import read_json
@@ -77,13 +77,16 @@ def build(channels: int, latent_channels: int, widths: tuple[int, ...], layers: 
 
 
 def load(folder: Path, channels: int) -> Codec:
-    """The codec of an autoencoder's folder; the identity for a folder without weights."""
+    """The codec of an autoencoder's folder; the identity for a folder without weights.
+
+    Raises ForeignModel for weights that are not finite.
+    """
     if not Path(folder).is_dir():
         raise FileNotFoundError(errno.ENOENT, "no autoencoder", str(folder))
     if not (Path(folder) / "config.json").exists():
         return Codec(None, channels)
     vae = kl_class().from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
-    return Codec(use_in(vae.eval().requires_grad_(False)), channels)
+    return Codec(use_in(checked(vae, folder).eval().requires_grad_(False)), channels)
 
 
 def beside(folder: Path) -> Codec:

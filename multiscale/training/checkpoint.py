@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from multiscale.core.storage import atomic_file
+from multiscale.core import intact
+from multiscale.core.storage import CHECKSUM, atomic_file
 from multiscale.training.parallel import laid_out
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ class Checkpoints:
         path = self.folder / f"{images:012d}.safetensors"
         with atomic_file(path) as temporary:
             whole = {key: value.detach().contiguous() for key, value in tensors.items()}
-            save_file(whole, temporary, {"state": json.dumps(state)})
+            save_file(whole, temporary, {"state": json.dumps({CHECKSUM: intact.BLANK, **state})})  # near the start
+            intact.seal_file(temporary)
         for old in self._newest_first()[KEEP:]:
             old.unlink(missing_ok=True)  # a worker of a lost node may still be writing the same files
 
@@ -44,10 +46,13 @@ class Checkpoints:
         """The newest intact checkpoint as (tensors, state), or None. Damaged files are skipped with a warning."""
         for path in self._newest_first():
             try:
+                intact.check_file(path)
                 with safe_open(path, "pt") as file:
-                    return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["state"])
+                    state = json.loads(file.metadata()["state"])
+                    del state[CHECKSUM]
+                    return {key: file.get_tensor(key) for key in file.keys()}, state
             except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-                log.warning("skipping the damaged checkpoint %s: %s", path, error)
+                log.warning("skipping the checkpoint %s: %s", path, getattr(error, "why", error))
         return None
 
     def clear(self) -> None:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from multiscale.core.device import autocast, cast_weights, default_device, resolve_precision
+from multiscale.core.finite import unfit
 from multiscale.core.streams import Draws, Order
 from multiscale.training.checkpoint import Checkpoints, flatten_optimizer, restore_optimizer
 from multiscale.training.optimizers import optimizers
@@ -159,8 +160,21 @@ class Trainer:
         return row
 
     def weights(self) -> dict[str, Tensor]:
-        """The averaged weights on the CPU. A collective call: every worker must make it."""
-        return {key: whole(value).detach().cpu().contiguous() for key, value in self.ema.average.state_dict().items()}
+        """The averaged weights on the CPU. A collective call: every worker must make it.
+
+        Raises FloatingPointError for weights that are not finite, as `state` does: the loss that `log_row` looks at is
+        that before an update.
+        """
+        found = {key: whole(value).detach().cpu().contiguous() for key, value in self.ema.average.state_dict().items()}
+        self._check(found)
+        return found
+
+    def _check(self, tensors: dict[str, Tensor]) -> None:
+        if name := unfit(tensors):
+            raise FloatingPointError(
+                f"the weights of {self.part.name} were not finite by image {self.seen} ({name}); a lower training.lr "
+                "or a longer training.warmup_images may help"
+            )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything a resumed run needs, as (full tensors, JSON). A collective call: every worker must make it."""
@@ -169,9 +183,11 @@ class Trainer:
             tensors |= {f"net.{name}.{k}": v for k, v in net.state_dict().items()}
             for index, optimizer in enumerate(self.optimizers[name]):
                 tensors |= flatten_optimizer(f"optimizer.{name}.{index}", optimizer)
+        tensors = {key: whole(value) for key, value in tensors.items()}
+        self._check(tensors)
         tensors |= {f"sum.{key}": values for key, values in self.workers.gather(self.sums).items()}
         about = {"seen": self.seen, "moved": self.moved, "seconds": self.seconds, "history": self.history}
-        return {key: whole(value) for key, value in tensors.items()}, about
+        return tensors, about
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Undoes `state`."""
@@ -204,7 +220,8 @@ def fit(
 
     parallel: 'ddp' or 'fsdp', see `Workers`. A checkpoint is written every `checkpoint_seconds`, with 0 after every
     step. on_step(images seen) is called after each step, on_row(row) for each row of the history, observe(images seen,
-    averaged weights so far) after each tenth of the budget. Raises FloatingPointError if the loss stops being finite.
+    averaged weights so far) after each tenth of the budget. Raises FloatingPointError if the loss or the
+    weights stop being finite.
     """
     run = Trainer(part, training, seed, parallel)
     found = checkpoints.load()

@@ -16,8 +16,9 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+from multiscale.core.intact import Damaged
 from multiscale.core.terminal import announce
-from stages.common.errors import BadInput, missing
+from stages.common.errors import BadInput, damaged, missing
 
 
 def command(doc: str, arguments: dict[str, str] | None = None) -> NoReturn:
@@ -48,6 +49,7 @@ def _run(name: str, given: dict[str, str]) -> None:
     import torch  # here, because commands start without torch
 
     from multiscale.core.memory import keep_freed_memory
+    from multiscale.core.models import ForeignModel
     from stages.common import settings
 
     stage = importlib.import_module(name)
@@ -56,7 +58,10 @@ def _run(name: str, given: dict[str, str]) -> None:
     params = settings.load()
     torch.set_num_threads(params.run.threads)
     keep_freed_memory()
-    stage.main(params, **given)
+    try:
+        stage.main(params, **given)
+    except ForeignModel as error:
+        raise BadInput(str(error)) from None
 
 
 def launch(module: str, doing: str, /, **given: object) -> NoReturn:
@@ -75,6 +80,8 @@ def guarded(action: Callable[..., None], **arguments: object) -> None:
         action(**arguments)
     except BadInput as error:
         _end(f"error: {error}", 2)
+    except Damaged as error:
+        _end(f"error: {damaged(error)}", 2)
     except FileNotFoundError as error:
         name = error.filename or str(error).splitlines()[0]  # polars and pyarrow set no filename
         _end(f"error: {missing(name)}", 2)
@@ -83,9 +90,12 @@ def guarded(action: Callable[..., None], **arguments: object) -> None:
     except KeyboardInterrupt:
         _end("interrupted; the next run resumes from the last checkpoint", 130)
     except Exception as error:
-        if not is_disk_full(error):
-            raise
-        _end(f"error: the disk is full ({' '.join(str(error).split())}); partial files were removed", 1)
+        if is_disk_full(error):
+            _end(f"error: the disk is full ({' '.join(str(error).split())}); partial files were removed", 1)
+        if isinstance(error, OSError) and error.filename:  # others tell of a fault in the code
+            places = " -> ".join(str(path) for path in (error.filename, error.filename2) if path)
+            _end(f"error: {places}: {error.strerror}; allowed: a place that can be read and written", 2)
+        raise
 
 
 def show(folder: Path) -> None:

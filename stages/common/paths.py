@@ -28,6 +28,34 @@ NEIGHBOURS = Path("reports/neighbours")  # /METHOD.png, /FLOOR.png
 TIMINGS = Path("reports/timing")  # /PART.json, /sample-METHOD.json, /sampling.json; see `timings`
 REPORTS = Path("reports")
 
+# What the stages make, as patterns of `Path.match`, and the address of the stage that makes it.
+MAKERS = {
+    f"{IMAGES}": "download",
+    f"{VAE}": "vae",
+    f"{CLASSIFIER}": "classifier",
+    f"{METRICS}/classifier.json": "classifier",
+    f"{REFERENCE}": "reference",
+    f"{COSTS}": "timing",
+    f"{LATENTS}/[0-9]*": "latents@NAME",
+    f"{EMBEDDINGS}/*": "embeddings@NAME",
+    f"{TEXT}/*": "encoder@NAME",
+    f"{CAPTIONS}/*": "captions@NAME",
+    f"{DECOMPOSED}/*": "decompose@NAME or synthetic@NAME",
+    f"{MODELS}/*/*": "train@NAME or distill@NAME",
+    f"{SAMPLES}/*": "sample@NAME or floor@NAME",
+    f"{MEASUREMENTS}/*": "evaluate@NAME or floor@NAME",
+    f"{NEIGHBOURS}/*": "evaluate@NAME or floor@NAME",
+}
+
+
+def made_by(path: Path) -> tuple[Path, str] | None:
+    """The output that a file or folder belongs to, and the stage that makes it; None for what no stage makes."""
+    for outer in [*reversed(path.parents), path]:
+        for pattern, stage in MAKERS.items():
+            if outer.match(pattern):
+                return outer, stage.replace("NAME", outer.stem)
+    return None
+
 
 def parts_of(method: str) -> list[Path]:
     """The folders of a method's trained parts."""

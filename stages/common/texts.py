@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from multiscale.core import intact
 from multiscale.core.models import EMBEDDINGS, READER, TEXT
 from multiscale.core.storage import Table
 from stages.common import paths
@@ -51,4 +52,7 @@ def prompts(method: Path) -> pl.DataFrame | None:
     They are in the folder of its part.
     """
     path = next(method.glob(f"[!.]*/{TEXT}/{PROMPTS}"), None)
-    return pl.read_parquet(path) if path else None
+    if path is None:
+        return None
+    intact.check_folder(path.parents[1], f"{TEXT}/{PROMPTS}")
+    return pl.read_parquet(path)

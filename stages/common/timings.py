@@ -11,19 +11,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from multiscale.core.storage import read_json, write_json
+from multiscale.core.intact import Damaged
+from multiscale.core.storage import read_sealed_json, write_sealed_json
 from stages.common.paths import TIMINGS
 
 
 def write(name: str, of: Path, measured: Mapping[str, Any]) -> None:
     """Writes what was measured while the file `of` was made into reports/timing/NAME.json."""
-    write_json(TIMINGS / f"{name}.json", {"of": _digest(of), **measured})
+    write_sealed_json(TIMINGS / f"{name}.json", {"of": _digest(of), **measured})
 
 
 def read(name: str, of: Path) -> dict[str, Any]:
-    """What was measured while the file `of` was made; empty if that was elsewhere."""
-    path = TIMINGS / f"{name}.json"
-    found: dict[str, Any] = read_json(path) if path.exists() else {}
+    """What was measured while the file `of` was made; empty if that was elsewhere, or the file is damaged."""
+    try:
+        found = read_sealed_json(TIMINGS / f"{name}.json")
+    except (FileNotFoundError, Damaged):
+        return {}
     return found if found.get("of") == _digest(of) else {}
 
 

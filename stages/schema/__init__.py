@@ -164,7 +164,7 @@ class Experiment(Section):
         """The section of a decomposition, or of the one that synthetic images are made like."""
         return self.decompose[self.synthetic[dataset].dataset if dataset in self.synthetic else dataset]
 
-    def needed_by(self, parts: Iterable[Part | Student]) -> set[str]:
+    def needed_by(self, parts: Iterable[AnyPart | Student]) -> set[str]:
         """The decompositions and synthetic images that parts train on, and the decompositions of those images."""
         named = {part.dataset for part in parts}
         return named | {self.synthetic[name].dataset for name in named & self.synthetic.keys()}

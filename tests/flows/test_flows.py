@@ -473,6 +473,10 @@ def test_an_override_changes_its_key_as_dvc_does(repository):
             "params.yaml: training.lrr: 'lrr' is no key of this section (did you mean ",
         ),
         ({"overrides": ["seed=[1"]}, "params.yaml: seed: '[1' is not allowed; allowed: a value of YAML ("),
+        (
+            {"overrides": ["seed=range(1,3)"]},
+            "params.yaml: seed: 'range(1,3)' is not allowed; allowed: a value of YAML",
+        ),
         ({"overrides": ["seed"]}, "-S: override: 'seed' is not allowed; allowed: KEY=VALUE"),
         ({"overrides": ["seed=1"], "targets": ["nope"]}, "dvc.yaml: target: 'nope' is not allowed; allowed: "),
         ({"overrides": ["seed=1"], "recipe": "nope"}, "params/recipes: recipe: 'nope' is not allowed; allowed: one of"),
@@ -486,6 +490,39 @@ def test_what_is_refused_leaves_the_experiment_as_it_was(repository, given, line
     assert str(error.value).startswith(line) and "\n" not in str(error.value)
     assert Path("params.yaml").read_bytes() == before
     assert repository.run("git", "status", "--porcelain") == ""
+
+
+def test_a_secret_of_the_environment_is_never_written(repository, monkeypatch):
+    monkeypatch.setenv("SECRET", "hunter2")
+    before = EXPERIMENT.read_bytes()
+    for value in ("${oc.env:SECRET}", "raw/${oc.env:SECRET}", "${oc.decode:${oc.env:SECRET}}"):
+        with pytest.raises(BadInput, match="^-S: data.path: .* is not allowed; allowed: a plain value"):
+            with inputs.prepared([], None, [f"data.path={value}"], None, 1):
+                raise AssertionError("not refused")
+    assert EXPERIMENT.read_bytes() == before
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, RuntimeError, OSError])
+def test_whatever_ends_the_preparations_puts_the_experiment_back(repository, monkeypatch, end):
+    before, seen = EXPERIMENT.read_bytes(), []
+
+    def plan(targets):
+        seen.append(EXPERIMENT.read_bytes())
+        raise end
+
+    monkeypatch.setattr(inputs.graph, "plan", plan)
+    with pytest.raises(end):
+        with inputs.prepared([], None, ["seed=3"], None, 1):
+            raise AssertionError("it is planned")
+    assert b"seed: 3" in seen[0] and EXPERIMENT.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["-f", "-", "HEAD", "@", "a b", "a;b", "a/b", "x" * 101, "", ".x", "x.lock"])
+def test_a_name_that_git_or_dvc_refuses_is_refused_before_the_run(pipeline, name):
+    pipeline.write(DIAMOND)
+    with pytest.raises(BadInput, match="^experiment: name: "):
+        inputs._check_name(name)
+    inputs._check_name("lr-7e-4_a.2")
 
 
 def test_a_recipe_is_switched_to_but_never_over_unsaved_edits(repository):

@@ -20,7 +20,7 @@ from flows import graph
 from flows.sweeps import outcome, search, space, trial
 from flows.sweeps.space import load
 from flows.sweeps.trial import Pipeline
-from multiscale.core.storage import write_json
+from multiscale.core.storage import write_json, write_sealed_json
 from stages import recipe
 from stages.common import keys, paths, settings
 from stages.common.errors import BadInput
@@ -352,7 +352,7 @@ def unmeasured(monkeypatch):
     """Trials that end with their trainings: nothing is sampled."""
 
     def measured(params: Experiment, method: str) -> None:
-        write_json(paths.MEASUREMENTS / f"{method}.json", {"protocol": {}})
+        write_sealed_json(paths.MEASUREMENTS / f"{method}.json", {"protocol": {}})
         write_json(paths.SAMPLES / method / paths.COSTS.name, {})
 
     monkeypatch.setattr("stages.sample.main", measured)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import hashlib
 import io
@@ -155,6 +156,98 @@ def columns(rows: pl.DataFrame) -> list[tuple]:
     return rows.select("id", "split", "label").rows()
 
 
+# --- nothing vanishes unseen
+
+
+CLASSES = {"a/1.png": 10, "a/2.png": 20, "b/1.png": 30, "b/2.png": 40, "c/1.png": 50}
+
+
+def test_a_class_folder_may_be_a_link(fetch):
+    plain = columns(fetch(path=str(put(CLASSES, "plain"))))
+    put({name: tone for name, tone in CLASSES.items() if name[0] != "b"})
+    Path("set/b").symlink_to(Path("plain/b").absolute())
+    assert columns(fetch()) == plain
+
+
+def test_a_link_that_leads_nowhere_is_an_unreadable_image_and_no_label_shifts(project, refused):
+    whole = {row[0]: row for row in columns(pl_of(run(project, path=str(put(CLASSES, "plain")))))}
+    put({name: tone for name, tone in CLASSES.items() if name != "b/1.png"})
+    Path("set/b/1.png").symlink_to("gone.png")
+    done = run(project, max_unreadable=0.2)
+    assert "unreadable: b/1.png (a link that leads nowhere, or no file)" in done.stderr
+    assert columns(pl_of(done)) == [row for name, row in whole.items() if name != "b/1.png"]
+    IMAGES.unlink()
+    assert refused(max_unreadable=0.19).startswith("set: 1 of 5 images cannot be read (20.0%); allowed: data.max_unr")
+
+
+def pl_of(done) -> pl.DataFrame:
+    assert done.returncode == 0, done.stderr
+    return pl.read_parquet(IMAGES)
+
+
+def test_a_folder_that_cannot_be_read_is_refused_by_name(refused, monkeypatch):
+    """As by its permissions, which do not keep root out."""
+    put(CLASSES)
+    scandir = os.scandir
+
+    def guarded(path):
+        if str(path) == "set/b":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    line = "params.yaml: data.path: 'set/b' is not allowed; allowed: folders that can be read (Permission denied)"
+    assert refused() == line
+
+
+def test_a_link_to_a_folder_around_it_is_refused(refused):
+    put(CLASSES)
+    Path("set/b/all").symlink_to("..")
+    assert "'set/b/all' is not allowed; allowed: folders, none of them a link to a folder around it" in refused()
+
+
+def test_a_pipe_among_the_images_is_not_waited_for(project):
+    put(CLASSES)
+    os.mkfifo("set/b/3.png")
+    done = run(project, max_unreadable=0.2)
+    assert len(pl_of(done)) == 5 and "unreadable: b/3.png" in done.stderr
+
+
+def test_a_class_of_which_nothing_can_be_read_is_refused_by_name(refused):
+    put(CLASSES | {"b/1.png": b"no image", "b/2.png": b"no image"})
+    assert refused(max_unreadable=1.0) == "set: no image of the class b can be read; allowed: one or more in each class"
+
+
+def test_files_that_are_no_images_by_their_endings_are_counted(project):
+    put(CLASSES | {"a/x.avif": b"x", "a/y.AVIF": b"x", "README": b"x", ".hidden": b"x"})
+    assert "no images by their endings: 2 .avif, 1 no ending\n" in run(project).stderr
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_a_tar_that_is_cut_at_a_member_is_refused(ending, refused):
+    whole = as_tar(CLASSES).read_bytes()
+    with tarfile.open("set.tar") as archive:
+        starts = [member.offset for member in archive]
+    for start in [*starts[1:], whole.rindex(b"IEND") // 512 * 512 + 512]:
+        Path("set.tar").write_bytes(whole[:start])
+        if ending:
+            Path("set.tar.gz").write_bytes(gzip.compress(whole[:start]))
+        line = refused(path=f"set.tar{ending}")
+        assert "allowed: a file that is intact (cut or damaged behind byte" in line, start
+
+
+def test_a_tar_with_a_flipped_bit_in_a_header_is_refused(refused):
+    whole = as_tar(CLASSES).read_bytes()
+    with tarfile.open("set.tar") as archive:
+        starts = [member.offset for member in archive]
+    for start in starts[1:]:
+        for place in (0, 100, 124, 148, 156, 257):  # name, mode, size, checksum, type, magic
+            damaged = bytearray(whole)
+            damaged[start + place] ^= 1
+            Path("set.tar").write_bytes(damaged)
+            assert "a file that is intact (cut or damaged behind byte" in refused(path="set.tar"), (start, place)
+
+
 # --- digits
 
 
@@ -261,8 +354,14 @@ def test_hidden_files_and_folders_and_other_files_are_not_of_the_set(fetch):
 def test_the_order_is_not_that_of_the_file_system(fetch, monkeypatch):
     put(NAMES)
     plain = fetch()
-    real = Path.rglob
-    monkeypatch.setattr(Path, "rglob", lambda self, pattern: reversed(sorted(real(self, pattern))))
+    real = os.walk
+
+    def walk(*given, **options):
+        for place, below, names in real(*given, **options):
+            names.sort(reverse=True)
+            yield place, below, names
+
+    monkeypatch.setattr(os, "walk", walk)
     assert fetch().equals(plain)
     assert fetch(path=str(as_zip(dict(reversed(NAMES.items()))))).equals(plain)
 

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import Project
+from conftest import Project, sealed
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -40,6 +40,7 @@ def sources_with_digits(sources, tmp_path_factory) -> Path:
         Path("models/classifier").mkdir(parents=True)
         config = ClassifierConfig(channels=1, classes=1, width=8, stages=1)
         Path("models/classifier/config.json").write_text(config.model_dump_json())
+        sealed("models/classifier")
         for stage in ("download", "reference"):
             done = made.stage(stage)
             assert done.returncode == 0, done.stderr
@@ -71,6 +72,7 @@ def measure(digits) -> Callable[[torch.Tensor], dict]:
         Path("samples/dit").mkdir(parents=True)
         tensors = {"pixels": pixels.contiguous(), "label": torch.arange(len(pixels)) % 10}
         save_file(tensors, "samples/dit/images.safetensors", {"first_seed": "7", "labels": labels})
+        sealed("samples/dit")
         done = digits.stage("evaluate", "dit")
         assert done.returncode == 0, done.stderr
         return json.loads(Path("reports/measurements/dit.json").read_text())
@@ -133,6 +135,7 @@ def test_the_floor_autoencoder_is_the_same_images_through_the_autoencoder(digits
     torch.manual_seed(0)
     vae = autoencoder.build(1, 4, (8, 8), 1, 8).eval()
     vae.save_pretrained("models/vae", safe_serialization=True)
+    sealed("models/vae")
     done = digits.stage("floor", "autoencoder")
     assert done.returncode == 0, done.stderr
     pixels = pixels_of("test", 20)
@@ -156,6 +159,7 @@ def test_a_floor_that_was_not_asked_for_is_one_line(digits):
 def test_without_a_test_split_floors_are_one_line_and_its_columns_are_empty(digits, measure):
     frame = pl.read_parquet(IMAGES)
     frame.filter(pl.col("split") != "test").write_parquet(IMAGES)
+    sealed(IMAGES)
     assert digits.stage("reference").returncode == 0
     found = measure(pixels_of("validation", 20))
     assert (found["kid_test"], found["memorised"], found["copies"]) == (None, None, False)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from conftest import sealed
 
 from stages import train
 from stages.common import keys, settings
@@ -74,6 +75,7 @@ def test_the_key_of_a_training_follows_the_code_of_its_own_method(project, monke
     monkeypatch.setattr(keys, "ROOT", project.folder)
     for name in ("full", "pixels"):
         (DECOMPOSED / name).mkdir(parents=True)
+        sealed(DECOMPOSED / name)
 
     def made() -> list[str]:
         return [train.job(part, settings.load()).key for part in ("dit", "ssd-2l")]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import ROOT, changed
+from conftest import ROOT, changed, sealed
 
 from stages import recipe, train
 from stages.common import settings
@@ -347,8 +347,10 @@ def test_a_part_is_trained_from_its_own_seed_or_from_the_experiments(project):
     write("twice", "extends: tiny\nseeds: 2\nseed: 5\n")
     recipe.switch("twice", force=True)
     Path("data/decomposed/full").mkdir(parents=True)
+    sealed("data/decomposed/full")
     row = {"id": ["a"], "split": ["train"], "label": [0], "width": [8], "height": [8], "image": [b""]}
     pl.DataFrame(row, schema=SCHEMA).write_parquet("data/images.parquet")
+    sealed("data/images.parquet")
     params = settings.load()
     assert [train.job(part, params).seed for part in ("dit", "dit-seed-1")] == [5, 6]
     assert "seeds" not in project.read()

@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import sealed
 from PIL import Image
 
 from multiscale import pictures
@@ -52,6 +53,7 @@ def painted(project, monkeypatch):
     rows = [(f"{i}", split, label, 32, 32, encoded.getvalue()) for i, (label, split) in enumerate(labels)]
     IMAGES.parent.mkdir(exist_ok=True)
     pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet(IMAGES)
+    sealed(IMAGES)
     monkeypatch.setattr(sample, "Artist", Painter)
     monkeypatch.setattr(sample, "check", lambda name, params: None)
 
@@ -132,6 +134,7 @@ def test_images_with_captions_stand_over_them_chosen_from_all(painted):
     table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
     about = {CLASS_NAMES: json.dumps([f"a caption of class {label}" for label in range(5)])}
     pq.write_table(table.replace_schema_metadata(about), IMAGES)
+    sealed(IMAGES)
     labels, grid = painted(labels="data", images=40, batch=40, grid_rows=2, grid_columns=3)
     wide, high, gap = 96 + 2 * pictures.GAP, 34, pictures.GAP
     places = [(row, column) for row in (high, grid.shape[0] // 2 + high) for column in range(3)]

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 import pywt
 import torch
-from conftest import write_images
+from conftest import sealed, write_images
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from multiscale.methods.swd.settings import Pyramid, Synthetic
 from multiscale.methods.wmgm.settings import Wavelet
 from stages import decompose
 from stages.common.images import SCHEMA
-from stages.common.paths import LATENTS, MEASUREMENTS, METRICS, NEIGHBOURS, REFERENCE, SAMPLES, VAE
+from stages.common.paths import CLASSIFIER, LATENTS, MEASUREMENTS, METRICS, NEIGHBOURS, REFERENCE, SAMPLES, VAE
 from stages.schema.data import Evaluate, Latents, Run
 
 COUNT = 20
@@ -84,6 +84,7 @@ def test_latents_are_mean_and_deviation_of_the_posterior_of_images_averaged_in_p
     sizes = {"in_channels": 1, "out_channels": 1, "latent_channels": 2, "norm_num_groups": 4}
     vae = autoencoder.kl_class()(block_out_channels=(4, 8), layers_per_block=1, **blocks, **sizes).eval()
     vae.save_pretrained(VAE, safe_serialization=True)
+    sealed(VAE)
     write_images(Path("data/images.parquet"), 30)
     encoded, run = Latents(resolutions=[24], precision="fp32"), Run(batch=8)
     latents.main(given(run, data=SimpleNamespace(channels=1), latents=encoded), "24")
@@ -129,6 +130,7 @@ def latents(tmp_path, monkeypatch) -> dict[int, np.ndarray]:
         save_file(rows | {"label": torch.arange(COUNT) % 3}, folder / "latents.safetensors")
         about = {"shift": [0.5 + seed, -1.0], "scale": [2.0, 0.5 + seed], "images": COUNT, "classes": 3}
         (folder / "statistics.json").write_text(json.dumps(about))
+        sealed(folder)
     return made
 
 
@@ -325,6 +327,7 @@ def test_metrics_of_a_method_are_those_of_their_formulas(given, monkeypatch):
     rows = [(f"{i}", split, i % 10, 32, 32, png(image)) for i, (split, image) in enumerate(encoded)]
     Path("data").mkdir()
     pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet("data/images.parquet")
+    sealed("data/images.parquet")
     for module in (reference, evaluate):
         monkeypatch.setattr(module, "Extractor", Halves)
     monkeypatch.setattr(evaluate, "load", lambda folder: Corner())
@@ -336,6 +339,8 @@ def test_metrics_of_a_method_are_those_of_their_formulas(given, monkeypatch):
     folder.mkdir(parents=True)
     images = {"pixels": torch.from_numpy(made), "label": torch.from_numpy(labels)}
     save_file(images, folder / "images.safetensors", {"first_seed": "0", "labels": "uniform"})
+    CLASSIFIER.mkdir(parents=True)
+    sealed(folder), sealed(CLASSIFIER)
     reference.main(params)
     evaluate.main(params, "dit")
 

@@ -20,7 +20,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, Project, write_images
+from conftest import ROOT, Project, sealed, write_images
 from PIL import Image
 from ruamel.yaml import YAML
 
@@ -114,8 +114,8 @@ def ended_by_the_usage(project: Project, name: str, arguments: list[str]) -> Non
 # What each stage reads first in a project where nothing has run.
 FIRST = {
     "vae": "data/images.parquet",
-    "latents": "models/vae",
-    "decompose": "data/latents/32/latents.safetensors",
+    "latents": "data/images.parquet",
+    "decompose": "data/latents/32",
     "train": "data/decomposed/full",
     "distill": "models/swd-teacher",
     "sample": "models/dit: dit is not trained yet; run dvc repro sample@dit",
@@ -123,8 +123,8 @@ FIRST = {
     "reference": "data/images.parquet",
     "evaluate": "samples/dit: dit is not sampled yet; run dvc repro evaluate@dit",
     "floor": "data/images.parquet",
-    "timing": "samples/msf/costs.json",
-    "report": "reports/measurements/msf.json",
+    "timing": "samples/msf",
+    "report": "data/images.parquet",
 }
 
 
@@ -297,6 +297,7 @@ def put_json(path: str, value: dict) -> None:
 def put_measured(name: str, metrics: dict, protocol: dict) -> None:
     """Writes the metrics of a method or floor, and the grid of its images."""
     put_json(f"reports/measurements/{name}.json", {**metrics, "protocol": protocol})
+    sealed(f"reports/measurements/{name}.json")
     for path in (f"samples/{name}/grid.png", f"reports/neighbours/{name}.png"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (9, 7), len(path)).save(path)
@@ -320,9 +321,11 @@ def measured(project) -> Callable:
             put_json(f"samples/{method}/costs.json", COST)
             timings.write(f"sample-{method}", SAMPLES / method / "costs.json", {"peak_memory_bytes": 3 * 2**20})
             Image.new("L", (9, 7), 50 + len(method)).save(f"samples/{method}/strip.png")
+            sealed(f"samples/{method}")
         for floor, own in FLOORS.items():
             put_measured(floor, {**REST, **own, "kid_second": 0.01, "kid_test": None}, {**PROTOCOL, "seeds": None})
         put_json("reports/metrics/classifier.json", {"held_out_accuracy": 0.96875})
+        sealed("reports/metrics/classifier.json")
         write_images(Path("data/images.parquet"), 10)
         put_json("reports/costs.json", dict.fromkeys(METRICS, COST))
         timings.write("sampling", COSTS, SAMPLING)
@@ -332,6 +335,7 @@ def measured(project) -> Callable:
             rows = [{"images": 128 * k, "loss": 1 / k, "lr": 1e-3, "grad_norm": 1.0} for k in (1, 2)]
             (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             (folder / "autoencoder").mkdir(exist_ok=True)
+            sealed(folder)
             timings.write(part, folder / "history.jsonl", {"train_seconds": seconds})
         return project
 
@@ -382,6 +386,7 @@ def test_bands_of_no_training_image_are_refused_and_nothing_is_written(project):
     Path("data").mkdir(exist_ok=True)
     row = {"id": ["a"], "split": ["test"], "label": [0], "width": [32], "height": [32], "image": [b""]}
     pl.DataFrame(row, schema=SCHEMA).write_parquet("data/images.parquet")
+    sealed("data/images.parquet")
     before = project.files()
     refused(project.stage("decompose", "wavelet"), "data/images.parquet: the data set has no images of split 'train'")
     assert project.files() == before
@@ -486,6 +491,7 @@ def test_the_page_names_the_classes_where_the_data_does(measured):
     assert "classes:" not in Path("reports/report.html").read_text()
     table = pq.read_table("data/images.parquet")
     pq.write_table(table.replace_schema_metadata({"classes": '["boot", "<b>"]'}), "data/images.parquet")
+    sealed("data/images.parquet")
     made(project)
     assert "2 classes: boot, &lt;b&gt;</p>" in Path("reports/report.html").read_text()
 
@@ -515,6 +521,7 @@ def test_the_report_shows_the_bands_their_theory_and_a_collapsed_generator(measu
     put_json("data/decomposed/wavelet/statistics.json", bands.statistics(table, "haar", 1))
     still = adversarial.diversity(lambda k: torch.ones(4, 3, 2, 2), torch.randn(4, 3, 2, 2))
     put_json("models/msf/msf-1/examined.json", {"diversity": [{"level": 1, **still}]})
+    sealed("data/decomposed/wavelet"), sealed("models/msf/msf-1")
     done = project.stage("report")
     assert done.returncode == 0, done.stderr
     assert "mode collapse: msf-1 at level 1 varies 0 times as much as the data" in done.stdout
@@ -744,6 +751,7 @@ def test_what_was_measured_of_another_result_is_not_shown(measured, result, hidd
     """As after `git checkout` and `dvc checkout`, which leave the files of the experiment before."""
     project = measured()
     Path(result).write_text(Path(result).read_text() + "\n")
+    sealed("models/dit/dit"), sealed("samples/dit")
     (table,) = made(project).tables
     row = dict(zip(table[0], next(row for row in table if row[0] == "dit")))
     dashes = {head for head in ("s/image", "s/image, batch 1", "spread", "busy rounds", "training s", "peak memory")}
@@ -768,6 +776,7 @@ def test_several_trainings_are_one_row_with_their_mean_and_spread(measured):
         changes[f"methods.msf-seed-{k}"] = given["methods"]["msf"] | {"repeat_of": "msf"}
         put_measured(f"msf-seed-{k}", {**REST, **METRICS["msf"], "kid": kid, "label_accuracy": 0.75 + k / 8}, PROTOCOL)
         put_json(f"samples/msf-seed-{k}/costs.json", COST)
+        sealed(f"samples/msf-seed-{k}")
         memory = {"peak_memory_bytes": (3 + k) * 2**20}
         timings.write(f"sample-msf-seed-{k}", SAMPLES / f"msf-seed-{k}/costs.json", memory)
         for old, new in names.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import sealed
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -43,6 +44,7 @@ def put(folder: Path, tensors: dict[str, Tensor], **about: object) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "targets.safetensors")
     (folder / "statistics.json").write_text(json.dumps({"classes": 10, "latent": LATENT, **about}))
+    sealed(folder)
 
 
 def latents(shift: dict[int, float] | None = None, count: int = 400) -> dict[str, Tensor]:
@@ -66,6 +68,7 @@ def ready(project):
     config = TeacherConfig.model_validate(about)
     torch.manual_seed(0)
     models.save(TEACHER, config.build().state_dict(), config)
+    sealed(TEACHER)
     return project
 
 
@@ -308,6 +311,7 @@ def test_a_proposed_schedule_and_its_picture(project):
     wave = torch.cos(2 * torch.pi * torch.arange(8) / 8).expand(1, 8, 8) * torch.randn(100, 4, 1, 1)
     save_file({"mean": wave.half().contiguous(), "label": torch.zeros(100).long()}, folder / "latents.safetensors")
     (folder / "statistics.json").write_text(json.dumps({"shift": [0.0] * 4, "scale": [1.0] * 4}))
+    sealed(folder)
     done = project.stage("spectrum", "32")
     assert done.returncode == 0, done.stderr
     four, six, added, picture = done.stdout.splitlines()

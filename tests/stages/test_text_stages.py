@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from conftest import ROOT, write_images
+from conftest import ROOT, sealed, write_images
 from safetensors.torch import load_file, save_file
 
 from multiscale.core.storage import Table
@@ -33,6 +33,7 @@ def captioned(project):
     frame = pl.read_parquet(IMAGES).with_row_index("row")
     caption = pl.when(pl.col("row") % 2 == 0).then(pl.lit(SAID[0])).otherwise(pl.lit(SAID[1]))
     frame.with_columns(caption=caption).drop("row").write_parquet(IMAGES)
+    sealed(IMAGES)
     texts = {"words": {"encoder": TRAINED, "prompts": PICTURES}}
     project.change({"data.source": "files", "data.caption_column": "text", "text": texts})
     return project
@@ -126,6 +127,7 @@ def test_a_name_that_no_text_has_is_refused(captioned, stage):
 
 def test_captions_of_images_without_any_are_refused(captioned):
     pl.read_parquet(IMAGES).drop("caption").write_parquet(IMAGES)
+    sealed(IMAGES)
     for stage in ("captions", "encoder"):
         assert refused(captioned.stage(stage, "words")).startswith(f"{IMAGES}: the images have no captions")
 
@@ -179,6 +181,7 @@ def test_a_prompt_longer_than_the_encoder_takes_is_refused_and_such_captions_are
     prompts_of(captioned, limit=1)
     long = pl.lit("a large disc, a large disc")
     pl.read_parquet(IMAGES).with_columns(caption=long).write_parquet(IMAGES)
+    sealed(IMAGES)
     done = captioned.stage("embeddings", "words")
     assert done.returncode == 0 and "62 captions are longer than 6 tokens, and were cut" in done.stdout
 

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import called
+from conftest import called, sealed
 from PIL import Image
 
 from multiscale import sampling
@@ -43,6 +43,7 @@ def told(trained, working_copy):
     frame = pl.read_parquet(IMAGES).with_row_index("row")
     caption = pl.when(pl.col("row") % 2 == 0).then(pl.lit(SAID[0])).otherwise(pl.lit(SAID[1]))
     frame.with_columns(caption=caption).drop("row").write_parquet(IMAGES)
+    sealed(IMAGES)
     given = project.read()
     channels = given["vae"]["latent_channels"]
     network = NETWORK | {"in_channels": channels, "out_channels": channels}

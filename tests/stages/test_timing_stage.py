@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import flipped, sealed
 
 from multiscale import sampling
 from stages import timing
@@ -95,6 +96,7 @@ def test_repeated_trainings_of_a_method_are_costed_and_timed_once(sampled, monke
     sampled.change(parts | {"methods.msf-seed-1": given["methods"]["msf"] | {"repeat_of": "msf"}})
     (SAMPLES / "msf-seed-1").mkdir()
     (SAMPLES / "msf-seed-1" / COSTS.name).write_text((SAMPLES / "msf" / COSTS.name).read_text())
+    sealed(SAMPLES / "msf-seed-1")
     monkeypatch.setattr(timing, "measure", lambda names, params: {"methods": dict.fromkeys(names, {})})
     timing.main(settings.load())
     assert json.loads(COSTS.read_text()).keys() == {"dit", "msf", "msf-seed-1"}
@@ -118,3 +120,5 @@ def test_what_was_measured_is_read_beside_its_own_result_alone(tmp_path, monkeyp
     assert timings.read("x", of) == {}
     of.write_text("a")
     assert timings.read("x", of)["seconds"] == 2.0
+    with flipped(TIMINGS / "x.json", (TIMINGS / "x.json").read_text().index("2.0"), 0):  # 3.0
+        assert timings.read("x", of) == {}

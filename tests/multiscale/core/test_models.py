@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import called
+from conftest import called, flipped, sealed
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -42,6 +42,7 @@ def folder(config, tmp_path) -> Path:
         torch.nn.init.normal_(parameter, std=0.3, generator=random)
     (tmp_path / "dit" / "part").mkdir(parents=True)
     models.save(tmp_path / "dit" / "part", net.state_dict(), config)
+    sealed(tmp_path / "dit" / "part")
     return tmp_path / "dit"
 
 
@@ -68,6 +69,7 @@ def test_a_model_on_latents_is_decoded_by_the_autoencoder_in_its_folder_to_its_c
     vae = autoencoder.build(3, 1, (8, 8), 1, 4)
     vae.save_pretrained(folder / "part" / "autoencoder", safe_serialization=True)
     (folder / "part" / "autoencoder" / "images.json").write_text('{"channels": 1}')
+    sealed(folder / "part")
     images = multiscale.load(folder, precision="fp32")(SEEDS, LABELS)
     assert torch.equal(images, by_hand(folder, config, flow.Solver(), autoencoder.Codec(vae.eval(), 1)))
     assert images.shape[1:] == (1, 16, 16)
@@ -94,6 +96,7 @@ FOREIGN = {
 def test_what_is_no_model_of_ours_is_one_line(name, folder):
     damage, line = FOREIGN[name]
     damage(folder)
+    sealed(folder / "part")
     with pytest.raises(models.ForeignModel) as error:
         multiscale.load(folder)
     assert line in str(error.value) and "allowed: " in str(error.value) and "\n" not in str(error.value)
@@ -103,6 +106,7 @@ def test_parts_of_two_methods_are_no_model(folder):
     (folder / "other").mkdir()
     save_file({}, folder / "other" / "model.safetensors")
     (folder / "other" / "config.json").write_text(json.dumps({"format": 1, "kind": "ssd", "role": "denoiser"}))
+    sealed(folder / "other")
     with pytest.raises(models.ForeignModel, match="parts of one method"):
         multiscale.load(folder)
 
@@ -156,3 +160,10 @@ def test_what_a_model_cannot_do_is_one_line_and_writes_nothing(asked, line, fold
     done = called("multiscale", "sample", str(folder), "--out", str(tmp_path / "grid.png"), *map(str, asked))
     assert done.returncode == 2 and line in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "grid.png").exists()
+
+
+def test_a_model_with_a_flipped_bit_does_not_open(folder):
+    multiscale.load(folder)
+    weights = folder / "part" / "model.safetensors"
+    with flipped(weights, weights.stat().st_size - 40, 6), pytest.raises(ValueError, match="safetensors: damaged"):
+        multiscale.load(folder)

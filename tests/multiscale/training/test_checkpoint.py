@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from conftest import flipped
 
 from multiscale.core.storage import digest_files
 from multiscale.training.checkpoint import Checkpoints, flatten_optimizer, restore_optimizer
@@ -41,6 +42,16 @@ def test_a_torn_newest_is_skipped_with_a_warning(left, checkpoints, caplog):
     with caplog.at_level(logging.WARNING):
         assert checkpoints.load()[1] == {"seen": 30}
     assert newest.name in caplog.text
+
+
+def test_a_flipped_bit_of_the_newest_is_skipped_with_a_warning(checkpoints, caplog):
+    newest = files(checkpoints)[-1]
+    size = newest.stat().st_size
+    for place in (0, 20, 60, 150, size // 2, size - 3):  # the length, the state, the tensors' names, the tensors
+        with flipped(newest, place, place % 8), caplog.at_level(logging.WARNING):
+            assert checkpoints.load()[1] == {"seen": 30}
+        assert caplog.text.count(newest.name) == 1, place
+        caplog.clear()
 
 
 def test_with_all_torn_the_run_starts_anew(checkpoints):

@@ -415,6 +415,20 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_an_error_that_names_the_part(
         fit_line()
 
 
+def test_weights_that_the_last_update_breaks_are_an_error_though_no_loss_tells(tmp_path):
+    _, fit_line = start_of(Line, replace(SHORT, images=8, lr=1e38, warmup_images=0, decay="constant"), tmp_path)
+    with pytest.raises(FloatingPointError, match="weights of line were not finite by image 8 .*training.lr"):
+        fit_line()
+
+
+def test_a_checkpoint_of_weights_that_are_not_finite_is_not_written(tmp_path):
+    broken = replace(SHORT, images=96, lr=1e38, warmup_images=0, decay="constant", log_images=96)
+    _, fit_line = start_of(Line, broken, tmp_path)
+    with pytest.raises(FloatingPointError, match="weights of line were not finite by image 8 "):
+        fit_line()
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_all_that_decides_the_weights_is_part_of_the_key_of_their_checkpoints(tmp_path, monkeypatch):
     from stages import fitting
     from stages.common import keys
