@@ -155,6 +155,7 @@ def test_the_encoder_is_trained_on_the_training_images_and_their_captions(captio
 
 def test_each_text_is_embedded_once_and_images_and_prompts_name_its_row(captioned):
     untrained(TEXTS / "words")
+    sealed(TEXTS / "words")
     Path("prompts.txt").write_text("a large disc\na disc, large\na large disc\n")
     prompts_of(captioned, **FILE | {"path": "prompts.txt"})
     done = captioned.stage("embeddings", "words")
@@ -173,6 +174,7 @@ def test_each_text_is_embedded_once_and_images_and_prompts_name_its_row(captione
 
 def test_a_prompt_longer_than_the_encoder_takes_is_refused_and_such_captions_are_cut(captioned):
     untrained(TEXTS / "words")
+    sealed(TEXTS / "words")
     Path("prompts.txt").write_text("a disc\na large disc, a large disc\n")
     prompts_of(captioned, **FILE | {"path": "prompts.txt"})
     line = refused(captioned.stage("embeddings", "words"))
@@ -219,7 +221,7 @@ def test_of_a_published_model_the_text_encoders_alone_are_taken_and_no_pickles(c
     assert done.returncode == 0, done.stderr
     made = {path.relative_to(TEXTS / "words").as_posix() for path in (TEXTS / "words").rglob("*") if path.is_file()}
     wanted = {"model_index.json", "text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/vocab.json"}
-    assert made == wanted
+    assert made == wanted | {"checksums.json"}
     assert all((TEXTS / "words" / name).read_bytes() == (given / name).read_bytes() for name in wanted)
 
 
