@@ -177,8 +177,8 @@ class Plan:
             ("synthetic", whole.needed_by(parts.values())),
         ):
             tree[section] = {name: entry for name, entry in tree[section].items() if name in names}
-        for name in own:
-            training = (tree["parts"] | tree["students"])[name]["training"]
+        sections = tree["parts"] | tree["students"]
+        for training in (sections[name]["training"] for name in own if "training" in sections[name]):
             for key in ("images", "warmup_images", "log_images"):
                 training[key] = max(min(training[key], training["batch"]), round(training[key] * sweep.budget))
         tree["sample"]["images"] = sweep.images
@@ -189,7 +189,7 @@ class Plan:
     @property
     def images(self) -> int:
         """The training images of a trial, over all parts of the method."""
-        return sum(part.training.images for part in self.trial({}).parts_of(self.sweep.method).values())
+        return sum(training.images for training in self.trial({}).trainings_of(self.sweep.method))
 
     @property
     def open_to(self) -> list[str]:

@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from flows import graph
 from flows.sweeps.space import Plan, Point, at
+from multiscale.core.settings import Fetched
 from multiscale.core.storage import read_json, read_sealed_json, write_json
 from stages import evaluate, fitting, sample, timing
 from stages.common import keys, paths
@@ -98,7 +99,7 @@ def run(method: str, params: Experiment, pipeline: Pipeline, scratch: Path, on_r
     history: list[dict[str, Any]] = []
     for address in stages_of(params):
         verb, _, name = address.partition("@")
-        part = own.get(name) if verb in ("train", "distill") else None
+        part = own.get(name) if verb in ("train", "distill") and _is_trained(name, params) else None
         rows = [partial(on_row, before)] if part else []
         out = _bring(verb, name, params, pipeline, scratch / "made", rows)
         if part:
@@ -123,7 +124,7 @@ def _bring(verb: str, name: str, params: Experiment, pipeline: Pipeline, made: P
         _link(stage.out, pipeline.folder / stage.out)
         return stage.out
     module, tree = importlib.import_module(f"stages.{verb}"), params.model_dump()
-    job = module.job(name, params) if verb in ("train", "distill") else None
+    job = module.job(name, params) if verb in ("train", "distill") and _is_trained(name, params) else None
     settings = {key: at(tree, key) for key in stage.keys}
     place = made / f"{name}-{job.key if job else keys.key(settings, _parts(stage), stage.code)}"
     made.mkdir(parents=True, exist_ok=True)
@@ -136,6 +137,10 @@ def _bring(verb: str, name: str, params: Experiment, pipeline: Pipeline, made: P
             os.replace(stage.out, place)
     _link(stage.out, place)
     return stage.out
+
+
+def _is_trained(name: str, params: Experiment) -> bool:
+    return not isinstance(params.trained[name], Fetched)
 
 
 def _link(path: Path, target: Path) -> None:

@@ -42,18 +42,20 @@ class Result:
 class EMA:
     """A moving average of a network's weights with a half-life in images, at most 5 % of those seen so far (EDM2).
 
-    With a half-life of 0 it equals the network's own weights.
+    With a half-life of 0 it equals the network's own weights. Frozen weights are shared, unless they are to be sharded.
     """
 
-    def __init__(self, net: nn.Module, half_life: int):
+    def __init__(self, net: nn.Module, half_life: int, sharded: bool = False):
         self.net, self.half_life = net, half_life
-        self.average = copy.deepcopy(net).requires_grad_(False)
+        shared = {} if sharded else {id(p): p for p in net.parameters() if not p.requires_grad}
+        self.average = copy.deepcopy(net, dict[int, Any](shared)).requires_grad_(False)
 
     @torch.no_grad()
     def update(self, batch: int, seen: int) -> None:
         half_life = max(min(self.half_life, seen * 0.05), 1e-8)
         weight = 1 - 0.5 ** (batch / half_life)
-        average, net = ([local(p) for p in found.parameters()] for found in (self.average, self.net))
+        pairs = zip(self.average.parameters(), self.net.parameters())
+        average, net = zip(*((local(mine), local(its)) for mine, its in pairs if mine is not its))
         torch._foreach_lerp_(average, net, weight)
         for mine, its in zip(self.average.buffers(), self.net.buffers()):
             mine.copy_(its)
@@ -79,7 +81,13 @@ class Trainer:
         self.rows = slice(self.workers.rank * share, (self.workers.rank + 1) * share)
         self.seed, self.order = seed, Order(seed, part.name, len(part.data))
         self.layout = {name: self.workers.layout(net) for name, net in part.networks.items()}
-        self.ema = EMA(part.networks[part.main], training.ema_images)  # copied before the network is sharded
+        # Copied before the network is sharded.
+        self.ema = EMA(part.networks[part.main], training.ema_images, self.workers.mesh is not None)
+        # What is frozen from the start, a network beneath its adapter, is built anew and needs no checkpoint.
+        self.frozen = {
+            name: {key for key, p in net.named_parameters() if not p.requires_grad}
+            for name, net in part.networks.items()
+        }
         self.workers.place(self.ema.average, self.layout[part.main])
         self.networks = {name: self.workers.place(net, self.layout[name]) for name, net in part.networks.items()}
         for net in part.frozen.values():
@@ -178,9 +186,10 @@ class Trainer:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything a resumed run needs, as (full tensors, JSON). A collective call: every worker must make it."""
-        tensors = {f"ema.{k}": v for k, v in self.ema.average.state_dict().items()}
+        kept = self._kept(self.part.main, self.ema.average)
+        tensors = {f"ema.{k}": v for k, v in kept.items()}
         for name, net in self.networks.items():
-            tensors |= {f"net.{name}.{k}": v for k, v in net.state_dict().items()}
+            tensors |= {f"net.{name}.{k}": v for k, v in self._kept(name, net).items()}
             for index, optimizer in enumerate(self.optimizers[name]):
                 tensors |= flatten_optimizer(f"optimizer.{name}.{index}", optimizer)
         tensors = {key: whole(value) for key, value in tensors.items()}
@@ -188,6 +197,10 @@ class Trainer:
         tensors |= {f"sum.{key}": values for key, values in self.workers.gather(self.sums).items()}
         about = {"seen": self.seen, "moved": self.moved, "seconds": self.seconds, "history": self.history}
         return tensors, about
+
+    def _kept(self, name: str, net: nn.Module) -> dict[str, Tensor]:
+        """What a checkpoint holds of a network."""
+        return {key: value for key, value in net.state_dict().items() if key not in self.frozen[name]}
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Undoes `state`."""

@@ -91,6 +91,6 @@ def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def load_whole(net: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Loads full tensors into a placed network."""
+    """Loads full tensors into a placed network; what is not among them stays."""
     own = net.state_dict()
-    net.load_state_dict({key: laid_out(value, own[key]) for key, value in tensors.items()})
+    net.load_state_dict(own | {key: laid_out(value, own[key]) for key, value in tensors.items()})

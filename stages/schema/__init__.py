@@ -154,7 +154,11 @@ class Experiment(Section):
     @property
     def trainings(self) -> list[Training]:
         """Of all parts and students that are trained."""
-        return [part.training for part in self.trained.values() if not isinstance(part, Fetched)]
+        return [training for method in self.methods for training in self.trainings_of(method)]
+
+    def trainings_of(self, method: str) -> list[Training]:
+        """Of the parts and students of a method."""
+        return [part.training for part in self.parts_of(method).values() if not isinstance(part, Fetched)]
 
     def parts_of(self, method: str) -> dict[str, AnyPart | Student]:
         """The parts and students of a method, in the order of the experiment."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -124,7 +125,7 @@ class StudentSampler(LatentSampler):
 def load_adapted(folder: Path) -> tuple[nn.Module, LoraConfig]:
     """The teacher's network with the LoRA in a folder. Raises ForeignModel where the teacher is missing or another."""
     config = models.config(folder, LoraConfig)
-    beneath = (folder / config.teacher).resolve()
+    beneath = Path(os.path.normpath(folder / config.teacher))  # of a link to a folder, beside the link
     path = beneath / models.WEIGHTS
     if not path.exists() or models.digest(beneath) != config.digest:
         problem = "other weights" if path.exists() else "missing"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
 import torch
 from conftest import CONFIG, TRAINING, replace
 from torch import Tensor, nn
@@ -69,6 +72,34 @@ def test_the_average_has_the_buffers_of_the_network_as_they_are():
     net(torch.randn(8, 3) + 5)
     ema.update(8, 8000)
     assert torch.equal(ema.average.running_mean, net.running_mean) and net.running_mean.abs().min() > 0.1
+
+
+class Capped(Part):
+    """A trained layer on a frozen one."""
+
+    def __init__(self, trained: nn.Linear, frozen: nn.Linear):
+        net = nn.Sequential(frozen.requires_grad_(False), trained)
+        super().__init__("capped", Table({"x": np.ones((16, 3), np.float32)}), {"net": net}, CONFIG)
+
+    def loss(self, network, nets, batch, draws):
+        return nets["net"](batch["x"]).square().mean(), {}
+
+
+def test_frozen_weights_stand_once_and_in_no_checkpoint():
+    frozen = nn.Linear(3, 3)
+    run = Trainer(Capped(nn.Linear(3, 3), frozen), TRAINING, 0)
+    run.step(run.fetch(0))
+    assert run.ema.average[0].weight is run.networks["net"][0].weight is frozen.weight
+    tensors, about = run.state()
+    own = {f"{kind}.1.{key}" for kind in ("ema", "net.net") for key in ("weight", "bias")}
+    assert {key for key in tensors if key.startswith(("ema", "net"))} == own
+    again = Trainer(Capped(nn.Linear(3, 3), copy.deepcopy(frozen)), TRAINING, 0)
+    again.restore({key: value.clone() for key, value in tensors.items()}, about)
+    for each in (run, again):
+        each.step(each.fetch(1))
+    for mine, its in zip(run.networks["net"].parameters(), again.networks["net"].parameters()):
+        assert torch.equal(mine, its)
+    assert all(torch.equal(value, again.weights()[key]) for key, value in run.weights().items())
 
 
 def test_the_classifier_learns_from_images_shifted_by_up_to_an_eighth_with_smoothed_labels():
