@@ -62,15 +62,19 @@ def replace(model: Section, **changes: object) -> Section:
 
 CONFIG = ModelConfig(kind="toy", role="toy")  # of a part whose model nobody opens
 
-# The files that take minutes start first, so that none is waited for in the end.
-LONGEST = ("test_pipeline.py", "test_cluster.py", "test_flows.py", "test_sweep.py", "test_dashboard.py")
+# The files that take longest start first, so that none is waited for in the end.
+LONGEST = "pipeline cluster flows sweep dashboard training stages start recipe download".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Orders the files, the order of the tests within one stays; marks the slow ones."""
-    items.sort(key=lambda item: (LONGEST + (item.path.name,)).index(item.path.name))
+
+    def name(item: pytest.Item) -> str:
+        return item.path.stem.removeprefix("test_")
+
+    items.sort(key=lambda item: [*LONGEST, name(item)].index(name(item)))
     for item in items:
-        if item.path.stem.removeprefix("test_") in SLOW:
+        if name(item) in SLOW:
             item.add_marker(pytest.mark.slow)
 
 
