@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from multiscale.core.models import ModelConfig
 from multiscale.core.settings import Section
 from multiscale.core.storage import CHECKSUM, read_json, write_sealed_json
 from multiscale.training.part import Training
+from stages import digits
 from stages.common import errors, settings
 from stages.common.images import SCHEMA
 
@@ -63,15 +65,19 @@ def replace(model: Section, **changes: object) -> Section:
 
 CONFIG = ModelConfig(kind="toy", role="toy")  # of a part whose model nobody opens
 
-# The files that take minutes start first, so that none is waited for in the end.
-LONGEST = ("test_pipeline.py", "test_cluster.py", "test_flows.py", "test_sweep.py", "test_dashboard.py")
+# The files that take longest start first, so that none is waited for in the end.
+LONGEST = "pipeline cluster flows sweep dashboard training stages start recipe download".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Orders the files, the order of the tests within one stays; marks the slow ones."""
-    items.sort(key=lambda item: (LONGEST + (item.path.name,)).index(item.path.name))
+
+    def name(item: pytest.Item) -> str:
+        return item.path.stem.removeprefix("test_")
+
+    items.sort(key=lambda item: [*LONGEST, name(item)].index(name(item)))
     for item in items:
-        if item.path.stem.removeprefix("test_") in SLOW:
+        if name(item) in SLOW:
             item.add_marker(pytest.mark.slow)
 
 
@@ -208,10 +214,25 @@ def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def digits_read_once():
+    """The package of the digits reads a large text file, in seconds, each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "_mnist", cache(lambda read=digits._mnist: tuple(read())))
+        yield
+
+
 @pytest.fixture(scope="session")
-def sources(tmp_path_factory) -> Path:
+def sources(tmp_path_factory):
     """A pristine copy of the project's sources, its experiment the tiny recipe."""
-    return made_once(tmp_path_factory, "sources", make_sources)
+    folder = made_once(tmp_path_factory, "sources", make_sources)
+
+    def touched() -> dict[Path, int]:
+        return {file: file.stat().st_mtime_ns for file in folder.rglob("*.py")}
+
+    before = touched()
+    yield folder
+    assert touched() == before, "a test that edits code needs a working_copy(sources), which shares none of it"
 
 
 def make_sources(folder: Path) -> None:
@@ -233,11 +254,11 @@ def tiny(sources) -> dict:
 
 
 @pytest.fixture
-def working_copy(tmp_path, monkeypatch) -> Callable[[Path], Path]:
+def working_copy(tmp_path, monkeypatch) -> Callable[..., Path]:
     """Makes a copy of a folder for one test, which is its working directory."""
 
-    def working_copy(source: Path) -> Path:
-        folder = shutil.copytree(source, tmp_path / "project")
+    def working_copy(source: Path, copy: Callable = shutil.copy2) -> Path:
+        folder = shutil.copytree(source, tmp_path / "project", copy_function=copy)
         monkeypatch.chdir(folder)
         return folder
 
@@ -246,8 +267,13 @@ def working_copy(tmp_path, monkeypatch) -> Callable[[Path], Path]:
 
 @pytest.fixture
 def project(sources, working_copy) -> Project:
-    """A copy of the project of its own, and the working directory."""
-    return Project(working_copy(sources))
+    """A copy of the project of its own, and the working directory. Its code is not to be edited in place."""
+    return Project(working_copy(sources, copy_but_for_code))
+
+
+def copy_but_for_code(source: str, target: str) -> None:
+    """Copies a file, a module by a link: most files are modules, and few tests change one."""
+    (os.link if source.endswith(".py") else shutil.copy2)(source, target)
 
 
 @pytest.fixture(scope="session")

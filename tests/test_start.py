@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from multiscale.core.compat import absent
 from multiscale.core.terminal import announce
 
 ROOT = Path(__file__).parent.parent
@@ -128,20 +129,19 @@ print(autoencoder.kl_class().__name__, diffusers.utils.is_peft_available())
     assert out == "AutoencoderKL True\n"
 
 
-def test_what_is_loaded_already_is_not_hidden():
-    out, _ = run("""
-import colorsys
-from multiscale.core.compat import absent
-with absent("colorsys", "wave"):
-    import colorsys as again
-    try:
-        import wave
-    except ImportError:
-        print(again is colorsys)
-import wave
-print(wave.__name__, sys.modules["colorsys"] is colorsys)
-""")
-    assert out == "True\nwave True\n"
+def test_what_is_loaded_already_is_not_hidden(monkeypatch):
+    import colorsys
+
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    with absent("colorsys", "wave"):
+        import colorsys as again
+
+        assert again is colorsys
+        with pytest.raises(ImportError):
+            import wave
+    import wave
+
+    assert wave.__name__ == "wave" and sys.modules["colorsys"] is colorsys
 
 
 def test_metrics_start_without_torchs_compiler_which_still_loads_where_it_is_used():

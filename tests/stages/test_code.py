@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from conftest import Project
 
 from stages import code
 from stages.common.paths import CODE
@@ -108,7 +109,8 @@ def test_a_folder_of_lists_is_written_anew_and_nothing_written_through_its_links
     assert {path.name: path.read_text() for path in CODE.iterdir()} == {n: code.listing(n) for n in code.names()}
 
 
-def test_code_that_is_not_python_is_one_line_and_the_lists_stay(project):
+def test_code_that_is_not_python_is_one_line_and_the_lists_stay(sources, working_copy):
+    project = Project(working_copy(sources))
     before = project.stage("code"), project.files()
     Path("stages/near.py").write_text("def f(:\n")
     with open("stages/train.py", "a") as opened:

@@ -71,8 +71,8 @@ def test_an_input_that_is_not_there_is_one_line(given):
         keys.key(given["settings"], [Path("data/gone")], given["lists"])
 
 
-def test_the_key_of_a_training_follows_the_code_of_its_own_method(project, monkeypatch):
-    monkeypatch.setattr(keys, "ROOT", project.folder)
+def test_the_key_of_a_training_follows_the_code_of_its_own_method(sources, working_copy, monkeypatch):
+    monkeypatch.setattr(keys, "ROOT", working_copy(sources))
     for name in ("full", "pixels"):
         (DECOMPOSED / name).mkdir(parents=True)
         sealed(DECOMPOSED / name)

@@ -213,6 +213,7 @@ def test_a_folder_that_holds_another_model_is_refused_in_one_line(published):
     (DECOMPOSED / "told" / "statistics.json").write_text(
         json.dumps({"classes": 2, "latent": {"shift": [0.0] * 4, "scale": [1.0] * 4}, "grids": {"16": 2, "32": 4}})
     )
+    sealed(DECOMPOSED / "told")
     done = published.stage("train", "teacher-sd3")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "_class_name: 'FluxTransformer2DModel' is not allowed; allowed: SD3Transformer2DModel" in done.stderr

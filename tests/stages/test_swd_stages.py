@@ -225,6 +225,7 @@ def test_images_of_the_teacher_are_encoded_as_the_stage_encodes_the_data(native,
     (PYRAMID / "autoencoder" / "images.json").write_text('{"channels": 1}')
     about = json.loads((TEACHER / "config.json").read_text())
     (TEACHER / "config.json").write_text(json.dumps(about | {"resolution": 16}))
+    sealed(TEACHER)
     grids = {resolution: resolution // 2 for resolution in RESOLUTIONS}
     put(
         PYRAMID,
