@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import called
+from conftest import called, sealed
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -52,8 +52,10 @@ def embedded(folder: Path, text: str) -> tuple[torch.Tensor, torch.Tensor]:
 
     ids = AutoTokenizer.from_pretrained(folder / "tokenizer")([text], padding="max_length", return_tensors="pt")
     with torch.no_grad():
-        found = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder")(input_ids=ids["input_ids"])
-    return found.last_hidden_state.half().float(), found.text_embeds.half().float()
+        found = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder")(
+            input_ids=ids["input_ids"], output_hidden_states=True
+        )
+    return found.hidden_states[-2].half().float(), found.text_embeds.half().float()
 
 
 @pytest.fixture
@@ -72,6 +74,7 @@ def method(tmp_path, monkeypatch) -> Path:
     tokens, whole = embedded(Path("models/text/words"), "")
     save_file({"prompt": tokens.half(), "pooled": whole.half()}, part / "text" / "embeddings.safetensors")
     (part / "text" / "encoder.json").write_text(json.dumps({"name": "words", "length": 7, "precision": "auto"}))
+    sealed(part)
     return part.parent
 
 

@@ -20,9 +20,9 @@ INPUTS = {
     "latents 32": {IMAGES: "download", "models/vae": "vae"},
     "decompose wavelet": {IMAGES: "download"},
     "decompose residual": {"data/latents/24": "latents@24", "data/latents/32": "latents@32"},
-    "train msf-0": {"data/decomposed/residual": "decompose@residual"},
+    "train msf-0": {"data/decomposed/residual": "decompose@residual or synthetic@residual"},
     "distill swd": {
-        "data/decomposed/pyramid": "decompose@pyramid",
+        "data/decomposed/pyramid": "decompose@pyramid or synthetic@pyramid",
         "models/swd-teacher/swd-teacher": "train@swd-teacher or distill@swd-teacher",
     },
     "sample msf": {IMAGES: "download", "models/msf/msf-1": "train@msf-1 or distill@msf-1"},

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from conftest import Project
+from conftest import Project, sealed
 from safetensors.torch import load_file
 
 from multiscale import sampling
@@ -89,6 +89,7 @@ def published(trained, working_copy):
     frame = pl.read_parquet(IMAGES).with_row_index("row")
     caption = pl.format("a digit, {}", pl.col("row") % 2)
     frame.with_columns(caption=caption).drop("row").write_parquet(IMAGES)
+    sealed(IMAGES)
     torch.manual_seed(0)
     vae = kl_class()(
         in_channels=1,

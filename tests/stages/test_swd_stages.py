@@ -103,9 +103,10 @@ def test_a_teacher_that_cannot_generate_at_a_low_resolution_is_found_out(resolut
 
 
 def edited(file: str) -> None:
-    """One more line of code."""
-    with open(file, "a") as opened:
-        opened.write("EDITED = True\n")
+    """One more line of code, of this project alone: its modules are links."""
+    text = Path(file).read_text()
+    Path(file).unlink()
+    Path(file).write_text(text + "EDITED = True\n")
 
 
 MADE = DECOMPOSED / "made"
