@@ -22,7 +22,7 @@ from multiscale.core.device import autocast
 from multiscale.core.models import AUTOENCODER, CONFIG, EMBEDDINGS, TEXT
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.settings import Fetched
-from multiscale.core.storage import Table, write_blocks, write_json
+from multiscale.core.storage import Table, sealed_folder, write_blocks, write_json
 from multiscale.core.streams import Draws
 from multiscale.networks.autoencoder import Codec
 from multiscale.plan import Call, Understudy, size
@@ -171,8 +171,8 @@ class Planner:
         """The folder of a part with random weights."""
         out = self.folder / "models" / section.method / name
         if not out.exists():
-            out.mkdir(parents=True)
-            self.part(name, section).save(out)
+            with sealed_folder(out) as folder:
+                self.part(name, section).save(folder)
         return out
 
     def sample(self, method: str) -> dict[int, float]:

@@ -85,7 +85,7 @@ def load(folder: Path, channels: int) -> Codec:
         raise FileNotFoundError(errno.ENOENT, "no autoencoder", str(folder))
     if not (Path(folder) / "config.json").exists():
         return Codec(None, channels)
-    vae = kl_class().from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+    vae = kl_class().from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True)
     return Codec(use_in(checked(vae, folder).eval().requires_grad_(False)), channels)
 
 

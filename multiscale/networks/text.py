@@ -49,8 +49,8 @@ class TrainedTextEncoder:
         make_torchvision_importable()
         from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
-        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / TOKENIZER)
-        net = CLIPTextModelWithProjection.from_pretrained(folder / ENCODER, use_safetensors=True)
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / TOKENIZER, local_files_only=True)
+        net = CLIPTextModelWithProjection.from_pretrained(folder / ENCODER, use_safetensors=True, local_files_only=True)
         self.device = default_device()
         self.net = net.eval().requires_grad_(False).to(self.device)
         self.length = int(self.tokenizer.model_max_length)

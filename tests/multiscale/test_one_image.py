@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TRAINING, replace
+from conftest import TRAINING, replace, sealed, write_images
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from multiscale.networks.autoencoder import Codec
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import fit
 from stages import decompose
-from stages.common.paths import LATENTS
+from stages.common.paths import IMAGES, LATENTS
 
 COPIES, CLASSES, BATCH = 32, 2, 16
 FAST = replace(TRAINING, batch=BATCH, log_images=10**6, decay="cosine", ema_images=400)
@@ -76,12 +76,15 @@ def latents(tmp_path, monkeypatch) -> Tensor:
         save_file(rows | {"label": torch.arange(COPIES) % CLASSES}, folder / "latents.safetensors")
         about = {"shift": [small.mean().item()], "scale": [small.std(correction=0).item()], "classes": CLASSES}
         (folder / "statistics.json").write_text(json.dumps(about))
+        sealed(folder)
     return image
 
 
 @pytest.fixture
-def pixels(monkeypatch) -> Tensor:
+def pixels(tmp_path, monkeypatch) -> Tensor:
     """The image as the dataset."""
+    monkeypatch.chdir(tmp_path)
+    write_images(IMAGES, 1)
     image = picture(8)
     rows = {"pixels": image.expand(COPIES, 1, 8, 8).numpy(), "label": (torch.arange(COPIES) % CLASSES).numpy()}
     monkeypatch.setattr(decompose, "pixel_table", lambda split: Table(rows))

@@ -220,7 +220,11 @@ def test_swd_has_its_published_values(name, student):
     near(section, {loss: {"weight": weight} for loss, weight in weights.items()})
     if scale:
         near(section, {"dmd": {"guidance_scale": scale}, "gan": {"discriminator": 1e-2}, "fake": {"updates": 5}})
-    near(section["synthetic"], {"images": 200_000, "solver": {"steps": steps, "guidance_scale": guidance}})
+    assert section["dataset"] in made["synthetic"]
+    near(
+        made["synthetic"][section["dataset"]],
+        {"images": 200_000, "solver": {"steps": steps, "guidance_scale": guidance}},
+    )
     near(made["data"], {"resolution": 1024, "channels": 3})
     near(made["sample"], {"images": 30_000})
     (teacher,) = experiment.parts.values()

@@ -233,7 +233,7 @@ def test_an_unknown_recipe_is_refused_and_nothing_changes(project, name):
     with pytest.raises(BadInput) as error:
         recipe.switch(name, force=True)
     assert str(error.value).startswith(
-        f"params/recipes: recipe: {name!r} is not allowed; allowed: one of captions32, clothing64, "
+        f"params/recipes: recipe: {name!r} is not allowed; allowed: one of captions32, captions32-ablations, "
     )
     assert project.files() == before
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, changed
+from conftest import ROOT, changed, write_images
 
 from multiscale.training.part import Training
 from stages import download, recipe, reference
@@ -552,6 +552,7 @@ def test_a_stage_refuses_with_one_line_and_exit_code_2_and_writes_nothing(projec
 
 
 def test_a_missing_weights_file_is_one_line(project):
+    write_images(Path("data/images.parquet"), 1)
     project.change({"evaluate.extractor": "inception-v3-compat", "evaluate.weights": "none.pth"})
     with pytest.raises(BadInput, match=r"^params.yaml: evaluate.weights: 'none.pth' .*allowed: ") as error:
         reference.main(load())

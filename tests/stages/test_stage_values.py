@@ -182,6 +182,7 @@ def pixels(tmp_path, monkeypatch) -> np.ndarray:
     """A dataset of colour images."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(decompose, "BLOCK", 7)
+    write_images(Path("data/images.parquet"), 1)
     made = np.random.default_rng(0).integers(0, 256, (COUNT, 3, 16, 16), np.uint8)
     rows = {"train": Table({"pixels": made, "label": np.arange(COUNT) % 3})}
     monkeypatch.setattr(decompose, "pixel_table", rows.__getitem__)

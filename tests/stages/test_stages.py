@@ -44,8 +44,9 @@ def commands() -> dict[str, list[str]]:
 COMMANDS = commands()
 GIVEN = {"latents": "32", "decompose": "full", "train": "dit", "distill": "swd", "sample": "dit", "evaluate": "dit"}
 GIVEN["floor"] = "real"
-TEXTUAL = ("captions", "encoder", "embeddings")  # of images with captions; test_text_stages.py
-GIVEN |= dict.fromkeys(TEXTUAL, "none")
+# Of images with captions (test_text_stages.py), and of a teacher's images (test_swd_stages.py): not in `embedded`.
+ABSENT = ("captions", "encoder", "embeddings", "synthetic")
+GIVEN |= dict.fromkeys(ABSENT, "none")
 TAKING = sorted(name for name, arguments in COMMANDS.items() if arguments)
 
 
@@ -128,7 +129,7 @@ FIRST = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"code", "download", *TEXTUAL}))
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"code", "download", *ABSENT}))
 def test_a_missing_input_is_one_line_that_names_it_and_nothing_is_written(project, name):
     before = project.files()
     refused(project.stage(name, *([GIVEN[name]] if name in GIVEN else [])), FIRST[name])

@@ -10,7 +10,7 @@ import pytest
 from multiscale.core import memory
 
 C = ctypes.CDLL(None)
-BLOCK, PAGE = 2**26, 4096  # bytes; by itself glibc returns every block of this size
+BLOCK, HUGE = 2**26, 2**21  # bytes; by itself glibc returns every block of this size, of pages of up to 2 MiB
 
 
 def faults() -> int:
@@ -26,10 +26,11 @@ def faults() -> int:
 @pytest.mark.skipif(not hasattr(C, "mallopt"), reason="not glibc")
 def test_freed_memory_is_kept():
     assert memory.allocate(mapped_from=2**17, kept=2**17)  # where glibc starts
-    assert faults() >= BLOCK // PAGE and faults() >= BLOCK // PAGE
+    returned = min(faults(), faults())
+    assert returned >= BLOCK // HUGE
     memory.keep_freed_memory()
     faults()
-    assert faults() < BLOCK // PAGE // 100
+    assert faults() < returned / 10
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
