@@ -265,7 +265,7 @@ def _left_out(floor: Row, group: Group) -> str:
 def _first(key: str, metric: str, rows: list[Row]) -> str:
     """The best method, and whether its lead is significant: over trainings if there are several, else over images."""
     first, second = sorted(rows, key=lambda row: row[key])[:2]
-    error = hypot(*(_error(key, row) for row in (first, second)))
+    error = hypot(*(standard_error(key, row) for row in (first, second)))
     difference = second[key] - first[key]
     verdict = "significant" if difference > APART * error else "not significant"
     alone = ", over images alone" if first["trainings"] == second["trainings"] == 1 else ""
@@ -275,8 +275,9 @@ def _first(key: str, metric: str, rows: list[Row]) -> str:
     )
 
 
-def _error(key: str, row: Row) -> float:
-    spread = row[f"{key}_spread"]
+def standard_error(key: str, row: Row) -> float:
+    """Of a column: over trainings if there are several and it has a spread over them, else over images or prompts."""
+    spread = row.get(f"{key}_spread")
     return float(row[f"{key}_se"] if spread is None else spread / row["trainings"] ** 0.5)
 
 

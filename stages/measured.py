@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 from multiscale import timing
@@ -43,10 +43,13 @@ def _measured(row: Row, sampling: dict[str, Any], params: Experiment) -> dict[st
     """Of a row: the seconds of sampling; means over its trainings of their seconds and of the peak memory."""
     name = row["method"]
     trainings = [name, *(other for other, section in params.methods.items() if section.repeat_of == name)]
+    seconds = [_train_seconds(each) for each in trainings]
+    known = [each for each in seconds if each is not None]
     samplings = [timings.read(f"sample-{each}", SAMPLES / each / COSTS.name) for each in trainings]
     return {
         **sampling.get("methods", {}).get(params.methods[name].repeat_of or name, {}),
-        "train_seconds": _mean([_train_seconds(each) for each in trainings]),
+        "train_seconds": _mean(seconds),
+        "train_seconds_spread": stdev(known) if len(known) == len(seconds) > 1 else None,
         "peak_memory_bytes": _mean([each.get("peak_memory_bytes") for each in samplings]),
     }
 

@@ -1,8 +1,9 @@
 """Collects the metrics and costs of all methods into the leaderboard, training curves, plots and an HTML report.
 
-Writes reports/leaderboard.{json,parquet,md}, reports/quality-flops.csv and reports/training.{csv,png}, none of which
-depends on the machine's speed. What does is known to neither git nor DVC: reports/report.md (the leaderboard with
-seconds and memory), reports/quality-time.png, and reports/report.html, in which all pictures are embedded.
+Writes reports/leaderboard.{json,parquet,md}, reports/claims.json, reports/quality-flops.csv and
+reports/training.{csv,png}, none of which depends on the machine's speed. What does is known to neither git nor DVC:
+reports/report.md (the leaderboard with seconds and memory, and the published claims), reports/timing/claims.json (the
+claims with those about seconds), reports/quality-time.png, and reports/report.html, in which all pictures are embedded.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ if __name__ == "__main__":  # first: the imports below take seconds
 
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -21,7 +23,7 @@ from PIL import Image
 
 from multiscale.core import intact
 from multiscale.core.storage import atomic_file, atomic_folder, read_sealed_json, write_json, write_text
-from stages import figures, leaderboard, measured, page, summary, wavelets
+from stages import claims, figures, leaderboard, measured, page, summary, wavelets
 from stages.common.images import class_names
 from stages.common.paths import IMAGES, METRICS, NEIGHBOURS, REPORTS, SAMPLES, histories, parts_of
 from stages.schema import Experiment
@@ -52,6 +54,7 @@ def check_picture(path: Path) -> None:
 
 
 def main(params: Experiment) -> None:
+    published = claims.load()
     intact.check(IMAGES)
     rows = leaderboard.rows_of(params)
     groups, real = leaderboard.groups(rows), [row["label_accuracy"] for row in rows if row["method"] == "real"]
@@ -62,6 +65,8 @@ def main(params: Experiment) -> None:
     with atomic_file(REPORTS / "leaderboard.parquet") as temporary:
         pl.DataFrame(ordered).write_parquet(temporary)
     write_text(REPORTS / "leaderboard.md", leaderboard.markdown(groups, accuracy))
+    evidence = claims.Evidence(params.recipe, {row["method"]: row for row in rows}, list(params.methods))
+    write_json(REPORTS / "claims.json", claims.evaluate(published, evidence))
     write_text(REPORTS / "training.csv", training.write_csv())
     quality = [{key: row[key] for key in COSTS} | row["protocol"] for group in groups for row in group.methods]
     write_text(REPORTS / "quality-flops.csv", pl.DataFrame(quality).write_csv())
@@ -80,7 +85,11 @@ def main(params: Experiment) -> None:
     QUALITY_TIME.unlink(missing_ok=True)
     if sampling:
         figures.quality_time(timed, QUALITY_TIME)
-    write_text(REPORTS / "report.md", leaderboard.markdown(timed, accuracy, measured.COLUMNS, remarks))
+    here = replace(evidence, rows={row["method"]: row for group in timed for row in group.methods}, sampling=sampling)
+    judged = claims.evaluate(published, here)
+    write_json(claims.SECONDS, judged)
+    board = leaderboard.markdown(timed, accuracy, measured.COLUMNS, remarks)
+    write_text(REPORTS / "report.md", f"{board}\n{claims.markdown(judged)}")
     boards = [
         page.Leaderboard(
             group.protocol["metric"],
@@ -90,10 +99,14 @@ def main(params: Experiment) -> None:
         for group in timed
     ]
     plots = [path for path in (QUALITY_TIME, TRAINING) if path.exists()]
-    write_text(PAGE, page.render(params.recipe, class_names(), boards, plots, shown, GALLERIES, sections))
+    write_text(
+        PAGE,
+        page.render(params.recipe, class_names(), boards, plots, shown, GALLERIES, sections + [claims.section(judged)]),
+    )
     print(summary.text(timed))
     for line in wavelets.warnings(sections):
         print(line)
     for name in (name for name, kinds in shown.items() if "strip" in kinds):
         print(f"{name}: {SAMPLES / name / 'grid.png'}, {SAMPLES / name / 'strip.png'}")
+    print(claims.counted(judged))
     print(f"report: {PAGE}")

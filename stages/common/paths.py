@@ -4,6 +4,7 @@ from pathlib import Path
 
 EXPERIMENT = Path("params.yaml")
 RECIPES = Path("params/recipes")
+CLAIMS = Path("params/claims.yaml")
 SCRATCH = Path(".scratch")  # checkpoints, downloads and caches: untracked, safe to delete when nothing runs
 
 PREVIEWS = SCRATCH / "previews"  # /PART/latest.png, /PART/010.png to /PART/100.png: samples at each tenth of a training

@@ -1,0 +1,257 @@
+"""The published claims beside what this experiment measured: which hold, which do not, which it cannot tell.
+
+A claim is 'true' if all of the interval lies within its bounds, 'false' if all of it lies beyond one of them, and else
+'not shown'. 'not measured' is one whose rows the experiment lacks, or that it does not test (`given`). An interval is
+that of the ratio or difference itself, `leaderboard.APART` standard errors to either side.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import hypot
+from typing import Any
+
+from pydantic import ValidationError
+
+from stages import analyses, leaderboard
+from stages.analyses import Lacking, Measured, Unmeasured
+from stages.common import settings
+from stages.common.paths import CLAIMS, TIMINGS
+from stages.leaderboard import APART, Row
+from stages.page import Section
+from stages.schema import claims as schema
+
+Finding = dict[str, Any]  # about one claim, as claims.json holds it
+SECONDS = TIMINGS / "claims.json"  # with the claims about seconds, which are of one machine
+IQR = 1.349  # interquartile range of a Gaussian, in standard deviations
+HOLDS = ("true", "false", "not shown", "not measured")
+TITLE = "Published claims"
+HEADINGS = ["claim", "paper", "in our words", "quantity", "published", "asked", "measured", "interval", "holds", "why"]
+KEY = (
+    "A claim holds if all of the interval lies where it asks, and does not if none of it can; else it is not shown. "
+    f"Intervals are {APART} standard errors to either side; over the images of one training they do not cover other "
+    "trainings. Every claim is about this experiment, whose data and budget are not the paper's."
+)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an experiment has: its rows by name, its methods, and what the stage `timing` measured here."""
+
+    recipe: str
+    rows: Mapping[str, Row]
+    methods: list[str]
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load() -> dict[str, schema.Claim]:
+    """The claims of the file. Raises BadInput."""
+    value = settings.read_yaml(CLAIMS)
+    try:
+        return schema.Claims.model_validate(value).claims
+    except ValidationError as error:
+        raise settings.explain(error, value, CLAIMS) from None
+
+
+def evaluate(claims: Mapping[str, schema.Claim], evidence: Evidence) -> dict[str, Finding]:
+    """What the evidence says about each claim: id -> finding."""
+    return {name: _about(claim) | _judged(claim, evidence) for name, claim in claims.items()}
+
+
+def _about(claim: schema.Claim) -> Finding:
+    return {
+        "paper": f"{claim.paper} ({claim.version})",
+        "says": claim.says,
+        "quantity": described(claim.quantity),
+        "published": claim.published[0] if claim.published and len(claim.published) == 1 else claim.published,
+        "asked": str(claim.holds) if claim.holds else None,
+    }
+
+
+def _judged(claim: schema.Claim, evidence: Evidence) -> Finding:
+    found: Finding = {"measured": None, "interval": None, "holds": "not measured", "protocol": None}
+    try:
+        for condition in claim.given:
+            value, error = measure(condition.quantity, evidence)
+            if verdict(condition.holds, value, error) != "true":
+                what = f"{described(condition.quantity)} is {value:.3g}, asked for {condition.holds}"
+                raise Unmeasured(f"these rows do not test it: {what}")
+        value, error = measure(claim.quantity, evidence)
+    except Unmeasured as reason:
+        more = f"; recipe {claim.recipe} has what it needs" if isinstance(reason, Lacking) and claim.recipe else ""
+        return found | {"why": _noted(f"{reason}{more}", claim)}
+    assert claim.holds, "every quantity that is measured has bounds"
+    holds = verdict(claim.holds, value, error)
+    share = {"true": "all", "false": "none", "not shown": "a part"}[holds]
+    why = (
+        f"{share} of the interval is {claim.holds}"
+        if error is not None
+        else "no interval: one training, or too short a history"
+    )
+    interval = None if error is None else [value - APART * error, value + APART * error]
+    protocol = f"{evidence.recipe}: {_protocol(claim.quantity, evidence)}"
+    return {"measured": value, "interval": interval, "holds": holds, "protocol": protocol, "why": _noted(why, claim)}
+
+
+def _noted(why: str, claim: schema.Claim) -> str:
+    return f"{why}. {claim.note}" if claim.note else why
+
+
+def verdict(bounds: schema.Bounds, value: float, error: float | None) -> str:
+    """'true', 'false' or 'not shown' for a value and its standard error; None: nothing is shown."""
+    if error is None:
+        return "not shown"
+    low, high = value - APART * error, value + APART * error
+    inside = {"at_most": high, "at_least": -low, "below": high, "above": -low}  # the end that must not pass the bound
+    beyond = {"at_most": low, "at_least": -high, "below": low, "above": -high}
+    held = []
+    for key, bound in bounds.model_dump(exclude_unset=True).items():
+        limit, strict = (-bound if key in ("at_least", "above") else bound), key in ("below", "above")
+        if beyond[key] > limit or (strict and beyond[key] == limit):
+            return "false"
+        held.append(inside[key] < limit or (not strict and inside[key] == limit))
+    return "true" if all(held) else "not shown"
+
+
+def measure(quantity: schema.Quantity, evidence: Evidence) -> Measured:
+    """A quantity and its standard error. Raises Unmeasured."""
+    match quantity:
+        case schema.Ratio():
+            (of, of_error), (over, over_error) = _columns(quantity.column, quantity.of, quantity.over, evidence)
+            if over <= APART * over_error if over_error is not None else not over:
+                raise Unmeasured(f"{described(quantity)}: the second is not distinguishable from zero")
+            if of_error is None or over_error is None:
+                return of / over, None
+            return of / over, hypot(of_error, of / over * over_error) / over
+        case schema.Difference():
+            (of, of_error), (minus, error) = _columns(quantity.column, quantity.of, quantity.minus, evidence)
+            return of - minus, None if of_error is None or error is None else hypot(of_error, error)
+        case schema.Losses():
+            return analyses.losses(quantity, evidence.methods)
+        case schema.Conditioning():
+            return analyses.conditioning(quantity)
+        case schema.Sparsity():
+            return analyses.sparsity(quantity)
+        case schema.Masked():
+            return analyses.masked(quantity)
+        case schema.Information():
+            return analyses.information(_present([quantity.row], evidence))
+        case schema.LikeDDPM():
+            return analyses.like_ddpm(_present(quantity.row, evidence))
+        case schema.Elsewhere():
+            raise Unmeasured(f"no stage measures it: {quantity.needs}")
+
+
+def _present(names: list[str], evidence: Evidence) -> str:
+    """The first of some rows that the experiment has. Raises Lacking."""
+    for name in names:
+        if name in evidence.rows:
+            return name
+    raise Lacking(f"needs the row {' or '.join(names)}")
+
+
+def _columns(column: str, one: list[str], other: list[str], evidence: Evidence) -> tuple[Measured, Measured]:
+    """A column of two rows with its standard errors. Raises Unmeasured for rows that cannot be compared."""
+    lacking = [" or ".join(names) for names in (one, other) if not evidence.rows.keys() & {*names}]
+    if lacking:
+        raise Lacking(f"needs the row{'s' * (len(lacking) > 1)} {' and '.join(lacking)}")
+    rows = [evidence.rows[_present(names, evidence)] for names in (one, other)]
+    for row in rows:
+        if row.get(column) is None:
+            measured = f": {SECONDS} has what this machine measured" if column in schema.TIMED else ""
+            raise Unmeasured(f"{column} of {row['method']} was not measured{measured}")
+        if column in schema.ESTIMATED and row["copies"]:
+            raise Unmeasured(f"{row['method']} copies training images")
+    if column in schema.ESTIMATED and rows[0]["protocol"] != rows[1]["protocol"]:
+        raise Unmeasured(f"{rows[0]['method']} and {rows[1]['method']} were measured by different protocols")
+    first, second = ((float(row[column]), _error(column, row)) for row in rows)
+    return first, second
+
+
+def _error(column: str, row: Row) -> float | None:
+    """The standard error of a column; for seconds, a round's, which is more than that of their median."""
+    if column in schema.COUNTED:
+        return 0.0
+    if column == "train_seconds":
+        spread = row["train_seconds_spread"]
+        return None if spread is None else float(spread / row["trainings"] ** 0.5)
+    if column in schema.TIMED:
+        return float(row[column] * row[f"spread{column.removeprefix('seconds_per_image')}"] / IQR)
+    return leaderboard.standard_error(column, row)
+
+
+def described(quantity: schema.Quantity) -> str:
+    """A quantity in a few words."""
+    match quantity:
+        case schema.Ratio():
+            return f"{quantity.column}: {' or '.join(quantity.of)} / {' or '.join(quantity.over)}"
+        case schema.Difference():
+            return f"{quantity.column}: {' or '.join(quantity.of)} - {' or '.join(quantity.minus)}"
+        case schema.Losses():
+            return f"last losses: {quantity.of} / {quantity.over}"
+        case schema.Conditioning():
+            return f"spectral condition number: coarse band of {quantity.dataset} / pixels"
+        case schema.Sparsity():
+            return f"largest shape of the details of {quantity.dataset}"
+        case schema.Masked():
+            return f"smallest safe resolution of {quantity.dataset} / full, noise {quantity.sigma:g}"
+        case schema.Information():
+            return f"information of noisy states where {quantity.row} shrinks / of images of that size"
+        case schema.LikeDDPM():
+            return f"reverse steps of {' or '.join(quantity.row)} - DDPM's posterior, the largest difference"
+        case schema.Elsewhere():
+            return "none of the pipeline"
+
+
+def _protocol(quantity: schema.Quantity, evidence: Evidence) -> str:
+    """How a quantity was measured, and what its interval covers."""
+    if isinstance(quantity, schema.Losses):
+        return f"means of the last {analyses.LAST} rows of each history, one training; interval by their scatter"
+    if isinstance(quantity, schema.Masked):
+        return f"latents of the first {analyses.IMAGES} training images at most; exact"
+    if isinstance(quantity, schema.Conditioning | schema.Sparsity):
+        return "all training images; exact"
+    if not isinstance(quantity, schema.Ratio | schema.Difference):
+        return "in closed form"
+    row, column = evidence.rows[_present(quantity.of, evidence)], quantity.column
+    if column in schema.COUNTED:
+        return "counted; exact"
+    if column == "train_seconds":
+        return f"seconds on this machine, trainings of each: {row['trainings']}; interval over these"
+    if column in schema.TIMED:
+        about = evidence.sampling
+        return f"{about['device']}, medians of {about['rounds']} rounds; interval by the spread of a round"
+    about = row["protocol"]
+    covers = "trainings" if row.get(f"{column}_spread") is not None else "images alone"
+    return (
+        f"by {about['extractor']}, N = {about['n']}, {about['n_reference']} reference images, trainings of each: "
+        f"{row['trainings']}; interval over {covers}"
+    )
+
+
+def _number(value: object) -> str:
+    if isinstance(value, list):
+        return " to ".join(map(_number, value))
+    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def counted(findings: Mapping[str, Finding]) -> str:
+    """How many claims hold, and so on, in one line."""
+    counts = Counter(found["holds"] for found in findings.values())
+    return "published claims: " + ", ".join(f"{counts[each]} {each}" for each in HOLDS)
+
+
+def section(findings: Mapping[str, Finding]) -> Section:
+    """The findings as a section of the page."""
+    keys = ("paper", "says", "quantity", "published", "asked", "measured", "interval", "holds", "why")
+    rows = [[name, *(_number(found[key]) for key in keys)] for name, found in findings.items()]
+    return Section(TITLE, [KEY], HEADINGS, rows, [])
+
+
+def markdown(findings: Mapping[str, Finding]) -> str:
+    """The findings as Markdown."""
+    shown = section(findings)
+    rows = [shown.headings, ["---"] * len(shown.headings), *shown.rows]
+    return "\n".join([f"## {TITLE}", "", *(f"| {' | '.join(row)} |" for row in rows), "", KEY, ""])
