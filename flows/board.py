@@ -21,13 +21,13 @@ from prefect.artifacts import (
 )
 from prefect.client.schemas.actions import ArtifactUpdate
 
+from flows.connection import REPORT
 from flows.graph import Stage
 from flows.previews import Previews, title_of
 from flows.scheduler import Scheduler, clock
 from stages.common.paths import NEIGHBOURS, REPORTS, SAMPLES
 
 PERIOD = 3.0  # seconds between updates: SQLite serves one writer at a time
-REPORT = "MULTISCALE_REPORT"  # the address at which the dashboard serves the report
 # In this order the table has its stages; what waits comes last.
 ORDER = ("running", "failed", "crashed", "cancelled", "completed", "cached")
 

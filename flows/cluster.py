@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from flows.connection import without_secrets
 from multiscale.core.device import default_device
 from stages import cluster
 from stages.schema.data import Run
@@ -14,8 +15,13 @@ from stages.schema.data import Run
 
 def connect(run: Run) -> None:
     """Joins or starts the cluster, and keeps SIGTERM, by which Prefect cancels a flow, as it was. Raises BadInput."""
-    before = signal.getsignal(signal.SIGTERM)
-    cluster.connect(run)
+    before, environment = signal.getsignal(signal.SIGTERM), dict(os.environ)
+    for name in environment.keys() - without_secrets(environment):
+        del os.environ[name]  # a cluster that starts here hands its variables to all workers
+    try:
+        cluster.connect(run)
+    finally:
+        os.environ.update(environment)
     if signal.getsignal(signal.SIGTERM) is not before:  # Ray took it
         signal.signal(signal.SIGTERM, before)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from stages.common.errors import BadInput
 HOME = Path(".prefect")  # the same in pyproject.toml: runs, schedules and the password of this folder's dashboard
 PASSWORD = HOME / "password"
 ADDRESS = HOME / "address"  # of the dashboard that runs here, or of the last one
+REPORT = "MULTISCALE_REPORT"  # the variable with the address, and the key, at which the dashboard serves the report
 
 
 def password() -> tuple[str, bool]:
@@ -32,6 +33,11 @@ def password() -> tuple[str, bool]:
     with open(descriptor, "w") as file:
         file.write(made + "\n")
     return made, True
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a stage or a worker may have: none is for Prefect, whose server runs whatever it is sent."""
+    return {name: value for name, value in environment.items() if not name.startswith(("PREFECT_", REPORT))}
 
 
 def answers(url: str, auth: str | None) -> int | None:

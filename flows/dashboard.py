@@ -18,20 +18,19 @@ if __name__ == "__main__":  # first: the imports below take seconds
     parser.add_argument("--nightly", default="0 2 * * *", metavar="CRON", help="when, in UTC ('0 2 * * *')")
     launch("flows.dashboard", "loading Prefect", **vars(parser.parse_args()))
 
-import base64
 import hmac
 import os
-import secrets
 import shlex
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from subprocess import DEVNULL
+from types import MappingProxyType
 
 import psutil
 from prefect import serve
@@ -40,7 +39,7 @@ from prefect.deployments.runner import EntrypointType
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows import connection, process
-from flows.board import REPORT
+from flows.door import HOSTS, WANTED, Guesses, basic, same
 from flows.flow import reproduce
 from flows.sweeps.board import sweep
 from multiscale.core.terminal import announce
@@ -56,29 +55,36 @@ SERVER = "from flows import server; server.start()"  # Prefect's, with its newer
 class Reports(SimpleHTTPRequestHandler):
     """Serves reports/ to who knows the dashboard's password, or comes by a link in the dashboard, which holds a key."""
 
-    def __init__(self, *arguments, password: str, **options):
-        self.password, self.key = "Basic " + base64.b64encode(password.encode()).decode(), key(password)
+    def __init__(self, *arguments, password: str, guesses: Guesses, **options):
+        self.password, self.key, self.guesses = basic(password), key(password), guesses
         super().__init__(*arguments, directory=str(REPORTS), **options)
 
     def send_head(self):
         path, _, query = self.path.partition("?")
-        if _same(query, f"key={self.key}"):  # once: from here on a cookie holds it, and no address
-            self.send_response(303)
-            self.send_header("Location", "/" + path.lstrip("/"))
-            self.send_header("Set-Cookie", f"{COOKIE}={self.key}; Path=/; HttpOnly; SameSite=Lax")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return None
+        if self.headers.get("Host", "").partition(":")[0] not in HOSTS or "%00" in path:
+            return self._answer(400)
         cookies = self.headers.get("Cookie", "").split("; ")
-        if _same(self.headers.get("Authorization", ""), self.password):
+        given = [self.headers.get("Authorization", ""), query if query.startswith("key=") else ""]
+        given = [*filter(None, given), *(cookie for cookie in cookies if cookie.startswith(COOKIE))]
+        if given and (wait := self.guesses.wait()):
+            return self._answer(429, {"Retry-After": str(wait)})
+        cookie = f"{COOKIE}={self.key}"
+        if same(query, f"key={self.key}"):  # once: from here on a cookie holds it, and no address
+            about = {"Location": "/" + path.lstrip("/"), "Set-Cookie": f"{cookie}; Path=/; HttpOnly; SameSite=Lax"}
+            return self._answer(303, about)
+        if any(same(text, right) for text in given for right in (self.password, cookie)):
             return super().send_head()
-        if any(_same(cookie, f"{COOKIE}={self.key}") for cookie in cookies):
-            return super().send_head()
-        self.send_response(401)
-        self.send_header("WWW-Authenticate", 'Basic realm="Multiscale"')
+        for text in given:
+            self.guesses.add(text)
+        return self._answer(401, WANTED)
+
+    def _answer(self, status: int, headers: Mapping[str, str] = MappingProxyType({})) -> None:
+        """An answer without a body."""
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", "0")
         self.end_headers()
-        return None
 
     def log_message(self, *_):
         pass
@@ -89,14 +95,10 @@ def key(password: str) -> str:
     return hmac.digest(password.encode(), b"reports", "sha256").hex()
 
 
-def _same(given: str, expected: str) -> bool:
-    return secrets.compare_digest(given.encode(), expected.encode())
-
-
 @contextmanager
 def reports(port: int, password: str) -> Iterator[str]:
     """Serves reports/ and yields the address of the report, with its key."""
-    with ThreadingHTTPServer((HOST, port), partial(Reports, password=password)) as server:
+    with ThreadingHTTPServer((HOST, port), partial(Reports, password=password, guesses=Guesses())) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://{HOST}:{port}/report.html?key={key(password)}"
         server.shutdown()
@@ -109,6 +111,7 @@ def prefect_server(port: int, password: str) -> Iterator[str]:
     command = [sys.executable, "-c", SERVER, "server", "start", "--host", HOST, "--port", str(port)]
     environment = os.environ | {
         "PREFECT_SERVER_API_AUTH_STRING": password,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}:{port}" for host in HOSTS),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_UI_API_URL": url,  # by default the pages ask port 4200, whatever the port
@@ -164,7 +167,7 @@ def run(port: int, nightly: str) -> None:
         prefect_server(port, password) as url,
         reports(port + 1, password) as address,
     ):
-        os.environ |= {REPORT: address, "PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": password}
+        os.environ |= {connection.REPORT: address, "PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": password}
         os.environ["PREFECT_UI_URL"] = url.replace("/api", "/v2")  # to which the links in a log lead
         shown = f"{password} (kept in {connection.PASSWORD})" if new else f"in {connection.PASSWORD}"
         print(f"dashboard: {url.removesuffix('/api')}\npassword:  {shown}")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows import process
+from flows import connection, process
 from flows.graph import Stage
 from stages.common.paths import SCRATCH
 
@@ -43,8 +43,8 @@ def log_of(address: str) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """The environment of a stage."""
-    return os.environ | {
+    """The environment of a stage, without the password of the dashboard and the key of its report."""
+    return connection.without_secrets(os.environ) | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",  # output as it comes
     }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from multiscale import solvers
-from multiscale.core.settings import Above0, Positive
+from multiscale.core.settings import Above0, Steps
 from multiscale.core.streams import Draws
 from multiscale.guidance import Guidance, Predict
 
@@ -23,7 +23,7 @@ class Solver(Guidance):
 
     name: Literal["euler", "heun"] = "euler"
     """heun evaluates the network twice a step"""
-    steps: Positive = 25
+    steps: Steps = 25
     """evenly spaced in time"""
     shift: Above0 = 1.0
     """of the steps towards noise; 1: none, published for SD3.5: 3"""

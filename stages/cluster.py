@@ -31,13 +31,17 @@ TIMEOUT = 5.0  # seconds for a cluster to answer
 
 
 def connect(run: Run) -> None:
-    """Joins the cluster at RAY_ADDRESS, or starts one here that asks for a token and has no dashboard.
+    """Joins the cluster at RAY_ADDRESS, or starts one here: it asks for a token, and nothing of it listens to others.
 
     Raises BadInput where none answers, or where it could never hold the workers that `run` asks for.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # both are read when Ray is first imported
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS")
+    if run.interface and run.interface not in (names := [name for _, name in socket.if_nameindex()]):
+        raise refuse(EXPERIMENT, "run.interface", run.interface, f"null, or one of {', '.join(names)}")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # these are read when Ray is first imported
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not address:  # as Ray does by itself on systems whose firewall asks: it takes 127.0.0.1 for its node's address
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     _probe(address)
     import ray
     from ray.exceptions import AuthenticationError
@@ -206,6 +210,8 @@ def train(title: str, run: Run, total: int, function: Callable[[dict[str, Any]],
     from ray.train.torch import TorchTrainer
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from stages import rendezvous
+
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # its failures are raised or printed below
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     meter = ray.remote(Meter).options(num_cpus=0, scheduling_strategy=here).remote()
@@ -221,6 +227,7 @@ def train(title: str, run: Run, total: int, function: Callable[[dict[str, Any]],
                 TorchTrainer(
                     function,
                     train_loop_config={**config, "meter": meter},
+                    torch_config=rendezvous.config(run.interface),
                     scaling_config=scaling,
                     run_config=RunConfig(name=name, storage_path=str(storage)),
                 ).fit()

@@ -46,11 +46,14 @@ from stages.schema import Experiment
 from stages.schema.data import Data
 
 CHUNK = 256  # images of one row group
+PIXELS = 50_000_000  # of the largest image that is decoded: a few bytes can claim gigabytes
 
 
 def fit_image(encoded: bytes, resolution: int, channels: int, resize: str = "area") -> bytes:
     """Decodes an image, makes it a square of the resolution (see RESIZES) and encodes it as PNG."""
     with Image.open(io.BytesIO(encoded)) as opened:
+        if opened.width * opened.height > PIXELS:
+            raise ValueError(f"{opened.width} x {opened.height} pixels, more than {PIXELS:,} in all")
         image = to_eight_bits(ImageOps.exif_transpose(opened)).convert("L" if channels == 1 else "RGB")
     png = io.BytesIO()
     RESIZES[resize](image, resolution).save(png, "PNG", compress_level=3)

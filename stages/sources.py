@@ -36,6 +36,8 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".ti
 ARCHIVE_SUFFIXES = {".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2"}
 SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation"}
 SPLITS |= {"test": "test", "testing": "test"}
+LARGEST_FILE = 1 << 28  # bytes of a zip's member, which is read whole
+MOST_TIMES = 100  # its size, a tar may have unpacked: no images shrink so
 LABELS = "a column of text or integers, with a value in each row"
 DAMAGED: tuple[type[Exception], ...] = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
 DAMAGED += (OSError, pa.ArrowInvalid, pl.exceptions.ComputeError)
@@ -171,6 +173,9 @@ def _is_image(name: str) -> bool:
 def _zip(path: Path, data: Data) -> list[Item]:
     """Items read directly from a zip; nothing is unpacked, so no member can escape a folder."""
     archive = zipfile.ZipFile(path)
+    for member in archive.infolist():
+        if member.file_size > LARGEST_FILE:
+            raise _refuse_path(path / member.filename, f"files of at most {LARGEST_FILE >> 20} MB in a zip")
     readers = {name: partial(archive.read, name) for name in archive.namelist()}
     if not any(map(_is_image, readers)):
         raise no_images(path, "holds no images", data)
@@ -196,6 +201,11 @@ def _unpack_tar(path: Path) -> Path:
         intact.check(folder)
     else:
         with sealed_folder(folder) as temporary, tarfile.open(path, tarinfo=_Member) as archive:
+            size, most = 0, max(LARGEST_FILE, MOST_TIMES * path.stat().st_size)
+            for member in archive:
+                size += member.size
+                if size > most:
+                    raise _refuse_path(path, f"a tar whose files take at most {MOST_TIMES} times its own size")
             archive.extractall(temporary, filter="data")
     return folder
 

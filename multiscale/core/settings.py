@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 LARGEST = 2**53  # JSON, DVC and torch agree on integers up to here
 Positive = Annotated[int, Field(gt=0, le=LARGEST)]
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Edge = Annotated[int, Field(gt=0, le=4096)]  # of an image: a network or a decomposition of more fits no memory
+Steps = Annotated[int, Field(gt=0, le=100_000)]  # of a process or a solver, which are listed one by one
 Share = Annotated[float, Field(ge=0, le=1)]
 Above0 = Annotated[float, Field(gt=0)]
 From0 = Annotated[float, Field(ge=0)]

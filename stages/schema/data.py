@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from multiscale.core.settings import Bad, Count, From0, Name, Positive, Precision, Section, Share, Text
+from multiscale.core.settings import Bad, Count, Edge, From0, Name, Positive, Precision, Section, Share, Text
 from multiscale.training.part import Training
 from stages.compose import FACTORS
 
@@ -31,6 +31,8 @@ class Run(Section):
     """of a worker, a fraction below 1 to share one; null: 1 if the cluster has any"""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """fsdp: shards networks that do not fit on one device"""
+    interface: Text | None = None
+    """of the network between the workers of a training; null: the loopback, on a cluster what gloo and NCCL find"""
     checkpoint_seconds: From0 = 30.0
     """between two checkpoints of a training; 0: one after every step"""
     previews: Count = 8
@@ -68,7 +70,7 @@ class Data(Section):
     """of Parquet or of metadata.csv or .jsonl, else name.txt beside each image; null: no captions"""
     pictures: Positive | None = None
     """to compose of two digits with a caption (`digit-pairs`)"""
-    resolution: Positive
+    resolution: Edge
     """of the square images after resizing, in pixels"""
     channels: Literal[1, 3]
     """1: grey, 3: RGB"""

@@ -136,6 +136,25 @@ def test_the_password_is_private_and_the_server_wants_it(board):
     assert httpx.get(report).status_code == 401
 
 
+def test_without_the_password_there_is_the_login_form_and_health_alone(board):
+    root, auth = board.api.removesuffix("/api"), tuple(board.password.split(":"))
+    for path in ("/docs", "/redoc", "/openapi.json", "/api/docs", "/api/openapi.json", "/metrics"):
+        assert httpx.get(root + path).status_code == 401, path
+        assert httpx.get(root + path, auth=("admin", "wrong")).status_code == 401, path
+    assert httpx.get(f"{root}/docs", auth=auth).status_code == 200
+    assert httpx.get(f"{board.api}/health").status_code == 200
+    assert httpx.get(f"{root}/%00").status_code == 400
+
+
+def test_the_server_answers_to_its_own_name_and_lets_no_other_page_read(board):
+    auth, evil = tuple(board.password.split(":")), {"Origin": "http://evil.example"}
+    page = httpx.get(f"{board.api}/admin/version", auth=auth, headers=evil)
+    assert page.status_code == 200 and "access-control-allow-origin" not in page.headers
+    for host, status in (("evil.example", 400), ("127.0.0.1.evil.example", 400), ("localhost", 200)):
+        headers = {"Host": f"{host}:{board.port}"}
+        assert httpx.get(f"{board.api}/admin/version", auth=auth, headers=headers).status_code == status, host
+
+
 def test_the_report_is_served_to_who_knows_the_password(board, done):
     report = f"http://127.0.0.1:{board.port + 1}/report.html"
     user, _, secret = board.password.partition(":")

@@ -747,6 +747,30 @@ def bomb(resolution: int) -> bytes:
     )
 
 
+def test_an_image_of_more_pixels_than_memory_is_left_out_before_it_is_decoded(project):
+    # An intact image of one grey level, in 60 KB; Pillow itself takes three times as many pixels.
+    put(NAMES | {"train/boot/bad.png": encoded(np.zeros((7000, 8000), np.uint8))})
+    done = run(project, max_unreadable=0.2)
+    assert "unreadable: train/boot/bad.png (8000 x 7000 pixels, more than 50,000,000 in all)" in done.stderr
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["set.tar.gz", "set.zip"])
+def test_an_archive_that_unpacks_to_far_more_than_it_holds_is_refused_and_leaves_nothing(refused, name):
+    most = sources.LARGEST_FILE
+    Path("zeros.png").touch()
+    os.truncate("zeros.png", most + 1)  # a file without blocks
+    if name.endswith("zip"):
+        with zipfile.ZipFile(name, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            archive.write("zeros.png")
+    else:
+        with tarfile.open(name, "w:gz", compresslevel=1) as archive:
+            archive.add("zeros.png")
+    assert Path(name).stat().st_size < most / 100
+    assert "files of at most 256 MB" in (line := refused(path=name)) or "at most 100 times its own size" in line
+    assert not list(Path(".scratch").rglob("*.png"))
+
+
 BAD = {
     "no image": b"no image",
     "an empty file": b"",

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from multiscale.core.settings import LARGEST, Above0, Bad, Positive, Section
+from multiscale.core.settings import Above0, Bad, Edge, Section, Steps
 from multiscale.core.streams import Draws
 from multiscale.methods.ssd.resizing import OPERATORS, Separable, Transition, Variance, identity
 
@@ -102,9 +102,9 @@ RESOLUTIONS = {"halved": halved, "gradual": gradual}
 class ScaleSpaceProcess(Section):
     """SSD's forward process; the defaults are published. One level is DDPM."""
 
-    steps: Annotated[int, Field(ge=20, le=LARGEST)] = 1000
+    steps: Annotated[Steps, Field(ge=20)] = 1000
     """T; beta is scaled by 1000 / T, which allows no fewer than 20"""
-    levels: Positive
+    levels: Edge
     """resolutions that its states have; 1: DDPM"""
     resolutions: Literal["halved", "gradual"] = "halved"
     """from level to level; gradual: one pixel less"""

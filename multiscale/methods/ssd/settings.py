@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from multiscale.core.settings import (
-    LARGEST,
     Above0,
     Bad,
     Decomposed,
@@ -15,6 +14,7 @@ from multiscale.core.settings import (
     Positive,
     Sampled,
     Share,
+    Steps,
     Trained,
     allowed_of,
 )
@@ -82,7 +82,7 @@ class SSDPart(Trained):
 class AncestralSolver(Guidance):
     """How a diffusion chain is sampled."""
 
-    steps: Annotated[int, Field(ge=2, le=LARGEST)] = 250
+    steps: Annotated[Steps, Field(ge=2)] = 250
     """of the process, besides those that change the resolution"""
     eta: Share = 1.0
     """1: the posterior (DDPM); 0: DDIM"""

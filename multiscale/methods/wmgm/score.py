@@ -20,7 +20,7 @@ from torch import Tensor
 from multiscale import solvers
 from multiscale.condition import Condition
 from multiscale.core.compat import without_pipelines
-from multiscale.core.settings import Positive
+from multiscale.core.settings import Steps
 from multiscale.core.streams import Draws, noise_of_seeds
 from multiscale.guidance import Conditional, Guidance, Predict, guided_by
 
@@ -35,7 +35,7 @@ class ScoreSolver(Guidance):
 
     name: Literal["euler-maruyama", "ode-euler", "ode-heun", "dpm-solver++"] = "dpm-solver++"
     """euler-maruyama: of the reverse SDE; the others: of its ODE"""
-    steps: Positive = 50
+    steps: Steps = 50
     """ode-heun evaluates the network twice a step, the others once"""
 
 

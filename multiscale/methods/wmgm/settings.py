@@ -47,7 +47,7 @@ class Wavelet(Decomposed):
     source: Literal["images.parquet"] = "images.parquet"
     filter: Text = "haar"
     """an orthogonal wavelet; pixels: residuals of averages, an ablation"""
-    levels: Positive = 1
+    levels: Annotated[int, Field(gt=0, le=12)] = 1
     """each halves the resolution of the coarse band"""
 
 
