@@ -125,13 +125,17 @@ def written(folder: Path, parts: list[Path], sizes: dict[str, int], settings: Sa
 
 
 def experiment_of(folder: Path) -> dict[str, Any]:
-    """The experiment beside models/, params.yaml; empty where there is none."""
+    """The experiment beside models/, params.yaml; empty where there is none. Raises ValueError for other files."""
     path = folder.absolute().parent.parent / "params.yaml"
     if not path.exists():
         return {}
     from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
-    return dict(YAML(typ="safe").load(path) or {})
+    try:
+        return dict(YAML(typ="safe").load(path))
+    except (YAMLError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {models.first_line(error)}; allowed: the experiment that `models` is of") from None
 
 
 def data_of(data: dict[str, Any]) -> str:

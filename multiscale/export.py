@@ -76,11 +76,11 @@ def export(folder: Path, to: Path, settings: Sampled, licence: str, repo: str | 
         check_repo(repo)
     parts = sampling.parts_in(folder)
     kind = models.about(parts[0])["kind"]
+    sampler = sampling.load(folder, settings, "fp32")  # refuses what is damaged, incomplete or foreign
     if not (Path(methods.__file__).parent / str(kind) / "component.py").exists():
         raise ValueError(f"{folder}: kind: {kind!r} is not allowed; allowed: a method with a module `component`")
     if prompts.reads_text(folder):
         raise ValueError(f"{folder}: reads text; allowed: a method without classes, or with them")
-    sampler = sampling.load(folder, settings, "fp32")  # refuses what is damaged, incomplete or foreign
     try:
         with atomic_folder(to) as out:
             write(folder.absolute().name, kind, parts, settings, out)
