@@ -33,12 +33,12 @@ METRICS = {
 }
 CARD = """{front}# {name}
 
-Images of {size} pixels by {kind}, trained with [Multiscale](#code): a pipeline of diffusers.
+Images{size} by {kind}, trained with [Multiscale](#code): a pipeline of diffusers.
 
 ```python
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("{repo}", trust_remote_code=True)
+pipeline = DiffusionPipeline.from_pretrained("{place}", trust_remote_code=True)
 images = pipeline({classes}seeds=[0, 1]).images
 ```
 
@@ -47,8 +47,7 @@ Image k depends on seed k{and_class} alone. `pipeline.to("cuda")` works on a GPU
 ## Code
 
 The pipeline is the package `multiscale` in this folder, without the stages and flows of the project. Install it from
-here and not from an index: `pip install ./FOLDER`, where FOLDER is this folder or its download from the hub
-(`hf download {repo} --local-dir FOLDER`).
+here and not from an index: `pip install ./FOLDER`, where FOLDER is {folder}.
 
 ## Model
 
@@ -84,10 +83,19 @@ Weights: {licence}. The code in `multiscale/`: Apache-2.0. The images that it wa
 """
 
 
-def written(folder: Path, parts: list[Path], sizes: dict[str, int], settings: Sampled, licence: str, repo: str) -> str:
+def written(
+    folder: Path,
+    parts: list[Path],
+    sizes: dict[str, int],
+    settings: Sampled,
+    licence: str,
+    target: str,
+    repo: str | None,
+) -> str:
     """The card of the method in `folder`, models/METHOD.
 
-    sizes: the parameters of each network. licence: of the weights, as the hub writes it. repo: what the example opens.
+    sizes: the parameters of each network. licence: of the weights, as the hub writes it. The example opens `repo`
+    of the hub, without one the folder `target`.
     Raises ValueError for measurements that are damaged.
     """
     from huggingface_hub import ModelCardData
@@ -108,8 +116,9 @@ def written(folder: Path, parts: list[Path], sizes: dict[str, int], settings: Sa
         front=f"---\n{front.to_yaml()}\n---\n\n",
         name=folder.absolute().name,
         kind=kind,
-        size=data.get("resolution", "unknown"),
-        repo=repo,
+        size=f" of {data['resolution']} pixels" if "resolution" in data else "",
+        place=repo or target,
+        folder=f"its download (`hf download {repo} --local-dir FOLDER`)" if repo else "this folder",
         classes="classes=[0, 1], " if count > 1 else "",
         and_class=" and class k" if count > 1 else "",
         about_classes=f"Classes: 0 to {count - 1}." if count > 1 else "It has no classes.",

@@ -85,7 +85,7 @@ def export(folder: Path, to: Path, settings: Sampled, licence: str, repo: str | 
         with atomic_folder(to) as out:
             write(folder.absolute().name, kind, parts, settings, out)
             sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in sampler.networks.items()}
-            (out / "README.md").write_text(card.written(folder, parts, sizes, settings, licence, repo or to.name))
+            (out / "README.md").write_text(card.written(folder, parts, sizes, settings, licence, to.name, repo))
     except OSError as error:
         raise ValueError(f"--to: {to}: {first_line(error)}; allowed: a folder that can be written") from None
 
@@ -96,8 +96,8 @@ def write(name: str, kind: str, parts: list[Path], settings: Sampled, out: Path)
 
     from multiscale.pipeline import Network
 
-    title = re.sub(r"\W", "", name.title()) + "Pipeline"
-    module = f"multiscale_{name_of(name)}"  # diffusers loads all pipelines of a process into one package
+    title = "Multiscale" + re.sub(r"\W", "", name.title())
+    module = f"multiscale_{name.replace('-', '_')}"  # diffusers loads all pipelines of a process into one package
     index: dict[str, Any] = {"_class_name": [module, title], "_diffusers_version": of_diffusers}
     networks = [name_of(part.name) for part in parts]
     for component, part in zip(networks, parts):
