@@ -1,7 +1,7 @@
 """Multi-scale image generation: methods, networks, samplers. Runs without the stages and flows of the pipeline.
 
-sampler = multiscale.load("models/msf")
-images = sampler(seeds=[0, 1], labels=torch.tensor([3, 7]))  # (N, C, H, H) in [0, 1]
+model = multiscale.load("models/msf")
+images = model.sample(classes=[3, 7], seeds=[0, 1])  # (N, C, H, H) in [0, 1]
 """
 
 from __future__ import annotations
@@ -11,11 +11,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from multiscale.core.settings import Sampled
-    from multiscale.sampling import Sampler
+    from multiscale.model import Model
 
 
-def load(folder: str | Path, settings: Sampled | None = None, precision: str = "auto") -> Sampler:
-    """The sampler of a trained method; see `multiscale.sampling.load`."""
-    from multiscale import sampling  # here, because torch takes seconds to import
+def load(folder: str | Path, settings: Sampled | None = None, precision: str = "auto") -> Model:
+    """The trained method in a folder, models/METHOD, with its sampler; see `multiscale.sampling.load`.
 
-    return sampling.load(Path(folder), settings, precision)
+    settings: its solvers, a `METHOD` of the method's `settings`; None: the default ones. precision: 'auto', 'fp32' or
+    'bf16'. Raises ValueError for a folder that is no trained method of this version, or is damaged.
+    """
+    from multiscale import prompts, sampling  # here, because torch takes seconds to import
+    from multiscale.core import models
+    from multiscale.model import Model
+
+    sampler = sampling.load(Path(folder), settings, precision)
+    configs = [models.about(part) for part in sampling.parts_in(Path(folder))]
+    return Model(sampler, 0 if prompts.reads_text(Path(folder)) else max(each.get("classes", 0) for each in configs))

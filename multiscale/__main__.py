@@ -1,4 +1,7 @@
-"""Samples trained methods: `python -m multiscale sample models/msf --classes 3 7 --seeds 0-15 --out grid.png`.
+"""Samples trained methods, and exports them.
+
+    python -m multiscale sample models/msf --classes 3 7 --seeds 0-15 --out grid.png
+    python -m multiscale export models/msf --to exported/msf
 
 With a folder, `--out images/`, every image is a PNG of its own. Needs only the folder of the method, not the
 experiment. An image depends on its seed and class alone. A method that reads text is told by prompts, which its text
@@ -138,11 +141,26 @@ def sample(given: argparse.Namespace) -> None:
     print(given.out)
 
 
+def export(given: argparse.Namespace) -> None:
+    """Writes a method as a pipeline of diffusers, and uploads it if asked to. Raises ValueError."""
+    announce("loading torch and diffusers")
+    from multiscale import export, sampling
+    from multiscale.core import models
+
+    kind = models.about(sampling.parts_in(given.folder)[0])["kind"]
+    export.export(given.folder, given.to, settings_of(kind, given.set), given.license, given.push)
+    print(given.to)
+    if given.push:
+        print(export.push(given.to, given.push))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m multiscale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    command = parser.add_subparsers(required=True, metavar="COMMAND").add_parser("sample", help="make images")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("sample", help="make images")
+    command.set_defaults(run=sample)
     command.add_argument("folder", type=Path, help="a trained method, models/METHOD")
     command.add_argument("--classes", type=int, nargs="+", help="a row each (default: all classes)")
     command.add_argument("--prompts", nargs="+", help="texts, a row each, or a text file with one a line")
@@ -151,17 +169,24 @@ def main() -> None:
     command.add_argument(
         "--out", default="grid.png", help="FILE.png for a grid, FOLDER/ for single images (default: grid.png)"
     )
-    command.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="settings of the solver, such as solver.steps=10 (MSF: scales.0.steps=24 scales.1.steps=12, one a scale)",
-    )
     command.add_argument("--batch", type=int, default=50, help="images a batch (default: 50)")
+    other = commands.add_parser("export", help="write a pipeline of diffusers")
+    other.set_defaults(run=export)
+    other.add_argument("folder", type=Path, help="a trained method, models/METHOD")
+    other.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder that is not there yet")
+    other.add_argument("--push", metavar="OWNER/NAME", help="repository of the Hugging Face hub to upload it to, too")
+    other.add_argument("--license", default="apache-2.0", help="of the weights, on the card (default: apache-2.0)")
+    for each in (command, other):
+        each.add_argument(
+            "--set",
+            nargs="+",
+            default=[],
+            metavar="KEY=VALUE",
+            help="settings of the solver, such as solver.steps=10 (MSF: scales.0.steps=24 scales.1.steps=12)",
+        )
     given = parser.parse_args()
     try:
-        sample(given)
+        given.run(given)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

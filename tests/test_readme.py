@@ -302,6 +302,8 @@ def test_a_trained_method_is_sampled_as_the_readme_says(trained, tmp_path, monke
     run("python -m multiscale sample models/msf --classes 3 7 --seeds 0-15 --out grid.png")
     run("python -m multiscale sample models/msf --seeds 0-9 --out images/")
     assert Path("grid.png").exists() and len(list(Path("images").glob("class-*-seed-*.png"))) == 100
+    run("python -m multiscale export models/msf --to exported/msf")
+    assert Path("exported/msf/model_index.json").exists()
     (code,) = (block.text for block in BLOCKS if block.page == "README.md" and block.language == "python")
     names: dict = {}
     exec(code, names)

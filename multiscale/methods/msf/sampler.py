@@ -67,19 +67,27 @@ class MSFSampler(NetworkSampler):
 
 
 def load_sampler(folders: Sequence[Path], settings: MSFMethod, codec: Codec, precision: str) -> MSFSampler:
-    """The sampler of the trained parts in `folders`, in any order.
+    """The sampler of the trained parts in `folders`, in any order. Raises as `sampler_of` does."""
+    configs = [models.config(folder, ScaleConfig) for folder in folders]
+    parts = [(config, models.load_weights(config.build(), folder)) for config, folder in zip(configs, folders)]
+    return sampler_of(parts, settings, codec, precision, str(folders[0].parent))
+
+
+def sampler_of(
+    parts: Sequence[tuple[ScaleConfig, DiT]], settings: MSFMethod, codec: Codec, precision: str, place: str
+) -> MSFSampler:
+    """The sampler of networks in memory, in any order; `place` is where they come from.
 
     Raises ForeignModel where they are not the scales of one model, ValueError for solvers of other scales.
     """
-    found = sorted(((models.config(folder, ScaleConfig), folder) for folder in folders), key=lambda pair: pair[0].index)
-    configs = [config for config, _ in found]
+    parts = sorted(parts, key=lambda part: part[0].index)
+    configs, nets = [config for config, _ in parts], [net for _, net in parts]
     if [config.index for config in configs] != list(range(len(configs[0].resolutions))):
         raise models.ForeignModel(
-            f"{folders[0].parent}: index: {[config.index for config in configs]} is not allowed; "
+            f"{place}: index: {[config.index for config in configs]} is not allowed; "
             f"allowed: the parts of all {len(configs[0].resolutions)} scales"
         )
     solvers = settings.scales or [flow.Solver()] * len(configs)
     if len(solvers) != len(configs):
         raise ValueError(f"scales: {len(solvers)} is not allowed; allowed: {len(configs)}, one a scale, or none")
-    nets = [models.load_weights(config.build(), folder) for config, folder in found]
     return MSFSampler(nets, configs, solvers, codec, precision)

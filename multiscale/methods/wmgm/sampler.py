@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -88,27 +89,37 @@ def detail_bands(maker: Maker, x: Tensor, level: int, seeds: list[int], labels: 
 def load_sampler(folders: Sequence[Path], settings: WMGMMethod, codec: Codec, precision: str) -> WMGMSampler:
     """The sampler of the trained parts in `folders`, in any order; its images are pixels, which need no codec.
 
+    Raises as `sampler_of` does.
+    """
+    found = [(folder, config_of(models.about(folder).get("role"))) for folder in folders]
+    configs = [(folder, models.config(folder, kind)) for folder, kind in found]
+    parts = [(config, models.load_weights(config.build(), folder)) for folder, config in configs]
+    return sampler_of(parts, settings, precision, str(folders[0].parent))
+
+
+def config_of(role: object) -> type[CoarseConfig] | type[DetailsConfig] | type[ScoreDetailsConfig]:
+    """The config of a model in this role."""
+    return DetailsConfig if role == "details" else ScoreDetailsConfig if role == "score-details" else CoarseConfig
+
+
+def sampler_of(
+    parts: Sequence[tuple[CoarseConfig | DetailsConfig | ScoreDetailsConfig, nn.Module]],
+    settings: WMGMMethod,
+    precision: str,
+    place: str,
+) -> WMGMSampler:
+    """The sampler of networks in memory, in any order; `place` is where they come from.
+
     Raises ForeignModel where they are not one coarse model and details of each level once.
     """
-    coarse: list[tuple[CoarseConfig, ScoreNet]] = []
-    makers: list[Maker] = []
-    for folder in folders:
-        role = models.about(folder).get("role")
-        if role == "details":
-            generator = models.config(folder, DetailsConfig)
-            makers.append((generator, models.load_weights(generator.build(), folder)))
-        elif role == "score-details":
-            diffusion = models.config(folder, ScoreDetailsConfig)
-            makers.append((diffusion, models.load_weights(diffusion.build(), folder)))
-        else:
-            config = models.config(folder, CoarseConfig)
-            coarse.append((config, models.load_weights(config.build(), folder)))
+    coarse = [(config, cast(ScoreNet, net)) for config, net in parts if isinstance(config, CoarseConfig)]
+    makers: list[Maker] = [(config, net) for config, net in parts if not isinstance(config, CoarseConfig)]
     makers.sort(key=lambda maker: maker[0].covers, reverse=True)
     levels = [level for made, _ in makers for level in made.covers]
     wanted = range(1, coarse[0][0].levels + 1) if coarse else []
     if len(coarse) != 1 or sorted(levels) != list(wanted):
         raise models.ForeignModel(
-            f"{folders[0].parent}: {len(coarse)} coarse models and details of the levels {levels} are not allowed; "
+            f"{place}: {len(coarse)} coarse models and details of the levels {levels} are not allowed; "
             f"allowed: 1 and each of {list(wanted)} once"
         )
     return WMGMSampler(*coarse[0], makers, settings, precision)
