@@ -28,7 +28,7 @@ SECONDS = TIMINGS / "claims.json"  # with the claims about seconds, which are of
 IQR = 1.349  # interquartile range of a Gaussian, in standard deviations
 HOLDS = ("true", "false", "not shown", "not measured")
 TITLE = "Published claims"
-HEADINGS = ["claim", "paper", "in our words", "quantity", "published", "asked", "measured", "interval", "holds", "why"]
+HEADINGS = ["claim", "in our words", "holds", "measured", "interval", "asked", "published", "quantity", "why", "paper"]
 KEY = (
     "A claim holds if all of the interval lies where it asks, and does not if none of it can; else it is not shown. "
     f"Intervals are {APART} standard errors to either side; over the images of one training they do not cover other "
@@ -245,7 +245,7 @@ def counted(findings: Mapping[str, Finding]) -> str:
 
 def section(findings: Mapping[str, Finding]) -> Section:
     """The findings as a section of the page."""
-    keys = ("paper", "says", "quantity", "published", "asked", "measured", "interval", "holds", "why")
+    keys = ("says", "holds", "measured", "interval", "asked", "published", "quantity", "why", "paper")
     rows = [[name, *(_number(found[key]) for key in keys)] for name, found in findings.items()]
     return Section(TITLE, [KEY], HEADINGS, rows, [])
 

@@ -13,14 +13,14 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 84rem; m
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .8rem; white-space: nowrap; }
 th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid #ddd; }
-td.text { white-space: normal; min-width: 16rem; text-align: left; }
-th:first-child, td:first-child { text-align: left; }
+.text { white-space: normal; min-width: 16rem; }
+th:first-child, td:first-child, .text { text-align: left; }
 img { max-width: 100%; } .quiet { color: #666; font-size: .85rem; }
 tr.floor td { background: #f3f3f3; color: #555; font-style: italic; } tr.floor.top td { border-top: 3px double #999; }
 .plots { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 1rem; }
 .plots img { max-width: 34rem; width: 100%; }
 """
-LONG = 40  # characters of a cell from which on it is a text, which wraps
+LONG = 40  # characters of a cell from which on its column is one of texts, which wrap
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,16 @@ def picture(path: Path, alt: str) -> str:
 
 def table(headings: list[str], rows: list[list[str]], floors: Sequence[list[str]] = ()) -> str:
     """An HTML table of text cells, with floors at its foot."""
-    head = "".join(f"<th>{escape(text)}</th>" for text in headings)
+    texts = {column for row in rows for column, cell in enumerate(row) if len(cell) > LONG}
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        kinds = (' class="text"' if column in texts else "" for column in range(len(cells)))
+        return "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells))
+
     kinds = [""] * len(rows) + [' class="floor top"', *[' class="floor"'] * len(floors)][: len(floors)]
-    cells = ["".join(map(_cell, row)) for row in [*rows, *floors]]
+    cells = [line(row, "td") for row in [*rows, *floors]]
     body = "".join(f"<tr{kind}>{row}</tr>" for kind, row in zip(kinds, cells))
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def _cell(text: str) -> str:
-    return f'<td class="text">{escape(text)}</td>' if len(text) > LONG else f"<td>{escape(text)}</td>"
+    return f'<div class="wide"><table><tr>{line(headings, "th")}</tr>{body}</table></div>'
 
 
 def side_by_side(plots: list[Path]) -> str:
