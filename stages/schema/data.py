@@ -32,7 +32,7 @@ class Run(Section):
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """fsdp: shards networks that do not fit on one device"""
     interface: Text | None = None
-    """of the network between the workers of a training; null: the loopback, on a cluster what gloo and NCCL find"""
+    """of the network between workers; null: the loopback, on a cluster what gloo and NCCL find"""
     checkpoint_seconds: From0 = 30.0
     """between two checkpoints of a training; 0: one after every step"""
     previews: Count = 8
