@@ -19,8 +19,9 @@ import polars as pl
 
 from multiscale.core import intact
 from multiscale.core.models import AUTOENCODER
+from multiscale.core.settings import Fetched
 from multiscale.core.storage import read_json, read_sealed_json
-from stages.common.paths import COSTS, MEASUREMENTS, SAMPLES, histories, parts_of
+from stages.common.paths import COSTS, MEASUREMENTS, MODELS, SAMPLES, histories, parts_of
 from stages.schema import Experiment
 
 Row = dict[str, Any]  # of the leaderboard, as leaderboard.json holds it
@@ -84,8 +85,9 @@ def _method(name: str, params: Experiment) -> Row:
     """One training of a method: its quality, its cost, and the protocol of their measurement."""
     parts = parts_of(name)
     intact.check_folder(SAMPLES / name, COSTS.name)
-    for part in parts:
-        intact.check_folder(part, "history.jsonl")
+    for part, section in params.parts_of(name).items():
+        if not isinstance(section, Fetched):  # which has no history
+            intact.check_folder(MODELS / name / part, "history.jsonl")
     metrics, cost = read_sealed_json(MEASUREMENTS / f"{name}.json"), read_json(SAMPLES / name / COSTS.name)
     return {
         "method": name,

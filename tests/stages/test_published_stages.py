@@ -16,13 +16,15 @@ from safetensors.torch import load_file
 from multiscale import sampling
 from multiscale.core.compat import make_torchvision_importable
 from multiscale.core.models import ForeignModel
+from multiscale.core.storage import write_sealed_json
 from multiscale.methods.swd.parts import load_teacher
 from multiscale.methods.swd.sampler import load_adapted
 from multiscale.networks.autoencoder import kl_class
 from multiscale.networks.families import PublishedFamily
 from multiscale.networks.published.network import library
+from stages import leaderboard
 from stages.common.errors import BadInput
-from stages.common.paths import DECOMPOSED, IMAGES, MODELS, SAMPLES
+from stages.common.paths import DECOMPOSED, IMAGES, MEASUREMENTS, MODELS, SAMPLES
 from stages.common.settings import load
 
 make_torchvision_importable()
@@ -197,6 +199,13 @@ def test_a_published_teacher_is_fetched_distilled_and_sampled(published):
         assert made.shape[1:] == (1, 32, 32) and made.float().std() > 0
 
     run(published, "sample teacher-sd3")  # a row of its own, without a training
+    write_sealed_json(MEASUREMENTS / "teacher-sd3.json", {"kid": 0.1})
+    row = leaderboard._method("teacher-sd3", load())
+    assert (row["kid"], row["train_images"], row["parameters"]) == (
+        0.1,
+        0,
+        sum(p.numel() for p in theirs("sd3").parameters()),
+    )
     place = MODELS / "teacher-sd3" / "teacher-sd3" / "model.safetensors"
     for spoil in (lambda: place.write_bytes(place.read_bytes()[:-2] + b"\1\1"), place.unlink):
         spoil()
