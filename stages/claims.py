@@ -64,7 +64,7 @@ def _about(claim: schema.Claim) -> Finding:
     return {
         "paper": f"{claim.paper} ({claim.version})",
         "says": claim.says,
-        "quantity": described(claim.quantity),
+        "quantity": str(claim.quantity),
         "published": claim.published[0] if claim.published and len(claim.published) == 1 else claim.published,
         "asked": str(claim.holds) if claim.holds else None,
     }
@@ -76,7 +76,7 @@ def _judged(claim: schema.Claim, evidence: Evidence) -> Finding:
         for condition in claim.given:
             value, error = measure(condition.quantity, evidence)
             if verdict(condition.holds, value, error) != "true":
-                what = f"{described(condition.quantity)} is {value:.3g}, asked for {condition.holds}"
+                what = f"{condition.quantity} is {value:.3g}, asked for {condition.holds}"
                 raise Unmeasured(f"these rows do not test it: {what}")
         value, error = measure(claim.quantity, evidence)
     except Unmeasured as reason:
@@ -121,7 +121,7 @@ def measure(quantity: schema.Quantity, evidence: Evidence) -> Measured:
         case schema.Ratio():
             (of, of_error), (over, over_error) = _columns(quantity.column, quantity.of, quantity.over, evidence)
             if over <= APART * over_error if over_error is not None else not over:
-                raise Unmeasured(f"{described(quantity)}: the second is not distinguishable from zero")
+                raise Unmeasured(f"{quantity}: the second is not distinguishable from zero")
             if of_error is None or over_error is None:
                 return of / over, None
             return of / over, hypot(of_error, of / over * over_error) / over
@@ -180,29 +180,6 @@ def _error(column: str, row: Row) -> float | None:
     if column in schema.TIMED:
         return float(row[column] * row[f"spread{column.removeprefix('seconds_per_image')}"] / IQR)
     return leaderboard.standard_error(column, row)
-
-
-def described(quantity: schema.Quantity) -> str:
-    """A quantity in a few words."""
-    match quantity:
-        case schema.Ratio():
-            return f"{quantity.column}: {' or '.join(quantity.of)} / {' or '.join(quantity.over)}"
-        case schema.Difference():
-            return f"{quantity.column}: {' or '.join(quantity.of)} - {' or '.join(quantity.minus)}"
-        case schema.Losses():
-            return f"last losses: {quantity.of} / {quantity.over}"
-        case schema.Conditioning():
-            return f"spectral condition number: coarse band of {quantity.dataset} / pixels"
-        case schema.Sparsity():
-            return f"largest shape of the details of {quantity.dataset}"
-        case schema.Masked():
-            return f"smallest safe resolution of {quantity.dataset} / full, noise {quantity.sigma:g}"
-        case schema.Information():
-            return f"information of noisy states where {quantity.row} shrinks / of images of that size"
-        case schema.LikeDDPM():
-            return f"reverse steps of {' or '.join(quantity.row)} - DDPM's posterior, the largest difference"
-        case schema.Elsewhere():
-            return "none of the pipeline"
 
 
 def _protocol(quantity: schema.Quantity, evidence: Evidence) -> str:

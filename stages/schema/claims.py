@@ -1,6 +1,7 @@
 """The schema of `params/claims.yaml`: what the papers claim, and how an experiment shows it or does not.
 
-The quantities are a closed set. Numbers are in the unit of the quantity: `40 % less` is a ratio of 0.6.
+The quantities are a closed set; as text each is its name in a few words. Numbers are in the unit of the quantity:
+`40 % less` is a ratio of 0.6.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ class Ratio(Section):
     of: Rows
     over: Rows
 
+    def __str__(self) -> str:
+        return f"{self.column}: {' or '.join(self.of)} / {' or '.join(self.over)}"
+
 
 class Difference(Section):
     """A column of one row minus that of another."""
@@ -43,6 +47,9 @@ class Difference(Section):
     of: Rows
     minus: Rows
 
+    def __str__(self) -> str:
+        return f"{self.column}: {' or '.join(self.of)} - {' or '.join(self.minus)}"
+
 
 class Losses(Section):
     """The last losses of one part over those of another."""
@@ -51,6 +58,9 @@ class Losses(Section):
     of: Name
     over: Name
 
+    def __str__(self) -> str:
+        return f"last losses: {self.of} / {self.over}"
+
 
 class Conditioning(Section):
     """The spectral condition number of the coarsest wavelet band over that of the pixels."""
@@ -58,12 +68,18 @@ class Conditioning(Section):
     kind: Literal["conditioning"]
     dataset: Name
 
+    def __str__(self) -> str:
+        return f"spectral condition number: coarse band of {self.dataset} / pixels"
+
 
 class Sparsity(Section):
     """The largest shape (2: Gaussian, 1: Laplace, less: sparser) among the channels of the wavelet details."""
 
     kind: Literal["sparsity"]
     dataset: Name
+
+    def __str__(self) -> str:
+        return f"largest shape of the details of {self.dataset}"
 
 
 class Masked(Section):
@@ -73,12 +89,18 @@ class Masked(Section):
     dataset: Name
     sigma: Share
 
+    def __str__(self) -> str:
+        return f"smallest safe resolution of {self.dataset} / full, noise {self.sigma:g}"
+
 
 class Information(Section):
     """The most that a DDPM state knows of the image where SSD's shrink, over what an image of their size holds."""
 
     kind: Literal["information"]
     row: Name
+
+    def __str__(self) -> str:
+        return f"information of noisy states where {self.row} shrinks / of images of that size"
 
 
 class LikeDDPM(Section):
@@ -87,6 +109,9 @@ class LikeDDPM(Section):
     kind: Literal["like-ddpm"]
     row: Rows
 
+    def __str__(self) -> str:
+        return f"reverse steps of {' or '.join(self.row)} - DDPM's posterior, the largest difference"
+
 
 class Elsewhere(Section):
     """What no stage measures."""
@@ -94,6 +119,9 @@ class Elsewhere(Section):
     kind: Literal["elsewhere"]
     needs: Text
     """what measures it, or would"""
+
+    def __str__(self) -> str:
+        return "none of the pipeline"
 
 
 Quantity = Annotated[
