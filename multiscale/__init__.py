@@ -22,8 +22,8 @@ def load(folder: str | Path, settings: Sampled | None = None, precision: str = "
     """
     from multiscale import prompts, sampling  # here, because torch takes seconds to import
     from multiscale.core import models
-    from multiscale.model import Model
+    from multiscale.model import Model, classes_of
 
     sampler = sampling.load(Path(folder), settings, precision)
     configs = [models.about(part) for part in sampling.parts_in(Path(folder))]
-    return Model(sampler, 0 if prompts.reads_text(Path(folder)) else max(each.get("classes", 0) for each in configs))
+    return Model(sampler, 0 if prompts.reads_text(Path(folder)) else classes_of(configs))

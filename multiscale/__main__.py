@@ -73,7 +73,9 @@ class Asked:
 
 def of_classes(configs: list[dict[str, Any]], classes: list[int] | None) -> Asked:
     """The classes, by default all. Raises ValueError for one that the method was not trained on."""
-    known = max(config.get("classes", 0) for config in configs)
+    from multiscale.model import classes_of
+
+    known = classes_of(configs)
     chosen = list(range(max(1, known))) if classes is None else classes
     if known and (unknown := [each for each in chosen if each not in range(known)]):
         raise ValueError(f"--classes: {unknown[0]} is not allowed; allowed: 0 to {known - 1}")

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from multiscale.core import models
 from multiscale.core.settings import Sampled, fault_of
 from multiscale.core.storage import read_sealed_json
+from multiscale.model import classes_of
 
 PAPERS = {
     "msf": ("MSF: Efficient Diffusion Model via Multi-Scale Latent Factorize", "2501.13349"),
@@ -102,7 +103,7 @@ def written(
 
     experiment = experiment_of(folder)
     about = [models.about(part) for part in parts]
-    kind, count = str(settings.kind), max(each.get("classes", 0) for each in about)
+    kind, count = str(settings.kind), classes_of(about)
     data = experiment.get("data", {})
     title, paper = PAPERS.get(kind, ("", ""))
     steps = [each["schedule"] for each in about if "schedule" in each]

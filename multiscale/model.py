@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from multiscale.sampling import Sampler, Trace, generate
+
+
+def classes_of(configs: Iterable[Mapping[str, Any]]) -> int:
+    """The classes that a method was trained on, by the configs of its parts; 0 for one without classes."""
+    return max(int(config.get("classes", 0)) for config in configs)
 
 
 class Model:
