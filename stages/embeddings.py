@@ -37,7 +37,6 @@ from stages.common import images
 from stages.common.errors import refuse
 from stages.common.harness import progress
 from stages.common.paths import CAPTIONS, EMBEDDINGS, EXPERIMENT, IMAGES, PROMPTS, TEXT
-from stages.common.texts import ROWS
 from stages.schema import Experiment
 from stages.schema.prompts import Encoder, PublishedEncoder
 
@@ -109,7 +108,7 @@ def main(params: Experiment, name: str) -> None:
             raise refuse(EXPERIMENT, f"text.{name}.prompts", prompts[long[0]], allowed)
         with sealed_folder(EMBEDDINGS / name) as folder, progress(title, 1 + len(texts), "text") as reach:
             about = embed(folder / models.EMBEDDINGS, texts, workers, params.run.batch, reach)
-            save_file({key: torch.tensor(each) for key, each in rows.items()}, folder / ROWS)
+            save_file({key: torch.tensor(each) for key, each in rows.items()}, folder / models.TEXT_ROWS)
             shutil.copyfile(CAPTIONS / name / PROMPTS, folder / PROMPTS)
             pl.DataFrame({"text": ["", *texts]}).write_parquet(folder / "texts.parquet")
             write_json(folder / "statistics.json", about)

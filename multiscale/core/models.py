@@ -20,6 +20,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 IMAGES = "images.json"  # beside an autoencoder: the channels of the images it decodes to
 AUTOENCODER = "autoencoder"  # subfolder of data and models on latents
 TEXT, EMBEDDINGS = "text", "embeddings.safetensors"  # subfolder of data and models that read text, and a file in it
+TEXT_ROWS = "rows.safetensors"  # another, of data: rows of that, `pictures` in their order and `prompts`
 READER = "encoder.json"  # another: the name of the text encoder, its longest text and precision
 
 

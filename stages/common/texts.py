@@ -11,23 +11,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from multiscale.core import intact
-from multiscale.core.models import EMBEDDINGS, READER, TEXT
+from multiscale.core.models import EMBEDDINGS, READER, TEXT, TEXT_ROWS
 from multiscale.core.storage import Table
 from stages.common import paths
 from stages.common.paths import PROMPTS
 
-ROWS = "rows.safetensors"
-
 
 def captions(text: str) -> Tensor:
     """The row (N,) of each training image's caption in the embeddings of a text encoder."""
-    return load_file(paths.EMBEDDINGS / text / ROWS)["pictures"]
+    return load_file(paths.EMBEDDINGS / text / TEXT_ROWS)["pictures"]
 
 
 def begin(text: str, out: Path) -> None:
     """Puts the embeddings of a text encoder, and the prompts with their rows, into the folder of a decomposition."""
     (out / TEXT).mkdir()
-    for name in (EMBEDDINGS, ROWS, PROMPTS, READER):
+    for name in (EMBEDDINGS, TEXT_ROWS, PROMPTS, READER):
         shutil.copyfile(paths.EMBEDDINGS / text / name, out / TEXT / name)
 
 
@@ -37,7 +35,7 @@ def carry(decomposition: Path, out: Path) -> None:
     if not source.is_dir():
         return
     (out / TEXT).mkdir()
-    rows = load_file(source / ROWS)["prompts"]
+    rows = load_file(source / TEXT_ROWS)["prompts"]
     table = Table.open(source / EMBEDDINGS, "prompt", "pooled")
     chosen = torch.cat([rows.new_zeros(1), rows])
     kept = {name: torch.from_numpy(table.arrays[name][chosen.numpy()]) for name in ("prompt", "pooled")}

@@ -379,6 +379,13 @@ INVALID = [
         "'full'",
         "one of pyramid",
     ),
+    (
+        "prompts of classes",
+        MADE | {"synthetic.made.texts": "prompts"},
+        "synthetic.made.texts",
+        "'prompts'",
+        "captions: pyramid has no text",
+    ),
     ("no images", MADE | {"synthetic.made.images": 0}, "synthetic.made.images", "0", "greater than 0"),
     ("images without a solver", MADE | {"synthetic.made.solver": ...}, "synthetic.made.solver", "missing", ""),
     ("images for a part", MADE | {"parts.swd-teacher.dataset": "made"}, *PART_OF_IMAGES),

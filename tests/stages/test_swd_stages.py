@@ -180,7 +180,8 @@ def test_an_interrupted_stage_goes_on_after_its_last_shard_with_the_same_bits(re
     assert all(torch.equal(found[key], whole[key]) for key in whole.keys() | found.keys())
 
 
-def test_images_are_those_that_the_teachers_sampler_makes_for_their_seeds_and_captions(ready, monkeypatch):
+@pytest.mark.parametrize("texts, told", [("captions", [3, 1, 2, 3]), ("prompts", [2, 3, 2, 3])])
+def test_images_are_those_that_the_teachers_sampler_makes_for_their_seeds_and_texts(ready, monkeypatch, texts, told):
     """A pyramid with captions, told by the rows of their embeddings; the noise passes a network that reads them."""
     monkeypatch.setattr(device, "bf16_is_native", lambda device: False)
     torch.manual_seed(1)
@@ -195,13 +196,14 @@ def test_images_are_those_that_the_teachers_sampler_makes_for_their_seeds_and_ca
     prompt, pooled = torch.randn(4, 2, 8).half(), torch.randn(4, 8).half()
     (PYRAMID / "text").mkdir()
     save_file({"prompt": prompt, "pooled": pooled}, PYRAMID / "text" / "embeddings.safetensors")
-    section = Synthetic.model_validate(SECTION | {"images": 4, "batch": 4, "solver": SOLVER | {"guidance_scale": 2.0}})
+    save_file({"pictures": rows, "prompts": torch.tensor([2, 3])}, PYRAMID / "text" / "rows.safetensors")
+    solver = SOLVER | {"guidance_scale": 2.0}
+    section = Synthetic.model_validate(SECTION | {"images": 4, "batch": 4, "texts": texts, "solver": solver})
     made = synthetic.images(section, TEACHER, PYRAMID)
     worker = synthetic.Generator(section, TEACHER, PYRAMID, "fp32")
     found = made.targets(worker.make(made.seeds, made.labels()))["z32"]
 
     z = torch.stack([noise_of_seeds([10**9 + k], "teacher", (1, 32, 32))[0] for k in range(4)])
-    told = [3, 1, 2, 3]
     with torch.inference_mode():
         for t in (1.0, 0.5):  # Euler's two steps, guided by 2
             at = torch.full((4,), t)

@@ -122,6 +122,8 @@ class Synthetic(Section):
     """a method of one DiT: kind swd, or kind msf with one resolution"""
     dataset: Name
     """decomposition that they are made like, with its classes or captions; a key of `decompose`"""
+    texts: Literal["captions", "prompts"] = "captions"
+    """of a decomposition with text: captions of its training images, or the prompts that `text` names"""
     images: Positive
     """how many; published: 200000"""
     batch: Positive = 50
@@ -254,11 +256,13 @@ def check_student(experiment: Experiment, key: str, student: Student) -> None:
 
 
 def check_synthetic(experiment: Experiment, key: str, synthetic: Synthetic) -> None:
-    """Refuses a teacher that is no single DiT or reads another text, and a dataset that is no pyramid."""
+    """Refuses a teacher that is no single DiT or reads another text, and a dataset that is no pyramid or lacks it."""
     pyramids = [name for name, section in experiment.decompose.items() if isinstance(section, Pyramid)]
     if synthetic.dataset not in pyramids:
         raise Bad(f"{key}.dataset", synthetic.dataset, f"one of {', '.join(pyramids) or 'none'}, the pyramids")
     _check_text(experiment, key, synthetic.dataset, _teacher(experiment, key, synthetic.teacher))
+    if synthetic.texts == "prompts" and not experiment.decompose[synthetic.dataset].text:
+        raise Bad(f"{key}.texts", synthetic.texts, f"captions: {synthetic.dataset} has no text, and so no prompts")
 
 
 def _check_text(experiment: Experiment, key: str, name: str, teacher: Any) -> None:

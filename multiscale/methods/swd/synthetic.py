@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from multiscale.condition import Classes, beside
+from multiscale.core.models import TEXT, TEXT_ROWS
 from multiscale.core.storage import Table
 from multiscale.methods.swd import teaching
 from multiscale.methods.swd.config import Statistics
@@ -26,7 +27,8 @@ Encode = Callable[[Tensor, int], Tensor]  # (uint8 images (n, C, H, H), resoluti
 class Images:
     """The images of a section, by the teacher in a folder, made like those of the pyramid in another.
 
-    Image k has the seed 10^9 + k, and the class k modulo the classes or the caption of training image k modulo theirs.
+    Image k has the seed 10^9 + k, and the class k modulo the classes; with text the caption of training image k modulo
+    theirs, or the prompt k modulo the prompts.
     """
 
     def __init__(self, settings: Synthetic, teacher: Path, pyramid: Path):
@@ -51,6 +53,9 @@ class Images:
         turns = torch.arange(len(self.seeds))
         if isinstance(beside(self.pyramid, self.statistics.classes), Classes):
             return turns % self.statistics.classes
+        if self.settings.texts == "prompts":
+            rows = load_file(self.pyramid / TEXT / TEXT_ROWS)["prompts"]
+            return rows[turns % len(rows)]
         known = Table.open(self.pyramid / "targets.safetensors", "label")
         return known[turns % len(known)]["label"]
 
