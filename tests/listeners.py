@@ -35,12 +35,12 @@ def listeners(root: int) -> set[tuple[str, str]]:
 
 @contextmanager
 def watched(root: int) -> Iterator[set[tuple[str, str]]]:
-    """The listeners of a process at any moment of the block, or nearly: it looks five times a second."""
+    """The listeners of a process at any moment of the block, or nearly: it looks twice a second."""
     found: set[tuple[str, str]] = set()
     done = threading.Event()
 
     def look() -> None:
-        while not done.wait(0.2):
+        while not done.wait(0.5):
             found.update(listeners(root))
 
     thread = threading.Thread(target=look)
