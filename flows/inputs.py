@@ -54,7 +54,7 @@ def prepared(
         raise refuse(RECIPES, "recipe", recipe, f"one of {', '.join(recipes())}")
     if experiment:
         _check_name(experiment)
-    with _alone():
+    with alone():
         before = EXPERIMENT.read_bytes() if EXPERIMENT.exists() else None
         try:
             if recipe:
@@ -76,7 +76,7 @@ def prepared(
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """One run in a folder at a time: the next one would change the settings under the first."""
     if not LOCK.parents[1].is_dir():
         raise BadInput(f"{Path.cwd()}: not a DVC project; allowed: the folder that holds .dvc")
