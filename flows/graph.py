@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import time
@@ -22,14 +23,17 @@ from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 from dvc.rwlock import RWLockFileCorruptedError
 from dvc.scm import SCMError
 from dvc.stage import Stage as DvcStage
-from dvc.utils.serialize import load_yaml, modify_yaml
+from dvc.utils.serialize import dumps_yaml, load_yaml, parse_yaml_for_update
 
 from flows.mend import PAUSES, mend
 from stages import code
+from stages.common import lockfile
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import CODE
 
 logging.getLogger("dvc").setLevel(logging.CRITICAL)  # no bars of its own in the terminal; its errors are raised
+
+ORDER = Path(".dvc/tmp/dvc.lock.order")
 
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
@@ -183,12 +187,24 @@ def locked() -> list[str]:
         return list(load_yaml(LOCK_FILE, fs=repo.fs).get("stages", {})) if repo.fs.exists(LOCK_FILE) else []
 
 
+def order_before() -> list[str]:
+    """The order of dvc.lock before a run; noted until `restore_order`: a kill leaves that in which stages ended."""
+    now = locked()
+    noted = json.loads(lockfile.read(ORDER) or "null")
+    order = now if noted is None or now[: len(noted)] != noted else noted  # else of another branch
+    lockfile.replace(ORDER, json.dumps(order))
+    return order
+
+
 @patient
 def restore_order(before: list[str], stages: list[Stage]) -> None:
     """Gives dvc.lock the order of a plain `dvc repro`: what stood there before, then what is new, as planned."""
     now = locked()
-    order = dict.fromkeys([*before, *(stage.address for stage in stages)])  # the first place of each
+    order = dict.fromkeys([*before, *(stage.address for stage in stages), *now])  # the first place of each
     wanted = [address for address in order if address in now]
     if now != wanted:
-        with _project() as repo, modify_yaml(LOCK_FILE, fs=repo.fs) as lock:
+        with _project():
+            lock = parse_yaml_for_update(lockfile.read(lockfile.LOCK), LOCK_FILE)
             lock["stages"] = {address: lock["stages"][address] for address in wanted}
+            lockfile.replace(lockfile.LOCK, dumps_yaml(lock))
+    ORDER.unlink(missing_ok=True)

@@ -54,12 +54,12 @@ def committed() -> str:
 
 def read(path: Path) -> str:
     """A file's text; '' where there is none."""
-    return path.read_text(errors="replace") if path.exists() else ""
+    return path.read_text("utf-8", "replace") if path.exists() else ""
 
 
 def replace(path: Path, text: str) -> None:
     """Writes a file that is whole at any moment."""
     remove_left(path.parent, path.name)
     temporary = path.with_name(temporary_name(path.name))
-    temporary.write_text(text)
+    temporary.write_text(text, "utf-8")
     temporary.replace(path)
