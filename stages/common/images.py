@@ -121,8 +121,9 @@ def pixel_table(split: str) -> Table:
 
     remove_left(SCRATCH)
     SCRATCH.mkdir(exist_ok=True)
-    named = {"prefix": ".pixels-", "suffix": f".{os.getpid()}.tmp"}  # for `remove_left`, if this is killed
-    with tempfile.NamedTemporaryFile(dir=SCRATCH, **named) as scratch, ThreadPoolExecutor(2) as pool:
+    ending = f".{os.getpid()}.tmp"  # for `remove_left`, if this is killed
+    scratch_file = tempfile.NamedTemporaryFile(dir=SCRATCH, prefix=".pixels-", suffix=ending)
+    with scratch_file as scratch, ThreadPoolExecutor(2) as pool:
         shapes = {"pixels": (np.uint8, (total, *first.shape)), "label": (np.int64, (total,))}
         write_blocks(Path(scratch.name), shapes, blocks(pool))
         return Table.open(Path(scratch.name))

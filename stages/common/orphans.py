@@ -36,7 +36,7 @@ def end_with(owner: int) -> None:
 def is_alive(process: psutil.Process) -> bool:
     """Whether a process still works; one that has ended and that nobody waits for does not."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
@@ -45,5 +45,5 @@ def starter() -> int:
     """The process that has started this one, by a shell or without one."""
     parent = psutil.Process().parent()
     if parent and "-c" in parent.cmdline()[1:4] and (above := parent.parent()):  # bash --noprofile --norc -c
-        return above.pid
-    return os.getppid()
+        parent = above
+    return int(parent.pid) if parent else os.getppid()
