@@ -1,7 +1,7 @@
 """Kills runs at random and at chosen moments, fills the disk, damages files, and looks whether a hand is needed then.
 
-    python -m benchmarks.drill                                # all cases for 25 minutes; each event is a line of
-    python -m benchmarks.drill --minutes 2 --cases dvc flow   # results/drill.jsonl, and the last line sums them up
+    python -m benchmarks.drill                                # all cases for 25 minutes; each event adds a line to
+    python -m benchmarks.drill --minutes 2 --cases dvc flow   # results/drill.jsonl, the last one their sum
 
 dvc, flow, faults: a small pipeline of six stages with checkpoints and a long lock, by `dvc repro` (behind
 `python -m flows.mend`) and by `flows.reproduce`; stages, workers, sweep: the tiny recipe's own stages, in a clone of
@@ -75,8 +75,15 @@ def _ranked(folder: Path) -> dict[str, str]:
     return {str(row[0]): str(row) for row in rows.select(kept).sort(kept).rows()}
 
 
-def faults(case: Case) -> Iterator[dict]:
-    """A full disk, a disk that is read-only, and damaged files; each time the next run must end as nobody disturbed."""
+def faults(case: Case, until: float) -> Iterator[dict]:
+    """Faults one after the other, to the end of the time; the run after each must end as if there had been none."""
+    found = _faults(case)
+    while time.monotonic() < until and (event := next(found, None)):
+        yield event | {"after": ended(case, case.start().wait())}
+
+
+def _faults(case: Case) -> Iterator[dict]:
+    """A full disk, damaged files, and a disk that is read-only."""
     filler, mount = case.folder / FILLER, str(case.folder)
     for spare in (0, 4, 16, 64, 256, 1024):  # KB
         case.reset()
@@ -88,15 +95,7 @@ def faults(case: Case) -> Iterator[dict]:
         code = process.wait()
         event = {"case": case.name, "fault": f"{spare} KB free", "exit": code, "said": case.said()[-3:]}
         filler.unlink()
-        yield event | {"after": ended(case, case.start().wait())}
-    case.reset()
-    process = case.start()
-    time.sleep(0.4 * case.seconds)
-    subprocess.run(["mount", "-o", "remount,ro", mount])  # busy files keep it writable
-    code = process.wait()
-    subprocess.run(["mount", "-o", "remount,rw", mount])
-    event = {"case": case.name, "fault": "read-only", "exit": code, "said": case.said()[-3:]}
-    yield event | {"after": ended(case, case.start().wait())}
+        yield event
     damages: dict[str, Callable[[bytes], bytes]] = {
         "empty": lambda whole: b"",
         "half": lambda whole: whole[: len(whole) // 2],
@@ -108,13 +107,18 @@ def faults(case: Case) -> Iterator[dict]:
             whole = path.read_bytes()
             path.unlink()  # the cache may hold the same file
             path.write_bytes(damage(whole) if len(whole) > 100 else b"")
-            yield {"case": case.name, "fault": f"{name}: {how}", "after": ended(case, case.start().wait())}
+            yield {"case": case.name, "fault": f"{name}: {how}"}
+    case.reset()
+    subprocess.run(["mount", "-o", "remount,ro", mount])
+    done = subprocess.run(FLOW, cwd=case.folder, env=case.environment(), capture_output=True, text=True)
+    subprocess.run(["mount", "-o", "remount,rw", mount])
+    yield {"case": case.name, "fault": "read-only", "exit": done.returncode, "said": done.stderr.splitlines()[-3:]}
 
 
 def main(minutes: float, cases: list[str], out: Path) -> None:
     events: list[dict] = []
     began, disk = time.strftime("%Y-%m-%d"), None
-    with tempfile.TemporaryDirectory() as place, open(out, "w", buffering=1) as file:
+    with tempfile.TemporaryDirectory() as place, open(out, "a", buffering=1) as file:
         base = Path(place)
 
         def note(found: Iterator[dict]) -> None:
@@ -140,7 +144,8 @@ def main(minutes: float, cases: list[str], out: Path) -> None:
                 case.reference()
                 print(f"{case.name}: {case.seconds:.0f} s a run", file=sys.stderr, flush=True)
                 now = time.monotonic()
-                note(faults(case) if case.name == "faults" else rounds(case, now + (end - now) / (len(chosen) - index)))
+                disturb = faults if case.name == "faults" else rounds
+                note(disturb(case, now + (end - now) / (len(chosen) - index)))
         finally:
             if disk:
                 subprocess.run(["umount", "--lazy", disk], stderr=subprocess.DEVNULL)

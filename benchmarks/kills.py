@@ -68,14 +68,16 @@ class Case:
 
     def start(self) -> subprocess.Popen[str]:
         line = " && ".join(subprocess.list2cmdline(command) for command in self.commands[:-1]) or "true"
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        environment = os.environ | {"PYTHONPATH": str(self.folder if (self.folder / "stages").exists() else ROOT)}
-        environment |= {"PATH": path, "DVC_NO_ANALYTICS": "1"}
         command = ["sh", "-c", f'{line} && exec "$@"', "sh", *self.commands[-1]]
         log = open(self.folder / ".scratch.log", "w")
         return subprocess.Popen(
-            command, cwd=self.folder, env=environment, stdout=log, stderr=log, text=True, start_new_session=True
+            command, cwd=self.folder, env=self.environment(), stdout=log, stderr=log, text=True, start_new_session=True
         )
+
+    def environment(self) -> dict[str, str]:
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        code = self.folder if (self.folder / "stages").exists() else ROOT
+        return os.environ | {"PYTHONPATH": str(code), "PATH": path, "DVC_NO_ANALYTICS": "1"}
 
     def said(self) -> list[str]:
         return (self.folder / ".scratch.log").read_text(errors="replace").splitlines()

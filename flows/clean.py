@@ -70,6 +70,7 @@ def unreferenced() -> list[Path]:
 
 def _left() -> Iterator[Path]:
     """What killed processes have left; only while they work does anything know of it."""
+    yield from filter(is_left, Path().glob(".*.tmp"))
     for folder in map(Path, MADE):
         yield from filter(is_left, folder.rglob(".*.tmp"))
     yield from (SCRATCH / "unpacked").glob("*")  # what `download` reads of an archive, until it ends

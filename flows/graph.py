@@ -188,7 +188,7 @@ def locked() -> list[str]:
 
 
 def order_before() -> list[str]:
-    """The order of dvc.lock before a run; noted until `restore_order`: a kill leaves that in which stages ended."""
+    """The order of dvc.lock before a run; noted until one is done: what is killed or fails leaves its own order."""
     now = locked()
     noted = json.loads(lockfile.read(ORDER) or "null")
     order = now if noted is None or now[: len(noted)] != noted else noted  # else of another branch
@@ -207,4 +207,3 @@ def restore_order(before: list[str], stages: list[Stage]) -> None:
             lock = parse_yaml_for_update(lockfile.read(lockfile.LOCK), LOCK_FILE)
             lock["stages"] = {address: lock["stages"][address] for address in wanted}
             lockfile.replace(lockfile.LOCK, dumps_yaml(lock))
-    ORDER.unlink(missing_ok=True)

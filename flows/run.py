@@ -37,6 +37,7 @@ def bring(
     if failed:
         held = f"; held back: {', '.join(scheduler.waiting)}" if scheduler.waiting else ""
         return scheduler, "; ".join(failed) + held
+    graph.ORDER.unlink(missing_ok=True)
     return scheduler, _save(experiment, stages, say) if experiment else None
 
 

@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def bring(stage: Stage, is_bar: Callable[[str], bool], tell: Tell, stop: threadi
     with log_of(stage.address).open("w", buffering=1) as log:
 
         def note(line: str) -> None:
-            print(line, file=log)
+            with suppress(OSError):  # a full disk; the line is told all the same
+                print(line, file=log)
             if not is_bar(line):
                 lines.append(line)
                 tell(line)
