@@ -73,5 +73,5 @@ docs: $(VENV)/.docs ## Build the pages as a site, site/index.html; a dead link i
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "pages: $(CURDIR)/site/index.html"
 
-clean: ## Remove scratch files (checkpoints of interrupted runs, downloads); results stay
-	rm -rf .scratch
+clean: $(STAMP) ## Free what nothing refers to: left by kills or by older settings; results and the next run's files stay
+	@$(BIN)/python -m flows.clean

@@ -14,12 +14,14 @@ from pathlib import Path
 import httpx
 
 from multiscale.core.terminal import announce
+from stages.common import orphans
 from stages.common.errors import BadInput
 
 HOME = Path(".prefect")  # the same in pyproject.toml: runs, schedules and the password of this folder's dashboard
 PASSWORD = HOME / "password"
 ADDRESS = HOME / "address"  # of the dashboard that runs here, or of the last one
 REPORT = "MULTISCALE_REPORT"  # the variable with the address, and the key, at which the dashboard serves the report
+DASHBOARD = "MULTISCALE_DASHBOARD"  # the variable with the number of its process, for the runs that it starts
 
 
 def password() -> tuple[str, bool]:
@@ -35,9 +37,15 @@ def password() -> tuple[str, bool]:
     return made, True
 
 
+def end_with_dashboard() -> None:
+    """Ends this process with the dashboard that has started it, if one has: nobody could see or cancel what it runs."""
+    if owner := os.environ.get(DASHBOARD):
+        orphans.end_with(int(owner))
+
+
 def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that a stage or a worker may have: none is for Prefect, whose server runs whatever it is sent."""
-    return {name: value for name, value in environment.items() if not name.startswith(("PREFECT_", REPORT))}
+    return {name: value for name, value in environment.items() if not name.startswith(("PREFECT_", "MULTISCALE_"))}
 
 
 def answers(url: str, auth: str | None) -> int | None:

@@ -168,6 +168,7 @@ def run(port: int, nightly: str) -> None:
         reports(port + 1, password) as address,
     ):
         os.environ |= {connection.REPORT: address, "PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": password}
+        os.environ[connection.DASHBOARD] = str(os.getpid())
         os.environ["PREFECT_UI_URL"] = url.replace("/api", "/v2")  # to which the links in a log lead
         shown = f"{password} (kept in {connection.PASSWORD})" if new else f"in {connection.PASSWORD}"
         print(f"dashboard: {url.removesuffix('/api')}\npassword:  {shown}")

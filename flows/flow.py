@@ -15,7 +15,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, Failed, State
 from pydantic import Field
 
-from flows import inputs, run
+from flows import connection, inputs, run
 from flows.board import Board
 from flows.graph import Stage
 from flows.scheduler import Launch, Watcher, Work
@@ -73,6 +73,7 @@ def reproduce(
         experiment: A name to save the result under as a DVC experiment (`dvc exp show`).
         slots: Stages that run at once; by default as many as there are cores for.
     """
+    connection.end_with_dashboard()
     try:
         with prepared.get() or inputs.prepared(targets, recipe, overrides, experiment, slots, passing=True) as stages:
             board = Board(stages)

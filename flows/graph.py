@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterable, Iterator
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import networkx as nx
 from dvc.dependency.param import ParamsDependency
 from dvc.dvcfile import LOCK_FILE, PROJECT_FILE
 from dvc.exceptions import DvcException
+from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
 from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+from dvc.rwlock import RWLockFileCorruptedError
 from dvc.scm import SCMError
 from dvc.stage import Stage as DvcStage
-from dvc.utils.serialize import load_yaml, modify_yaml
+from dvc.utils.serialize import dumps_yaml, load_yaml, parse_yaml_for_update
 
+from flows.mend import PAUSES, mend
 from stages import code
+from stages.common import lockfile
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import CODE
 
 logging.getLogger("dvc").setLevel(logging.CRITICAL)  # no bars of its own in the terminal; its errors are raised
+
+ORDER = Path(".dvc/tmp/dvc.lock.order")
+
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -49,9 +63,10 @@ class Declared:
 
 @contextmanager
 def _project() -> Iterator[Repo]:
-    """The DVC repository of the working directory, locked. What DVC finds wrong with it becomes BadInput."""
+    """The DVC repository of the working directory, locked and mended. What DVC finds wrong with it becomes BadInput."""
     try:
         with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
+            mend(repo)
             yield repo
     except SCMError as error:
         raise without_git(error) from error
@@ -64,6 +79,31 @@ def without_git(error: SCMError) -> BadInput:
     return BadInput(f"{error}, and DVC needs one; clone the project with git, or run git init and commit its files")
 
 
+def patient(ask: Callable[Given, Found]) -> Callable[Given, Found]:
+    """Asks once more where another DVC process is in the way: after a kill its processes take a moment to end."""
+
+    @wraps(ask)
+    def asked(*given: Given.args, **named: Given.kwargs) -> Found:
+        for pause in PAUSES:
+            try:
+                return ask(*given, **named)
+            except BadInput as error:
+                if not isinstance(error.__cause__, LockError | RWLockFileCorruptedError):
+                    raise
+                time.sleep(pause * random.uniform(1, 1.5))
+        return ask(*given, **named)
+
+    return asked
+
+
+@patient
+def mended() -> None:
+    """Mends what a kill has left of DVC's files; see `flows.mend`."""
+    with _project():
+        pass
+
+
+@patient
 def plan(targets: Iterable[str] = ()) -> list[Stage]:
     """The stages that targets need (all by default), in the order of `dvc repro`. Raises BadInput.
 
@@ -112,6 +152,7 @@ def _address(target: str, graph: Iterable[DvcStage]) -> str:
     raise refuse(PROJECT_FILE, "target", target, allowed)
 
 
+@patient
 def declared(addresses: Iterable[str]) -> dict[str, Declared]:
     """What DVC knows of those of the addresses that are stages. Raises BadInput."""
     wanted = set(addresses)
@@ -139,17 +180,30 @@ def _stands(stage: DvcStage) -> bool:
     return not stage.changed() and all((CODE / name).read_text() == code.listing(name) for name in _lists(stage))
 
 
+@patient
 def locked() -> list[str]:
     """The addresses in dvc.lock, in their order there."""
     with _project() as repo:
         return list(load_yaml(LOCK_FILE, fs=repo.fs).get("stages", {})) if repo.fs.exists(LOCK_FILE) else []
 
 
+def order_before() -> list[str]:
+    """The order of dvc.lock before a run; noted until one is done: what is killed or fails leaves its own order."""
+    now = locked()
+    noted = json.loads(lockfile.read(ORDER) or "null")
+    order = now if noted is None or now[: len(noted)] != noted else noted  # else of another branch
+    lockfile.replace(ORDER, json.dumps(order))
+    return order
+
+
+@patient
 def restore_order(before: list[str], stages: list[Stage]) -> None:
     """Gives dvc.lock the order of a plain `dvc repro`: what stood there before, then what is new, as planned."""
     now = locked()
-    order = dict.fromkeys([*before, *(stage.address for stage in stages)])  # the first place of each
+    order = dict.fromkeys([*before, *(stage.address for stage in stages), *now])  # the first place of each
     wanted = [address for address in order if address in now]
     if now != wanted:
-        with _project() as repo, modify_yaml(LOCK_FILE, fs=repo.fs) as lock:
+        with _project():
+            lock = parse_yaml_for_update(lockfile.read(lockfile.LOCK), LOCK_FILE)
             lock["stages"] = {address: lock["stages"][address] for address in wanted}
+            lockfile.replace(lockfile.LOCK, dumps_yaml(lock))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from filelock import FileLock, Timeout
 from ruamel.yaml.error import YAMLError
 
 from flows import graph
+from multiscale.core.temporary import remove_left
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES
 
@@ -54,7 +56,7 @@ def prepared(
         raise refuse(RECIPES, "recipe", recipe, f"one of {', '.join(recipes())}")
     if experiment:
         _check_name(experiment)
-    with _alone():
+    with alone():
         before = EXPERIMENT.read_bytes() if EXPERIMENT.exists() else None
         try:
             if recipe:
@@ -76,7 +78,7 @@ def prepared(
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """One run in a folder at a time: the next one would change the settings under the first."""
     if not LOCK.parents[1].is_dir():
         raise BadInput(f"{Path.cwd()}: not a DVC project; allowed: the folder that holds .dvc")
@@ -103,7 +105,8 @@ def _override(overrides: list[str]) -> None:
     for file in by_file:
         if file != str(EXPERIMENT):
             raise refuse("-S", "file", file, f"KEY=VALUE, of {EXPERIMENT}")
-    with TemporaryDirectory(dir=EXPERIMENT.parent, prefix=".", suffix=".tmp") as folder:
+    remove_left(EXPERIMENT.parent)
+    with TemporaryDirectory(dir=EXPERIMENT.parent, prefix=".-S-", suffix=f".{os.getpid()}.tmp") as folder:
         copy = Path(shutil.copy(EXPERIMENT, folder))
         for override in (text for texts in by_file.values() for text in texts):
             key, sign, value = override.partition("=")

@@ -24,10 +24,10 @@ def bring(
         for watcher in watchers:
             watcher.say(line)
 
-    if all(stage.current for stage in stages):
+    if all(stage.current for stage in stages) and not graph.ORDER.exists():
         scheduler.execute(lambda: slots or 1)
     else:
-        order = graph.locked()
+        order = graph.order_before()
         try:
             with _placed(slots, say) as find_slots:
                 scheduler.execute(find_slots)
@@ -37,6 +37,7 @@ def bring(
     if failed:
         held = f"; held back: {', '.join(scheduler.waiting)}" if scheduler.waiting else ""
         return scheduler, "; ".join(failed) + held
+    graph.ORDER.unlink(missing_ok=True)
     return scheduler, _save(experiment, stages, say) if experiment else None
 
 

@@ -8,18 +8,23 @@ import re
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows import connection, process
+from flows import connection, graph, process
 from flows.graph import Stage
+from flows.mend import PAUSES
 from stages.common.paths import SCRATCH
 
 LOGS = SCRATCH / "logs"  # STAGE.log, each of the last run of the stage
-# Failures that pass: another DVC process in the way, a Ray worker that is gone. Nothing else is tried again.
-TRANSIENT = re.compile(r"Unable to acquire lock|is busy, it is being blocked|(Worker|Actor|Node)\w*(Died|Crashed)")
+# Failures that pass: another DVC process in the way, or killed while it wrote; a Ray worker that is gone. Nothing else
+# is tried again.
+TRANSIENT = re.compile(
+    r"Unable to acquire lock|is busy, it is being blocked|(Worker|Actor|Node)\w*(Died|Crashed)"
+    r"|unable to read: 'dvc.lock'|Unable to read RWLock"
+)
 EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Interrupt)\b")
-PAUSES = (1.0, 2.0, 4.0)  # seconds before another try; half as long again at random, so that two do not meet twice
 
 Tell = Callable[[str], None]
 
@@ -59,7 +64,8 @@ def bring(stage: Stage, is_bar: Callable[[str], bool], tell: Tell, stop: threadi
     with log_of(stage.address).open("w", buffering=1) as log:
 
         def note(line: str) -> None:
-            print(line, file=log)
+            with suppress(OSError):  # a full disk; the line is told all the same
+                print(line, file=log)
             if not is_bar(line):
                 lines.append(line)
                 tell(line)
@@ -73,7 +79,8 @@ def bring(stage: Stage, is_bar: Callable[[str], bool], tell: Tell, stop: threadi
                 if not code or pause is None or not TRANSIENT.search(reason):
                     break
                 note(f"once more, because it may pass: {reason}")
-                stop.wait(pause * random.uniform(1, 1.5))
+                stop.wait(pause * random.uniform(1, 1.5))  # so that two do not meet twice
+                graph.mended()
         except process.Stopped:
             return End("Cancelled", "stopped with its flow run")
     if code:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from multiscale.core.memory import keep_freed_memory
+from multiscale.core.temporary import remove_left, temporary_name
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress
 from stages.common.paths import EXPERIMENT, SCRATCH
@@ -218,8 +219,9 @@ def train(title: str, run: Run, total: int, function: Callable[[dict[str, Any]],
     asked = request(run)
     scaling = ScalingConfig(num_workers=run.workers, use_gpu=bool(asked["GPU"]), resources_per_worker=asked)
     storage = Path(SCRATCH, "ray").absolute()
+    remove_left(storage)
     for attempt in range(REPLACEMENTS + 1):
-        name = uuid.uuid4().hex  # with a name that it knows, Ray would restore that run
+        name = temporary_name(uuid.uuid4().hex)  # with a name that it knows, Ray would restore that run
         try:
             if not attempt and not _is_free(run, ray.available_resources()):  # later Ray is still freeing what was lost
                 _say_that_it_waits(title, run)

@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import re
+import shutil
 import sys
 import zipfile
 import zlib
@@ -197,6 +198,8 @@ class _Member(tarfile.TarInfo):  # type: ignore[misc]  # the backport has no typ
 
 def _unpack_tar(path: Path) -> Path:
     folder = Path(SCRATCH, "unpacked", fetch.sha256_of(path)[:16])
+    for other in set(folder.parent.glob("*")) - {folder}:  # of another archive, or of one whose unpacking was killed
+        shutil.rmtree(other, ignore_errors=True)
     if folder.exists():
         intact.check(folder)
     else:

@@ -8,6 +8,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.states import Completed, Failed, State
 
+from flows import connection
 from flows.board import show_pictures
 from flows.sweeps import search
 from flows.sweeps.space import load
@@ -21,6 +22,7 @@ def sweep(name: str) -> State:
     Args:
         name: A sweep of params/sweeps (dit, msf, ssd). One that was cut off goes on.
     """
+    connection.end_with_dashboard()
     try:
         load(name)  # refused before anything is shown
         table = search.run(name, _shown(name))

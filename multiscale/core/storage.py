@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from multiscale.core import intact
+from multiscale.core.temporary import remove_left, temporary_name
 
 DTYPES = {"F16": np.float16, "F32": np.float32, "U8": np.uint8, "I64": np.int64}
 CHECKSUM = "checksum"  # key of JSON
@@ -45,10 +46,14 @@ def _plain_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success the file is synced and renamed, otherwise removed."""
+    """Yields a temporary path beside `path`; on success the file is synced and renamed, otherwise removed.
+
+    Temporary files of killed processes are removed.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    remove_left(path.parent, path.name)
+    temporary = path.with_name(temporary_name(path.name))
     try:
         with _plain_errors(path):
             yield temporary
@@ -68,10 +73,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        shutil.rmtree(left, ignore_errors=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    older = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+    remove_left(path.parent, path.name)
+    temporary = path.with_name(temporary_name(path.name))
+    older = path.with_name(temporary_name(path.name, ".old"))
     temporary.mkdir()
     try:
         with _plain_errors(path):

@@ -45,6 +45,11 @@ def command(doc: str, arguments: dict[str, str] | None = None) -> NoReturn:
 
 def _run(name: str, given: dict[str, str]) -> None:
     """Calls a stage with the experiment, on `run.threads` threads, which decide the last bits of the results."""
+    if "DVC_STAGE" in os.environ:  # DVC waits for us
+        from stages.common import lockfile, orphans
+
+        orphans.end_with(orphans.starter())
+        lockfile.keep()
     announce("loading torch, the settings and the code of the stage")
     import torch  # here, because commands start without torch
 

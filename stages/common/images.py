@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 
 from multiscale.core.storage import Table, write_blocks
+from multiscale.core.temporary import remove_left
 from stages.common.errors import BadInput
 from stages.common.paths import IMAGES, SCRATCH
 
@@ -101,7 +103,7 @@ def some(split: str, rows: list[int]) -> torch.Tensor:
 def pixel_table(split: str) -> Table:
     """The pixels (N, C, H, W) and labels of a split as a memory-mapped table, decoded one row group at a time.
 
-    The mapped file is deleted at once: it lives as long as the table, and a crash leaves nothing behind.
+    The mapped file is deleted at once: it lives as long as the table, and the next call removes what a kill left.
     """
     file = pq.ParquetFile(IMAGES)
     total = count(split)
@@ -117,8 +119,11 @@ def pixel_table(split: str) -> Table:
                 pixels = torch.from_numpy(np.stack(list(pool.map(decode, rows["image"]))))
                 yield {"pixels": pixels, "label": torch.from_numpy(rows["label"].to_numpy().copy())}
 
+    remove_left(SCRATCH)
     SCRATCH.mkdir(exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=SCRATCH, suffix=".safetensors") as scratch, ThreadPoolExecutor(2) as pool:
+    ending = f".{os.getpid()}.tmp"  # for `remove_left`, if this is killed
+    scratch_file = tempfile.NamedTemporaryFile(dir=SCRATCH, prefix=".pixels-", suffix=ending)
+    with scratch_file as scratch, ThreadPoolExecutor(2) as pool:
         shapes = {"pixels": (np.uint8, (total, *first.shape)), "label": (np.int64, (total,))}
         write_blocks(Path(scratch.name), shapes, blocks(pool))
         return Table.open(Path(scratch.name))

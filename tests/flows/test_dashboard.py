@@ -279,6 +279,22 @@ def test_a_restart_keeps_runs_schedules_and_password(board, done):
     assert [(each.active, each.schedule.cron) for each in schedules] == [(True, "0 2 * * *")]
 
 
+def test_a_killed_dashboard_takes_its_run_with_it_and_the_next_run_is_not_refused(board):
+    (board.folder / "started").unlink(missing_ok=True)
+    slow = board.deployment("on-demand")
+    board.client().create_flow_run_from_deployment(slow.id, parameters={"targets": ["slow"]})
+    until((board.folder / "started").exists)
+    board.process.kill()
+    board.process.wait()
+    until(lambda: not processes(f"sleep {SLEEP}"), 30)
+    until(lambda: not processes("repro -s slow"), 30)
+    board.start()
+    run = board.client().create_flow_run_from_deployment(
+        board.deployment("on-demand").id, parameters={"targets": ["report"]}
+    )
+    assert board.final(run.id).is_completed()
+
+
 @pytest.mark.parametrize(
     "options, line",
     [

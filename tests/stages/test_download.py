@@ -407,9 +407,12 @@ def test_a_tar_that_reaches_outside_is_refused_and_writes_nothing(refused, tmp_p
 
 
 def test_an_absolute_path_in_a_tar_is_one_inside_of_the_set(project, tmp_path):
+    other = Path(".scratch/unpacked/0123456789abcdef")  # of another archive
+    other.mkdir(parents=True)
     as_tar({f"{tmp_path}/outside.png": 1})
     run(project, path="set.tar", validation_share=0, test_share=0)
     assert [".scratch" in path.parts for path in tmp_path.rglob("outside.png")] == [True]
+    assert not other.exists()
 
 
 @pytest.mark.parametrize("target", ["/etc", "../../.."])

@@ -125,6 +125,20 @@ def test_a_kill_in_mid_write_never_shows_half_a_result(there_before, tmp_path):
         assert (visible(tmp_path / "result") or None) == (OLD if there_before else None)
 
 
+@pytest.mark.parametrize("replace, name", [(replace_file, "a"), (replace_folder, "result")])
+def test_the_next_write_removes_what_a_killed_one_left_and_nothing_of_who_is_at_work(replace, name, tmp_path):
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    put(tmp_path / "result", OLD)
+    beside = tmp_path / "result" if name == "a" else tmp_path
+    left = [f".{name}.{ended.pid}.tmp", f".{name}.{os.getpid()}.tmp", f".{name}.{ended.pid}.old.tmp"]
+    others = [f".{name}.{os.getppid()}.tmp", f".{name}.b.{ended.pid}.tmp", f".{name}.json.tmp"]
+    for each in left + others:
+        (beside / each).mkdir() if name == "result" or each.endswith(".old.tmp") else (beside / each).touch()
+    replace(tmp_path / "result")
+    assert sorted(path.name for path in beside.glob(".*")) == sorted(others)
+
+
 @pytest.mark.parametrize("replace, after", [(replace_file, OLD | {"a": NEW["a"]}), (replace_folder, NEW)])
 def test_a_kill_before_any_touch_of_the_file_system_shows_the_old_or_the_new_result(replace, after, tmp_path):
     def killed_before(touch: int, path: Path) -> None:

@@ -1,0 +1,91 @@
+"""Puts right what a kill leaves of DVC's own files, which DVC writes in place and then cannot read.
+
+python -m flows.mend    # before a plain `dvc repro`; runs of flows do it by themselves
+
+A dvc.lock that is cut short is replaced by the last whole one, and what was done since comes from DVC's cache of runs.
+A table of locks that is cut short is removed, and so are the entries of processes that are gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from stages.common.harness import launch
+
+if __name__ == "__main__":  # first: the imports below take seconds
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.mend", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
+    launch("flows.mend", "loading DVC")
+
+import json
+from pathlib import Path
+from typing import Any
+
+import psutil
+from dvc.lock import make_lock
+from dvc.repo import Repo
+from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK, SCHEMA
+from voluptuous import Invalid
+
+from stages.common import lockfile, orphans
+from stages.common.harness import tell
+
+PAUSES = (1.0, 2.0, 4.0)  # seconds before another try where DVC is in the way of itself
+
+
+def run() -> None:
+    """Mends the project of the working directory."""
+    from flows import graph  # knows this module
+
+    graph.mended()
+
+
+def mend(repo: Repo) -> None:
+    """Mends a repository whose lock is held: nobody else writes dvc.lock."""
+    text = lockfile.read(lockfile.LOCK)
+    if not lockfile.LOCK.exists() or not lockfile.is_cut(text):
+        lockfile.keep()
+    elif whole := next(filter(lockfile.addresses, (lockfile.read(lockfile.KEPT), lockfile.committed())), None):
+        lockfile.replace(lockfile.LOCK, whole)
+        tell("dvc.lock", "a kill has cut it short; the last whole one is put back")
+    else:
+        lockfile.LOCK.unlink()
+        tell("dvc.lock", "a kill has cut it short; removed, its stages come from DVC's cache")
+    hardlink = repo.config["core"].get("hardlink_lock", False)
+    with make_lock(str(Path(repo.tmp_dir, RWLOCK_LOCK)), tmp_dir=repo.tmp_dir, hardlink_lock=hardlink):
+        _sweep(Path(repo.tmp_dir, RWLOCK_FILE))
+
+
+def _sweep(table: Path) -> None:
+    """Removes entries of processes that are gone from DVC's table of locks, and a table that cannot be read."""
+    if not table.exists():
+        return
+    try:
+        locks = SCHEMA(json.loads(table.read_text()))
+    except (ValueError, Invalid):
+        table.unlink()
+        tell(str(table), "a kill has cut it short; removed")
+        return
+    readers = {path: [entry for entry in entries if at_work(entry)] for path, entries in locks["read"].items()}
+    writers = {path: entry for path, entry in locks["write"].items() if at_work(entry)}
+    left = {"read": {path: entries for path, entries in readers.items() if entries}, "write": writers}
+    if left != locks:
+        lockfile.replace(table, json.dumps(left))
+        tell(str(table), "the locks of processes that are gone are removed")
+
+
+def at_work(entry: dict[str, Any]) -> bool:
+    """Whether the process of an entry is there and is the one that made it: numbers are used again."""
+    try:
+        process = psutil.Process(entry["pid"])
+        arguments = entry["cmd"].split()[
+            1:
+        ]  # of a script or module, whose own name the system may know in another form
+        given = " ".join(process.cmdline()).split()
+        return orphans.is_alive(process) and given[len(given) - len(arguments) :] == arguments
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True

@@ -1,0 +1,135 @@
+"""A kill while DVC writes its own files needs no hand: the next run puts them right, and says so in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+from conftest import ROOT, called, processes, until
+
+from flows import graph
+from stages.common import lockfile
+
+STAGES = """
+    a: {cmd: echo a > a, outs: [a]}
+    b: {cmd: mkdir b && cp a b, deps: [a], outs: [b]}
+    c: {cmd: cp -r b c, deps: [b], outs: [c]}
+"""
+CUT = "dvc.lock: a kill has cut it short; the last whole one is put back\n"
+
+
+@pytest.fixture
+def done(pipeline):
+    """A pipeline that has run, whose lock is kept."""
+    pipeline.write(STAGES)
+    pipeline.run("dvc", "repro")
+    graph.mended()
+    return pipeline
+
+
+def test_a_lock_that_is_cut_anywhere_is_put_back_as_it_was(done, capfd):
+    whole = done.lock()
+    places = [0, *(index + 1 for index, letter in enumerate(whole) if letter == "\n"), len(whole) - 1]
+    assert lockfile.addresses(whole) == ["a", "b", "c"]
+    for place in places[:-2]:  # the last but one is the end: nothing is cut
+        assert lockfile.is_cut(whole[:place]), whole[:place][-60:]
+    for place in (0, whole.index("  c:"), len(whole) - 1):
+        (done.folder / "dvc.lock").write_text(whole[:place])
+        graph.mended()
+        assert done.lock() == whole and capfd.readouterr().err == CUT
+    graph.mended()
+    assert capfd.readouterr().err == "" and done.is_clean()
+
+
+def test_a_lock_of_another_branch_and_one_that_was_deleted_stay(done, capfd):
+    whole = done.lock()
+    shorter = whole[: whole.index("  c:")]
+    (done.folder / "dvc.lock").write_text(shorter)
+    done.run("git", "add", "dvc.lock")
+    done.run("git", "commit", "-qm", "fewer stages")
+    graph.mended()
+    assert done.lock() == shorter == lockfile.KEPT.read_text()
+    (done.folder / "dvc.lock").unlink()
+    graph.mended()
+    assert not (done.folder / "dvc.lock").exists() and capfd.readouterr().err == ""
+
+
+def test_without_a_kept_lock_the_committed_one_is_put_back_else_none(done, capfd):
+    whole = done.lock()
+    for line in ("dvc.lock: a kill has cut it short; removed, its stages come from DVC's cache\n", CUT):
+        shutil.rmtree(".dvc/tmp")
+        (done.folder / "dvc.lock").write_text(whole[:50])
+        assert called("flows.mend").stderr == line
+        done.run("dvc", "repro")
+        assert done.lock() == whole and done.is_clean()
+        done.run("git", "commit", "-qam", "results", ok=False)  # nothing else the second time
+
+
+def holder(*arguments: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)", *arguments])
+
+
+def test_locks_of_processes_that_are_gone_are_removed_and_no_others(done, capfd):
+    alive, gone = holder("repro", "b"), holder()
+    try:
+        gone.kill()  # nobody waits for it: the system still knows its number
+        entries = {
+            "x": {"pid": alive.pid, "cmd": "/bin/dvc repro b"},
+            "y": {"pid": alive.pid, "cmd": "/bin/dvc repro another"},  # who had this number before
+            "z": {"pid": gone.pid, "cmd": "-c"},
+        }
+        table = done.folder / ".dvc/tmp/rwlock"
+        table.write_text(json.dumps({"write": entries, "read": {name: [each] for name, each in entries.items()}}))
+        until(lambda: psutil.Process(gone.pid).status() == psutil.STATUS_ZOMBIE)
+        graph.mended()
+        left = json.loads(table.read_text())
+        assert left == {"write": {"x": entries["x"]}, "read": {"x": [entries["x"]]}}
+        assert capfd.readouterr().err.endswith("rwlock: the locks of processes that are gone are removed\n")
+    finally:
+        alive.kill()
+        alive.wait(), gone.wait()
+
+
+@pytest.mark.parametrize("torn", ["", '{"write": {"/a": {"pi', '{"write": {"/a": {}}}'])
+def test_a_torn_table_of_locks_is_removed(done, capfd, torn):
+    (done.folder / ".dvc/tmp/rwlock").write_text(torn)
+    graph.mended()
+    assert capfd.readouterr().err.endswith("rwlock: a kill has cut it short; removed\n") and done.is_clean()
+
+
+def test_a_plan_waits_for_a_dvc_that_is_about_to_end(done):
+    busy = holder("repro", "b")
+    threading.Timer(1.5, busy.kill).start()
+    threading.Thread(target=busy.wait).start()
+    entry = {"pid": busy.pid, "cmd": "dvc repro b"}
+    (done.folder / ".dvc/tmp/rwlock").write_text(json.dumps({"write": {str(done.folder / "b"): entry}}))
+    started = time.monotonic()
+    assert [stage.current for stage in graph.plan()] == [True] * 3
+    assert time.monotonic() - started > 1
+
+
+def test_a_killed_dvc_takes_its_stage_with_it_also_behind_a_shell(done):
+    marker = f"7{os.getpid()}"
+    (done.folder / "work.py").write_text(f"""
+import time
+from stages.common import orphans
+orphans.end_with(orphans.starter())
+open("started", "w").close()
+time.sleep({marker})
+""")
+    done.write(STAGES + f"    d: {{cmd: {sys.executable} work.py {marker}; true, outs: [d]}}\n")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    dvc = subprocess.Popen(["dvc", "repro", "d"], env=environment, start_new_session=True)
+    until((done.folder / "started").exists)
+    dvc.send_signal(signal.SIGKILL)
+    dvc.wait()
+    assert processes(f"work.py {marker}")
+    until(lambda: not processes(f"work.py {marker}"), 30)
