@@ -189,7 +189,7 @@ def main(params: Experiment) -> None:
     unreadable = {name: why for shard in written for name, why in shards.about_of(shard).items()}
     for name in (item.id for item in items if item.id in unreadable):
         print(f"unreadable: {name} ({unreadable[name]})", file=sys.stderr)
-    splits, kinds = check(params, items, unreadable), len({item.label for item in items})
+    splits, kinds = check(params, items, unreadable), 1 + max(item.label for item in items)
     with atomic_folder(PIXELS) as folder:
         for split in splits:
             shards.take((shard for shard in written if shard.parent.name == split), folder / split)

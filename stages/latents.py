@@ -72,7 +72,7 @@ def main(params: Experiment, resolution: str) -> None:
         raise refuse("latents", "RESOLUTION", resolution, f"one of {', '.join(map(str, params.latents.resolutions))}")
     images.check("train")
     intact.check(VAE)
-    title, precision = f"latents {resolution}", resolve_precision(params.latents.precision, default_device())
+    title, precision = f"latents {resolution} px", resolve_precision(params.latents.precision, default_device())
     given = (params.data.channels, precision, int(resolution), params.run.batch)
     table = images.pixel_table("train")
     rows = shards.slices(len(table), int(resolution) ** 2)  # latents are smaller than images
