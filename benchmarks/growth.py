@@ -178,7 +178,7 @@ def write_latents(folder: Path, count: int) -> None:
     """Random latents of the embedded recipe's shape."""
     folder.mkdir(parents=True)
     latents = (np.float16, (count, 4, 8, 8))
-    writer = TensorWriter(folder / "latents.safetensors", {"mean": latents, "label": (np.int64, (count,))})
+    writer = TensorWriter(folder / "00000.safetensors", {"mean": latents, "label": (np.int64, (count,))})
     for start in range(0, count, 4096):
         writer.write("mean", start, torch.randn(min(4096, count - start), 4, 8, 8).half())
     writer.close()
@@ -210,7 +210,6 @@ def images() -> list[dict]:
                 add(
                     f"download, {kind}", count, lambda data=data: download.main(files.model_copy(update={"data": data}))
                 )
-            add("decoding to a table", count, lambda: pixel_table("train"))
             for edge in (24, 32):
                 write_latents(paths.LATENTS / str(edge), count)
             add("reading latents, an epoch", count, lambda count=count: read_latents(count))

@@ -1,16 +1,20 @@
-"""How fast batches are read from a memory-mapped table, against what the smallest network of the embedded recipe eats.
+"""How fast batches of a million latents are read from memory-mapped tables, against what networks eat.
 
-    python -m benchmarks.loader [GiB]
+    python -m benchmarks.loader [latents]
 
-The table is larger than what the process may hold: its size, the resident memory that reading it added, and the page
-cache that the kernel may take back at any time are stated apart.
+The latents are those of ImageNet-256: in shards as the stage `latents` writes them, and in one file as `decompose`
+does. A table is larger than what the process may hold: its size, the memory that no file backs, and the page cache that
+the kernel may take back at any time are stated apart. `cold` is read from the disk, after the kernel was asked to
+forget the file.
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +26,12 @@ from multiscale.core.device import autocast, default_device, resolve_precision
 from multiscale.core.storage import Table, TensorWriter
 from multiscale.core.streams import Draws, Order
 from multiscale.networks.dit import DiTNetwork
-from stages.common import settings
+from stages.common import settings, shards
 
 SHAPE = (4, 32, 32)  # an ImageNet-256 latent
-BATCH = 16
-STEPS = 50
+BATCH = 16  # of the embedded recipe
+BATCHES = {16: 50, 256: 20}  # read at a time
+H100 = 650  # images/s that DiT-XL/2 trains on
 
 
 def anonymous_bytes() -> int:
@@ -57,39 +62,83 @@ def consumption() -> tuple[str, float]:
     return name, BATCH / sorted(seconds)[len(seconds) // 2]
 
 
-def main(gigabytes: float) -> None:
-    count = int(gigabytes * 2**30 / (np.prod(SHAPE) * 2))
-    with tempfile.TemporaryDirectory(dir=".") as folder:
-        path = Path(folder, "latents.safetensors")
-        writer = TensorWriter(path, {"mean": (np.float16, (count, *SHAPE)), "label": (np.int64, (count,))})
-        for start in range(0, count, 4096):
-            rows = min(4096, count - start)
-            writer.write("mean", start, torch.randn(rows, *SHAPE).half())
-        writer.close()
-        table, order = Table.open(path), Order(0, "benchmark", count)
-        before, position = anonymous_bytes(), 0
+def write_shards(folder: Path, count: int) -> None:
+    """Latents as of the stage `latents`. They repeat, which costs no less to read."""
+    made = torch.randn(shards.ROWS, *SHAPE).half()
+    for number, rows in enumerate(shards.slices(count, made[0].nbytes)):
+        tensors = {"mean": made[: rows.stop - rows.start], "label": torch.arange(rows.start, rows.stop) % 1000}
+        shards.save(folder / f"{number:05}.safetensors", tensors)
 
-        def read() -> None:
-            nonlocal position
-            for _ in range(STEPS):
-                table[order.rows(position, BATCH)]
-                position += BATCH
 
-        seconds = in_turn({"read": read}, 10)["read"]
-        name, eaten = consumption()
-        rate = BATCH * STEPS / sorted(seconds)[len(seconds) // 2]
-        result = {
-            "table_bytes": path.stat().st_size,
-            "added_anonymous_bytes": anonymous_bytes() - before,
-            "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "images_per_second": rate,
-            "smallest_part": name,
-            "its_images_per_second": eaten,
-            "times_faster": rate / eaten,
-            "seconds_per_50_batches": seconds,
-        }
-    save("loader", result)
+def write_file(path: Path, count: int) -> None:
+    """The same latents in one file."""
+    made = torch.randn(shards.ROWS, *SHAPE).half()
+    writer = TensorWriter(path, {"mean": (np.float16, (count, *SHAPE)), "label": (np.int64, (count,))})
+    for rows in shards.slices(count, made[0].nbytes):
+        writer.write("mean", rows.start, made[: rows.stop - rows.start])
+    writer.close()
+
+
+def forget(path: Path) -> None:
+    """Asks the kernel to drop the cached pages of a file, or of those in a folder."""
+    for file in [path] if path.is_file() else sorted(path.iterdir()):
+        with open(file, "rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def reading(path: Path) -> dict[str, object]:
+    """Images a second by the size of a batch, and the memory that opening and reading added."""
+    before = anonymous_bytes()
+    forget(path)
+    started = time.perf_counter()
+    table = Table.open(path, "mean", "label")
+    opened = time.perf_counter() - started
+    order, position = Order(0, "benchmark", len(table)), 0
+
+    def read(batch: int, steps: int) -> None:
+        nonlocal position
+        for _ in range(steps):
+            table[order.rows(position, batch)]
+            position += batch
+
+    started = time.perf_counter()
+    read(256, 20)
+    cold = 256 * 20 / (time.perf_counter() - started)
+    seconds = {
+        str(batch): in_turn({"read": lambda batch=batch, steps=steps: read(batch, steps)}, 10)["read"]
+        for batch, steps in BATCHES.items()
+    }
+    rates = {key: int(key) * BATCHES[int(key)] / sorted(each)[len(each) // 2] for key, each in seconds.items()}
+    return {
+        "bytes": sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir())),
+        "open_seconds": opened,
+        "images_per_second": rates,
+        "cold_images_per_second": cold,
+        "times_an_h100": {key: rate / H100 for key, rate in rates.items()},
+        "added_anonymous_bytes": anonymous_bytes() - before,
+        "seconds": seconds,
+    }
+
+
+def main(count: int) -> None:
+    tables = {}
+    for name, write in (("shards", write_shards), ("one file", write_file)):
+        with tempfile.TemporaryDirectory(dir=".") as folder:
+            path = Path(folder, "latents")
+            write(path, count)
+            tables[name] = reading(path)
+    peak = {"anonymous_bytes": anonymous_bytes(), "peak_resident_bytes": resident_peak()}
+    name, eaten = consumption()
+    rate = tables["one file"]["images_per_second"][str(BATCH)]
+    about = {"smallest_part": name, "its_images_per_second": eaten, "times_faster": rate / eaten}
+    save("loader", {"latents": count, "tables": tables, **peak, **about})
+
+
+def resident_peak() -> int:
+    """With the pages of files."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 4.0)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)

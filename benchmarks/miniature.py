@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import torch
 from PIL import Image
 
 from multiscale import methods
 from multiscale.core import intact
-from multiscale.core.storage import CHECKSUM
+from multiscale.core.storage import CHECKSUM, write_json
 from multiscale.training.part import Part, Training
 from stages import classifier, decompose, latents, vae
-from stages.common import paths
+from stages.common import paths, shards
 from stages.common.images import SCHEMA, classes
 from stages.schema import Experiment
 
@@ -45,19 +46,20 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def write_images(count: int, resolution: int, channels: int, kinds: int = 64, test: int = 0) -> None:
-    """Writes data/images.parquet: `count` training images and `test` others, repeats of `kinds` random ones."""
-    random, shape = np.random.default_rng(0), (resolution, resolution, *([channels] if channels > 1 else []))
-    made = [png(random.integers(256, size=shape, dtype=np.uint8)) for _ in range(kinds)]
-    rows = range(count + test)
+    """Writes the images: `count` training images and `test` others, repeats of `kinds` random ones."""
+    made = np.random.default_rng(0).integers(256, size=(kinds, channels, resolution, resolution), dtype=np.uint8)
+    rows = np.arange(count + test)
     frame = {
         "id": [f"image-{row:07d}" for row in rows],
         "split": ["train"] * count + ["test"] * test,
-        "label": [row % CLASSES for row in rows],
-        "width": [resolution] * len(rows),
-        "height": [resolution] * len(rows),
-        "image": [made[row % kinds] for row in rows],
+        "label": rows % CLASSES,
     }
     paths.IMAGES.parent.mkdir(parents=True, exist_ok=True)
+    for split, own in (("train", rows[:count]), ("test", rows[count:])):
+        tensors = {"pixels": torch.from_numpy(made[own % kinds]), "label": torch.from_numpy(own % CLASSES)}
+        shards.save(paths.PIXELS / split / "00000.safetensors", tensors)
+        write_json(paths.PIXELS / split / "statistics.json", {"classes": CLASSES})
+        intact.seal_folder(paths.PIXELS / split)
     marked = {CHECKSUM: intact.BLANK}
     pl.DataFrame(frame, schema=SCHEMA).write_parquet(paths.IMAGES, row_group_size=256, metadata=marked)
     intact.seal_file(paths.IMAGES)

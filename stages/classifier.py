@@ -18,8 +18,9 @@ from multiscale.core import intact
 from multiscale.core.storage import sealed_folder, write_json, write_sealed_json
 from multiscale.evaluation.classifier import ClassifierConfig, ClassifierPart, accuracy, load
 from stages import fitting
+from stages.common import images
 from stages.common.images import classes, count, factors, pixel_table
-from stages.common.paths import CLASSIFIER, IMAGES, METRICS
+from stages.common.paths import CLASSIFIER, IMAGES, METRICS, TRAIN
 from stages.schema import Experiment
 
 
@@ -38,8 +39,9 @@ def main(params: Experiment) -> None:
         with sealed_folder(CLASSIFIER) as folder:
             write_json(folder / "config.json", config.model_dump())
     else:
+        images.check("train")
         made = partial(build, config)
-        job = fitting.job("classifier", made, section, params.seed, [IMAGES], CLASSIFIER, "classifier")
+        job = fitting.job("classifier", made, section, params.seed, [TRAIN], CLASSIFIER, "classifier")
         fitting.train(job, params.run)
     write_sealed_json(METRICS / "classifier.json", {"held_out_accuracy": held_out_accuracy()})
 
@@ -49,6 +51,7 @@ def held_out_accuracy() -> float | None:
     net = load(CLASSIFIER)
     if net is None or not count("validation"):
         return None
+    images.check("validation")
     rows = pixel_table("validation")[slice(None)]
     score = accuracy(net, rows["pixels"], rows["label"])
     print(f"accuracy on the {len(rows['label'])} validation images: {score:.1%}")

@@ -22,11 +22,10 @@ from multiscale import methods
 from multiscale.core import intact
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.storage import Table, read_json, sealed_folder, write_blocks, write_json
-from stages.common import codec, texts
+from stages.common import codec, images, texts
 from stages.common.errors import refuse
 from stages.common.harness import progress
-from stages.common.images import classes, pixel_table
-from stages.common.paths import DECOMPOSED, EMBEDDINGS, IMAGES, LATENTS
+from stages.common.paths import DECOMPOSED, EMBEDDINGS, LATENTS, TRAIN
 from stages.schema import Decomposition, Experiment
 
 BLOCK = 1024
@@ -37,13 +36,13 @@ class Dataset:
     """The training images and their latents, from the outputs of earlier stages."""
 
     def pixels(self) -> Table:
-        intact.check(IMAGES)
-        return pixel_table("train")
+        images.check("train")
+        return images.pixel_table("train")
 
     def latents(self, resolution: int) -> Table:
         folder = LATENTS / str(resolution)
         intact.check(folder)
-        return Table.open(folder / "latents.safetensors", "mean", "label")
+        return Table.open(folder, "mean", "label")
 
     def normalisation(self, resolution: int) -> Normalisation:
         folder = LATENTS / str(resolution)
@@ -63,11 +62,10 @@ def decompose(out: Path, section: Decomposition) -> None:
         path, shapes = folder / "targets.safetensors", {**made.shapes, "label": (np.int64, (made.count,))}
         blocks = (made.block(slice(start, start + BLOCK)) for start in range(0, made.count, BLOCK))
         write_blocks(path, shapes, blocks, reach=reach)
-        encoded = LATENTS / str(made.resolution) if made.resolution else None
-        kinds = read_json(encoded / STATISTICS)["classes"] if encoded else classes()
+        source = LATENTS / str(made.resolution) if made.resolution else TRAIN
+        kinds = read_json(source / STATISTICS)["classes"]
         write_json(folder / STATISTICS, {"classes": kinds, **made.statistics(Table.open(path, *made.shapes))})
-        if encoded:
-            codec.carry(encoded, folder)
+        codec.carry(source, folder)
         if text := getattr(section, "text", None):
             texts.begin(text, folder)
 

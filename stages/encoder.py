@@ -24,7 +24,7 @@ from stages import fetch, fitting
 from stages.common import images
 from stages.common.errors import refuse
 from stages.common.images import pixel_table
-from stages.common.paths import EXPERIMENT, IMAGES, TEXT
+from stages.common.paths import EXPERIMENT, IMAGES, TEXT, TRAIN
 from stages.schema import Experiment
 from stages.schema.prompts import PublishedEncoder, TrainedEncoder
 
@@ -76,5 +76,6 @@ def main(params: Experiment, name: str) -> None:
         publish(section, f"text.{name}.encoder", out)
         return
     intact.check(IMAGES)
+    images.check("train")
     made = partial(build, title, section, params.data.channels, params.data.resolution)
-    fitting.train(fitting.job(title, made, section, params.seed, [IMAGES], out, "encoder"), params.run)
+    fitting.train(fitting.job(title, made, section, params.seed, [IMAGES, TRAIN], out, "encoder"), params.run)

@@ -23,7 +23,7 @@ from multiscale.core.pixels import to_pixels, to_signed, to_unit
 from multiscale.core.storage import sealed_folder, write_blocks
 from multiscale.networks import autoencoder
 from stages import evaluate
-from stages.common import enough, grids
+from stages.common import enough, grids, images
 from stages.common.errors import refuse
 from stages.common.images import CAPTION, captions, count, evenly, has_captions, pixel_table
 from stages.common.paths import IMAGES, PROMPTS, SAMPLES, VAE
@@ -49,6 +49,7 @@ def main(params: Experiment, floor: str) -> None:
         raise refuse("floor", "FLOOR", floor, allowed)
     intact.check(IMAGES, *([VAE] if floor == "autoencoder" else []))
     enough.check_floors(params, count("test"))
+    images.check("test")
     table = pixel_table("test")
     chosen = evenly(len(table), min(len(table), params.sample.images))
     rows = table[chosen]

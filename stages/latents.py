@@ -11,10 +11,10 @@ from stages.common.harness import command
 if __name__ == "__main__":  # first: the imports below take seconds
     command(__doc__, {"resolution": "the resolution in pixels, one of latents.resolutions"})
 
-from collections.abc import Iterator
+import shutil
 from functools import partial
+from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,14 +23,11 @@ from multiscale.core.device import autocast, default_device, placed, resolve_pre
 from multiscale.core.moments import Moments
 from multiscale.core.pixels import to_signed
 from multiscale.core.resize import area_to
-from multiscale.core.storage import sealed_folder, write_blocks, write_json
+from multiscale.core.storage import read_json, sealed_folder, write_json
 from multiscale.networks import autoencoder
-from stages.cluster import pool
-from stages.common import codec
+from stages.common import codec, images, keys, shards
 from stages.common.errors import refuse
-from stages.common.harness import progress
-from stages.common.images import classes, pixel_table
-from stages.common.paths import IMAGES, LATENTS, VAE
+from stages.common.paths import LATENTS, TRAIN, VAE
 from stages.schema import Experiment
 
 
@@ -42,11 +39,6 @@ class Encoder:
         self.precision = resolve_precision(precision, self.device)
         self.codec = placed(codec, self.device, torch.channels_last)
 
-    def about(self, resolution: int) -> tuple[tuple[int, int, int], str]:
-        """The shape (c, h, h) of a latent at a resolution, and the precision of the encoder."""
-        grid = resolution // self.codec.factor
-        return (self.codec.latent_channels, grid, grid), self.precision
-
     @torch.inference_mode()
     def encode(self, pixels: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
         """uint8 images (n, C, H, W) -> mean and standard deviation (n, c, h, h) of their latents at a resolution."""
@@ -56,35 +48,45 @@ class Encoder:
         return mean.cpu(), std.cpu()
 
 
-def encoder(channels: int, precision: str) -> Encoder:
-    """The encoder of the autoencoder in models/vae."""
-    return Encoder(autoencoder.load(VAE, channels), precision)
+class Writer:
+    """The encoder of the autoencoder in models/vae, and the training images, on one worker."""
+
+    def __init__(self, channels: int, precision: str, resolution: int, batch: int):
+        self.encoder = Encoder(autoencoder.load(VAE, channels), precision)
+        self.table, self.resolution, self.batch = images.pixel_table("train"), resolution, batch
+
+    def write(self, shard: Path, rows: slice) -> None:
+        """Writes the latents and labels of rows, and with them the moments of each batch."""
+        encoded, moments = [], []
+        for start in range(rows.start, rows.stop, self.batch):
+            batch = self.table[slice(start, min(start + self.batch, rows.stop))]
+            mean, std = self.encoder.encode(batch["pixels"], self.resolution)
+            moments.append(Moments.of(mean))
+            encoded.append((mean.half(), std.half(), batch["label"]))
+        mean, std, label = (torch.cat(each) for each in zip(*encoded))
+        shards.save(shard, {"mean": mean, "std": std, "label": label}, moments)
 
 
 def main(params: Experiment, resolution: str) -> None:
     if resolution not in map(str, params.latents.resolutions):
         raise refuse("latents", "RESOLUTION", resolution, f"one of {', '.join(map(str, params.latents.resolutions))}")
-    intact.check(IMAGES, VAE)
-    make = partial(encoder, params.data.channels, params.latents.precision)
-    title, batch, moments = f"latents {resolution} px", params.run.batch, Moments()
-    with pool(title, params.run, make) as workers:
-        table = pixel_table("train")
-        count = len(table)
-        ((shape, precision),) = workers.map("about", [(int(resolution),)])
-        labels = torch.from_numpy(np.array(table.arrays["label"])).split(batch)
-
-        def blocks() -> Iterator[dict[str, Tensor]]:
-            slices = (slice(start, start + batch) for start in range(0, count, batch))
-            batches = ((table[rows]["pixels"], int(resolution)) for rows in slices)
-            for label, (mean, std) in zip(labels, workers.map("encode", batches)):
-                moments.add(mean)
-                yield {"mean": mean.half(), "std": std.half(), "label": label}
-
-        latents = (np.float16, (count, *shape))
-        shapes = {"mean": latents, "std": latents, "label": (np.int64, (count,))}
-        about = {"resolution": resolution, "factor": str(int(resolution) // shape[-1]), "precision": precision}
-        with sealed_folder(LATENTS / resolution) as folder, progress(title, count) as reach:
-            write_blocks(folder / "latents.safetensors", shapes, blocks(), about, reach)
-            codec.begin(VAE, folder, params.data.channels)
-            statistics = {"classes": classes(), "shift": moments.mean(), "scale": moments.std(), "images": count}
-            write_json(folder / "statistics.json", statistics)
+    images.check("train")
+    intact.check(VAE)
+    title, precision = f"latents {resolution} px", resolve_precision(params.latents.precision, default_device())
+    given = (params.data.channels, precision, int(resolution), params.run.batch)
+    table = images.pixel_table("train")
+    rows = shards.slices(len(table), int(resolution) ** 2)  # latents are smaller than images
+    shares = [shards.Share(f"{number:05}", each.stop - each.start, (each,)) for number, each in enumerate(rows)]
+    key = keys.key({"given": given}, [TRAIN / intact.LIST, VAE / intact.LIST], ["latents"])
+    scratch = shards.folder_of(title, key)
+    written = shards.write(title, params.run, partial(Writer, *given), scratch, shares)
+    moments = Moments()
+    for shard in written:
+        for of_batch in shards.about_of(shard):
+            moments.include(*of_batch)
+    with sealed_folder(LATENTS / resolution) as folder:
+        shards.take(written, folder)
+        codec.begin(VAE, folder, params.data.channels)
+        about = {"classes": read_json(TRAIN / "statistics.json")["classes"], "images": len(table)}
+        write_json(folder / "statistics.json", about | {"shift": moments.mean(), "scale": moments.std()})
+    shutil.rmtree(scratch)

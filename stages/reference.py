@@ -26,7 +26,7 @@ from multiscale.core.device import default_device
 from multiscale.core.storage import Table, sealed_folder, write_json
 from multiscale.evaluation import features, memorisation
 from stages.cluster import Pool, pool
-from stages.common import enough
+from stages.common import enough, images
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress, tell
 from stages.common.images import count, evenly, pixel_table
@@ -95,6 +95,7 @@ def digest(values: Tensor) -> str:
 
 def main(params: Experiment) -> None:
     intact.check(IMAGES)
+    images.check("train")
     section, batch_size = params.evaluate, params.run.batch
     with pool("reference", params.run, partial(Extractor, section.extractor, section.weights)) as workers:
         table = pixel_table("train")
@@ -104,6 +105,7 @@ def main(params: Experiment) -> None:
         real = lambda batch: table[rows[batch]]["pixels"]  # noqa: E731
         tensors = {"real": extract("reference", workers, real, chosen, batch_size)[0]}
         if count("test") > 1:
+            images.check("test")
             test = pixel_table("test")
             held_out = lambda batch: test[batch]["pixels"]  # noqa: E731
             tensors["test"] = extract("reference, test split", workers, held_out, len(test), batch_size)[0]

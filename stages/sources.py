@@ -4,6 +4,7 @@ URL, the Hugging Face hub.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 import os
@@ -15,7 +16,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NoReturn, cast
 
@@ -26,7 +27,7 @@ from backports import tarfile  # Python before 3.11.4 has no safe filter
 
 from multiscale.core import intact
 from multiscale.core.storage import sealed_folder
-from stages import beside, digits, fetch, idx
+from stages import beside, digits, fetch, idx, layouts
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import is_disk_full
 from stages.common.paths import EXPERIMENT, SCRATCH
@@ -73,6 +74,19 @@ def class_names(items: list[Item]) -> list[str]:
     kinds = {item.label: item.kind for item in items}
     named = any(kind not in ("", str(label)) for label, kind in kinds.items())
     return [kinds[label] for label in sorted(kinds)] if named else []
+
+
+def stamp(data: Data) -> str:
+    """A digest of the names, sizes and times of the files that hold the images, by which DVC tells of a change too.
+
+    What is fetched is known by its checksum or revision.
+    """
+    path, found = Path(data.path), hashlib.sha256()
+    if data.source == "files":
+        for name, file in (_files(path) if path.is_dir() else {path.name: path}).items():
+            about = file.stat() if file.exists() else None
+            found.update(f"{name} {about and (about.st_size, about.st_mtime_ns)}\n".encode())
+    return found.hexdigest()
 
 
 def no_images(path: object, why: str, data: Data) -> BadInput:
@@ -173,14 +187,24 @@ def _is_image(name: str) -> bool:
 
 def _zip(path: Path, data: Data) -> list[Item]:
     """Items read directly from a zip; nothing is unpacked, so no member can escape a folder."""
-    archive = zipfile.ZipFile(path)
+    _opened.cache_clear()
+    archive = _opened(path)
     for member in archive.infolist():
         if member.file_size > LARGEST_FILE:
             raise _refuse_path(path / member.filename, f"files of at most {LARGEST_FILE >> 20} MB in a zip")
-    readers = {name: partial(archive.read, name) for name in archive.namelist()}
+    readers = {name: partial(_member, path, name) for name in archive.namelist()}
     if not any(map(_is_image, readers)):
         raise no_images(path, "holds no images", data)
     return _named(readers, data)
+
+
+@cache
+def _opened(path: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
+
+
+def _member(path: Path, name: str) -> bytes:
+    return _opened(path).read(name)
 
 
 class _Member(tarfile.TarInfo):  # type: ignore[misc]  # the backport has no types
@@ -217,6 +241,9 @@ def _named(readers: Mapping[str, Callable[[], bytes]], data: Data) -> list[Item]
     """Items of the images among files, from paths split/class/name, class/name or name, also below a common folder."""
     parts = {name: PurePosixPath(name).parts for name in readers if _is_image(name)}
     _tell_of_others([name for name in readers if name not in parts and not name.endswith("/")])
+    places = layouts.places(parts, readers)
+    if places is not None:
+        parts = {name: parts[name] for name in places}
     captions = beside.captions(parts, readers, data.caption_column) if data.caption_column else {}
     while all(len(p) > 1 for p in parts.values()) and len({p[0] for p in parts.values()}) == 1:
         if next(iter(parts.values()))[0].lower() in SPLITS:
@@ -224,18 +251,24 @@ def _named(readers: Mapping[str, Callable[[], bytes]], data: Data) -> list[Item]
         parts = {name: p[1:] for name, p in parts.items()}
     # A single folder 'train' among others may be a class, but two splits and another folder are a mistake.
     tops = {p[0].lower() if len(p) > 1 else "" for p in parts.values()}
-    has_splits = tops <= SPLITS.keys()
-    if len(tops & SPLITS.keys()) > 1 and not has_splits:
+    has_splits = places is None and tops <= SPLITS.keys()
+    if places is None and len(tops & SPLITS.keys()) > 1 and not has_splits:
         odd = next("/".join(p) for p in parts.values() if len(p) == 1 or p[0].lower() not in SPLITS)
         raise _refuse_path(PurePosixPath(odd), "every image in a folder train, validation or test, or none")
-    kind = {name: p[has_splits:-1][:1] for name, p in parts.items()}
-    labels = {folder: index for index, folder in enumerate(sorted(set(kind.values())))}
+    if places is None:
+        split_of = {name: SPLITS[p[0].lower()] if has_splits else None for name, p in parts.items()}
+        places = {name: layouts.Place(split_of[name], "".join(p[has_splits:-1][:1])) for name, p in parts.items()}
+    kinds = {place.kind for place in places.values()}
+    if "" in kinds and len(kinds) > 1:
+        odd = next("/".join(parts[name]) for name, place in places.items() if not place.kind)
+        raise _refuse_path(PurePosixPath(odd), "images in folders of classes, or all of them in none")
+    labels = {kind: index for index, kind in enumerate(sorted(kinds))}
     found = []
     for name, p in sorted(parts.items(), key=lambda entry: entry[1]):
         own = "/".join(p)
-        split = SPLITS[p[0].lower()] if has_splits else split_by_hash(own, data)
-        label, kind_of = labels[kind[name]], "".join(kind[name])
-        found.append(Item(own, split, label, readers[name], kind_of, captions.get(name, "")))
+        split, kind = places[name]
+        split = split or split_by_hash(own, data)
+        found.append(Item(own, split, labels[kind], readers[name], kind, captions.get(name, "")))
     return found
 
 

@@ -23,8 +23,8 @@ from multiscale.core.storage import Table, read_json
 from multiscale.methods.swd.schedule import BOUNDARIES, Schedule, few_steps
 from multiscale.methods.swd.spectrum import cutoff, proposed, radial_power, smallest_safe
 from stages import figures
+from stages.common import images
 from stages.common.errors import refuse
-from stages.common.images import pixel_table
 from stages.common.paths import LATENTS, REPORTS
 from stages.schema import Experiment
 
@@ -40,7 +40,8 @@ def blocks(table: Table, column: str, normalise: Callable[[Tensor], Tensor]) -> 
 def spectrum_of(source: str, resolution: int) -> tuple[Tensor, Tensor, int]:
     """(frequencies, power, resolution) of the images, or of the normalised latents of one resolution."""
     if source == "pixels":
-        return *radial_power(blocks(pixel_table("train"), "pixels", to_signed), resolution), resolution
+        images.check("train")
+        return *radial_power(blocks(images.pixel_table("train"), "pixels", to_signed), resolution), resolution
     folder = LATENTS / source
     if not folder.is_dir():
         made = ", ".join(["pixels", *sorted(path.name for path in LATENTS.glob("[!.]*"))])
@@ -48,7 +49,7 @@ def spectrum_of(source: str, resolution: int) -> tuple[Tensor, Tensor, int]:
     intact.check(folder)
     about = read_json(folder / "statistics.json")
     latent = Normalisation(shift=about["shift"], scale=about["scale"])
-    table = Table.open(folder / "latents.safetensors", "mean")
+    table = Table.open(folder, "mean")
     grid = table.arrays["mean"].shape[-1]
     return *radial_power(blocks(table, "mean", latent.apply), grid), grid
 

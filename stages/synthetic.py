@@ -2,7 +2,7 @@
 
 The folder is made like the decomposition `dataset`, whose statistics, autoencoder and text it takes over: images are
 downsampled in pixels and encoded as in the stages `latents` and `decompose`. Until all are there, each batch is a shard
-in .scratch/synthetic: an interrupted stage goes on after the last one.
+in .scratch: an interrupted stage goes on after the last one.
 """
 
 from __future__ import annotations
@@ -18,20 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from multiscale import methods, sampling
 from multiscale.core import intact
 from multiscale.core.device import default_device, resolve_precision
 from multiscale.core.models import TEXT
-from multiscale.core.storage import CHECKSUM, atomic_file, sealed_folder, write_blocks
+from multiscale.core.storage import sealed_folder, write_blocks
 from multiscale.networks import autoencoder
-from stages.cluster import pool
-from stages.common import codec, keys, teachers
+from stages.common import codec, keys, shards, teachers
 from stages.common.errors import refuse
-from stages.common.harness import progress, tell
-from stages.common.paths import DECOMPOSED, SCRATCH
+from stages.common.paths import DECOMPOSED
 from stages.latents import Encoder
 from stages.schema import Experiment, Synthetic
 
@@ -55,6 +53,10 @@ class Generator:
         latents: dict[str, Tensor] = self.made.latents(pixels, lambda *images: self.encoder.encode(*images)[0])
         return latents
 
+    def write(self, shard: Path, seeds: list[int], labels: Tensor) -> None:
+        """Writes the latents of at most a batch."""
+        shards.save(shard, self.make(seeds, labels))
+
 
 def key(section: Synthetic, inputs: list[Path], precision: str) -> str:
     """Of the shards: a change of anything that decides them starts anew."""
@@ -66,15 +68,6 @@ def key(section: Synthetic, inputs: list[Path], precision: str) -> str:
     return keys.key(settings, inputs, [f"synthetic-{section.kind}"])
 
 
-def whole(shard: Path) -> bool:
-    """Whether a shard is there, as it was written."""
-    try:
-        intact.check_file(shard)
-    except (FileNotFoundError, intact.Damaged):
-        return False
-    return True
-
-
 def main(params: Experiment, name: str) -> None:
     if name not in params.synthetic:
         raise refuse("synthetic", "NAME", name, f"one of {', '.join(params.synthetic) or 'none'}")
@@ -83,30 +76,18 @@ def main(params: Experiment, name: str) -> None:
     intact.check(dataset, teacher)
     made = images(section, teacher, dataset)
     labels, count = made.labels(), section.images
-    folder_of_shards = SCRATCH / "synthetic" / key(section, [dataset, teacher], precision)
     rows = [slice(start, min(start + section.batch, count)) for start in range(0, count, section.batch)]
-    shards = [folder_of_shards / f"{each.start:09}.safetensors" for each in rows]
-    missing = [(batch, shard) for batch, shard in zip(rows, shards) if not whole(shard)]
-    left = sum(batch.stop - batch.start for batch, _ in missing)
-    if left < count:
-        tell(title, f"{count - left} of {count} images are there already")
+    told = [(made.seeds[batch], labels[batch]) for batch in rows]
+    shares = [shards.Share(f"{batch.start:09}", len(each[0]), each) for batch, each in zip(rows, told)]
+    scratch = shards.folder_of(title, key(section, [dataset, teacher], precision))
     make = partial(Generator, section, teacher, dataset, precision)
-    with pool(title, params.run, make) as workers, progress(title, left) as reach:
-        done = 0
-        items = ((made.seeds[batch], labels[batch]) for batch, _ in missing)
-        for latents, (batch, shard) in zip(workers.map("make", items), missing):
-            with atomic_file(shard) as temporary:
-                contiguous = {name: each.contiguous() for name, each in latents.items()}
-                save_file(contiguous, temporary, {CHECKSUM: intact.BLANK})
-                intact.seal_file(temporary)
-            done += batch.stop - batch.start
-            reach(done)
+    written = shards.write(title, params.run, make, scratch, shares)
     with sealed_folder(DECOMPOSED / name) as folder:
-        blocks = (made.targets(load_file(shard)) | {"label": labels[batch]} for batch, shard in zip(rows, shards))
+        blocks = (made.targets(load_file(shard)) | {"label": labels[batch]} for batch, shard in zip(rows, written))
         write_blocks(folder / "targets.safetensors", {**made.shapes, "label": (np.int64, (count,))}, blocks)
         shutil.copyfile(dataset / "statistics.json", folder / "statistics.json")
         codec.carry(dataset, folder)
         if (dataset / TEXT).is_dir():
             shutil.copytree(dataset / TEXT, folder / TEXT)
         made.finish(folder)
-    shutil.rmtree(folder_of_shards)
+    shutil.rmtree(scratch)

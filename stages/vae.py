@@ -10,14 +10,13 @@ if __name__ == "__main__":  # first: the imports below take seconds
 from functools import partial
 from pathlib import Path
 
-from multiscale.core import intact
 from multiscale.core.storage import sealed_folder
 from multiscale.networks import autoencoder
 from multiscale.networks.autoencoder import AutoencoderPart
 from stages import fetch, fitting
+from stages.common import images
 from stages.common.errors import BadInput
-from stages.common.images import pixel_table
-from stages.common.paths import EXPERIMENT, IMAGES, SCRATCH
+from stages.common.paths import EXPERIMENT, SCRATCH, TRAIN
 from stages.common.paths import VAE as OUT
 from stages.schema import Experiment
 from stages.schema.data import PublishedVAE, TrainedVAE
@@ -26,7 +25,7 @@ from stages.schema.data import PublishedVAE, TrainedVAE
 def build(vae: TrainedVAE, channels: int) -> AutoencoderPart:
     """The part to train on the training split."""
     net = autoencoder.build(channels, vae.latent_channels, tuple(vae.widths), vae.layers, vae.groups)
-    return AutoencoderPart("vae", pixel_table("train"), net, vae.resolutions, vae.kl_weight)
+    return AutoencoderPart("vae", images.pixel_table("train"), net, vae.resolutions, vae.kl_weight)
 
 
 def publish(vae: PublishedVAE) -> None:
@@ -50,9 +49,9 @@ def publish(vae: PublishedVAE) -> None:
 def main(params: Experiment) -> None:
     vae = params.vae
     if isinstance(vae, TrainedVAE):
-        intact.check(IMAGES)
+        images.check("train")
         made = partial(build, vae, params.data.channels)
-        fitting.train(fitting.job("vae", made, vae, params.seed, [IMAGES], OUT, "vae"), params.run)
+        fitting.train(fitting.job("vae", made, vae, params.seed, [TRAIN], OUT, "vae"), params.run)
     elif isinstance(vae, PublishedVAE):
         publish(vae)
     else:

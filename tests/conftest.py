@@ -23,16 +23,16 @@ import polars as pl
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import torch
 from filelock import FileLock
-from PIL import Image
 
 from multiscale.core import intact
 from multiscale.core.models import ModelConfig
 from multiscale.core.settings import Section
-from multiscale.core.storage import CHECKSUM, read_json, write_sealed_json
+from multiscale.core.storage import CHECKSUM, read_json, write_json, write_sealed_json
 from multiscale.training.part import Training
 from stages import digits
-from stages.common import errors, settings
+from stages.common import errors, settings, shards
 from stages.common.images import SCHEMA
 
 ROOT = Path(__file__).parent.parent
@@ -300,16 +300,31 @@ def trained(sources, tmp_path_factory) -> Path:
 def write_images(path: Path, count: int) -> None:
     """A data set of grey images, discs whose size is their class."""
     y, x = np.mgrid[:32, :32]
-    rows = []
-    for index in range(count):
-        encoded = io.BytesIO()
-        disc = np.hypot(x - 16, y - 12 - index % 8) < 3 + index % 10
-        Image.fromarray((disc * 255).astype(np.uint8)).save(encoded, "PNG")
-        split = "validation" if index % 10 == 9 else "test" if index % 7 == 3 else "train"
-        rows.append((f"{index}", split, index % 10, 32, 32, encoded.getvalue()))
+    discs = [np.hypot(x - 16, y - 12 - index % 8) < 3 + index % 10 for index in range(count)]
+    splits = ["validation" if index % 10 == 9 else "test" if index % 7 == 3 else "train" for index in range(count)]
+    write_set(path, splits, np.array(discs)[:, None] * np.uint8(255), [index % 10 for index in range(count)])
+
+
+def write_set(path: Path, splits: list[str], pixels: np.ndarray, labels: list[int]) -> None:
+    """A data set of images uint8 (N, C, H, W)."""
+    rows = [(f"{index}", split, labels[index]) for index, split in enumerate(splits)]
     path.parent.mkdir(exist_ok=True)
     pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet(path)
     sealed(path)
+    for split in set(splits):
+        own = [index for index, each in enumerate(splits) if each == split]
+        folder = path.parent / "pixels" / split
+        write_pixels(folder, pixels[own], [labels[index] for index in own], 1 + max(labels))
+
+
+def write_pixels(folder: Path, pixels: np.ndarray, labels: list[int], classes: int) -> None:
+    """A split of a data set, uint8 (N, C, H, W), in two shards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, rows in enumerate(np.array_split(np.arange(len(labels)), 2)):
+        tensors = {"pixels": torch.from_numpy(pixels[rows]), "label": torch.tensor(labels)[rows]}
+        shards.save(folder / f"{number:05}.safetensors", tensors)
+    write_json(folder / "statistics.json", {"classes": classes})
+    sealed(folder)
 
 
 def sealed(path: str | Path) -> None:

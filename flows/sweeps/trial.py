@@ -27,7 +27,13 @@ from stages import evaluate, fitting, sample, timing
 from stages.common import keys, paths
 from stages.schema import Experiment
 
-GIVEN = (paths.IMAGES, paths.REFERENCE, paths.VAE, paths.CLASSIFIER)  # what every trial takes from the pipeline
+GIVEN = (
+    paths.IMAGES,
+    paths.PIXELS,
+    paths.REFERENCE,
+    paths.VAE,
+    paths.CLASSIFIER,
+)  # what every trial takes from the pipeline
 Row = Callable[[dict[str, float]], None]  # told each row of a history
 OnRow = Callable[[int, dict[str, float]], None]  # the same, after the images of the parts before
 

@@ -14,10 +14,19 @@ class Moments:
 
     def add(self, x: Tensor) -> None:
         """Adds a block (N, C, h, h)."""
+        self.include(*self.of(x))
+
+    @staticmethod
+    def of(x: Tensor) -> tuple[int, list[float], list[float]]:
+        """What `include` takes of a block (N, C, h, h): the elements of a channel, their sums and those of squares."""
         x = x.double()
-        self.count += x.numel() // x.shape[1]
-        self.total = self.total + x.sum((0, 2, 3)).cpu()
-        self.squares = self.squares + x.square().sum((0, 2, 3)).cpu()
+        return x.numel() // x.shape[1], x.sum((0, 2, 3)).tolist(), x.square().sum((0, 2, 3)).tolist()
+
+    def include(self, count: int, total: list[float], squares: list[float]) -> None:
+        """Adds what another process has summed of a block."""
+        self.count += count
+        self.total = self.total + torch.tensor(total, dtype=torch.float64)
+        self.squares = self.squares + torch.tensor(squares, dtype=torch.float64)
 
     def mean(self) -> list[float]:
         """The mean of each channel."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -162,8 +163,9 @@ class TensorWriter:
             file.write(len(encoded).to_bytes(8, "little") + encoded)
             # Reserves the space now: if the disk were full later, a mapped page would kill the process.
             os.posix_fallocate(file.fileno(), 0, 8 + len(encoded) + offset)
+        self._mapped, begin = np.memmap(path, np.uint8, "r+"), 8 + len(encoded)
         self.arrays = {
-            name: np.memmap(path, np.dtype(dtype), "r+", 8 + len(encoded) + starts[name], shape)
+            name: _view(self._mapped, np.dtype(dtype), begin + starts[name], shape)
             for name, (dtype, shape) in shapes.items()
         }
 
@@ -173,8 +175,7 @@ class TensorWriter:
 
     def close(self) -> None:
         """Flushes the mapped pages to the file."""
-        for array in self.arrays.values():
-            array.flush()
+        self._mapped.flush()
 
 
 def write_blocks(
@@ -194,30 +195,77 @@ def write_blocks(
     writer.close()
 
 
+def _view(mapped: np.memmap, dtype: np.dtype, start: int, shape: tuple[int, ...]) -> np.ndarray:
+    """An array in a mapped file, from a byte on; one map a file, since a process may have 65,530."""
+    size = math.prod(shape) * dtype.itemsize
+    return np.ndarray(shape, dtype, mapped[start : start + size])
+
+
+def _mapped(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    mapped = np.memmap(path, np.uint8, "r")
+    start = 8 + int.from_bytes(mapped[:8].tobytes(), "little")
+    header = json.loads(mapped[8:start].tobytes())
+    return {
+        name: _view(mapped, np.dtype(DTYPES[entry["dtype"]]), start + entry["data_offsets"][0], entry["shape"])
+        for name, entry in header.items()
+        if name != "__metadata__" and (not names or name in names)
+    }
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """The shards of a table, in their order."""
+    return sorted(folder.glob("*.safetensors"))
+
+
+class Shards:
+    """Mapped arrays (n, ...), read as one (N, ...), one behind the other."""
+
+    def __init__(self, arrays: list[np.ndarray]):
+        self.ends = np.cumsum([len(array) for array in arrays])
+        self._arrays, self.dtype = arrays, arrays[0].dtype
+        self.shape: tuple[int, ...] = (int(self.ends[-1]), *arrays[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        """The rows (n,) as an array (n, ...) in memory."""
+        chosen = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else rows
+        found = np.empty((len(chosen), *self.shape[1:]), self.dtype)
+        shards = self.shards_of(chosen)
+        for shard in np.unique(shards):
+            places = np.flatnonzero(shards == shard)
+            found[places] = self._arrays[shard][chosen[places] - self.ends[shard]]  # from its end
+        return found
+
+    def shards_of(self, rows: np.ndarray) -> np.ndarray:
+        """The shard (n,) of each row."""
+        return np.searchsorted(self.ends, rows, "right")
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+        return self[slice(None)]
+
+
 class Table:
     """Memory-mapped tensors of one length N; `table[rows]` reads those rows alone: name -> Tensor (n, ...).
 
     Floats come as float32. Raises ValueError for tensors of different lengths.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray]):
+    def __init__(self, arrays: Mapping[str, np.ndarray | Shards]):
         lengths = {len(array) for array in arrays.values()}
         if len(lengths) != 1:
             raise ValueError(f"tensors of one table differ in length: { {k: len(v) for k, v in arrays.items()} }")
-        self.arrays, self._length = arrays, lengths.pop()
+        self.arrays: Mapping[str, Any] = arrays
+        self._length = lengths.pop()
 
     @classmethod
     def open(cls, path: Path, *names: str) -> Table:
-        """Maps the named tensors of a safetensors file (default: all)."""
-        arrays: dict[str, np.ndarray] = {}
-        with open(path, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
-        for name, entry in header.items():
-            if name != "__metadata__" and (not names or name in names):
-                start = 8 + size + entry["data_offsets"][0]
-                arrays[name] = np.memmap(path, DTYPES[entry["dtype"]], "r", start, tuple(entry["shape"]))
-        return cls(arrays)
+        """Maps the named tensors (default: all) of a safetensors file, or of a folder of shards in their order."""
+        if path.is_dir():
+            shards = [_mapped(shard, names) for shard in shards_in(path)]
+            return cls({name: Shards([shard[name] for shard in shards]) for name in shards[0]})
+        return cls(_mapped(path, names))
 
     def __len__(self) -> int:
         return self._length

@@ -1,42 +1,31 @@
-"""The Parquet of the dataset, one image a row: id, split, label, width, height, encoded bytes, perhaps a caption."""
+"""The images of the dataset, of which `download` makes two outputs.
+
+data/images.parquet has a row for each: id, split, label, perhaps a caption. data/pixels/SPLIT has their pixels, in
+shards of safetensors that stages map into memory: no stage decodes them again.
+"""
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
 
-from multiscale.core.storage import Table, write_blocks
-from multiscale.core.temporary import remove_left
+from multiscale.core import intact
+from multiscale.core.storage import Table, shards_in
 from stages.common.errors import BadInput
-from stages.common.paths import IMAGES, SCRATCH
+from stages.common.paths import IMAGES, PIXELS
 
-SCHEMA = {
-    "id": pl.String,
-    "split": pl.String,
-    "label": pl.Int64,
-    "width": pl.Int32,
-    "height": pl.Int32,
-    "image": pl.Binary,
-}
+SCHEMA = {"id": pl.String, "split": pl.String, "label": pl.Int64}
 CAPTION = "caption"  # a further column of images with captions
 CLASS_NAMES = b"classes"  # metadata: a list in JSON, in the order of the labels
 FACTORS = b"factors"  # metadata: a list in JSON, the number of values of each factor that a label consists of
 
 
 def _about(key: bytes) -> list[Any]:
-    found: list[Any] = json.loads((pq.read_schema(IMAGES).metadata or {}).get(key, b"[]"))
+    found: list[Any] = json.loads((pq.read_metadata(IMAGES).metadata or {}).get(key, b"[]"))
     return found
 
 
@@ -82,48 +71,26 @@ def count(split: str) -> int:
     return int(_of_split(split).select(pl.len()).collect().item())
 
 
-def decode(encoded: bytes) -> np.ndarray:
-    """Decodes an image to uint8 (C, H, W)."""
-    array = np.asarray(Image.open(io.BytesIO(encoded)))
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
-
-
 def evenly(total: int, count: int) -> torch.Tensor:
     """`count` of `total` rows at equal strides, so that a dataset sorted by class keeps its classes."""
     return torch.arange(count) * total // count
 
 
-def some(split: str, rows: list[int]) -> torch.Tensor:
-    """The pixels (n, C, H, W) of some rows of a split; no others are decoded."""
-    frame = _of_split(split).select("image").with_row_index("row")
-    found = dict(frame.filter(pl.col("row").is_in(rows)).collect().iter_rows())
-    return torch.from_numpy(np.stack([decode(found[row]) for row in rows]))
+def check(split: str) -> None:
+    """Reads the pixels of a split once. Raises Damaged, and BadInput where the data has none."""
+    if PIXELS.is_dir() and not (PIXELS / split).is_dir():
+        raise BadInput(f"{PIXELS}: the data set has no images of split '{split}'; see data.{split}_share")
+    intact.check(PIXELS / split)
+
+
+def some(split: str, rows: torch.Tensor) -> torch.Tensor:
+    """The pixels (n, C, H, W) of some rows (n,) of a split; of its shards only those that hold them are read."""
+    folder, table = PIXELS / split, pixel_table(split)
+    names = [path.name for path in shards_in(folder)]
+    intact.check_folder(folder, *(names[shard] for shard in table.arrays["pixels"].shards_of(rows.numpy())))
+    return table[rows]["pixels"]
 
 
 def pixel_table(split: str) -> Table:
-    """The pixels (N, C, H, W) and labels of a split as a memory-mapped table, decoded one row group at a time.
-
-    The mapped file is deleted at once: it lives as long as the table, and the next call removes what a kill left.
-    """
-    file = pq.ParquetFile(IMAGES)
-    total = count(split)
-    if not total:
-        raise BadInput(f"{IMAGES}: the data set has no images of split '{split}'; see data.{split}_share")
-    first = decode(_of_split(split).select("image").head(1).collect().item())
-
-    def blocks(pool: ThreadPoolExecutor) -> Iterator[dict[str, torch.Tensor]]:
-        for group in range(file.num_row_groups):
-            read = pl.DataFrame(file.read_row_group(group, ["split", "label", "image"]))
-            rows = read.filter(pl.col("split") == split)
-            if len(rows):
-                pixels = torch.from_numpy(np.stack(list(pool.map(decode, rows["image"]))))
-                yield {"pixels": pixels, "label": torch.from_numpy(rows["label"].to_numpy().copy())}
-
-    remove_left(SCRATCH)
-    SCRATCH.mkdir(exist_ok=True)
-    ending = f".{os.getpid()}.tmp"  # for `remove_left`, if this is killed
-    scratch_file = tempfile.NamedTemporaryFile(dir=SCRATCH, prefix=".pixels-", suffix=ending)
-    with scratch_file as scratch, ThreadPoolExecutor(2) as pool:
-        shapes = {"pixels": (np.uint8, (total, *first.shape)), "label": (np.int64, (total,))}
-        write_blocks(Path(scratch.name), shapes, blocks(pool))
-        return Table.open(Path(scratch.name))
+    """The pixels (N, C, H, W) and labels of a split, mapped into memory."""
+    return Table.open(PIXELS / split)

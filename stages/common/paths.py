@@ -10,7 +10,9 @@ SCRATCH = Path(".scratch")  # checkpoints, downloads and caches: untracked, safe
 PREVIEWS = SCRATCH / "previews"  # /PART/latest.png, /PART/010.png to /PART/100.png: samples at each tenth of a training
 
 CODE = Path("data/code")  # /STAGE or /STAGE-KIND: the code that decides a stage
-IMAGES = Path("data/images.parquet")
+IMAGES = Path("data/images.parquet")  # what is known of each image
+PIXELS = Path("data/pixels")  # /SPLIT: the images themselves, in shards
+TRAIN = PIXELS / "train"
 LATENTS = Path("data/latents")  # /RESOLUTION
 DECOMPOSED = Path("data/decomposed")  # /NAME
 CAPTIONS = Path("data/captions")  # /NAME
@@ -32,6 +34,7 @@ REPORTS = Path("reports")
 # What the stages make, as patterns of `Path.match`, and the address of the stage that makes it.
 MAKERS = {
     f"{IMAGES}": "download",
+    f"{PIXELS}": "download",
     f"{VAE}": "vae",
     f"{CLASSIFIER}": "classifier",
     f"{METRICS}/classifier.json": "classifier",

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TRAINING, replace, sealed, write_images
+from conftest import TRAINING, replace, sealed, write_pixels
 from safetensors.torch import save_file
 from torch import Tensor
 
 from multiscale import methods
 from multiscale.core.resize import area_to
-from multiscale.core.storage import Table
 from multiscale.flow import Solver
 from multiscale.methods.msf.settings import FlowPart, MSFMethod, Residual
 from multiscale.methods.ssd.settings import AncestralSolver, Pixels, SSDMethod, SSDPart
@@ -25,7 +24,7 @@ from multiscale.networks.autoencoder import Codec
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import fit
 from stages import decompose
-from stages.common.paths import IMAGES, LATENTS
+from stages.common.paths import LATENTS, TRAIN
 
 COPIES, CLASSES, BATCH = 32, 2, 16
 FAST = replace(TRAINING, batch=BATCH, log_images=10**6, decay="cosine", ema_images=400)
@@ -84,11 +83,8 @@ def latents(tmp_path, monkeypatch) -> Tensor:
 def pixels(tmp_path, monkeypatch) -> Tensor:
     """The image as the dataset."""
     monkeypatch.chdir(tmp_path)
-    write_images(IMAGES, 1)
     image = picture(8)
-    rows = {"pixels": image.expand(COPIES, 1, 8, 8).numpy(), "label": (torch.arange(COPIES) % CLASSES).numpy()}
-    monkeypatch.setattr(decompose, "pixel_table", lambda split: Table(rows))
-    monkeypatch.setattr(decompose, "classes", lambda: CLASSES)
+    write_pixels(TRAIN, image.expand(COPIES, 1, 8, 8).numpy(), [index % CLASSES for index in range(COPIES)], CLASSES)
     return image
 
 

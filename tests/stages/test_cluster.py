@@ -20,7 +20,8 @@ from conftest import ROOT, Project
 from flows.cluster import slots
 from flows.flow import reproduce
 from stages import cluster
-from stages.common.paths import PREVIEWS, SAMPLES, VAE
+from stages.common import shards
+from stages.common.paths import IMAGES, PIXELS, PREVIEWS, SAMPLES, VAE
 from stages.common.settings import BadInput
 from stages.schema.data import Run
 
@@ -194,6 +195,19 @@ def test_stages_on_workers_leave_the_same_bytes(nodes, spread, trained):
     for path in wanted:
         for file in [*(trained / path).rglob("*.*")] or [trained / path]:
             assert Path(file.relative_to(trained)).read_bytes() == file.read_bytes(), file
+
+
+def test_images_are_decoded_to_the_same_bytes_by_any_number_of_workers(nodes, spread, monkeypatch):
+    monkeypatch.setattr(shards, "ROWS", 700)  # of 5,000 digits, in two splits
+    found = []
+    for workers in (0, 1, 2):
+        spread.change({"run.workers": workers})
+        shutil.rmtree(PIXELS)
+        done = spread.stage("download")
+        assert done.returncode == 0, done.stderr
+        files = [IMAGES, *(path for path in PIXELS.rglob("*") if path.is_file())]
+        found.append({path: path.read_bytes() for path in files})
+    assert found[0] == found[1] == found[2] and len(found[0]) > 8
 
 
 class Numbers:

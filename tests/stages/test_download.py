@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import struct
 import tarfile
 import threading
@@ -32,7 +33,7 @@ from stages import sources
 from stages.common import enough, settings
 from stages.common.errors import BadInput
 from stages.common.images import SCHEMA, class_names, classes, factors, pixel_table
-from stages.common.paths import IMAGES
+from stages.common.paths import IMAGES, PIXELS
 from stages.download import fit_image
 from stages.schema import Experiment
 
@@ -56,6 +57,26 @@ def encoded(pixels: object, form: str = "PNG", **options: object) -> bytes:
         buffer, form, **options
     )
     return buffer.getvalue()
+
+
+def plain(pixels: np.ndarray) -> np.ndarray:
+    """(C, H, W) as Pillow has it, (H, W[, C])."""
+    return pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+
+
+def fitted(*given: object) -> np.ndarray:
+    return plain(fit_image(*given))
+
+
+def stored() -> pl.DataFrame:
+    """What the stage has written of each image, and its pixels."""
+    rows, tables = pl.read_parquet(IMAGES), {}
+    for split in set(rows["split"]):
+        own, table = rows.filter(split=split), pixel_table(split)[slice(None)]
+        assert own["label"].to_list() == table["label"].tolist()
+        tables |= dict(zip(own["id"], table["pixels"].numpy()))
+    assert {path.name for path in PIXELS.iterdir()} == set(rows["split"])
+    return rows.with_columns(image=pl.Series([encoded(plain(tables[name])) for name in rows["id"]], dtype=pl.Binary))
 
 
 def decoded(image: bytes) -> np.ndarray:
@@ -107,7 +128,7 @@ def fetch(project) -> Callable:
     def fetch(**data: object) -> pl.DataFrame:
         done = run(project, **data)
         assert done.returncode == 0, done.stderr
-        return pl.read_parquet(IMAGES)
+        return stored()
 
     return fetch
 
@@ -121,7 +142,7 @@ def refused(project) -> Callable:
         line = done.stderr.splitlines()[-1]
         assert done.returncode == 2 and not done.stdout and line.startswith("error: "), done.stderr
         assert "Traceback" not in done.stderr
-        assert not IMAGES.exists() and not list(Path("data").glob(".*"))
+        assert not IMAGES.exists() and not PIXELS.exists() and not list(Path("data").glob(".*"))
         return line.removeprefix("error: ")
 
     return refused
@@ -177,12 +198,13 @@ def test_a_link_that_leads_nowhere_is_an_unreadable_image_and_no_label_shifts(pr
     assert "unreadable: b/1.png (a link that leads nowhere, or no file)" in done.stderr
     assert columns(pl_of(done)) == [row for name, row in whole.items() if name != "b/1.png"]
     IMAGES.unlink()
+    shutil.rmtree(PIXELS)
     assert refused(max_unreadable=0.19).startswith("set: 1 of 5 images cannot be read (20.0%); allowed: data.max_unr")
 
 
 def pl_of(done) -> pl.DataFrame:
     assert done.returncode == 0, done.stderr
-    return pl.read_parquet(IMAGES)
+    return stored()
 
 
 def test_a_folder_that_cannot_be_read_is_refused_by_name(refused, monkeypatch):
@@ -256,9 +278,9 @@ def test_digits_are_the_packages_in_its_order_padded_with_black(project):
 
     done = project.stage("download")
     assert done.returncode == 0 and "5000 images at 32x32, 10 classes, splits {" in done.stdout
-    rows, (pixels, labels) = pl.read_parquet(IMAGES), mnist_data()
-    assert dict(rows.schema) == SCHEMA and rows["id"].to_list() == [f"digit-{k:04d}" for k in range(5000)]
-    assert rows["label"].to_list() == labels.tolist() and set(rows["width"]) == set(rows["height"]) == {32}
+    rows, (pixels, labels) = stored(), mnist_data()
+    assert dict(rows.drop("image").schema) == SCHEMA and rows["id"].to_list() == [f"digit-{k:04d}" for k in range(5000)]
+    assert rows["label"].to_list() == labels.tolist()
     for row in (0, 1234, 4999):
         assert (decoded(rows["image"][row]) == np.pad(pixels[row].reshape(28, 28), 2)).all()
 
@@ -285,7 +307,6 @@ def test_folders_give_split_class_and_name(fetch):
         ("val/shoe/s2.png", "validation", 1),
     ]
     assert grey(rows) == NAMES
-    assert (rows["width"].to_list(), rows["height"].to_list()) == ([8] * 6, [8] * 6)
 
 
 def test_the_stages_after_it_read_the_set(fetch):
@@ -321,6 +342,11 @@ def test_a_folder_around_the_set_changes_nothing(fetch):
     plain = fetch()
     put({f"outer/inner/{name}": level for name, level in NAMES.items()}, "around")
     assert fetch(path="around").equals(plain)
+
+
+def test_images_without_a_class_beside_classes_are_refused(refused):
+    put(NAMES | {"val/v.png": 10})
+    assert "'val/v.png' is not allowed; allowed: images in folders of classes, or all of them in none" in refused()
 
 
 def test_a_class_may_be_called_train(fetch):
@@ -678,6 +704,7 @@ def test_a_download_that_was_damaged_since_is_refused_by_name(fetch, refused):
     url = {"source": "url", "url": archive.absolute().as_uri(), "sha256": sha_of(archive)}
     fetch(**url)
     IMAGES.unlink()
+    shutil.rmtree(PIXELS)
     (kept,) = Path(".scratch/downloads").iterdir()
     kept.write_bytes(archive.read_bytes()[:-1])
     assert f"the checksum of {kept}, " in refused(**url)
@@ -723,6 +750,7 @@ def test_a_hub_set_is_read_from_its_cached_snapshot_while_offline(project):
     assert columns(rows)[3] == ("data/train-00000-of-00001-0000003", "train", 1)
 
     IMAGES.unlink()
+    shutil.rmtree(PIXELS)
     project.change({"data.revision": "main"})
     done = project.run("-m", "stages.download", HF_HUB_OFFLINE="1")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not IMAGES.exists()
@@ -799,6 +827,7 @@ def test_more_unreadable_images_than_the_share_refuse_the_set(project, fetch, re
     shares = {"validation_share": 0, "test_share": 0}
     assert len(fetch(max_unreadable=0.2, **shares)) == 8
     IMAGES.unlink()
+    shutil.rmtree(PIXELS)
     line = refused(max_unreadable=0.19, **shares)
     assert line == "set: 2 of 10 images cannot be read (20.0%); allowed: data.max_unreadable = 19.0%"
 
@@ -813,7 +842,7 @@ def test_a_refused_set_leaves_the_images_before_it(project, fetch):
     before = fetch()
     put({"train/boot/bad.png": b""})
     assert run(project).returncode == 2
-    assert pl.read_parquet(IMAGES).equals(before)
+    assert stored().equals(before)
 
 
 def test_a_set_of_which_nothing_can_be_read_is_refused_at_any_share(refused):
@@ -850,7 +879,7 @@ def by_hand(pixels: np.ndarray, size: int) -> list[list[Fraction]]:
 )
 def test_the_centre_crop_and_the_area_average_are_those_done_by_hand(shape, size):
     pixels = np.random.default_rng(0).integers(0, 256, shape)
-    ours = decoded(fit_image(encoded(pixels), size, 1))
+    ours = fitted(encoded(pixels), size, 1)
     assert ours.shape == (size, size)
     for y, row in enumerate(by_hand(pixels, size)):
         for x, exact in enumerate(row):
@@ -859,16 +888,16 @@ def test_the_centre_crop_and_the_area_average_are_those_done_by_hand(shape, size
 
 def test_each_colour_is_averaged_by_itself():
     pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3))
-    ours = decoded(fit_image(encoded(pixels), 4, 3))
+    ours = fitted(encoded(pixels), 4, 3)
     for channel in range(3):
-        assert (ours[..., channel] == decoded(fit_image(encoded(pixels[..., channel]), 4, 1))).all()
+        assert (ours[..., channel] == fitted(encoded(pixels[..., channel]), 4, 1)).all()
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 11), (11, 8)])
 def test_an_image_of_the_size_is_cropped_and_not_changed(shape):
     pixels = np.random.default_rng(0).integers(0, 256, shape)
     top, left = (shape[0] - 8) // 2, (shape[1] - 8) // 2
-    assert (decoded(fit_image(encoded(pixels), 8, 1)) == pixels[top : top + 8, left : left + 8]).all()
+    assert (fitted(encoded(pixels), 8, 1) == pixels[top : top + 8, left : left + 8]).all()
 
 
 @pytest.mark.parametrize("shape, border", [((5, 5), (1, 2)), ((4, 6), (2, 2)), ((1, 1), (3, 4))])
@@ -876,7 +905,7 @@ def test_a_smaller_image_is_padded_with_black(shape, border):
     pixels = np.random.default_rng(0).integers(1, 256, shape)
     left = (shape[1] - min(shape)) // 2
     square = pixels[:, left : left + min(shape)]
-    assert (decoded(fit_image(encoded(pixels), 8, 1)) == np.pad(square, border)).all()
+    assert (fitted(encoded(pixels), 8, 1) == np.pad(square, border)).all()
 
 
 def center_crop_arr(image: Image.Image, size: int) -> np.ndarray:
@@ -895,9 +924,9 @@ def test_box_bicubic_is_the_preprocessing_of_adm_byte_for_byte(shape):
     """Sizes that are halved twice, once, not at all, exactly to the target, and enlarged."""
     pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     size, channels = 24, 3 if len(shape) == 3 else 1
-    ours = decoded(fit_image(encoded(pixels), size, channels, "box-bicubic"))
+    ours = fitted(encoded(pixels), size, channels, "box-bicubic")
     assert (ours == center_crop_arr(Image.fromarray(pixels), size)).all()
-    assert (ours != decoded(fit_image(encoded(pixels), size, channels))).mean() > 0.5
+    assert (ours != fitted(encoded(pixels), size, channels)).mean() > 0.5
 
 
 def test_the_stage_resizes_as_it_is_told(fetch):
@@ -905,7 +934,7 @@ def test_the_stage_resizes_as_it_is_told(fetch):
     put({"a.png": encoded(pixels)})
     images = {resize: decoded(fetch(channels=1, resize=resize)["image"][0]) for resize in ("area", "box-bicubic")}
     assert (images["box-bicubic"] == center_crop_arr(Image.fromarray(pixels), 8)).all()
-    assert (images["area"] == decoded(fit_image(encoded(pixels), 8, 1))).all()
+    assert (images["area"] == fitted(encoded(pixels), 8, 1)).all()
 
 
 @pytest.mark.parametrize("orientation, quarter_turns", [(1, 0), (3, 2), (6, 3), (8, 1)])
@@ -913,7 +942,7 @@ def test_an_image_is_turned_as_its_exif_says(orientation, quarter_turns):
     pixels = np.arange(64).reshape(8, 8) * 3
     exif = Image.Exif()
     exif[0x0112] = orientation
-    ours = decoded(fit_image(encoded(pixels, exif=exif.tobytes()), 8, 1))
+    ours = fitted(encoded(pixels, exif=exif.tobytes()), 8, 1)
     assert (ours == np.rot90(pixels, quarter_turns)).all()
 
 
@@ -929,13 +958,13 @@ def test_colour_becomes_luma_where_one_channel_is_asked_for(fetch):
 def test_every_image_has_three_channels_where_they_are_asked_for(mode):
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), (255, 255, 255)).convert(mode).save(buffer, "TIFF")
-    assert (decoded(fit_image(buffer.getvalue(), 8, 3)) == np.full((8, 8, 3), 255)).all()
+    assert (fitted(buffer.getvalue(), 8, 3) == np.full((8, 8, 3), 255)).all()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sixteen_bits_become_eight_and_are_not_clipped(channels):
     pixels = (np.arange(64, dtype=np.uint16) * 1024).reshape(8, 8)
-    ours = decoded(fit_image(encoded(pixels), 8, channels))
+    ours = fitted(encoded(pixels), 8, channels)
     assert (ours.reshape(8, 8, -1)[..., 0] == pixels >> 8).all()
 
 
@@ -943,7 +972,7 @@ def test_of_a_moving_picture_the_first_frame_is_taken():
     buffer = io.BytesIO()
     frames = [Image.new("L", (8, 8), level) for level in (50, 200)]
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
-    assert (decoded(fit_image(buffer.getvalue(), 8, 1)) == 50).all()
+    assert (fitted(buffer.getvalue(), 8, 1) == 50).all()
 
 
 def test_the_file_is_the_same_to_the_last_bit_every_time(project):
@@ -1013,7 +1042,7 @@ def test_names_of_classes_are_kept_and_numbers_are_none(fetch):
 def test_numbers_that_are_the_labels_are_no_names(fetch):
     as_parquet("set/x.parquet", image=[encoded(10)] * 3, label=[0, 1, 2])
     fetch(test_share=0.0, validation_share=0.0)
-    assert class_names() == [] and not pq.read_schema(IMAGES).metadata
+    assert class_names() == [] and b"classes" not in pq.read_metadata(IMAGES).metadata
 
 
 def test_a_parquet_of_the_hub_names_its_classes(fetch):
@@ -1035,14 +1064,14 @@ def captions(rows: pl.DataFrame) -> dict[str, str]:
 
 def test_a_set_without_captions_has_no_column_of_them(fetch):
     put(NAMES | {"train/boot/b1.txt": b"a boot", "metadata.csv": b"file_name,text\n"})
-    assert list(fetch().schema) == list(SCHEMA)
+    assert list(fetch().drop("image").schema) == list(SCHEMA)
 
 
 def test_a_caption_is_the_text_beside_an_image(fetch):
     put({"train/1.png": 10, "train/1.txt": b" a small\nboot ", "test/2.jpg": 20, "test/2.txt": "\u00e9toile".encode()})
     rows = fetch(caption_column="text")
     assert captions(rows) == {"train/1.png": "a small boot", "test/2.jpg": "\u00e9toile"}
-    assert dict(rows.schema) == SCHEMA | {"caption": pl.String}
+    assert dict(rows.drop("image").schema) == SCHEMA | {"caption": pl.String}
 
 
 TABLES = {

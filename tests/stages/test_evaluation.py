@@ -22,7 +22,7 @@ from multiscale.evaluation import features, metrics
 from multiscale.evaluation.classifier import ClassifierConfig
 from multiscale.networks import autoencoder
 from stages.common.images import evenly, pixel_table
-from stages.common.paths import IMAGES
+from stages.common.paths import IMAGES, PIXELS
 
 SHARES = {"data.test_share": 0.04, "data.validation_share": 0.8}  # 800 digits to train on, 200 of test, 4,000 others
 FEW = {"evaluate.reference_images": 20, "evaluate.second_extractor": None, "sample.images": 60, "evaluate.floors": []}
@@ -160,6 +160,7 @@ def test_without_a_test_split_floors_are_one_line_and_its_columns_are_empty(digi
     frame = pl.read_parquet(IMAGES)
     frame.filter(pl.col("split") != "test").write_parquet(IMAGES)
     sealed(IMAGES)
+    shutil.rmtree(PIXELS / "test")
     assert digits.stage("reference").returncode == 0
     found = measure(pixels_of("validation", 20))
     assert (found["kid_test"], found["memorised"], found["copies"]) == (None, None, False)

@@ -357,7 +357,7 @@ def test_a_part_is_trained_from_its_own_seed_or_from_the_experiments(project):
     recipe.switch("twice", force=True)
     Path("data/decomposed/full").mkdir(parents=True)
     sealed("data/decomposed/full")
-    row = {"id": ["a"], "split": ["train"], "label": [0], "width": [8], "height": [8], "image": [b""]}
+    row = {"id": ["a"], "split": ["train"], "label": [0]}
     pl.DataFrame(row, schema=SCHEMA).write_parquet("data/images.parquet")
     sealed("data/images.parquet")
     params = settings.load()
@@ -520,7 +520,8 @@ KEPT += ["samples/real/x", "samples/autoencoder/x", "reports/metrics/real.json",
 KEPT += ["models/vae/config.json", "models/classifier/config.json", "reports/costs.json"]
 KEPT += ["reports/neighbours/dit.png"]
 KEPT += ["reports/leaderboard.json", "reports/galleries/ssd-grid.png"]
-KEPT += ["data/images.parquet", "data/reference/x", "data/raw/digits/x", ".scratch/x", "samples/.gitignore"]
+KEPT += ["data/images.parquet", "data/pixels/train/x"]
+KEPT += ["data/reference/x", "data/raw/digits/x", ".scratch/x", "samples/.gitignore"]
 
 
 def test_what_the_stages_of_another_recipe_left_is_removed_and_nothing_else(project):

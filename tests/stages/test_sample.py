@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -47,10 +46,8 @@ class Painter:
 @pytest.fixture
 def painted(project, monkeypatch):
     """Runs the stage on unbalanced data with settings of `sample`, and returns the labels and the grid."""
-    encoded = io.BytesIO()
-    Image.new("L", (32, 32)).save(encoded, "PNG")
     labels = [(label, "train") for label, count in enumerate(COUNTS) for _ in range(count)] + [(4, "test")] * 300
-    rows = [(f"{i}", split, label, 32, 32, encoded.getvalue()) for i, (label, split) in enumerate(labels)]
+    rows = [(f"{i}", split, label) for i, (label, split) in enumerate(labels)]
     IMAGES.parent.mkdir(exist_ok=True)
     pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet(IMAGES)
     sealed(IMAGES)

@@ -9,11 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import polars as pl
 import pytest
 import pywt
 import torch
-from conftest import sealed, write_images
+from conftest import sealed, write_images, write_pixels, write_set
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,8 +26,18 @@ from multiscale.methods.swd.parts import TeacherConfig
 from multiscale.methods.swd.settings import Pyramid, Synthetic
 from multiscale.methods.wmgm.settings import Wavelet
 from stages import decompose
-from stages.common.images import SCHEMA
-from stages.common.paths import CLASSIFIER, LATENTS, MEASUREMENTS, METRICS, NEIGHBOURS, REFERENCE, SAMPLES, VAE
+from stages.common.paths import (
+    CLASSIFIER,
+    IMAGES,
+    LATENTS,
+    MEASUREMENTS,
+    METRICS,
+    NEIGHBOURS,
+    REFERENCE,
+    SAMPLES,
+    TRAIN,
+    VAE,
+)
 from stages.schema.data import Evaluate, Latents, Run
 
 COUNT = 20
@@ -89,18 +98,17 @@ def test_latents_are_mean_and_deviation_of_the_posterior_of_images_averaged_in_p
     encoded, run = Latents(resolutions=[24], precision="fp32"), Run(batch=8)
     latents.main(given(run, data=SimpleNamespace(channels=1), latents=encoded), "24")
 
-    rows = pl.read_parquet("data/images.parquet").filter(pl.col("split") == "train")
-    pixels = np.stack([np.asarray(Image.open(io.BytesIO(row)))[None] for row in rows["image"]])
-    small = averaged(pixels / 127.5 - 1, 24)
+    rows = Table.open(TRAIN)[slice(None)]
+    small = averaged(rows["pixels"].numpy() / 127.5 - 1, 24)
     with torch.no_grad():
         posterior = vae.encode(torch.from_numpy(small).float()).latent_dist
-    found = load_file(LATENTS / "24" / "latents.safetensors")
-    assert found["label"].tolist() == rows["label"].to_list()
+    found = Table.open(LATENTS / "24")[slice(None)]
+    assert torch.equal(found["label"], rows["label"])
     near(found["mean"], posterior.mean.numpy(), 2e-3)  # stored in half precision
     near(found["std"], posterior.std.numpy(), 2e-3)
     assert posterior.mean.std() > 0.1 and posterior.std.std() > 0.05
     about = json.loads((LATENTS / "24" / "statistics.json").read_text())
-    assert about["images"] == len(rows) == 23
+    assert about["images"] == len(small) == 23
     assert about["shift"] == pytest.approx(posterior.mean.numpy().mean((0, 2, 3)).tolist(), abs=1e-5)
     assert about["scale"] == pytest.approx(posterior.mean.numpy().std((0, 2, 3)).tolist(), abs=1e-5)
     assert about["classes"] == 10
@@ -182,11 +190,8 @@ def pixels(tmp_path, monkeypatch) -> np.ndarray:
     """A dataset of colour images."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(decompose, "BLOCK", 7)
-    write_images(Path("data/images.parquet"), 1)
     made = np.random.default_rng(0).integers(0, 256, (COUNT, 3, 16, 16), np.uint8)
-    rows = {"train": Table({"pixels": made, "label": np.arange(COUNT) % 3})}
-    monkeypatch.setattr(decompose, "pixel_table", rows.__getitem__)
-    monkeypatch.setattr(decompose, "classes", lambda: 3)
+    write_pixels(TRAIN, made, [index % 3 for index in range(COUNT)], 3)
     return made
 
 
@@ -324,11 +329,8 @@ def test_metrics_of_a_method_are_those_of_their_formulas(given, monkeypatch):
 
     training, held_out, made = drawn(M, 0, 60), drawn(K, 2, 60), drawn(N, 1, 120)
     made[:10] = training[10:20]
-    encoded = [(split, image[0]) for split, images in (("train", training), ("test", held_out)) for image in images]
-    rows = [(f"{i}", split, i % 10, 32, 32, png(image)) for i, (split, image) in enumerate(encoded)]
-    Path("data").mkdir()
-    pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet("data/images.parquet")
-    sealed("data/images.parquet")
+    pixels, splits = np.concatenate([training, held_out]), ["train"] * len(training) + ["test"] * len(held_out)
+    write_set(IMAGES, splits, pixels, [index % 10 for index in range(len(pixels))])
     for module in (reference, evaluate):
         monkeypatch.setattr(module, "Extractor", Halves)
     monkeypatch.setattr(evaluate, "load", lambda folder: Corner())

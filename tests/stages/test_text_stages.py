@@ -272,7 +272,7 @@ def test_the_recipe_with_captions_has_their_stages_and_each_reads_what_dvc_track
         deps = {stage.addressing: {dep.def_path for dep in stage.deps} for stage in repo.index.stages}
         outs = {Path(out.def_path) for stage in repo.index.stages for out in stage.outs}
     assert deps["captions@digits"] == {"data/code/captions", "data/images.parquet", "params.yaml"}
-    assert deps["encoder@digits"] == {"data/code/encoder", "data/images.parquet", "params.yaml"}
+    assert deps["encoder@digits"] == {"data/code/encoder", "data/images.parquet", "data/pixels", "params.yaml"}
     inputs = {"data/captions/digits", "data/images.parquet", "models/text/digits"}
     assert deps["embeddings@digits"] == {"data/code/embeddings", "params.yaml", *inputs}
     made = {folder / "digits" for folder in (CAPTIONS, TEXTS, EMBEDDINGS)}

@@ -30,7 +30,7 @@ class Pixels(Decomposed):
     """The images as they are."""
 
     kind: Literal["ssd"]
-    source: Literal["images.parquet"] = "images.parquet"
+    source: Literal["pixels"] = "pixels"
 
 
 class SSDPart(Trained):

@@ -6,6 +6,7 @@ bilinear enlargement). Level j turns x_{j-1} into x_j and d_j; x_0 is the image 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -104,7 +105,7 @@ def statistics(table: Table, wavelet: str, levels: int) -> dict[str, Any]:
     if len(table) == 0:
         raise ValueError("a decomposition of no images has no statistics; allowed: at least 1 image")
     transform = transform_of(wavelet)
-    rows = max(1, BLOCK // sum(array[0].size for array in table.arrays.values()))
+    rows = max(1, BLOCK // sum(math.prod(array.shape[1:]) for array in table.arrays.values()))
 
     def blocks() -> Iterator[dict[str, Tensor]]:
         for start in range(0, len(table), rows):

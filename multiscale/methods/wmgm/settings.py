@@ -44,7 +44,7 @@ class Wavelet(Decomposed):
     """Wavelet bands of the images: a coarse one and the details of each level."""
 
     kind: Literal["wmgm"]
-    source: Literal["images.parquet"] = "images.parquet"
+    source: Literal["pixels"] = "pixels"
     filter: Text = "haar"
     """an orthogonal wavelet; pixels: residuals of averages, an ablation"""
     levels: Annotated[int, Field(gt=0, le=12)] = 1
