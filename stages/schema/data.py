@@ -35,7 +35,7 @@ class Run(Section):
     interface: Text | None = None
     """of the network between workers; null: the loopback, on a cluster what gloo and NCCL find"""
     randomness: Randomness = "cpu"
-    """of a training; cpu: drawn there for the whole batch; device: other numbers, fast on a GPU, as with another seed"""
+    """of a training; cpu: drawn there, for the whole batch; device: others, as of another seed, fast on a GPU"""
     checkpoint_seconds: From0 = 30.0
     """between two checkpoints of a training, or more, so that they take 1 % of the time; 0: one after every step"""
     previews: Count = 8

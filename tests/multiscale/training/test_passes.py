@@ -179,3 +179,20 @@ def test_batches_come_in_the_layout_of_the_network_and_pinned_for_a_gpu(monkeypa
     run.device = torch.device("cuda")
     batch = run.fetch(0)
     assert pinned == [x.stride() for x in batch.values()], "as they are laid out"
+
+
+def test_what_a_part_refuses_is_one_line_and_random_numbers_of_a_kind_have_own_checkpoints(tmp_path, monkeypatch):
+    from stages import fitting
+    from stages.common.errors import BadInput
+    from stages.schema.data import Run
+
+    keys = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fitting, "Checkpoints", lambda *about: keys.append(about) or Checkpoints(*about))
+    part = Seen()
+    part.couples = "one looks at the other"
+    job = fitting.Job("seen", lambda: part, replace(TRAINING, microbatch=4), 0, "key", tmp_path / "out")
+    for randomness in ("cpu", "device"):
+        with pytest.raises(BadInput, match=r"params.yaml: training.microbatch: 4 .* null for seen: one looks"):
+            fitting.work(job, Run(randomness=randomness), on_step=lambda seen: None)
+    assert len(set(keys)) == 2
