@@ -14,14 +14,16 @@ import torch
 
 from multiscale.core.device import default_device, describe, peak_memory_bytes, resolve_precision
 from multiscale.core.memory import keep_freed_memory
+from multiscale.core.settings import Bad
 from multiscale.core.storage import sealed_folder, write_json
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Result, fit
 from multiscale.training.part import Part, Training
 from stages import cluster, previews
 from stages.common import codec, keys, texts, timings
+from stages.common.errors import refuse
 from stages.common.harness import progress
-from stages.common.paths import DECOMPOSED, MODELS, SCRATCH
+from stages.common.paths import DECOMPOSED, EXPERIMENT, MODELS, SCRATCH
 from stages.schema import Experiment
 from stages.schema import Part as PartSection
 from stages.schema.data import Classifier, Run, TrainedVAE
@@ -109,11 +111,13 @@ def work(
     torch.manual_seed(job.seed)  # decides the initial weights; later draws come from named streams
     part = job.build()
     bare = copy.deepcopy(part.networks[part.main])  # an unsharded copy, for the result
-    checkpoints = Checkpoints(Path(SCRATCH, "checkpoints"), job.name, job.key)
+    checkpoints = Checkpoints(Path(SCRATCH, "checkpoints"), job.name, f"{job.key} {run.randomness}")
     observe = previews.observer(part, job.training, job.decomposition, run.previews)
-    result = fit(
-        part, job.training, job.seed, checkpoints, on_row, on_step, run.parallel, run.checkpoint_seconds, observe
-    )
+    every, parallel, randomness = run.checkpoint_seconds, run.parallel, run.randomness
+    try:
+        result = fit(part, job.training, job.seed, checkpoints, on_row, on_step, parallel, every, observe, randomness)
+    except Bad as error:
+        raise refuse(EXPERIMENT, error.key, error.value, error.allowed) from None
     group = torch.distributed.is_initialized()
     if not group or torch.distributed.get_rank() == 0:
         bare.load_state_dict(result.weights)

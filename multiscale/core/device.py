@@ -34,6 +34,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
+def allow_tf32() -> None:
+    """Lets a GPU multiply in TF32 what stays in fp32: numbers of 8 bits of exponent and 10 of mantissa."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+
+
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The autocast context of a resolved precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

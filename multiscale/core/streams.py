@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from multiscale.core import philox
+
+Randomness = Literal["cpu", "device"]
 
 
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
@@ -32,10 +38,11 @@ def classes_of_seeds(seeds: list[int], counts: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one training step.
+    """The random numbers of one training step, those of some rows of its global batch.
 
-    Each worker draws the numbers of the global batch and keeps its own rows, so they do not depend on the number of
-    workers.
+    They do not depend on the number of workers. With randomness 'cpu' each draws the numbers of the whole batch on the
+    CPU and keeps its own rows: the same on every device. With 'device' it draws its own alone, on the device, where
+    the numbers of a row follow from its place in the batch: the same on one kind of device.
     """
 
     seed: int
@@ -44,17 +51,26 @@ class Draws:
     batch: int
     rows: slice
     device: torch.device
+    randomness: Randomness = "cpu"
 
     def _generator(self, name: str) -> torch.Generator:
         return generator(self.seed, f"{self.stream}/{name}", self.step)
 
     def normal(self, name: str, *shape: int) -> Tensor:
         """Unit Gaussian noise (rows, *shape)."""
+        if self.randomness == "device":
+            count = math.prod(shape)
+            return philox.normal(self._words(name, count + count % 2))[:, :count].view(-1, *shape)
         return torch.randn(self.batch, *shape, generator=self._generator(name))[self.rows].to(self.device)
 
     def uniform(self, name: str, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1) (rows, *shape)."""
+        if self.randomness == "device":
+            return philox.uniform(self._words(name, math.prod(shape))).view(-1, *shape)
         return torch.rand(self.batch, *shape, generator=self._generator(name))[self.rows].to(self.device)
+
+    def _words(self, name: str, count: int) -> Tensor:
+        return philox.words_of(self.seed, f"{self.stream}/{name}", self.step, self.rows, count, self.device)
 
     def choice(self, name: str, count: int) -> int:
         """One integer in 0..count-1, the same on every worker."""

@@ -102,6 +102,10 @@ class Reconstruction(nn.Module):
         super().__init__()
         self.vae = vae
 
+    def recompute(self) -> None:
+        """Keeps only the inputs of the blocks for the backward pass."""
+        self.vae.enable_gradient_checkpointing()
+
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images (N, C, H, H), unit noise shaped as latents -> reconstruction, posterior mean, log variance."""
         posterior = self.vae.encode(images).latent_dist

@@ -91,6 +91,8 @@ class ContrastivePart(Part):
     Nothing masks the padding: a text encoder of CLIP sees only what stands before, and is read at the end of the text.
     """
 
+    couples = "the contrastive loss compares the images of a batch"
+
     def __init__(self, name: str, data: Data, clip: CLIPModel, tokenizer: PreTrainedTokenizerFast):
         super().__init__(name, data, {"net": clip}, ModelConfig(kind="text", role="encoder"))
         self.tokenizer = tokenizer

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from multiscale.core.settings import Bad, Positive, Section, preset
 from multiscale.networks.attention import attention
+from multiscale.networks.recompute import Recomputing
 
 #                depth  width  heads  patch   parameters with 1000 classes and 4 latent channels
 PRESETS = {
@@ -139,9 +140,9 @@ class FinalLayer(nn.Module):
         return patches
 
 
-@lru_cache(maxsize=16)
-def position_code(grid: int, width: int) -> Tensor:
-    """Sine codes (T, D) of the token centres on the unit square, row-major.
+@lru_cache(maxsize=32)
+def position_code(grid: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+    """Sine codes (T, D) of the token centres on the unit square, row-major; made once for each device.
 
     Coordinates are scaled so that neighbours on a 16x16 grid are 1 apart, as in DiT's code. The code of a place does
     not depend on the number of tokens.
@@ -151,10 +152,10 @@ def position_code(grid: int, width: int) -> Tensor:
     phase = centres[:, None] * rates
     code = torch.cat([phase.sin(), phase.cos()], dim=1)  # (grid, D/2)
     rows, columns = code[:, None].expand(grid, grid, -1), code[None].expand(grid, grid, -1)
-    return torch.cat([rows, columns], dim=2).reshape(grid * grid, width).float()
+    return torch.cat([rows, columns], dim=2).reshape(grid * grid, width).float().to(device)
 
 
-class DiT(nn.Module):
+class DiT(Recomputing):
     """A class-conditional transformer from (x (N, inputs, h, h), t (N,), labels (N,)) to (N, outputs, h, h).
 
     h must be a multiple of the patch. `inputs` exceeds `outputs` where a condition is concatenated to the noisy state.
@@ -193,10 +194,10 @@ class DiT(nn.Module):
         """
         grid = x.shape[-1] // self.patch
         x = F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)  # (N, T, inputs p^2)
-        tokens = x = self.patches(x) + position_code(grid, self.patches.out_features).to(x.device)
+        tokens = x = self.patches(x) + position_code(grid, self.patches.out_features, x.device)
         condition = F.silu(self.time(t) + self.label(labels))  # (N, D)
         for index, layer in enumerate(self.blocks):
-            x = layer(x, condition)
+            x = self.through(layer, x, condition)
             if index == block:
                 tokens = x
                 if stop:

@@ -20,6 +20,7 @@ from multiscale.core.settings import Bad, Positive, Section, allowed_of, preset
 from multiscale.networks.attention import attention
 from multiscale.networks.dit import LabelEmbedder, TimestepEmbedder
 from multiscale.networks.group_norm import GroupNorm
+from multiscale.networks.recompute import Recomputing
 
 #            width  multipliers         blocks  attention  heads  groups   parameters (RGB, all levels entered)
 PRESETS = {  # by the resolution of the images
@@ -140,7 +141,7 @@ class SelfAttention(nn.Module):
         return x + tokens.view(N, h, w, C).permute(0, 3, 1, 2)
 
 
-class Block(nn.Module):
+class Block(Recomputing):
     """A residual block on `before` channels plus `skip` of a skip connection, then self-attention if heads > 0."""
 
     def __init__(self, before: int, skip: int, after: int, condition: int, heads: int, groups: int):
@@ -152,7 +153,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, condition: Tensor, skips: list[Tensor] | None = None) -> Tensor:
         if self.skip:  # zeros where the encoder did not run
             x = torch.cat([x, skips.pop()], 1) if skips else F.pad(x, (0, 0, 0, 0, 0, self.skip))
-        x = self.attention(self.residual(x, condition))
+        x = self.through(self.residual, x, condition)
+        x = self.through(self.attention, x)
         return x
 
 

@@ -6,25 +6,33 @@ of (seed, part, step), and a checkpoint holds everything else.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from multiscale.core.device import autocast, cast_weights, default_device, resolve_precision
+from multiscale.core.device import allow_tf32, autocast, cast_weights, default_device, resolve_precision
 from multiscale.core.finite import unfit
-from multiscale.core.streams import Draws, Order
-from multiscale.training.checkpoint import Checkpoints, flatten_optimizer, restore_optimizer
+from multiscale.core.streams import Draws, Order, Randomness
+from multiscale.training.checkpoint import (
+    Checkpoints,
+    Writer,
+    flatten_optimizer,
+    parameters_of,
+    restore_optimizer,
+)
+from multiscale.training.ema import EMA
 from multiscale.training.optimizers import optimizers
 from multiscale.training.parallel import Workers, load_whole, local, whole
 from multiscale.training.part import Part, Training
+from multiscale.training.prepare import check, compile_in_place, recompute
+from multiscale.training.shards import Blank
 
 TENTHS = 10  # of the budget, after each of which a training is observed
 TURNS = "turns"  # the sum that counts a network's updates
@@ -39,28 +47,6 @@ class Result:
     seconds: float
 
 
-class EMA:
-    """A moving average of a network's weights with a half-life in images, at most 5 % of those seen so far (EDM2).
-
-    With a half-life of 0 it equals the network's own weights. Frozen weights are shared, unless they are to be sharded.
-    """
-
-    def __init__(self, net: nn.Module, half_life: int, sharded: bool = False):
-        self.net, self.half_life = net, half_life
-        shared = {} if sharded else {id(p): p for p in net.parameters() if not p.requires_grad}
-        self.average = copy.deepcopy(net, dict[int, Any](shared)).requires_grad_(False)
-
-    @torch.no_grad()
-    def update(self, batch: int, seen: int) -> None:
-        half_life = max(min(self.half_life, seen * 0.05), 1e-8)
-        weight = 1 - 0.5 ** (batch / half_life)
-        pairs = zip(self.average.parameters(), self.net.parameters())
-        average, net = zip(*((local(mine), local(its)) for mine, its in pairs if mine is not its))
-        torch._foreach_lerp_(average, net, weight)
-        for mine, its in zip(self.average.buffers(), self.net.buffers()):
-            mine.copy_(its)
-
-
 def learning_rate(training: Training, seen: int) -> float:
     """The learning rate after `seen` images: linear warm-up, then constant or a cosine to zero."""
     rise = min(1.0, (seen + training.batch) / max(training.warmup_images, training.batch))
@@ -72,15 +58,28 @@ def learning_rate(training: Training, seen: int) -> float:
 class Trainer:
     """The state of one training run: networks, optimisers, average, history and counters."""
 
-    def __init__(self, part: Part, training: Training, seed: int, parallel: Literal["ddp", "fsdp"] = "ddp"):
-        self.part, self.training = part, training
+    def __init__(
+        self,
+        part: Part,
+        training: Training,
+        seed: int,
+        parallel: Literal["ddp", "fsdp"] = "ddp",
+        randomness: Randomness = "cpu",
+    ):
+        self.part, self.training, self.randomness = part, training, randomness
+        check(part, training)
+        allow_tf32()
         self.device = default_device()
         self.precision = resolve_precision(training.precision, self.device)
         self.workers = Workers(parallel, self.device)
         share = training.batch // self.workers.count
         self.rows = slice(self.workers.rank * share, (self.workers.rank + 1) * share)
+        each = training.microbatch or share
+        self.passes = [slice(start, min(start + each, share)) for start in range(0, share, each)]
         self.seed, self.order = seed, Order(seed, part.name, len(part.data))
         self.layout = {name: self.workers.layout(net) for name, net in part.networks.items()}
+        if training.recompute:
+            recompute(part)
         # Copied before the network is sharded.
         self.ema = EMA(part.networks[part.main], training.ema_images, self.workers.mesh is not None)
         # What is frozen from the start, a network beneath its adapter, is built anew and needs no checkpoint.
@@ -89,11 +88,15 @@ class Trainer:
             for name, net in part.networks.items()
         }
         self.workers.place(self.ema.average, self.layout[part.main])
-        self.networks = {name: self.workers.place(net, self.layout[name]) for name, net in part.networks.items()}
+        self.networks = {
+            name: self.workers.place(net, self.layout[name], self.precision) for name, net in part.networks.items()
+        }
         for net in part.frozen.values():
             kept = net if self.workers.mesh else cast_weights(net, self.precision)  # shards are of one dtype
-            self.workers.place(kept, self.workers.layout(net))
-        self.nets = {name: self._wrap(net) for name, net in self.networks.items()}
+            self.workers.place(kept, self.workers.layout(net), self.precision)
+        if training.compile:
+            compile_in_place([*self.networks.values(), *part.frozen.values()])
+        self.nets = {name: self.workers.wrap(net, part.partial) for name, net in self.networks.items()}
         # `_move` turns gradients on for these alone: what is frozen from the start (under an adapter) stays frozen.
         self.trained = {name: [p for p in net.parameters() if p.requires_grad] for name, net in self.networks.items()}
         self.optimizers = {name: optimizers(net, training) for name, net in self.networks.items()}
@@ -102,24 +105,20 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.sums: dict[str, Tensor] = {}
 
-    def _wrap(self, net: nn.Module) -> nn.Module:
-        called = cast(nn.Module, torch.compile(net)) if self.training.compile else net
-        return self.workers.wrap(called, self.part.partial)
-
     def fetch(self, step: int) -> dict[str, Tensor]:
-        """This worker's rows of the batch of a step."""
+        """This worker's rows of the batch of a step, laid out for its device; for a GPU in pinned memory."""
         rows = self.order.rows(step * self.training.batch, self.training.batch)[self.rows]
-        return self.part.data[rows]
+        layout, found = self.layout[self.part.main], {}
+        for key, x in self.part.data[rows].items():
+            x = x.contiguous(memory_format=layout if x.ndim == 4 else torch.contiguous_format)
+            found[key] = x.pin_memory() if self.device.type == "cuda" else x
+        return found
 
     def step(self, batch: dict[str, Tensor]) -> None:
         """Updates each network whose turn it is."""
         index = self.seen // self.training.batch
-        layout = self.layout[self.part.main]
-        batch = {
-            k: x.to(self.device, memory_format=layout if x.ndim == 4 else torch.contiguous_format)
-            for k, x in batch.items()
-        }
-        draws = Draws(self.seed, self.part.name, index, self.training.batch, self.rows, self.device)
+        batch = {key: x.to(self.device, non_blocking=True) for key, x in batch.items()}
+        draws = Draws(self.seed, self.part.name, index, self.training.batch, self.rows, self.device, self.randomness)
         turns = self.part.turns(index)
         for name in turns:
             self._move(name, batch, draws)
@@ -134,9 +133,17 @@ class Trainer:
                 parameter.requires_grad_(other == name)
         # Networks that are not updated are called without their DDP wrapper, which would wait for their gradients.
         nets = {other: self.nets[other] if other == name else self.networks[other] for other in self.networks}
-        with autocast(self.precision, self.device):
-            loss, extra = self.part.loss(name, nets, batch, draws)
-        loss.backward()
+        sums: dict[str, Tensor] = {}
+        for rows in self.passes:
+            weight = (rows.stop - rows.start) / (self.rows.stop - self.rows.start)
+            own = slice(self.rows.start + rows.start, self.rows.start + rows.stop)
+            with self.workers.exchanging(nets[name], rows is self.passes[-1]):
+                with autocast(self.precision, self.device):
+                    some = {key: x[rows] for key, x in batch.items()}
+                    loss, extra = self.part.loss(name, nets, some, replace(draws, rows=own))
+                (weight * loss).backward()
+            for key, value in {"loss": loss, **extra}.items():
+                sums[key] = sums.get(key, 0) + weight * value.detach().float()
         limit = self.training.clip or math.inf
         norm = whole(nn.utils.clip_grad_norm_(self.trained[name], limit))
         rate = learning_rate(self.training, self.seen) * self.part.rates.get(name, 1.0)
@@ -145,7 +152,7 @@ class Trainer:
                 group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        for key, value in {"loss": loss, "grad_norm": norm, **extra, TURNS: torch.ones(())}.items():
+        for key, value in {**sums, "grad_norm": norm, TURNS: torch.ones(())}.items():
             total = self.sums.setdefault(f"{name}/{key}", torch.zeros((), device=self.device))
             total += value.detach().float()  # stays on the device: reading it at each step would stall the GPU
 
@@ -178,25 +185,48 @@ class Trainer:
         return found
 
     def _check(self, tensors: dict[str, Tensor]) -> None:
-        if name := unfit(tensors):
+        name = unfit({key: local(value) for key, value in tensors.items()})
+        if self.workers.gather({"unfit": torch.tensor(float(name is not None))})["unfit"].any():
             raise FloatingPointError(
-                f"the weights of {self.part.name} were not finite by image {self.seen} ({name}); a lower training.lr "
-                "or a longer training.warmup_images may help"
+                f"the weights of {self.part.name} were not finite by image {self.seen} "
+                f"({name or 'of another worker'}); a lower training.lr or a longer training.warmup_images may help"
             )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything a resumed run needs, as (full tensors, JSON). A collective call: every worker must make it."""
-        kept = self._kept(self.part.main, self.ema.average)
-        tensors = {f"ema.{k}": v for k, v in kept.items()}
-        for name, net in self.networks.items():
-            tensors |= {f"net.{name}.{k}": v for k, v in self._kept(name, net).items()}
+        """Everything a resumed run needs, as (tensors, JSON), shards being this worker's.
+
+        A collective call: every worker must make it.
+        """
+        tensors = self._weights()
+        for name in self.networks:
             for index, optimizer in enumerate(self.optimizers[name]):
                 tensors |= flatten_optimizer(f"optimizer.{name}.{index}", optimizer)
-        tensors = {key: whole(value) for key, value in tensors.items()}
         self._check(tensors)
         tensors |= {f"sum.{key}": values for key, values in self.workers.gather(self.sums).items()}
-        about = {"seen": self.seen, "moved": self.moved, "seconds": self.seconds, "history": self.history}
+        about = {"seen": self.seen, "moved": self.moved, "seconds": self.seconds, "history": list(self.history)}
         return tensors, about
+
+    def blank(self) -> Blank:
+        """Makes room for what a checkpoint holds under a name, sharded as this worker holds it; see `shards.load`."""
+        owners = self._weights()
+        for name in self.networks:
+            for index, optimizer in enumerate(self.optimizers[name]):
+                owners |= {f"optimizer.{name}.{index}.{k}": p for k, p in enumerate(parameters_of(optimizer))}
+
+        def blank(key: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
+            like = owners.get(key, owners.get(key.rpartition(".")[0]))
+            if like is None or like.shape != size:
+                return torch.empty(size, dtype=dtype)
+            return torch.empty_like(like, dtype=dtype)
+
+        return blank
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The average's and the networks' weights, as a checkpoint names them."""
+        tensors = {f"ema.{key}": value for key, value in self._kept(self.part.main, self.ema.average).items()}
+        for name, net in self.networks.items():
+            tensors |= {f"net.{name}.{key}": value for key, value in self._kept(name, net).items()}
+        return tensors
 
     def _kept(self, name: str, net: nn.Module) -> dict[str, Tensor]:
         """What a checkpoint holds of a network."""
@@ -228,24 +258,26 @@ def fit(
     parallel: Literal["ddp", "fsdp"] = "ddp",
     checkpoint_seconds: float = 30.0,
     observe: Callable[[int, dict[str, Tensor]], None] | None = None,
+    randomness: Randomness = "cpu",
 ) -> Result:
     """Trains a part to its budget, rounded up to whole batches, from its newest checkpoint if there is one.
 
-    parallel: 'ddp' or 'fsdp', see `Workers`. A checkpoint is written every `checkpoint_seconds`, with 0 after every
-    step. on_step(images seen) is called after each step, on_row(row) for each row of the history, observe(images seen,
-    averaged weights so far) after each tenth of the budget. Raises FloatingPointError if the loss or the
-    weights stop being finite.
+    parallel: 'ddp' or 'fsdp', see `Workers`; randomness: see `Draws`; checkpoint_seconds: see `Writer`. on_step(images
+    seen) is called after each step, on_row(row) for each row of the history, observe(images seen, averaged weights so
+    far) after each tenth of the budget. Raises FloatingPointError if the loss or the weights stop being finite, Bad for
+    settings that the part does not allow.
     """
-    run = Trainer(part, training, seed, parallel)
-    found = checkpoints.load()
+    run = Trainer(part, training, seed, parallel, randomness)
+    found = checkpoints.load(run.blank())
     if found:
         run.restore(*found)
     on_step(run.seen)
     for net in run.networks.values():
         net.train()
-    started = saved = time.monotonic()
+    started = time.monotonic()
     earlier = run.seconds
-    with ThreadPoolExecutor(1) as loader:  # loads the next batch during a step
+    writer = Writer(checkpoints, checkpoint_seconds, run.workers)
+    with ThreadPoolExecutor(1) as loader, writer:  # loads the next batch during a step
         upcoming = loader.submit(run.fetch, run.seen // training.batch)
         while run.seen < training.images:
             batch = upcoming.result()
@@ -261,10 +293,6 @@ def fit(
             if observe and TENTHS * run.seen // training.images > TENTHS * before // training.images:
                 observe(run.seen, run.weights())
             run.seconds = earlier + time.monotonic() - started
-            due = not finished and time.monotonic() - saved >= checkpoint_seconds
-            if run.workers.agree(due):  # a collective decision: each worker holds a part of the state
-                state = run.state()
-                if run.workers.rank == 0:
-                    checkpoints.save(run.seen, *state)
-                saved = time.monotonic()
+            if run.workers.agree(not finished and writer.due()):  # collective: each worker holds a part of the state
+                writer.save(run.seen, run.state)
     return Result(run.weights(), run.history, run.seconds)

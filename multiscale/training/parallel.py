@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,19 +29,26 @@ class Workers:
         sharded = parallel == "fsdp" and self.count > 1
         self.mesh = init_device_mesh(device.type, (self.count,)) if sharded else None
         self.control = dist.new_group(backend="gloo") if self.count > 1 else None  # for scalars on the CPU
+        self.writing = dist.new_group(backend="gloo") if sharded else None  # for checkpoints, in their own thread
 
     def layout(self, net: nn.Module) -> torch.memory_format:
         """The memory layout of a network in training. Shards are contiguous: torch shards no other layout."""
         return torch.contiguous_format if self.mesh else layout_of(net)
 
-    def place(self, net: nn.Module, layout: torch.memory_format) -> nn.Module:
-        """The network on this worker's device, or this worker's shards of it, block by block as it may not fit."""
+    def place(self, net: nn.Module, layout: torch.memory_format, precision: str = "fp32") -> nn.Module:
+        """The network on this worker's device, or this worker's shards of it, block by block as it may not fit.
+
+        With bf16 workers exchange weights in bf16 and gradients in fp32. What a block is called with stays as it is,
+        since times are not exact in bf16, and is cast by autocast, as without shards.
+        """
         if self.mesh:
+            half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+            policy = half if precision == "bf16" else MixedPrecisionPolicy()
             for module in reversed(list(net.modules())):  # innermost first
                 for block in module if isinstance(module, nn.ModuleList) else ():
                     if block is not None and not isinstance(block, nn.ModuleList):
-                        fully_shard(block, mesh=self.mesh, reshard_after_forward=True)
-            fully_shard(net, mesh=self.mesh, reshard_after_forward=True)
+                        fully_shard(block, mesh=self.mesh, reshard_after_forward=True, mp_policy=policy)
+            fully_shard(net, mesh=self.mesh, reshard_after_forward=True, mp_policy=policy)
         return placed(net, self.device, layout)
 
     def wrap(self, net: nn.Module, partial: bool) -> nn.Module:
@@ -47,6 +56,10 @@ class Workers:
         if self.count == 1 or self.mesh:
             return net
         return DistributedDataParallel(net, find_unused_parameters=partial)
+
+    def exchanging(self, net: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """For one of the passes of a step: replicas exchange their gradients in the last one, shards in each."""
+        return net.no_sync() if isinstance(net, DistributedDataParallel) and not last else nullcontext()
 
     def agree(self, flag: bool) -> bool:
         """The flag of the first worker."""
@@ -84,7 +97,12 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
-    """A full tensor in the memory layout of `like`, or this worker's shard of it. Undoes `whole`."""
+    """A full tensor in the memory layout of `like`, or this worker's shard of it. Undoes `whole`.
+
+    What is a shard already stays as it is.
+    """
+    if isinstance(tensor, DTensor):
+        return tensor
     if isinstance(like, DTensor):
         return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     return torch.empty_like(like).copy_(tensor)

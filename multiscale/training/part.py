@@ -42,9 +42,13 @@ class Training(Section):
     ema_images: Count = 4000
     """half-life of the moving average of the weights, in images; 0: no average"""
     precision: Precision = "auto"
-    """auto: bf16 where the hardware multiplies it natively"""
+    """auto: bf16 where the hardware multiplies it natively; what stays in fp32, a GPU multiplies in TF32"""
+    microbatch: Positive | None = None
+    """images a pass of each worker, whose gradients add up to those of its share of the batch; null: all in one"""
+    recompute: bool = False
+    """activation checkpointing: blocks keep their inputs alone, and compute the rest again in the backward pass"""
     compile: bool = False
-    """torch.compile each network"""
+    """torch.compile each network, the frozen ones too, for each resolution"""
     log_images: Positive = 2000
     """images between two rows of the history"""
 
@@ -67,6 +71,7 @@ class Part:
 
     main = "net"
     partial = False  # whether a step may leave some parameters unused
+    couples = ""  # what makes the loss of an image depend on the others of its batch, which micro-batches would change
     frozen: Mapping[str, nn.Module] = {}
     rates: Mapping[str, float] = {}  # factors on a network's learning rate, 1 by default
 

@@ -61,7 +61,7 @@ class Experiment(Section):
     seed: Count
     """of every training without a seed of its own"""
     run: Run = Run()
-    """how the stages run; affects speed, not results, so an edit re-runs nothing"""
+    """how the stages run; affects speed, not results (but for randomness), so an edit re-runs nothing"""
     data: Data
     training: Training
     """defaults of all trainings; `training` in a part, student, vae or classifier overrides them"""

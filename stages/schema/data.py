@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from multiscale.core.settings import Bad, Count, Edge, From0, Name, Positive, Precision, Section, Share, Text
+from multiscale.core.streams import Randomness
 from multiscale.training.part import Training
 from stages.compose import FACTORS
 
@@ -33,8 +34,10 @@ class Run(Section):
     """fsdp: shards networks that do not fit on one device"""
     interface: Text | None = None
     """of the network between workers; null: the loopback, on a cluster what gloo and NCCL find"""
+    randomness: Randomness = "cpu"
+    """of a training; cpu: drawn there, for the whole batch; device: others, as of another seed, fast on a GPU"""
     checkpoint_seconds: From0 = 30.0
-    """between two checkpoints of a training; 0: one after every step"""
+    """between two checkpoints of a training, or more, so that they take 1 % of the time; 0: one after every step"""
     previews: Count = 8
     """samples in the picture at each tenth of a training, eight a row; 0: no pictures"""
     batch: Positive = 128

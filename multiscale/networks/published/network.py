@@ -6,20 +6,19 @@ The networks are diffusers' own modules with its names for weights and settings,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from multiscale.core.compat import without_pipelines
 from multiscale.core.models import ForeignModel, first_line
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.settings import Section, fault_of
+from multiscale.networks.recompute import recomputed
 
 
 class Published(nn.Module):
@@ -171,29 +170,3 @@ def library(name: str) -> Any:
         from diffusers import models
 
         return getattr(models, name)
-
-
-def recomputed(layer: nn.Module, *given: Any) -> Any:
-    """Calls a layer whose activations the backward pass computes again, with its adapters on or off as they are now.
-
-    A teacher beneath an adapter is called with the adapter off; by the time of the backward pass it is on again.
-    """
-    off = [module for module in layer.modules() if getattr(module, "disable_adapters", None) is True]
-
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), disabled(off)
-
-    return checkpoint(layer.__call__, *given, use_reentrant=False, context_fn=contexts)
-
-
-@contextmanager
-def disabled(adapted: list[Any]) -> Iterator[None]:
-    """Turns peft's layers off, without touching what else their own switch does: which weights are trained."""
-    before = [module.disable_adapters for module in adapted]
-    for module in adapted:
-        module._disable_adapters = True
-    try:
-        yield
-    finally:
-        for module, value in zip(adapted, before):
-            module._disable_adapters = value

@@ -98,7 +98,7 @@ class Keep(nn.Module):
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_patches_go_back_to_where_they_came_from(patch, monkeypatch):
-    monkeypatch.setattr(dit, "position_code", lambda grid, width: torch.zeros(grid * grid, width))
+    monkeypatch.setattr(dit, "position_code", lambda grid, width, device: torch.zeros(grid * grid, width))
     net = DiT(3, 3, depth=0, width=3 * patch**2, heads=1, patch=patch, classes=1)
     net.patches.weight.data = torch.eye(3 * patch**2)
     net.final = Keep()

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from conftest import CONFIG, ROOT, TRAINING, replace
+from conftest import CONFIG, ROOT, TRAINING, flipped, replace
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -154,8 +154,10 @@ STUDENTS = {
     for features in ("teacher", "fake")
 }
 BUILD = {"msf": scale_part, "vae": vae_part, "duel": Duel, **STUDENTS}
-SPREAD = [(kind, parallel, None) for kind in BUILD for parallel in ("ddp", "fsdp")]
-SPREAD += [(kind, parallel, 40) for kind in ("msf", "duel") for parallel in ("ddp", "fsdp")]  # interrupted between rows
+HOW = {"": {}, "-passes": {"microbatch": 3}, "-recomputed": {"recompute": True}, "-bf16": {"precision": "bf16"}}
+SPREAD = [(kind, parallel, None, "") for kind in BUILD for parallel in ("ddp", "fsdp")]
+SPREAD += [(kind, parallel, 40, "") for kind in ("msf", "duel") for parallel in ("ddp", "fsdp")]  # between rows
+SPREAD += [("msf", parallel, None, how) for parallel in ("ddp", "fsdp") for how in HOW if how]
 
 
 def run_stage(kind: str, root: Path, seconds: float = 0.0) -> int:
@@ -464,29 +466,35 @@ def data_parallel(rank: int, folder: str) -> None:
     """One of two workers: trains each part, and writes its results or its error."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    for kind, parallel, stop in SPREAD:
-        name = f"{kind}-{parallel}-{stop}"
+    for kind, parallel, stop, how in SPREAD:
+        name = f"{kind}-{parallel}-{stop}{how}"
         try:
             if stop:
                 with pytest.raises(Interrupted):
                     train_alone(kind, Path(folder) / name, parallel, stop)
-            found: object = train_alone(kind, Path(folder) / name, parallel)
+            found: object = train_alone(kind, Path(folder) / name, parallel, how=how)
         except Exception as error:
             found = f"{type(error).__name__}: {error}"
         (Path(folder) / f"{name}-{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
-def train_alone(kind: str, folder: Path, parallel: str = "ddp", stop: int | None = None) -> tuple[list, dict, dict]:
-    """History and weights, and whether each frozen network is sharded."""
+def train_alone(
+    kind: str, folder: Path, parallel: str = "ddp", stop: int | None = None, how: str = ""
+) -> tuple[list, dict, dict]:
+    """History and weights, whether each frozen network is sharded, and the types that layers of MSF see."""
     torch.manual_seed(0)
     part = BUILD[kind]()
     images = 32 if kind in STUDENTS else SHORT.images
-    training, every = replace(SHORT, images=images, precision="fp32"), 0.0 if stop else 1000.0
-    checkpoints = Checkpoints(folder, kind, "key")
+    training = replace(SHORT, **{"images": images, "precision": "fp32"} | HOW[how])
+    every = 0.0 if stop else 1000.0
+    checkpoints, dtypes = Checkpoints(folder, kind, "key"), set()
+    if kind == "msf":
+        attention = part.networks["net"].blocks[0].attention
+        attention.register_forward_pre_hook(lambda layer, _: dtypes.add(str(layer.qkv.weight.dtype)))
     found = fit(part, training, 0, checkpoints, (), stop_at(stop), parallel, checkpoint_seconds=every)
     shared = {name: all(isinstance(p, DTensor) for p in net.parameters()) for name, net in part.frozen.items()}
-    return found.history, {key: value.tolist() for key, value in found.weights.items()}, shared
+    return found.history, {key: value.tolist() for key, value in found.weights.items()}, shared | {"in": sorted(dtypes)}
 
 
 @pytest.fixture(scope="module")
@@ -521,10 +529,21 @@ def test_two_workers_train_as_one(kind, parallel, of_two_workers, tmp_path):
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("how, tolerance", [("-passes", 1e-4), ("-recomputed", 1e-4), ("-bf16", 2e-2)])
+def test_two_workers_train_as_one_in_passes_recomputed_and_in_bf16(how, tolerance, parallel, of_two_workers, tmp_path):
+    history, _, seen = found_by(of_two_workers, f"msf-{parallel}-None{how}")
+    assert seen["in"] == ["torch.bfloat16" if how == "-bf16" and parallel == "fsdp" else "torch.float32"]
+    expected, *_ = train_alone("msf", tmp_path, how="-bf16" if how == "-bf16" else "")
+    assert [row["images"] for row in history] == [row["images"] for row in expected]
+    for ours, theirs in zip(history, expected):
+        assert ours == pytest.approx(theirs, rel=tolerance)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("kind", STUDENTS)
 def test_a_teacher_of_its_own_is_spread_over_the_workers_as_its_student_is(kind, parallel, of_two_workers):
     shared = found_by(of_two_workers, f"{kind}-{parallel}-None")[2]
-    assert shared == ({} if kind.startswith("adapters") else {"teacher": parallel == "fsdp"})
+    assert shared == {"in": []} | ({} if kind.startswith("adapters") else {"teacher": parallel == "fsdp"})
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -542,6 +561,22 @@ def test_a_checkpoint_of_two_workers_holds_full_tensors_that_one_goes_on_from(pa
     assert [row["images"] for row in history] == [row["images"] for row in expected]
     for ours, theirs in zip(history, expected):
         assert ours == pytest.approx(theirs, rel=1e-4), "the sums of both workers went into the first row"
+
+
+def test_of_the_shards_of_two_workers_only_what_is_whole_is_loaded(of_two_workers, tmp_path, caplog):
+    shutil.copytree(of_two_workers / "msf-fsdp-40", tmp_path / "left")
+    checkpoints = Checkpoints(tmp_path / "left", "msf", "key")
+    older, newest = sorted(checkpoints.folder.iterdir())
+    assert [int(folder.name) for folder in (older, newest)] == [24, 32]
+    tensors, about = checkpoints.load()
+    assert about["seen"] == 32 and all(not isinstance(value, DTensor) for value in tensors.values())
+    shard = max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    assert len(list(newest.glob("*.distcp"))) == 2, "each worker wrote its own"
+    with flipped(shard, shard.stat().st_size // 2, 3):
+        assert checkpoints.load()[1]["seen"] == 24
+    assert shard.name in caplog.text
+    (newest / "checksums.json").unlink()  # killed before it was written
+    assert checkpoints.load()[1]["seen"] == 24
 
 
 if __name__ == "__main__":
