@@ -42,11 +42,11 @@ class Training(Section):
     ema_images: Count = 4000
     """half-life of the moving average of the weights, in images; 0: no average"""
     precision: Precision = "auto"
-    """auto: bf16 where the hardware multiplies it natively; what stays in fp32, a GPU multiplies in TF32"""
+    """auto: bf16 where the hardware multiplies it natively; a GPU multiplies what is fp32 in TF32"""
     microbatch: Positive | None = None
-    """images a pass of each worker, whose gradients add up to those of its share of the batch; null: all in one"""
+    """images a pass of a worker, of which gradients add up to those of the batch; null: all in one"""
     recompute: bool = False
-    """activation checkpointing: blocks keep their inputs alone, and compute the rest again in the backward pass"""
+    """activation checkpointing: the backward pass computes again what blocks would keep"""
     compile: bool = False
     """torch.compile each network, the frozen ones too, for each resolution"""
     log_images: Positive = 2000

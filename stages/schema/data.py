@@ -35,9 +35,9 @@ class Run(Section):
     interface: Text | None = None
     """of the network between workers; null: the loopback, on a cluster what gloo and NCCL find"""
     randomness: Randomness = "cpu"
-    """of a training; cpu: drawn there, for the whole batch; device: others, as of another seed, fast on a GPU"""
+    """of trainings; device: not the numbers of cpu, but drawn where they are needed"""
     checkpoint_seconds: From0 = 30.0
-    """between two checkpoints of a training, or more, so that they take 1 % of the time; 0: one after every step"""
+    """between two checkpoints, or more, so that they take 1 % of the time; 0: after every step"""
     previews: Count = 8
     """samples in the picture at each tenth of a training, eight a row; 0: no pictures"""
     batch: Positive = 128
