@@ -4,6 +4,8 @@ ssd       the images as they are, for every method on pixels
 msf       a base and residuals of the latents, one target a scale; with one resolution, the normalised latents
 swd       the latents at each resolution, normalised by the statistics of the full resolution
 wmgm      the wavelet bands of the images
+
+The training images are in targets.safetensors, those of the validation split in validation.safetensors.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from stages.common.harness import command
 if __name__ == "__main__":  # first: the imports below take seconds
     command(__doc__, {"name": "a key of `decompose`"})
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +25,12 @@ from multiscale import methods
 from multiscale.core import intact
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.storage import Table, read_json, sealed_folder, write_blocks, write_json
+from multiscale.decomposition import Decomposition as Decomposed
 from stages.common import codec, texts
 from stages.common.errors import refuse
 from stages.common.harness import progress
-from stages.common.images import classes, pixel_table
-from stages.common.paths import DECOMPOSED, EMBEDDINGS, IMAGES, LATENTS
+from stages.common.images import classes, count, pixel_table
+from stages.common.paths import DECOMPOSED, EMBEDDINGS, HELD_OUT, IMAGES, LATENTS
 from stages.schema import Decomposition, Experiment
 
 BLOCK = 1024
@@ -34,16 +38,19 @@ STATISTICS = "statistics.json"
 
 
 class Dataset:
-    """The training images and their latents, from the outputs of earlier stages."""
+    """The training images and their latents, from the outputs of earlier stages; or those held out for validation."""
+
+    def __init__(self, held_out: bool = False):
+        self.split, self.file = ("validation", HELD_OUT) if held_out else ("train", "latents.safetensors")
 
     def pixels(self) -> Table:
         intact.check(IMAGES)
-        return pixel_table("train")
+        return pixel_table(self.split)
 
     def latents(self, resolution: int) -> Table:
         folder = LATENTS / str(resolution)
         intact.check(folder)
-        return Table.open(folder / "latents.safetensors", "mean", "label")
+        return Table.open(folder / self.file, "mean", "label")
 
     def normalisation(self, resolution: int) -> Normalisation:
         folder = LATENTS / str(resolution)
@@ -53,16 +60,22 @@ class Dataset:
 
     def captions(self, text: str) -> Tensor:
         intact.check(EMBEDDINGS / text)
-        return texts.captions(text)
+        return texts.captions(text, self.split)
+
+
+def write(path: Path, made: Decomposed, reach: Callable[[int], None]) -> None:
+    """Writes the arrays of a decomposition block by block."""
+    shapes = {**made.shapes, "label": (np.int64, (made.count,))}
+    write_blocks(path, shapes, (made.block(slice(k, k + BLOCK)) for k in range(0, made.count, BLOCK)), reach=reach)
 
 
 def decompose(out: Path, section: Decomposition) -> None:
     """Writes the decomposition of a section of `decompose`, its statistics, and the autoencoder of its latents."""
-    made = methods.decomposition(section.kind).decompose(section, Dataset())
+    make = methods.decomposition(section.kind).decompose
+    made: Decomposed = make(section, Dataset())
     with sealed_folder(out) as folder, progress(f"decompose {out.name}", made.count) as reach:
-        path, shapes = folder / "targets.safetensors", {**made.shapes, "label": (np.int64, (made.count,))}
-        blocks = (made.block(slice(start, start + BLOCK)) for start in range(0, made.count, BLOCK))
-        write_blocks(path, shapes, blocks, reach=reach)
+        path = folder / "targets.safetensors"
+        write(path, made, reach)
         encoded = LATENTS / str(made.resolution) if made.resolution else None
         kinds = read_json(encoded / STATISTICS)["classes"] if encoded else classes()
         write_json(folder / STATISTICS, {"classes": kinds, **made.statistics(Table.open(path, *made.shapes))})
@@ -70,6 +83,8 @@ def decompose(out: Path, section: Decomposition) -> None:
             codec.carry(encoded, folder)
         if text := getattr(section, "text", None):
             texts.begin(text, folder)
+        if (encoded / HELD_OUT).exists() if encoded else count("validation"):
+            write(folder / HELD_OUT, make(section, Dataset(held_out=True)), lambda done: None)
 
 
 def main(params: Experiment, name: str) -> None:

@@ -8,20 +8,20 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from multiscale.core.device import default_device, describe, peak_memory_bytes, resolve_precision
 from multiscale.core.memory import keep_freed_memory
-from multiscale.core.storage import sealed_folder, write_json
+from multiscale.core.storage import Table, sealed_folder, write_json
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Result, fit
 from multiscale.training.part import Part, Training
 from stages import cluster, previews
 from stages.common import codec, keys, texts, timings
 from stages.common.harness import progress
-from stages.common.paths import DECOMPOSED, MODELS, SCRATCH
+from stages.common.paths import DECOMPOSED, HELD_OUT, MODELS, SCRATCH
 from stages.schema import Experiment
 from stages.schema import Part as PartSection
 from stages.schema.data import Classifier, Run, TrainedVAE
@@ -108,6 +108,8 @@ def work(
     """Trains in this process, alone or as a worker of a process group; the first worker writes the result."""
     torch.manual_seed(job.seed)  # decides the initial weights; later draws come from named streams
     part = job.build()
+    if job.decomposition and (held_out := job.decomposition / HELD_OUT).exists():
+        part.held_out = Table.open(held_out, *cast(Table, part.data).arrays)
     bare = copy.deepcopy(part.networks[part.main])  # an unsharded copy, for the result
     checkpoints = Checkpoints(Path(SCRATCH, "checkpoints"), job.name, job.key)
     observe = previews.observer(part, job.training, job.decomposition, run.previews)

@@ -1,7 +1,10 @@
-"""Encodes the training images, downsampled in pixels to one resolution, into data/latents/RESOLUTION.
+"""Encodes the images, downsampled in pixels to one resolution, into data/latents/RESOLUTION.
 
-Stores the mean and standard deviation of the posterior, a copy of the autoencoder, and in statistics.json the shift and
-scale that normalise each channel of the means.
+latents.safetensors      mean and standard deviation of the posterior of each training image
+validation.safetensors   the same of the validation split, if there is one
+statistics.json          the shift and scale that normalise each channel of the training images' means
+
+A copy of the autoencoder lies beside them.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from stages.common.harness import command
 if __name__ == "__main__":  # first: the imports below take seconds
     command(__doc__, {"resolution": "the resolution in pixels, one of latents.resolutions"})
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -26,11 +29,11 @@ from multiscale.core.resize import area_to
 from multiscale.core.storage import sealed_folder, write_blocks, write_json
 from multiscale.networks import autoencoder
 from stages.cluster import pool
-from stages.common import codec
+from stages.common import codec, images
 from stages.common.errors import refuse
 from stages.common.harness import progress
-from stages.common.images import classes, pixel_table
-from stages.common.paths import IMAGES, LATENTS, VAE
+from stages.common.images import pixel_table
+from stages.common.paths import HELD_OUT, IMAGES, LATENTS, VAE
 from stages.schema import Experiment
 
 
@@ -67,24 +70,37 @@ def main(params: Experiment, resolution: str) -> None:
     intact.check(IMAGES, VAE)
     make = partial(encoder, params.data.channels, params.latents.precision)
     title, batch, moments = f"latents {resolution} px", params.run.batch, Moments()
-    with pool(title, params.run, make) as workers:
-        table = pixel_table("train")
-        count = len(table)
+    splits = [split for split in ("train", "validation") if images.count(split)]
+    total = sum(map(images.count, splits))
+    with (
+        pool(title, params.run, make) as workers,
+        sealed_folder(LATENTS / resolution) as folder,
+        progress(title, total) as reach,
+    ):
         ((shape, precision),) = workers.map("about", [(int(resolution),)])
-        labels = torch.from_numpy(np.array(table.arrays["label"])).split(batch)
-
-        def blocks() -> Iterator[dict[str, Tensor]]:
-            slices = (slice(start, start + batch) for start in range(0, count, batch))
-            batches = ((table[rows]["pixels"], int(resolution)) for rows in slices)
-            for label, (mean, std) in zip(labels, workers.map("encode", batches)):
-                moments.add(mean)
-                yield {"mean": mean.half(), "std": std.half(), "label": label}
-
-        latents = (np.float16, (count, *shape))
-        shapes = {"mean": latents, "std": latents, "label": (np.int64, (count,))}
         about = {"resolution": resolution, "factor": str(int(resolution) // shape[-1]), "precision": precision}
-        with sealed_folder(LATENTS / resolution) as folder, progress(title, count) as reach:
-            write_blocks(folder / "latents.safetensors", shapes, blocks(), about, reach)
-            codec.begin(VAE, folder, params.data.channels)
-            statistics = {"classes": classes(), "shift": moments.mean(), "scale": moments.std(), "images": count}
-            write_json(folder / "statistics.json", statistics)
+
+        def write(name: str, split: str, seen: Callable[[Tensor], None], before: int) -> int:
+            """Writes the latents of a split, shows their means to `seen`, and gives how many there are."""
+            table = pixel_table(split)
+            count = len(table)
+            labels = torch.from_numpy(np.array(table.arrays["label"])).split(batch)
+
+            def blocks() -> Iterator[dict[str, Tensor]]:
+                slices = (slice(start, start + batch) for start in range(0, count, batch))
+                batches = ((table[rows]["pixels"], int(resolution)) for rows in slices)
+                for label, (mean, std) in zip(labels, workers.map("encode", batches)):
+                    seen(mean)
+                    yield {"mean": mean.half(), "std": std.half(), "label": label}
+
+            latents = (np.float16, (count, *shape))
+            shapes = {"mean": latents, "std": latents, "label": (np.int64, (count,))}
+            write_blocks(folder / name, shapes, blocks(), about, lambda done: reach(before + done))
+            return count
+
+        count = write("latents.safetensors", "train", moments.add, 0)
+        codec.begin(VAE, folder, params.data.channels)
+        statistics = {"classes": images.classes(), "shift": moments.mean(), "scale": moments.std(), "images": count}
+        write_json(folder / "statistics.json", statistics)
+        if "validation" in splits:
+            write(HELD_OUT, "validation", lambda mean: None, count)

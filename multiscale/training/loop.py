@@ -25,6 +25,7 @@ from multiscale.training.checkpoint import Checkpoints, flatten_optimizer, resto
 from multiscale.training.optimizers import optimizers
 from multiscale.training.parallel import Workers, load_whole, local, whole
 from multiscale.training.part import Part, Training
+from multiscale.training.validation import NAME, validation_loss
 
 TENTHS = 10  # of the budget, after each of which a training is observed
 TURNS = "turns"  # the sum that counts a network's updates
@@ -161,6 +162,19 @@ class Trainer:
             if key != TURNS:
                 row[key if name == self.part.main else f"{name}_{key}"] = value / values[f"{name}/{TURNS}"]
         self.sums = {}
+        return self._record(row)
+
+    def validate(self) -> list[dict[str, float]]:
+        """Appends the validation loss of the averaged weights to the history, and gives its row, if there is one.
+
+        A collective call: every worker must make it, and each computes the same number.
+        """
+        images, share = self.training.validation_images, self.rows.stop - self.rows.start
+        with autocast(self.precision, self.device):
+            loss = validation_loss(self.part, self.ema.average, images, share, self.device)
+        return [] if loss is None else [self._record({"images": self.seen, NAME: loss})]
+
+    def _record(self, row: dict[str, float]) -> dict[str, float]:
         for key, value in row.items():
             if key.endswith("loss") and not math.isfinite(value):
                 raise FloatingPointError(f"the {key} of {self.part.name} became {value} by image {self.seen}")
@@ -233,8 +247,8 @@ def fit(
 
     parallel: 'ddp' or 'fsdp', see `Workers`. A checkpoint is written every `checkpoint_seconds`, with 0 after every
     step. on_step(images seen) is called after each step, on_row(row) for each row of the history, observe(images seen,
-    averaged weights so far) after each tenth of the budget. Raises FloatingPointError if the loss or the
-    weights stop being finite.
+    averaged weights so far) after each tenth of the budget, which also has a row with the validation loss. Raises
+    FloatingPointError if a loss or the weights stop being finite.
     """
     run = Trainer(part, training, seed, parallel)
     found = checkpoints.load()
@@ -254,11 +268,16 @@ def fit(
             on_step(run.seen)
             finished = run.seen >= training.images
             before = run.seen - training.batch
+            tenth = TENTHS * run.seen // training.images > TENTHS * before // training.images
+            rows = []
             if run.seen // training.log_images > before // training.log_images or finished:
-                row = run.log_row()
+                rows.append(run.log_row())
+            if tenth:
+                rows += run.validate()
+            for row in rows:
                 for call in on_row:
                     call(row)
-            if observe and TENTHS * run.seen // training.images > TENTHS * before // training.images:
+            if observe and tenth:
                 observe(run.seen, run.weights())
             run.seconds = earlier + time.monotonic() - started
             due = not finished and time.monotonic() - saved >= checkpoint_seconds

@@ -13,6 +13,7 @@ CODE = Path("data/code")  # /STAGE or /STAGE-KIND: the code that decides a stage
 IMAGES = Path("data/images.parquet")
 LATENTS = Path("data/latents")  # /RESOLUTION
 DECOMPOSED = Path("data/decomposed")  # /NAME
+HELD_OUT = "validation.safetensors"  # the same of the validation split, if there is one, beside that of the training
 CAPTIONS = Path("data/captions")  # /NAME
 PROMPTS = "prompts.parquet"
 EMBEDDINGS = LATENTS / "text"  # /NAME: beside the latents of the images, so that decompositions depend on both

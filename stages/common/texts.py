@@ -19,9 +19,12 @@ from stages.common.paths import PROMPTS
 ROWS = "rows.safetensors"
 
 
-def captions(text: str) -> Tensor:
-    """The row (N,) of each training image's caption in the embeddings of a text encoder."""
-    return load_file(paths.EMBEDDINGS / text / ROWS)["pictures"]
+PICTURES = {"train": "pictures", "validation": "held_out"}  # in ROWS, the rows of a split
+
+
+def captions(text: str, split: str) -> Tensor:
+    """The row (N,) of each image's caption in the embeddings of a text encoder."""
+    return load_file(paths.EMBEDDINGS / text / ROWS)[PICTURES[split]]
 
 
 def begin(text: str, out: Path) -> None:
