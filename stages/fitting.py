@@ -18,7 +18,7 @@ from multiscale.core.storage import Table, sealed_folder, write_json
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Result, fit
 from multiscale.training.part import Part, Training
-from stages import cluster, previews
+from stages import cluster, previews, trackers
 from stages.common import codec, keys, texts, timings
 from stages.common.harness import progress
 from stages.common.paths import DECOMPOSED, HELD_OUT, MODELS, SCRATCH
@@ -113,9 +113,9 @@ def work(
     bare = copy.deepcopy(part.networks[part.main])  # an unsharded copy, for the result
     checkpoints = Checkpoints(Path(SCRATCH, "checkpoints"), job.name, job.key)
     observe = previews.observer(part, job.training, job.decomposition, run.previews)
-    result = fit(
-        part, job.training, job.seed, checkpoints, on_row, on_step, run.parallel, run.checkpoint_seconds, observe
-    )
+    spread = (run.parallel, run.checkpoint_seconds, observe)
+    with trackers.tracking(run.tracker, job.name, job.key) as told:
+        result = fit(part, job.training, job.seed, checkpoints, [*on_row, *told], on_step, *spread)
     group = torch.distributed.is_initialized()
     if not group or torch.distributed.get_rank() == 0:
         bare.load_state_dict(result.weights)
