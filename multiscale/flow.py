@@ -12,7 +12,7 @@ from torch import Tensor
 
 from multiscale import solvers
 from multiscale.core.settings import Above0, Steps
-from multiscale.core.streams import Draws
+from multiscale.core.streams import Draws, Held
 from multiscale.guidance import Guidance, Predict
 
 Timesteps = Literal["uniform", "logit-normal"]
@@ -44,10 +44,17 @@ def draw_times(draws: Draws, timesteps: Timesteps) -> Tensor:
 
 def loss(velocity: Predict, data: Tensor, draws: Draws, timesteps: Timesteps) -> Tensor:
     """The flow-matching loss E || v(x_t, t) - (eps - y) ||^2 (MSF eq. 5)."""
-    noise = draws.normal("noise", *data.shape[1:])
-    t = draw_times(draws, timesteps)
+    return _squares(velocity, data, draws.normal("noise", *data.shape[1:]), draw_times(draws, timesteps)).mean()
+
+
+def errors(velocity: Predict, data: Tensor, held: Held) -> Tensor:
+    """The flow-matching loss (N,) of each held-out image at its level, as a time."""
+    return _squares(velocity, data, held.normal("noise", *data.shape[1:]), held.levels).flatten(1).mean(1)
+
+
+def _squares(velocity: Predict, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     predicted = velocity(interpolate(data, noise, t), t)
-    return (predicted.float() - (noise - data)).square().mean()
+    return (predicted.float() - (noise - data)).square()
 
 
 def shifted(u: Tensor, shift: float) -> Tensor:

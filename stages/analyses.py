@@ -42,7 +42,7 @@ def _last_losses(part: str, folders: Sequence[Path]) -> list[float]:
     if not found or not found[0].exists():
         raise Lacking(f"needs the part {part}")
     intact.check_folder(found[0].parent, found[0].name)
-    return pl.read_ndjson(found[0])["loss"][-LAST:].to_list()
+    return pl.read_ndjson(found[0], infer_schema_length=None)["loss"].drop_nulls()[-LAST:].to_list()
 
 
 def losses(quantity: schema.Losses, methods: Sequence[str]) -> Measured:

@@ -39,8 +39,12 @@ OPENED = {
     "sample": ("settings", "sampler"),
 }
 # What decides no result: the schema says what is allowed (experiment.yaml spells out what the methods share), Ray
-# carries the same work to other processes, previews and `multiscale.load` are for people, and this file only compares.
-NEUTRAL = ("stages/schema/", "stages/cluster.py", "stages/code.py", "stages/previews.py", "multiscale/__init__.py")
+# carries the same work to other processes, previews, trackers and `multiscale.load` are for people, and this file only
+# compares.
+NEUTRAL = (
+    *("stages/schema/", "stages/cluster.py", "stages/code.py", "stages/previews.py", "stages/trackers.py"),
+    "multiscale/__init__.py",
+)
 PROJECT = ("flows", "multiscale", "stages")
 
 

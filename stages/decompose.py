@@ -4,6 +4,8 @@ ssd       the images as they are, for every method on pixels
 msf       a base and residuals of the latents, one target a scale; with one resolution, the normalised latents
 swd       the latents at each resolution, normalised by the statistics of the full resolution
 wmgm      the wavelet bands of the images
+
+The training images are in targets.safetensors, those of the validation split in validation.safetensors.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from stages.common.harness import command
 if __name__ == "__main__":  # first: the imports below take seconds
     command(__doc__, {"name": "a key of `decompose`"})
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +25,11 @@ from multiscale import methods
 from multiscale.core import intact
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.storage import Table, read_json, sealed_folder, write_blocks, write_json
+from multiscale.decomposition import Decomposition as Decomposed
 from stages.common import codec, images, texts
 from stages.common.errors import refuse
 from stages.common.harness import progress
-from stages.common.paths import DECOMPOSED, EMBEDDINGS, LATENTS, TRAIN
+from stages.common.paths import DECOMPOSED, EMBEDDINGS, HELD_OUT, LATENTS, TRAIN, VALIDATION
 from stages.schema import Decomposition, Experiment
 
 BLOCK = 1024
@@ -33,16 +37,19 @@ STATISTICS = "statistics.json"
 
 
 class Dataset:
-    """The training images and their latents, from the outputs of earlier stages."""
+    """The training images and their latents, from the outputs of earlier stages; or those held out for validation."""
+
+    def __init__(self, held_out: bool = False):
+        self.split = "validation" if held_out else "train"
 
     def pixels(self) -> Table:
-        images.check("train")
-        return images.pixel_table("train")
+        images.check(self.split)
+        return images.pixel_table(self.split)
 
     def latents(self, resolution: int) -> Table:
         folder = LATENTS / str(resolution)
         intact.check(folder)
-        return Table.open(folder, "mean", "label")
+        return Table.open(folder / VALIDATION.name if self.split == "validation" else folder, "mean", "label")
 
     def normalisation(self, resolution: int) -> Normalisation:
         folder = LATENTS / str(resolution)
@@ -52,22 +59,30 @@ class Dataset:
 
     def captions(self, text: str) -> Tensor:
         intact.check(EMBEDDINGS / text)
-        return texts.captions(text)
+        return texts.captions(text, self.split)
+
+
+def write(path: Path, made: Decomposed, reach: Callable[[int], None]) -> None:
+    """Writes the arrays of a decomposition block by block."""
+    shapes = {**made.shapes, "label": (np.int64, (made.count,))}
+    write_blocks(path, shapes, (made.block(slice(k, k + BLOCK)) for k in range(0, made.count, BLOCK)), reach=reach)
 
 
 def decompose(out: Path, section: Decomposition) -> None:
     """Writes the decomposition of a section of `decompose`, its statistics, and the autoencoder of its latents."""
-    made = methods.decomposition(section.kind).decompose(section, Dataset())
+    make = methods.decomposition(section.kind).decompose
+    made: Decomposed = make(section, Dataset())
     with sealed_folder(out) as folder, progress(f"decompose {out.name}", made.count) as reach:
-        path, shapes = folder / "targets.safetensors", {**made.shapes, "label": (np.int64, (made.count,))}
-        blocks = (made.block(slice(start, start + BLOCK)) for start in range(0, made.count, BLOCK))
-        write_blocks(path, shapes, blocks, reach=reach)
+        path = folder / "targets.safetensors"
+        write(path, made, reach)
         source = LATENTS / str(made.resolution) if made.resolution else TRAIN
         kinds = read_json(source / STATISTICS)["classes"]
         write_json(folder / STATISTICS, {"classes": kinds, **made.statistics(Table.open(path, *made.shapes))})
         codec.carry(source, folder)
         if text := getattr(section, "text", None):
             texts.begin(text, folder)
+        if (source / VALIDATION.name if made.resolution else VALIDATION).is_dir():
+            write(folder / HELD_OUT, make(section, Dataset(held_out=True)), lambda done: None)
 
 
 def main(params: Experiment, name: str) -> None:

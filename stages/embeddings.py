@@ -1,7 +1,8 @@
-"""Embeds the captions of the training images and the prompts once, in data/latents/text/NAME, and frees the encoder.
+"""Embeds the captions of the images and the prompts once, in data/latents/text/NAME, and frees the encoder.
 
 embeddings.safetensors   of each text that occurs, once, fp16: prompt (M, L, D), its tokens, and pooled (M, P)
-rows.safetensors         rows of that: pictures (N,), the training images in their order, and prompts (K,)
+rows.safetensors         rows of that: pictures (N,), the training images in their order, prompts (K,), and held_out
+                         (V,), the images of the validation split
 prompts.parquet          the prompts and their labels
 texts.parquet            the texts in the order of their rows
 statistics.json          L, D and P
@@ -81,12 +82,14 @@ def _half(embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return prompt, pooled
 
 
-def embed(out: Path, texts: list[str], workers: Pool, batch: int, reach: Callable[[int], None]) -> dict[str, int]:
-    """Writes the embeddings of no text and of texts, in this order; returns their sizes."""
+def embed(
+    out: Path, texts: Sequence[list[str]], workers: Pool, batch: int, reach: Callable[[int], None]
+) -> dict[str, int]:
+    """Writes the embeddings of no text and of lists of texts, in this order; returns their sizes."""
     (null,) = workers.map("null", [()])
-    count = 1 + len(texts)
+    count = 1 + sum(map(len, texts))
     shapes = {name: (np.float16, (count, *each.shape[1:])) for name, each in zip(("prompt", "pooled"), null)}
-    batches = ((texts[start : start + batch],) for start in range(0, len(texts), batch))
+    batches = ((each[start : start + batch],) for each in texts for start in range(0, len(each), batch))
     made = chain([null], workers.map("encode", batches))
     write_blocks(out, shapes, ({"prompt": tokens, "pooled": whole} for tokens, whole in made), reach=reach)
     return {"length": null[0].shape[1], "width": null[0].shape[2], "pooled": null[1].shape[1]}
@@ -96,25 +99,29 @@ def main(params: Experiment, name: str) -> None:
     if name not in params.text:
         raise refuse("embeddings", "NAME", name, f"one of {', '.join(params.text) or 'none'}")
     intact.check(IMAGES, CAPTIONS / name, TEXT / name)
-    captions = images.captions("train")["caption"].to_list()
+    captions, held_out = (images.captions(split)[images.CAPTION].to_list() for split in ("train", "validation"))
     prompts = pl.read_parquet(CAPTIONS / name / PROMPTS)["prompt"].to_list()
-    texts, title = list(dict.fromkeys([*prompts, *captions])), f"embeddings {name}"
+    shown, title = list(dict.fromkeys([*prompts, *captions])), f"embeddings {name}"
+    further = list(dict.fromkeys(each for each in held_out if each not in set(shown)))  # of no training image or prompt
+    texts = [*shown, *further]
     row_of = {each: row for row, each in enumerate(texts, 1)}
-    rows = {"pictures": [row_of[each] for each in captions], "prompts": [row_of[each] for each in prompts]}
+    listed = {"pictures": captions, "prompts": prompts, "held_out": held_out}
+    rows = {key: torch.tensor([row_of[each] for each in found]) for key, found in listed.items() if found}
     with pool(title, params.run, partial(Embedder, name, params)) as workers:
-        ((length, long, cut),) = workers.map("limits", [(prompts, captions)])
+        ((length, long, cut),) = workers.map("limits", [(prompts, captions + held_out)])
         if long:
             allowed = f"at most {length} tokens (row {long[0]} has {long[1]})"
             raise refuse(EXPERIMENT, f"text.{name}.prompts", prompts[long[0]], allowed)
         with sealed_folder(EMBEDDINGS / name) as folder, progress(title, 1 + len(texts), "text") as reach:
-            about = embed(folder / models.EMBEDDINGS, texts, workers, params.run.batch, reach)
-            save_file({key: torch.tensor(each) for key, each in rows.items()}, folder / models.TEXT_ROWS)
+            about = embed(folder / models.EMBEDDINGS, [shown, further], workers, params.run.batch, reach)
+            save_file(rows, folder / models.TEXT_ROWS)
             shutil.copyfile(CAPTIONS / name / PROMPTS, folder / PROMPTS)
             pl.DataFrame({"text": ["", *texts]}).write_parquet(folder / "texts.parquet")
             write_json(folder / "statistics.json", about)
             section = params.text[name].encoder
             write_json(folder / models.READER, {"name": name, "length": length, "precision": precision_of(section)})
     shape = f"{about['length']} tokens of {about['width']} numbers"
-    print(f"{len(texts)} different texts of {len(captions)} captions and {len(prompts)} prompts, {shape} each")
+    count = len(captions) + len(held_out)
+    print(f"{len(texts)} different texts of {count} captions and {len(prompts)} prompts, {shape} each")
     if cut:
         print(f"{cut} captions are longer than {length} tokens, and were cut")

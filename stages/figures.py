@@ -48,11 +48,13 @@ def drawing(path: Path, count: int = 1, **options: Any) -> Iterator[list[Any]]:
 
 
 def training(curves: pl.DataFrame, path: Path) -> None:
-    """Loss against training images, a line for each part."""
+    """Loss against training images, a line for each part, and points where its validation loss was measured."""
     with drawing(path, figsize=(8, 4)) as (axes,):
         for (name,), frame in curves.group_by("part", maintain_order=True):
-            axes.plot(frame["images"], frame["loss"], label=name, linewidth=1.8)
-        axes.set(xlabel="training images", ylabel="loss", title="Training", yscale="log")
+            logged, held_out = (frame.drop_nulls(key) for key in ("loss", "validation_loss"))
+            (line,) = axes.plot(logged["images"], logged["loss"], label=name, linewidth=1.8)
+            axes.plot(held_out["images"], held_out["validation_loss"], "o", markersize=3, color=line.get_color())
+        axes.set(xlabel="training images", ylabel="loss", title="Training; points: held-out images", yscale="log")
         axes.legend(**BESIDE)
 
 

@@ -8,22 +8,22 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from multiscale.core.device import default_device, describe, peak_memory_bytes, resolve_precision
 from multiscale.core.memory import keep_freed_memory
 from multiscale.core.settings import Bad
-from multiscale.core.storage import sealed_folder, write_json
+from multiscale.core.storage import Table, sealed_folder, write_json
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Result, fit
 from multiscale.training.part import Part, Training
-from stages import cluster, previews
+from stages import cluster, previews, trackers
 from stages.common import codec, keys, texts, timings
 from stages.common.errors import refuse
 from stages.common.harness import progress
-from stages.common.paths import DECOMPOSED, EXPERIMENT, MODELS, SCRATCH
+from stages.common.paths import DECOMPOSED, EXPERIMENT, HELD_OUT, MODELS, SCRATCH
 from stages.schema import Experiment
 from stages.schema import Part as PartSection
 from stages.schema.data import Classifier, Run, TrainedVAE
@@ -110,12 +110,15 @@ def work(
     """Trains in this process, alone or as a worker of a process group; the first worker writes the result."""
     torch.manual_seed(job.seed)  # decides the initial weights; later draws come from named streams
     part = job.build()
+    if job.decomposition and (held_out := job.decomposition / HELD_OUT).exists():
+        part.held_out = Table.open(held_out, *cast(Table, part.data).arrays)
     bare = copy.deepcopy(part.networks[part.main])  # an unsharded copy, for the result
     checkpoints = Checkpoints(Path(SCRATCH, "checkpoints"), job.name, f"{job.key} {run.randomness}")
     observe = previews.observer(part, job.training, job.decomposition, run.previews)
-    every, parallel, randomness = run.checkpoint_seconds, run.parallel, run.randomness
+    spread = (run.parallel, run.checkpoint_seconds, observe, run.randomness)
     try:
-        result = fit(part, job.training, job.seed, checkpoints, on_row, on_step, parallel, every, observe, randomness)
+        with trackers.tracking(run.tracker, job.name, job.key) as told:
+            result = fit(part, job.training, job.seed, checkpoints, [*on_row, *told], on_step, *spread)
     except Bad as error:
         raise refuse(EXPERIMENT, error.key, error.value, error.allowed) from None
     group = torch.distributed.is_initialized()

@@ -1,7 +1,10 @@
-"""Encodes the training images, downsampled in pixels to one resolution, into data/latents/RESOLUTION.
+"""Encodes the images, downsampled in pixels to one resolution, into data/latents/RESOLUTION.
 
-Stores the mean and standard deviation of the posterior, a copy of the autoencoder, and in statistics.json the shift and
-scale that normalise each channel of the means.
+00000.safetensors ...   shards: mean and standard deviation of the posterior of each training image
+validation              a folder with the same of the validation split, if there is one
+statistics.json         the shift and scale that normalise each channel of the training images' means
+
+A copy of the autoencoder lies beside them.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from multiscale.core.storage import read_json, sealed_folder, write_json
 from multiscale.networks import autoencoder
 from stages.common import codec, images, keys, shards
 from stages.common.errors import refuse
-from stages.common.paths import LATENTS, TRAIN, VAE
+from stages.common.paths import LATENTS, PIXELS, TRAIN, VAE, VALIDATION
 from stages.schema import Experiment
 
 
@@ -49,17 +52,17 @@ class Encoder:
 
 
 class Writer:
-    """The encoder of the autoencoder in models/vae, and the training images, on one worker."""
+    """The encoder of the autoencoder in models/vae, and the images, on one worker."""
 
     def __init__(self, channels: int, precision: str, resolution: int, batch: int):
         self.encoder = Encoder(autoencoder.load(VAE, channels), precision)
-        self.table, self.resolution, self.batch = images.pixel_table("train"), resolution, batch
+        self.resolution, self.batch = resolution, batch
 
-    def write(self, shard: Path, rows: slice) -> None:
-        """Writes the latents and labels of rows, and with them the moments of each batch."""
-        encoded, moments = [], []
+    def write(self, shard: Path, split: str, rows: slice) -> None:
+        """Writes the latents and labels of rows of a split, and with them the moments of each batch."""
+        table, encoded, moments = images.pixel_table(split), [], []
         for start in range(rows.start, rows.stop, self.batch):
-            batch = self.table[slice(start, min(start + self.batch, rows.stop))]
+            batch = table[slice(start, min(start + self.batch, rows.stop))]
             mean, std = self.encoder.encode(batch["pixels"], self.resolution)
             moments.append(Moments.of(mean))
             encoded.append((mean.half(), std.half(), batch["label"]))
@@ -67,26 +70,36 @@ class Writer:
         shards.save(shard, {"mean": mean, "std": std, "label": label}, moments)
 
 
+def _shares(split: str, resolution: int) -> list[shards.Share]:
+    """The shards of a split."""
+    rows = shards.slices(len(images.pixel_table(split)), resolution**2)  # latents are smaller than images
+    name = "{:05}" if split == TRAIN.name else split + "-{:05}"
+    return [shards.Share(name.format(k), each.stop - each.start, (split, each)) for k, each in enumerate(rows)]
+
+
 def main(params: Experiment, resolution: str) -> None:
     if resolution not in map(str, params.latents.resolutions):
         raise refuse("latents", "RESOLUTION", resolution, f"one of {', '.join(map(str, params.latents.resolutions))}")
-    images.check("train")
+    splits = [path.name for path in (TRAIN, VALIDATION) if path is TRAIN or path.is_dir()]
+    for split in splits:
+        images.check(split)
     intact.check(VAE)
     title, precision = f"latents {resolution} px", resolve_precision(params.latents.precision, default_device())
     given = (params.data.channels, precision, int(resolution), params.run.batch)
-    table = images.pixel_table("train")
-    rows = shards.slices(len(table), int(resolution) ** 2)  # latents are smaller than images
-    shares = [shards.Share(f"{number:05}", each.stop - each.start, (each,)) for number, each in enumerate(rows)]
-    key = keys.key({"given": given}, [TRAIN / intact.LIST, VAE / intact.LIST], ["latents"])
+    shares = [share for split in splits for share in _shares(split, int(resolution))]
+    key = keys.key({"given": given}, [path / intact.LIST for path in (*map(PIXELS.joinpath, splits), VAE)], ["latents"])
     scratch = shards.folder_of(title, key)
     written = shards.write(title, params.run, partial(Writer, *given), scratch, shares)
+    of = {split: [path for path, share in zip(written, shares) if share.told[0] == split] for split in splits}
     moments = Moments()
-    for shard in written:
+    for shard in of[TRAIN.name]:
         for of_batch in shards.about_of(shard):
             moments.include(*of_batch)
     with sealed_folder(LATENTS / resolution) as folder:
-        shards.take(written, folder)
+        shards.take(of[TRAIN.name], folder)
+        if VALIDATION.name in of:
+            shards.take(of[VALIDATION.name], folder / VALIDATION.name)
         codec.begin(VAE, folder, params.data.channels)
-        about = {"classes": read_json(TRAIN / "statistics.json")["classes"], "images": len(table)}
+        about = {"classes": read_json(TRAIN / "statistics.json")["classes"], "images": images.count("train")}
         write_json(folder / "statistics.json", about | {"shift": moments.mean(), "scale": moments.std()})
     shutil.rmtree(scratch)

@@ -1,7 +1,7 @@
 """Collects the metrics and costs of all methods into the leaderboard, training curves, plots and an HTML report.
 
-Writes reports/leaderboard.{json,parquet,md}, reports/claims.json, reports/quality-flops.csv and
-reports/training.{csv,png}, none of which depends on the machine's speed. What does is known to neither git nor DVC:
+Writes reports/leaderboard.{json,parquet,md}, reports/claims.json, reports/quality-flops.csv, reports/training.{csv,png}
+and reports/validation.csv, none of which depends on the machine's speed. What does is known to neither git nor DVC:
 reports/report.md (the leaderboard with seconds and memory, and the published claims), reports/timing/claims.json (the
 claims with those about seconds), reports/quality-time.png, and reports/report.html, in which all pictures are embedded.
 """
@@ -31,14 +31,17 @@ from stages.schema import Experiment
 GALLERIES, TRAINING = REPORTS / "galleries", REPORTS / "training.png"
 QUALITY_TIME, PAGE = REPORTS / "quality-time.png", REPORTS / "report.html"
 PICTURES = {"method": ("strip", "grid", "neighbours"), "floor": ("grid", "neighbours")}  # of each kind of row
-CURVES = {"part": pl.String, "images": pl.Int64, "loss": pl.Float64, "lr": pl.Float64, "grad_norm": pl.Float64}
+OF_STEPS, HELD_OUT = ("loss", "lr", "grad_norm"), ("validation_loss",)
+CURVES = {"part": pl.String, "images": pl.Int64} | dict.fromkeys((*OF_STEPS, *HELD_OUT), pl.Float64)
 COSTS = ("method", "flops_per_image", "kid", "kid_se", "label_accuracy")
 
 
 def curves(methods: Iterable[str]) -> pl.DataFrame:
-    """The histories of the methods' parts in one frame (part, images, loss, lr, grad_norm)."""
+    """The histories of the methods' parts in one frame; a row has either a loss or a validation_loss."""
     paths = [path for method in methods for path in histories(method)]
-    frames = [pl.read_ndjson(path).with_columns(part=pl.lit(path.parent.name)) for path in paths]
+    frames = [
+        pl.read_ndjson(path, infer_schema_length=None).with_columns(part=pl.lit(path.parent.name)) for path in paths
+    ]
     return pl.concat([pl.DataFrame(schema=CURVES), *frames], how="diagonal").select(*CURVES)
 
 
@@ -67,7 +70,10 @@ def main(params: Experiment) -> None:
     write_text(REPORTS / "leaderboard.md", leaderboard.markdown(groups, accuracy))
     evidence = claims.Evidence(params.recipe, {row["method"]: row for row in rows}, list(params.methods))
     write_json(REPORTS / "claims.json", claims.evaluate(published, evidence))
-    write_text(REPORTS / "training.csv", training.write_csv())
+    for name, columns in (("training", OF_STEPS), ("validation", HELD_OUT)):  # apart: DVC draws an empty cell as zero
+        write_text(
+            REPORTS / f"{name}.csv", training.drop_nulls(columns[0]).select("part", "images", *columns).write_csv()
+        )
     quality = [{key: row[key] for key in COSTS} | row["protocol"] for group in groups for row in group.methods]
     write_text(REPORTS / "quality-flops.csv", pl.DataFrame(quality).write_csv())
     repeated = [part.name for name, each in params.methods.items() if each.repeat_of for part in parts_of(name)]

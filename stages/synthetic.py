@@ -1,8 +1,8 @@
 """Generates training images with a trained teacher and its sampler, in data/decomposed/NAME, for students.
 
-The folder is made like the decomposition `dataset`, whose statistics, autoencoder and text it takes over: images are
-downsampled in pixels and encoded as in the stages `latents` and `decompose`. Until all are there, each batch is a shard
-in .scratch: an interrupted stage goes on after the last one.
+The folder is made like the decomposition `dataset`, whose statistics, held-out images, autoencoder and text it takes
+over: images are downsampled in pixels and encoded as in the stages `latents` and `decompose`. Until all are there, each
+batch is a shard in .scratch: an interrupted stage goes on after the last one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from multiscale.core.storage import sealed_folder, write_blocks
 from multiscale.networks import autoencoder
 from stages.common import codec, keys, shards, teachers
 from stages.common.errors import refuse
-from stages.common.paths import DECOMPOSED
+from stages.common.paths import DECOMPOSED, HELD_OUT
 from stages.latents import Encoder
 from stages.schema import Experiment, Synthetic
 
@@ -87,6 +87,8 @@ def main(params: Experiment, name: str) -> None:
         write_blocks(folder / "targets.safetensors", {**made.shapes, "label": (np.int64, (count,))}, blocks)
         shutil.copyfile(dataset / "statistics.json", folder / "statistics.json")
         codec.carry(dataset, folder)
+        if (dataset / HELD_OUT).exists():  # students of generated images are measured on real ones
+            shutil.copyfile(dataset / HELD_OUT, folder / HELD_OUT)
         if (dataset / TEXT).is_dir():
             shutil.copytree(dataset / TEXT, folder / TEXT)
         made.finish(folder)

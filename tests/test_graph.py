@@ -95,6 +95,7 @@ FOLLOWS = {  # the lists that an edit of a file changes
     "stages/cluster.py": set(),
     "stages/code.py": set(),
     "stages/previews.py": set(),
+    "stages/trackers.py": set(),
     "stages/recipe.py": set(),
     "stages/schema/__init__.py": set(),
     "stages/schema/claims.py": set(),

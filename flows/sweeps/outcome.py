@@ -18,7 +18,8 @@ from stages.common.settings import TAGS
 from stages.schema.text import plain
 
 SHOWN = ("kid", "kid_se", "fd", "memorised", "label_accuracy", "seconds_per_image")
-HISTORY = pl.List(pl.Struct({"part": pl.String, "images": pl.Int64, "loss": pl.Float64}))
+NUMBERS = {"images": pl.Int64, "loss": pl.Float64, "validation_loss": pl.Float64}
+HISTORY = pl.List(pl.Struct({"part": pl.String, **NUMBERS}))
 
 
 def write(plan: Plan, records: list[dict[str, Any]]) -> Path:

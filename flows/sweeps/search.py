@@ -19,9 +19,12 @@ from flows.sweeps import outcome, trial
 from flows.sweeps.space import Plan, Point, load
 from flows.sweeps.trial import Pipeline, Records
 from stages import cluster
+from stages.common import images
+from stages.common.errors import refuse
 from stages.common.harness import progress
 from stages.common.paths import SCRATCH
 
+NAME = "validation_loss"  # what trials are compared by, until they sample
 OnTrial = Callable[[list[dict[str, Any]], int], None]  # (records so far, how many there will be)
 
 
@@ -29,6 +32,8 @@ def run(name: str, on_trial: OnTrial = lambda records, total: None) -> Path:
     """Runs what is left of a sweep and writes reports/sweeps/NAME and the winner's recipe. Gives the table's path."""
     plan = load(name)
     pipeline = Pipeline.read(plan)
+    if plan.sweep.stop_early and not images.count("validation"):
+        raise refuse(plan.file, "stop_early", True, "false, as the data has no validation split: see validation_share")
     scratch = Path(SCRATCH, "sweeps", f"{name}-{pipeline.key}").absolute()
     records = Records(scratch / "records")
     total = len(plan.sweep.points) or plan.sweep.trials
@@ -88,7 +93,7 @@ def _searched(plan: Plan, records: Records, total: int) -> tuple[dict[str, Any],
 
     class Search(OptunaSearch):
         def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-            """Reports on the way hold the loss, not the objective."""
+            """Reports on the way hold the validation loss, not the objective."""
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sweep, found = plan.sweep, records.all()
@@ -110,7 +115,7 @@ def _searched(plan: Plan, records: Records, total: int) -> tuple[dict[str, Any],
     )
     scheduler = AsyncHyperBandScheduler(
         time_attr="images",
-        metric="loss",
+        metric=NAME,
         mode="min",
         grace_period=max(1, plan.images // 6),  # rungs at a sixth and at half of the images
         reduction_factor=3,
@@ -136,8 +141,8 @@ def _trial(config: dict[str, Any], plan: Plan, pipeline: Pipeline, scratch: Path
     point, records, started = _point(config, plan), Records(scratch / "records"), time.monotonic()
 
     def on_row(before: int, row: dict[str, float]) -> None:
-        if "loss" in row:
-            tune.report({"images": before + row["images"], "loss": row["loss"]})
+        if NAME in row:
+            tune.report({"images": before + row["images"], NAME: row[NAME]})
 
     try:
         found = trial.run(plan.sweep.method, plan.trial(point), pipeline, scratch, on_row)
@@ -163,7 +168,7 @@ def _watcher(plan: Plan, records: Records, tell: Callable[[], None]) -> Any:
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             last = trial.last_result or {}
-            row = {"part": "", "images": last.get("images"), "loss": last.get("loss")}
+            row = {"part": "", "images": last.get("images"), NAME: last.get(NAME)}
             records.add(_point(trial.config, plan), "stopped", history=[row], seconds=last.get("time_total_s"))
             tell()
 

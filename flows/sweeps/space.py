@@ -87,7 +87,7 @@ class Sweep(Section):
     concurrency: Positive = 1
     """trials at once; each asks for run.threads and run.gpus"""
     stop_early: bool = False
-    """ASHA ends trials whose training loss is behind"""
+    """ASHA ends trials whose validation loss is behind"""
     seed: Count = 0
     """of the search"""
     settings: Point = {}
@@ -237,5 +237,7 @@ def load(name: str) -> Plan:
         raise refuse(file, "method", sweep.method, f"one of {', '.join(plan.experiment.methods)}")
     ends = [{key: value} for key, axis in sweep.spaces[0].items() for value in axis.values]
     for point in sweep.points or ends:  # of a range each end, the other settings as they are
-        plan.trial(point)
+        trainings = plan.trial(point).trainings_of(sweep.method)
+        if sweep.stop_early and not all(training.validation_images for training in trainings):
+            raise refuse(file, "stop_early", True, "false, or a training.validation_images above 0 in every trial")
     return plan

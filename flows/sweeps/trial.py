@@ -111,7 +111,8 @@ def run(method: str, params: Experiment, pipeline: Pipeline, scratch: Path, on_r
         if part:
             before += part.training.images
             for row in map(json.loads, (out / "history.jsonl").read_text().splitlines()):
-                history.append({"part": name, "images": row["images"], "loss": row.get("loss")})
+                losses = {key: row.get(key) for key in ("loss", "validation_loss")}
+                history.append({"part": name, "images": row["images"], **losses})
     sample.main(params, method)
     evaluate.main(params, method)
     quality = read_sealed_json(paths.MEASUREMENTS / f"{method}.json")

@@ -77,6 +77,23 @@ class Draws:
         return int(torch.randint(count, (), generator=self._generator(name)))
 
 
+@dataclass(frozen=True)
+class Held:
+    """The noise of held-out images, the same at each validation and in each training.
+
+    seeds: one of each image. levels: how noisy each is, (N,) in (0, 1). view: which way of seeing them a part takes,
+    such as a resolution.
+    """
+
+    seeds: list[int]
+    levels: Tensor
+    view: int
+
+    def normal(self, name: str, *shape: int) -> Tensor:
+        """Unit Gaussian noise (N, *shape); that of an image depends on its seed and the name alone."""
+        return noise_of_seeds(self.seeds, f"validation/{name}", shape).to(self.levels.device)
+
+
 class Order:
     """The endless shuffled sequence of data rows; epoch e is the permutation drawn from (seed, stream, e)."""
 

@@ -33,6 +33,7 @@ from multiscale.training.parallel import Workers, load_whole, local, whole
 from multiscale.training.part import Part, Training
 from multiscale.training.prepare import check, compile_in_place, recompute
 from multiscale.training.shards import Blank
+from multiscale.training.validation import NAME, validation_loss
 
 TENTHS = 10  # of the budget, after each of which a training is observed
 TURNS = "turns"  # the sum that counts a network's updates
@@ -168,6 +169,19 @@ class Trainer:
             if key != TURNS:
                 row[key if name == self.part.main else f"{name}_{key}"] = value / values[f"{name}/{TURNS}"]
         self.sums = {}
+        return self._record(row)
+
+    def validate(self) -> list[dict[str, float]]:
+        """Appends the validation loss of the averaged weights to the history, and gives its row, if there is one.
+
+        A collective call: every worker must make it, and each computes the same number.
+        """
+        images, share = self.training.validation_images, self.rows.stop - self.rows.start
+        with autocast(self.precision, self.device):
+            loss = validation_loss(self.part, self.ema.average, images, share, self.device)
+        return [] if loss is None else [self._record({"images": self.seen, NAME: loss})]
+
+    def _record(self, row: dict[str, float]) -> dict[str, float]:
         for key, value in row.items():
             if key.endswith("loss") and not math.isfinite(value):
                 raise FloatingPointError(f"the {key} of {self.part.name} became {value} by image {self.seen}")
@@ -264,8 +278,8 @@ def fit(
 
     parallel: 'ddp' or 'fsdp', see `Workers`; randomness: see `Draws`; checkpoint_seconds: see `Writer`. on_step(images
     seen) is called after each step, on_row(row) for each row of the history, observe(images seen, averaged weights so
-    far) after each tenth of the budget. Raises FloatingPointError if the loss or the weights stop being finite, Bad for
-    settings that the part does not allow.
+    far) after each tenth of the budget, which also has a row with the validation loss. Raises FloatingPointError if a
+    loss or the weights stop being finite, Bad for settings that the part does not allow.
     """
     run = Trainer(part, training, seed, parallel, randomness)
     found = checkpoints.load(run.blank())
@@ -286,11 +300,16 @@ def fit(
             on_step(run.seen)
             finished = run.seen >= training.images
             before = run.seen - training.batch
+            tenth = TENTHS * run.seen // training.images > TENTHS * before // training.images
+            rows = []
             if run.seen // training.log_images > before // training.log_images or finished:
-                row = run.log_row()
+                rows.append(run.log_row())
+            if tenth:
+                rows += run.validate()
+            for row in rows:
                 for call in on_row:
                     call(row)
-            if observe and TENTHS * run.seen // training.images > TENTHS * before // training.images:
+            if observe and tenth:
                 observe(run.seen, run.weights())
             run.seconds = earlier + time.monotonic() - started
             if run.workers.agree(not finished and writer.due()):  # collective: each worker holds a part of the state

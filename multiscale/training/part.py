@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from multiscale.core import models
 from multiscale.core.settings import Count, From0, Positive, Precision, Section
-from multiscale.core.streams import Draws
+from multiscale.core.streams import Draws, Held
 
 Nets = Mapping[str, nn.Module]
 Batch = Mapping[str, Tensor]
@@ -51,6 +51,8 @@ class Training(Section):
     """torch.compile each network, the frozen ones too, for each resolution"""
     log_images: Positive = 2000
     """images between two rows of the history"""
+    validation_images: Count = 32
+    """held-out images of the validation loss, at each tenth of the budget of a part or student; 0: none"""
 
 
 class Data(Protocol):
@@ -66,7 +68,8 @@ class Part:
 
     Each of the `networks` has an optimiser; most parts have one network. The moving average of the network `main` is
     the result, and `config` rebuilds it. A part with several networks (a discriminator, a fake score) lists in `turns`
-    those that a step updates. `frozen` networks are used by the loss and not trained.
+    those that a step updates. `frozen` networks are used by the loss and not trained. `held_out` are rows like those of
+    the data that no step sees, for the validation loss.
     """
 
     main = "net"
@@ -74,6 +77,8 @@ class Part:
     couples = ""  # what makes the loss of an image depend on the others of its batch, which micro-batches would change
     frozen: Mapping[str, nn.Module] = {}
     rates: Mapping[str, float] = {}  # factors on a network's learning rate, 1 by default
+    held_out: Data | None = None
+    views = 1  # in how many ways the part sees an image: resolutions, levels, steps
 
     def __init__(self, name: str, data: Data, networks: dict[str, nn.Module], config: models.ModelConfig):
         self.name, self.data, self.networks, self.config = name, data, networks, config
@@ -88,6 +93,13 @@ class Part:
         Calls the networks in `nets`, which may be wrapped for several workers.
         """
         raise NotImplementedError
+
+    def errors(self, net: nn.Module, batch: Batch, held: Held) -> Tensor | None:
+        """The error (N,) of the main network on each held-out image, seen the way `held.view`; None: there is no such.
+
+        It is comparable where the training loss is not: without dropped labels, weights from the settings, adversaries.
+        """
+        return None
 
     def examine(self) -> dict[str, Any]:
         """Measurements of the trained part, with the averaged weights in `main`."""

@@ -16,10 +16,12 @@ from multiscale.core.storage import Table
 from stages.common import paths
 from stages.common.paths import PROMPTS
 
+PICTURES = {"train": "pictures", "validation": "held_out"}  # in TEXT_ROWS, the rows of a split
 
-def captions(text: str) -> Tensor:
-    """The row (N,) of each training image's caption in the embeddings of a text encoder."""
-    return load_file(paths.EMBEDDINGS / text / TEXT_ROWS)["pictures"]
+
+def captions(text: str, split: str) -> Tensor:
+    """The row (N,) of each image's caption in the embeddings of a text encoder."""
+    return load_file(paths.EMBEDDINGS / text / TEXT_ROWS)[PICTURES[split]]
 
 
 def begin(text: str, out: Path) -> None:

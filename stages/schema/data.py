@@ -40,6 +40,8 @@ class Run(Section):
     """between two checkpoints, or more, so that they take 1 % of the time; 0: after every step"""
     previews: Count = 8
     """samples in the picture at each tenth of a training, eight a row; 0: no pictures"""
+    tracker: Literal["tensorboard", "mlflow"] | None = None
+    """is told each row of a training's history as it comes, an extra to install; null: none"""
     batch: Positive = 128
     """images a batch in encoding and feature extraction"""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import ROOT, Project, as_yaml, called
+from conftest import ROOT, Project, as_yaml, called, sealed
 from PIL import Image
 
 from flows import graph
@@ -113,6 +113,39 @@ def test_an_invalid_sweep_is_one_line(swept, change, fault, allowed):
     assert line.startswith("params/sweeps/bad.yaml: ") and "\n" not in line
     shown, _, rest = line.partition("allowed: ")
     assert fault in shown and allowed in rest
+
+
+def test_early_stopping_without_a_validation_loss_is_one_line(swept):
+    setting = "parts.dit.training.validation_images"
+    swept("none", SEARCH | {"stop_early": True, "settings": {setting: 0}})
+    with pytest.raises(BadInput, match="stop_early: True is not allowed; allowed: false, or a training.validation_im"):
+        load("none")
+    swept("early", SEARCH | {"stop_early": True})
+    rows = pl.read_parquet(paths.IMAGES).with_columns(split=pl.col("split").replace("validation", "test"))
+    rows.write_parquet(paths.IMAGES), sealed(paths.IMAGES)
+    with pytest.raises(BadInput, match="stop_early: True is not allowed; allowed: false, as the data has no validat"):
+        search.run("early")
+
+
+def test_trials_are_stopped_by_their_validation_loss(swept, monkeypatch):
+    from ray import tune
+
+    told = []
+    monkeypatch.setattr(tune, "report", told.append)
+    swept("early", SEARCH | {"stop_early": True})
+    plan = load("early")
+    _, options = search._searched(plan, trial.Records(Path("records")), 3)
+    assert options["scheduler"].metric == "validation_loss"
+
+    def run(method, params, pipeline, scratch, on_row):
+        on_row(100, {"images": 8, "loss": 1.0})
+        on_row(100, {"images": 16, "validation_loss": 0.5})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trial, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        search._trial({LR: 1e-3}, plan, Pipeline(Path.cwd(), plan.experiment, {}, ""), Path("scratch"))
+    assert told == [{"images": 116, "validation_loss": 0.5}]
 
 
 def test_an_unknown_sweep_ends_in_one_line_that_lists_those_there_are(swept):
@@ -228,7 +261,10 @@ def test_a_killed_sweep_goes_on_keeps_what_failed_and_leaves_a_winner_that_runs(
         range(1, len(finished) + 1)
     )
     assert {LR, DROPOUT, "fd", "seconds_per_image", "history"} <= set(rows.columns)
-    assert finished["history"][0].struct.field("images").to_list() == [16, 32]
+    history = finished["history"][0].struct
+    assert history.field("images").to_list() == [16, 16, 32, 32], "a row of steps and one of held-out images at each"
+    assert history.field("loss").is_null().to_list() == [False, True] * 2
+    assert history.field("validation_loss").is_null().to_list() == [True, False] * 2
     failed = rows.filter(pl.col("state") == "failed")
     assert failed["error"].str.contains("Error: ").all()
     assert (folder / "trials.md").read_text() == done.stdout.rstrip("\n") + "\n"

@@ -28,6 +28,7 @@ from multiscale.methods.wmgm.settings import Wavelet
 from stages import decompose
 from stages.common.paths import (
     CLASSIFIER,
+    HELD_OUT,
     IMAGES,
     LATENTS,
     MEASUREMENTS,
@@ -37,6 +38,7 @@ from stages.common.paths import (
     SAMPLES,
     TRAIN,
     VAE,
+    VALIDATION,
 )
 from stages.schema.data import Evaluate, Latents, Run
 
@@ -112,10 +114,33 @@ def test_latents_are_mean_and_deviation_of_the_posterior_of_images_averaged_in_p
     assert about["shift"] == pytest.approx(posterior.mean.numpy().mean((0, 2, 3)).tolist(), abs=1e-5)
     assert about["scale"] == pytest.approx(posterior.mean.numpy().std((0, 2, 3)).tolist(), abs=1e-5)
     assert about["classes"] == 10
+    held_out, rows = Table.open(LATENTS / "24" / "validation")[slice(None)], Table.open(VALIDATION)[slice(None)]
+    small = averaged(rows["pixels"].numpy() / 127.5 - 1, 24)
+    with torch.no_grad():
+        posterior = vae.encode(torch.from_numpy(small).float()).latent_dist
+    assert torch.equal(held_out["label"], rows["label"]) and len(small) > 1
+    near(held_out["mean"], posterior.mean.numpy(), 2e-3)
     beside = autoencoder.beside(LATENTS / "24")
     assert beside.channels == 1
     with torch.no_grad():
         assert torch.allclose(beside.decode(posterior.mean), vae.decode(posterior.mean).sample, atol=1e-5)
+
+
+def test_latents_of_training_images_are_the_same_bytes_whatever_is_held_out(given):
+    from stages import latents
+
+    run, found = Run(batch=8), []
+    VAE.mkdir(parents=True)
+    sealed(VAE)
+    write_images(Path("data/images.parquet"), 30)
+    for name in ("validation", "unused"):
+        VALIDATION.rename(VALIDATION.with_name(name))
+        sections = {"data": SimpleNamespace(channels=1), "latents": Latents(resolutions=[24], precision="fp32")}
+        latents.main(given(run, **sections), "24")
+        found.append({path.name: path.read_bytes() for path in (LATENTS / "24").iterdir() if path.is_file()})
+        assert (LATENTS / "24" / "validation").exists() == (name == "validation")
+    for name in ("00000.safetensors", "statistics.json"):
+        assert found[0][name] == found[1][name]
 
 
 # ---- Decompositions
@@ -171,6 +196,25 @@ def test_residual_targets_are_those_of_algorithm_1_with_the_base_of_the_small_im
 def test_one_scale_is_the_normalised_latent(latents):
     decompose.decompose(Path("out"), Residual(kind="msf", resolutions=[32]))
     near(load_file("out/targets.safetensors")["y0"], (latents[32] - SHIFT) / SCALE)
+
+
+def test_held_out_images_are_decomposed_by_the_statistics_of_the_training_images(latents):
+    section = Residual(kind="msf", resolutions=[16, 32])
+    decompose.decompose(Path("without"), section)
+    assert not Path("without", HELD_OUT).exists()
+    for resolution, x in latents.items():
+        folder = LATENTS / str(resolution)
+        rows = {"mean": torch.from_numpy(2 * x[:9]).half(), "std": torch.ones(x[:9].shape).half()}
+        (folder / "validation").mkdir()
+        save_file(rows | {"label": torch.full((9,), 2)}, folder / "validation" / "00000.safetensors")
+        sealed(folder)
+    decompose.decompose(Path("with"), section)
+    found, z, base = load_file(Path("with", HELD_OUT)), *((2 * latents[k][:9] - SHIFT) / SCALE for k in (32, 16))
+    near(found["y0"], base)
+    near(found["y1"], z - resized(base, 8), 1e-4)
+    assert found["label"].tolist() == [2] * 9
+    for name in ("targets.safetensors", "statistics.json"):
+        assert Path("with", name).read_bytes() == Path("without", name).read_bytes()
 
 
 def test_a_pyramid_holds_the_latents_of_each_resolution_in_the_full_resolutions_normalisation(latents):

@@ -333,7 +333,9 @@ def measured(project) -> Callable:
         for part, seconds in SECONDS.items():
             folder = Path("models", part.partition("-")[0], part)
             folder.mkdir(parents=True, exist_ok=True)
-            rows = [{"images": 128 * k, "loss": 1 / k, "lr": 1e-3, "grad_norm": 1.0} for k in (1, 2)]
+            rows = [{"images": 64, "validation_loss": 4.0}]
+            rows += [{"images": 128 * k, "loss": 1 / k, "lr": 1e-3, "grad_norm": 1.0} for k in (1, 2)]
+            rows += [{"images": 256, "validation_loss": 3.0}]
             (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             (folder / "autoencoder").mkdir(exist_ok=True)
             sealed(folder)
@@ -505,6 +507,9 @@ def test_the_curves_of_all_parts_are_in_one_file(measured):
     assert rows.columns == ["part", "images", "loss", "lr", "grad_norm"]
     assert rows.filter(pl.col("part") == "msf-1")["loss"].to_list() == [1.0, 0.5]
     assert rows["part"].unique().sort().to_list() == ["dit", "msf-0", "msf-1"]
+    held_out = pl.read_csv("reports/validation.csv")
+    assert held_out.columns == ["part", "images", "validation_loss"]
+    assert held_out.filter(pl.col("part") == "msf-1").rows() == [("msf-1", 64, 4.0), ("msf-1", 256, 3.0)]
 
 
 def test_the_galleries_hold_the_pictures_of_each_method_and_no_other(measured):

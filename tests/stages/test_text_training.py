@@ -14,7 +14,7 @@ from multiscale.condition import Condition
 from multiscale.core.storage import Table, read_json
 from multiscale.networks import text
 from stages.common.errors import BadInput
-from stages.common.paths import DECOMPOSED, IMAGES, MEASUREMENTS, MODELS, SAMPLES
+from stages.common.paths import DECOMPOSED, HELD_OUT, IMAGES, MEASUREMENTS, MODELS, SAMPLES
 from stages.common.paths import TEXT as TEXTS
 from stages.common.settings import load
 
@@ -78,12 +78,17 @@ def test_images_are_made_for_the_prompts_that_they_are_told(told):
     frame = pl.read_parquet(IMAGES)
 
     # In training: the label of an image is the row of its caption.
-    labels = Table.open(DECOMPOSED / "told" / "targets.safetensors", "label")[slice(None)]["label"]
     table = Table.open(DECOMPOSED / "told" / "text" / "embeddings.safetensors", "prompt", "pooled")
-    captions = frame.filter(pl.col("split") == "train")["caption"].to_list()
-    prompt, pooled = encoder.encode(captions)
-    torch.testing.assert_close(table[labels]["prompt"], prompt, rtol=2e-3, atol=2e-3)
-    torch.testing.assert_close(table[labels]["pooled"], pooled, rtol=2e-3, atol=2e-3)
+    for split, name in (("train", "targets.safetensors"), ("validation", HELD_OUT)):
+        labels = Table.open(DECOMPOSED / "told" / name, "label")[slice(None)]["label"]
+        captions = frame.filter(pl.col("split") == split)["caption"].to_list()
+        prompt, pooled = encoder.encode(captions)
+        assert len(labels) == len(captions) > 1
+        torch.testing.assert_close(table[labels]["prompt"], prompt, rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(table[labels]["pooled"], pooled, rtol=2e-3, atol=2e-3)
+    for method in ("teacher", "student"):
+        rows = pl.read_ndjson(MODELS / method / method / "history.jsonl", infer_schema_length=None)
+        assert rows["validation_loss"].drop_nulls().is_finite().sum() == 2, "after each batch of 8 of 16"
 
     # In sampling: image k is that of the prompt at its stride, and has the class of the prompt.
     section = load().sample

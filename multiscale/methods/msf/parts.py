@@ -9,12 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from torch import Tensor, nn
+
 from multiscale import flow
 from multiscale.condition import Classes
 from multiscale.core.models import ModelConfig
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.storage import Table, read_json
-from multiscale.core.streams import Draws
+from multiscale.core.streams import Draws, Held
 from multiscale.guidance import concatenated
 from multiscale.methods.msf.residual import prior
 from multiscale.methods.msf.settings import FlowPart
@@ -55,16 +57,27 @@ class ScalePart(Part):
         self.settings, self.conditioner = settings, Classes(config.classes)
 
     def loss(self, network: str, nets: Nets, batch: Batch, draws: Draws) -> Loss:
-        targets = [batch[f"y{k}"] for k in range(self.index + 1)]
         condition = self.conditioner(batch["label"]).dropped(self.settings.label_dropout, draws)
-        before = None
-        if self.index:
-            before = prior(targets[:-1], self.resolutions[self.index], self.resolutions[-1])
-            if self.settings.prior_noise:  # against the gap between the data's prior and a sampled one
-                before = before + self.settings.prior_noise * draws.normal("prior", *before.shape[1:])
+        before, data = self._given(batch)
+        if (
+            before is not None and self.settings.prior_noise
+        ):  # against the gap between the data's prior and a sampled one
+            before = before + self.settings.prior_noise * draws.normal("prior", *before.shape[1:])
         net = concatenated(nets["net"], before)
-        data = self.target.apply(targets[-1])
         return flow.loss(lambda x, t: net(x, t, *condition.given), data, draws, self.settings.timesteps), {}
+
+    def errors(self, net: nn.Module, batch: Batch, held: Held) -> Tensor:
+        """`flow.errors` of the normalised target, after the data's own prior."""
+        condition = self.conditioner(batch["label"])
+        before, data = self._given(batch)
+        predict = concatenated(net, before)
+        return flow.errors(lambda x, t: predict(x, t, *condition.given), data, held)
+
+    def _given(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
+        """The prior of the scale, None for the base, and its normalised target."""
+        *earlier, target = (batch[f"y{k}"] for k in range(self.index + 1))
+        before = prior(earlier, self.resolutions[self.index], self.resolutions[-1]) if earlier else None
+        return before, self.target.apply(target)
 
 
 def build_part(name: str, settings: FlowPart, folder: Path) -> ScalePart:

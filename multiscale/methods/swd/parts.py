@@ -20,7 +20,7 @@ from multiscale.core import models
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.pixels import per_channel
 from multiscale.core.storage import Table, read_json
-from multiscale.core.streams import Draws
+from multiscale.core.streams import Draws, Held
 from multiscale.methods.swd.adapter import LAYERS, Beneath, adapted
 from multiscale.methods.swd.config import LoraConfig, Statistics, StudentConfig, TeacherConfig
 from multiscale.methods.swd.settings import PublishedTeacher, Student, Teacher
@@ -52,11 +52,17 @@ class TeacherPart(Part):
     ):
         super().__init__(name, data, {"net": net}, config)
         self.settings, self.columns, self.conditioner = settings, columns, conditioner
+        self.views = len(columns)
 
     def loss(self, network: str, nets: Nets, batch: Batch, draws: Draws) -> Loss:
         latents = batch[self.columns[draws.choice("side", len(self.columns))]]  # the stream's name decides its numbers
         given = self.conditioner(batch["label"]).dropped(self.settings.label_dropout, draws).given
         return flow.loss(lambda x, t: nets["net"](x, t, *given), latents, draws, self.settings.timesteps), {}
+
+    def errors(self, net: nn.Module, batch: Batch, held: Held) -> Tensor:
+        """`flow.errors` at one of the resolutions."""
+        given = self.conditioner(batch["label"]).given
+        return flow.errors(lambda x, t: net(x, t, *given), batch[self.columns[held.view]], held)
 
 
 def build_part(name: str, settings: Teacher, folder: Path) -> TeacherPart:

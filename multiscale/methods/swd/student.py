@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from multiscale import adversarial, flow
 from multiscale.condition import Condition, Conditioner
 from multiscale.core import models
-from multiscale.core.streams import Draws
+from multiscale.core.streams import Draws, Held
 from multiscale.guidance import guided
 from multiscale.methods.swd import losses
 from multiscale.methods.swd.adapter import merged
@@ -114,7 +114,7 @@ class StudentPart(Part):
     ):
         super().__init__(name, data, networks, config)
         self.settings, self.schedule, self.teacher, self.renormalise = settings, settings.schedule, teacher, renormalise
-        self.conditioner = conditioner
+        self.conditioner, self.views = conditioner, len(settings.schedule.resolutions)
         self.frozen = {"teacher": teacher} if isinstance(teacher, nn.Module) else {}  # else it lies in the generator
         self.grid = sigma_grid(settings.shift).float()
         self.updates = settings.fake.updates if "fake" in networks else 0
@@ -145,6 +145,26 @@ class StudentPart(Part):
         generated = losses.clean(x, nets["generator"](x, sigma, *condition.given), sigma)
         return self._generator_loss(nets, generated, real, condition, draws)
 
+    def errors(self, net: nn.Module, batch: Batch, held: Held) -> Tensor:
+        """The MMD of each held-out image and of what a step makes of it, in noisy features of the teacher.
+
+        Linear kernel and squared, whatever the settings: DMD and the GAN say nothing of one image, and a loss against
+        networks that are trained too says nothing of progress.
+        """
+        k, condition = held.view, self.conditioner(batch["label"])
+        real = self.renormalise(batch[f"z{self.schedule.resolutions[k]}"])
+        x = self._input(k, real, batch, held)
+        level = x.new_full((len(x),), self.schedule.sigmas[k])
+        generated = losses.clean(x, net(x, level, *condition.given), level)
+        sigma, noise = self._level(MMD_RANGE, held.levels), held.normal("mmd-noise", *real.shape[1:])
+        made, wanted = (
+            self.teacher(
+                flow.interpolate(image, noise, sigma), sigma, *condition.given, block=self.settings.block, stop=True
+            ).float()
+            for image in (generated, real)
+        )
+        return (made - wanted).mean(1).square().mean(1)
+
     def save(self, folder: Path) -> None:
         """Writes a LoRA on a network of diffusers, or a plain network, an adapter of a DiT merged into it."""
         net = self.networks[self.main]
@@ -153,7 +173,7 @@ class StudentPart(Part):
         else:
             models.save(folder, merged(net).state_dict(), self.config)
 
-    def _input(self, k: int, real: Tensor, batch: Batch, draws: Draws) -> Tensor:
+    def _input(self, k: int, real: Tensor, batch: Batch, draws: Draws | Held) -> Tensor:
         """The noisy input of step k, from the dataset's latent of the step before (no simulation of the sampler)."""
         strategy = self.settings.upscaling
         low = real if strategy == "A" else self.renormalise(batch[f"z{self.schedule.low(k)}"])
@@ -162,9 +182,13 @@ class StudentPart(Part):
 
     def _renoising(self, name: str, between: tuple[int, int], like: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """A level (N,) of the fine grid and unit noise (N, C, h, h) for each image."""
+        return self._level(between, draws.uniform(name)), draws.normal(f"{name}-noise", *like.shape[1:])
+
+    def _level(self, between: tuple[int, int], place: Tensor) -> Tensor:
+        """The level (N,) of the fine grid at a place in 0..1 between two indices."""
         low, high = between
-        index = (low + draws.uniform(name) * (high - low)).long().clamp_max(high - 1)
-        return self.grid.to(like.device)[index], draws.normal(f"{name}-noise", *like.shape[1:])
+        index = (low + place * (high - low)).long().clamp_max(high - 1)
+        return self.grid.to(place.device)[index]
 
     def _generator_loss(self, nets: Nets, generated: Tensor, real: Tensor, condition: Condition, draws: Draws) -> Loss:
         """The weighted sum of L_MMD, L_DMD and L_GAN (section 3.2)."""

@@ -18,7 +18,7 @@ from multiscale.core.models import ModelConfig
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.resize import bilinear_to
 from multiscale.core.settings import Section
-from multiscale.core.streams import Draws, noise_of_seeds
+from multiscale.core.streams import Draws, Held, noise_of_seeds
 from multiscale.guidance import concatenated
 from multiscale.methods.wmgm import score
 from multiscale.methods.wmgm.attention_unet import AttentionUNet, GeneratorNetwork
@@ -129,7 +129,7 @@ class Details(Part):
         settings: DetailModel,
     ):
         super().__init__(name, data, networks, config)
-        self.levels, self.covers = config.levels, config.covers
+        self.levels, self.covers, self.views = config.levels, config.covers, len(config.covers)
         self.condition_noise = settings.condition_noise
 
     def given(self, batch: Batch, draws: Draws) -> tuple[int, Tensor, Tensor, Tensor]:
@@ -139,11 +139,15 @@ class Details(Part):
             level = self.covers[turn % len(self.covers)]
         else:
             level = self.covers[draws.choice("level", len(self.covers))]
-        low = self.levels.low(batch, level)
-        condition = self.levels.condition(low, level)
+        low, real, condition = self.shown(batch, level)
         if self.condition_noise:  # against the gap between the data's coarse band and a sampled one
             condition = condition + self.condition_noise * draws.normal("condition", *condition.shape[1:])
-        return level, low, batch[detail(level)], condition
+        return level, low, real, condition
+
+    def shown(self, batch: Batch, level: int) -> tuple[Tensor, Tensor, Tensor]:
+        """x_j and d_j of the data at a level, and the network's condition."""
+        low = self.levels.low(batch, level)
+        return low, batch[detail(level)], self.levels.condition(low, level)
 
 
 class GeneratedDetails(Details):
@@ -203,6 +207,19 @@ class GeneratedDetails(Details):
         level, low, real, condition = self.given(batch, draws)
         of = self._of_generator if network == "generator" else self._of_discriminator
         return of(nets, level, low, real, condition, draws)
+
+    def errors(self, net: nn.Module, batch: Batch, held: Held) -> Tensor:
+        """|E_n G - d|^2 in standard deviations of the band, unbiased by two draws: an adversary tells no progress."""
+        level = self.covers[held.view]
+        _, real, condition = self.shown(batch, level)
+
+        def error(k: int) -> Tensor:
+            noise = held.normal(f"noise-{k}", *condition.shape[1:]) if self.noisy else None
+            made = self.levels.decode(generated(net, condition, noise), level)
+            return self.levels.details[level - 1].apply(made - real)
+
+        first = error(0)
+        return (first * (error(1) if self.noisy else first)).flatten(1).mean(1)
 
     def _of_generator(self, nets: Nets, level: int, low: Tensor, real: Tensor, condition: Tensor, draws: Draws) -> Loss:
         weights, merge = self.weights, self.levels.transform.merge
@@ -278,6 +295,13 @@ class DiffusedDetails(Details):
         condition = self.conditioner(batch["label"]).dropped(self.label_dropout, draws)
         target = self.levels.encode(real, level)
         return score.loss(lambda x, t: net(x, t, *condition.given), target, draws, self.weight), {}
+
+    def errors(self, net: nn.Module, batch: Batch, held: Held) -> Tensor:
+        """`score.errors` of d_j given x_j."""
+        level = self.covers[held.view]
+        _, real, image = self.shown(batch, level)
+        condition, predict = self.conditioner(batch["label"]), concatenated(net, image)
+        return score.errors(lambda x, t: predict(x, t, *condition.given), self.levels.encode(real, level), held)
 
 
 def generated(net: nn.Module, condition: Tensor, noise: Tensor | None) -> Tensor:

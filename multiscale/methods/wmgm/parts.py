@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multiscale.condition import Classes
 from multiscale.core.models import ModelConfig
 from multiscale.core.moments import Moments
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.storage import Table, read_json
-from multiscale.core.streams import Draws
+from multiscale.core.streams import Draws, Held
 from multiscale.methods.wmgm import details, score
 from multiscale.methods.wmgm.bands import LOW, PIXELS, detail
 from multiscale.methods.wmgm.score import Predicts
@@ -72,6 +72,11 @@ class CoarseScore(Part):
         condition = self.conditioner(batch["label"]).dropped(self.label_dropout, draws)
         data = self.net.whitening(images_of(batch[self.column]))
         return score.loss(lambda x, t: nets["net"](x, t, *condition.given), data, draws, self.weight), {}
+
+    def errors(self, net: nn.Module, batch: Batch, held: Held) -> Tensor:
+        """`score.errors` of the whitened band."""
+        condition, data = self.conditioner(batch["label"]), self.net.whitening(images_of(batch[self.column]))
+        return score.errors(lambda x, t: net(x, t, *condition.given), data, held)
 
 
 def images_of(rows: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from multiscale import solvers
 from multiscale.condition import Condition
 from multiscale.core.compat import without_pipelines
 from multiscale.core.settings import Steps
-from multiscale.core.streams import Draws, noise_of_seeds
+from multiscale.core.streams import Draws, Held, noise_of_seeds
 from multiscale.guidance import Conditional, Guidance, Predict, guided_by
 
 Predicts = Literal["noise", "velocity", "x0"]
@@ -97,11 +97,21 @@ def loss(predict: Predict, data: Tensor, draws: Draws, weight: Weight) -> Tensor
 
     Eq. 7 of arXiv 2011.13456 for the score -eps / sigma, its lambda(t) being weight(t) sigma(t)^2.
     """
-    noise = draws.normal("noise", *data.shape[1:])
-    t = EARLIEST + (1 - EARLIEST) * draws.uniform("time")
+    return _squares(predict, data, draws.normal("noise", *data.shape[1:]), draws.uniform("time"), weight).mean()
+
+
+def errors(predict: Predict, data: Tensor, held: Held) -> Tensor:
+    """The squared error (N,) of each held-out image's x_0 times min(SNR, 1), whatever the weight in training."""
+    noise = held.normal("noise", *data.shape[1:])
+    return _squares(predict, data, noise, held.levels, weight_of("noise", 1.0)).flatten(1).mean(1)
+
+
+def _squares(predict: Predict, data: Tensor, noise: Tensor, place: Tensor, weight: Weight) -> Tensor:
+    """The weighted squares at the times that `place` (N,) in 0..1 stands for."""
+    t = EARLIEST + (1 - EARLIEST) * place
     alpha, sigma = (factor(t.double()).to(data).view(-1, 1, 1, 1) for factor in (VP.alpha, VP.sigma))
     predicted = predict(alpha * data + sigma * noise, t)
-    return (weight(alpha, sigma) * (predicted.float() - noise).square()).mean()
+    return weight(alpha, sigma) * (predicted.float() - noise).square()
 
 
 def times(steps: int) -> list[float]:

@@ -113,7 +113,9 @@ def scale_part() -> Part:
     }
     data = Table(arrays | {"label": np.arange(40) % 3})
     config, settings = msf_parts.ScaleConfig.model_validate(about), FlowPart.model_validate(part)
-    return msf_parts.ScalePart("msf-1", data, config.build(), config, settings)
+    made = msf_parts.ScalePart("msf-1", data, config.build(), config, settings)
+    made.held_out = data  # for rows with the validation loss; that it is trained on too has no effect
+    return made
 
 
 def vae_part() -> Part:
@@ -145,7 +147,9 @@ def student_part(rank: int | None, features: str) -> Part:
         about = {"classes": 3, "latent": latent, "grids": {"4": 4, "8": 8}}
         Path(folder, "statistics.json").write_text(json.dumps(about))
         models.save(Path(folder), net.state_dict(), config)
-        return swd_parts.build_student("student", Student.model_validate(section), Path(folder), Path(folder))
+        made = swd_parts.build_student("student", Student.model_validate(section), Path(folder), Path(folder))
+        made.held_out = made.data
+        return made
 
 
 STUDENTS = {
