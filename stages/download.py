@@ -35,7 +35,7 @@ from PIL import Image, ImageOps
 
 from multiscale.core import intact
 from multiscale.core.storage import CHECKSUM, atomic_file
-from stages import compose, sources
+from stages import against, compose, sources
 from stages.common import enough
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress
@@ -185,6 +185,9 @@ def main(params: Experiment) -> None:
             raise BadInput(
                 f"{data.path}: no image of the class {named} can be read; allowed: one or more in each class"
             )
+        if data.classes and data.classes != len(kinds):
+            raise refuse(EXPERIMENT, "data.classes", data.classes, f"null, or {len(kinds)}, as many as {data.path} has")
         enough.check(params, splits["train"], splits["test"])
+        against.of(params)  # before anything is trained
     labels, shape = len(kinds), f"{data.resolution}x{data.resolution}"
     print(f"{sum(splits.values())} images at {shape}, {labels} classes, splits {dict(splits)}")
