@@ -52,10 +52,10 @@ def test_a_training_costs_the_steps_of_its_budget(printed):
     found = of("dit", printed)
     step = float(re.search(r"a step of 16 images: ([\d.e-]+) TFLOP", found)[1]) * 1e12
     assert step == pytest.approx(16 * 3 * forward(8), rel=0.1)  # backward twice the forward, about
-    steps, total, hours = re.search(r"([\d,]+) steps: ([\d.e-]+) PFLOP, ([\d.e-]+) hours on 1 A100", found).groups()
+    steps, total, hours = re.search(r"([\d,]+) steps: ([\d.e-]+) PFLOP, ([\d.e-]+) hours on 1 H100", found).groups()
     assert int(steps) == 256 // 16
     assert float(total) * 1e15 == pytest.approx(16 * step, rel=1e-2)
-    assert float(hours) == pytest.approx(16 * step / (0.4 * 312e12) / 3600, rel=1e-2)
+    assert float(hours) == pytest.approx(16 * step / (0.4 * 989e12) / 3600, rel=1e-2)
 
 
 def test_a_student_is_told_resolution_by_resolution(printed):
