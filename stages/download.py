@@ -157,6 +157,9 @@ def main(params: Experiment) -> None:
     about = {CLASS_NAMES: sources.class_names(items), FACTORS: compose.FACTORS if data.source == "digit-pairs" else ()}
     metadata = {key: json.dumps(value) for key, value in about.items() if value}
     kinds = {item.label: item.kind for item in items}
+    if data.classes and data.classes != len(kinds):
+        raise refuse(EXPERIMENT, "data.classes", data.classes, f"null, or {len(kinds)}, as many as {data.path} has")
+    against.of(params)  # refuses another protocol before anything is decoded
     with atomic_file(IMAGES) as temporary:
         writer, bare = None, set(kinds)
         for frame in rows(items, data, unreadable):
@@ -185,9 +188,6 @@ def main(params: Experiment) -> None:
             raise BadInput(
                 f"{data.path}: no image of the class {named} can be read; allowed: one or more in each class"
             )
-        if data.classes and data.classes != len(kinds):
-            raise refuse(EXPERIMENT, "data.classes", data.classes, f"null, or {len(kinds)}, as many as {data.path} has")
         enough.check(params, splits["train"], splits["test"])
-        against.of(params)  # before anything is trained
     labels, shape = len(kinds), f"{data.resolution}x{data.resolution}"
     print(f"{sum(splits.values())} images at {shape}, {labels} classes, splits {dict(splits)}")

@@ -108,6 +108,15 @@ def test_an_empty_folder_and_a_damaged_picture_are_one_line_each(tmp_path):
         against.of(params(reference=str(tmp_path))).rows(torch.tensor([0]))
 
 
+def test_a_folder_without_dinov2_is_one_line_before_and_after_the_settings_are_read(tmp_path):
+    with pytest.raises(ValueError, match="null, or a folder with a DINOv2 as transformers saves it; nothing is"):
+        params(dinov2="none")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"^params.yaml: evaluate.dinov2: .*allowed: a folder with a DINOv2") as error:
+        reference.extractor("dinov2", str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
 def test_fd_is_against_the_statistics_and_precision_and_recall_take_both_sets_whole():
     """FD of Gaussians on a line is (m - m')^2 + (s - s')^2. Of real points the last is far from all."""
     line = torch.linspace(-1, 1, 201)

@@ -58,6 +58,16 @@ def test_a_training_costs_the_steps_of_its_budget(printed):
     assert float(hours) == pytest.approx(16 * step / (0.4 * 989e12) / 3600, rel=1e-2)
 
 
+def test_the_memory_is_that_of_weights_gradients_moments_average_and_activations(printed):
+    found = of("dit", printed)
+    counts = re.search(r"dit: ([\d,]+) parameters, ([\d,]+) trained", found).groups()
+    parameters, trained = (int(each.replace(",", "")) for each in counts)
+    sizes = re.search(r"at most ([\d.e-]+) GB, memory with all else ([\d.e-]+) GB", found).groups()
+    kept, memory = map(float, sizes)
+    assert parameters == trained
+    assert memory * 1e9 == pytest.approx(kept * 1e9 + 20 * trained, rel=0.02)  # five numbers of fp32 each
+
+
 def test_a_student_is_told_resolution_by_resolution(printed):
     found = of("swd", printed)
     assert re.search(r"TFLOP \([\d.e-]+ at 4, [\d.e-]+ at 6, [\d.e-]+ at 8\); activations of 16 images", found)
