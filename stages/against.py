@@ -14,16 +14,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from multiscale.evaluation.features import INCEPTION, POOLED, SPATIAL
-from multiscale.evaluation.metrics import Statistics
+from multiscale.core.storage import digest_files
 from stages.common.errors import BadInput, refuse
+from stages.common.images import IMAGE_SUFFIXES
 from stages.common.paths import EXPERIMENT
-from stages.fetch import sha256_of
 from stages.schema import Experiment
-from stages.sources import IMAGE_SUFFIXES
 
-KEY = "evaluate.reference"
-STATISTICS = {"real": ("mu", "sigma", POOLED), "spatial": ("mu_s", "sigma_s", SPATIAL)}  # ADM's names, and features
+KEY, INCEPTION = "evaluate.reference", "inception-v3-compat"
+STATISTICS = {"real": ("mu", "sigma", 2048), "spatial": ("mu_s", "sigma_s", 2023)}  # ADM's names, features of Inception
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -36,7 +34,7 @@ class Given:
     """of the images; 0: there are statistics alone"""
     rows: Callable[[Tensor], Tensor]
     """row numbers -> uint8 images (n, C, H, W)"""
-    statistics: dict[str, Statistics]
+    statistics: dict[str, dict[str, np.ndarray]]
     """by layer: `real`, `spatial`; {}: none"""
 
 
@@ -63,7 +61,7 @@ def _batch(path: Path, file: Any, params: Experiment, edge: int, mode: str) -> G
     held, section = set(file.files), params.evaluate
     if not held & {"arr_0", "mu"}:
         raise refuse(EXPERIMENT, KEY, str(path), f"arr_0 (images), or mu and sigma, in it (it has {', '.join(held)})")
-    found: dict[str, Statistics] = {}
+    found: dict[str, dict[str, np.ndarray]] = {}
     for layer, (mu, sigma, size) in STATISTICS.items():
         if mu not in held:
             continue
@@ -93,7 +91,7 @@ def _batch(path: Path, file: Any, params: Experiment, edge: int, mode: str) -> G
         chosen = (Image.fromarray(each).convert(mode) for each in read[0][numbers.numpy()])
         return _stack(fitted(image, section.resolution) for image in chosen)
 
-    return Given(f"{path.name} {sha256_of(path)[:16]}", count, rows, found)
+    return Given(f"{path.name} {digest_files([path])[:16]}", count, rows, found)
 
 
 def _folder(folder: Path, edge: int, mode: str) -> Given:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,8 +145,7 @@ class Planner:
         if isinstance(section, Fetched):
             parameters, _, weights = size(self.fetched(section)[0])
             return Cost(parameters, 0, weights, 0, {}, sample)
-        with unfilled():
-            part = self.part(name, section)
+        part = self.part(name, section)
         nets = {**part.networks, **part.frozen}
         sizes = [size(net) for net in nets.values()]
         stands = {each: Understudy(net).instead() for each, net in nets.items()}
@@ -172,12 +171,13 @@ class Planner:
         config = found.published_config(section, self.data(section.dataset))
         return found.empty(config), config
 
-    def part(self, name: str, section: AnyPart | Student) -> Part:
-        """A part to train, or a student on its teacher."""
+    def part(self, name: str, section: AnyPart | Student, filled: bool = False) -> Part:
+        """A part to train, without its weights unless it is `filled`, or a student on its teacher."""
         found, folder = methods.parts(section.kind), self.data(section.dataset)
         student = self.experiment.students.get(name)
         if student is None:
-            part: Part = found.build_part(name, section, folder)
+            with nullcontext() if filled else unfilled():
+                part: Part = found.build_part(name, section, folder)
             return part
         ((teacher, taught),) = self.experiment.parts_of(student.teacher).items()
         if isinstance(taught, Fetched):
@@ -191,7 +191,7 @@ class Planner:
         out = self.folder / "models" / section.method / name
         if not out.exists():
             with sealed_folder(out) as folder:
-                self.part(name, section).save(folder)
+                self.part(name, section, filled=True).save(folder)
         return out
 
     def joined(self, method: str, parts: dict[str, AnyPart | Student]) -> tuple[Any, list[Understudy]]:
@@ -203,8 +203,7 @@ class Planner:
                 self.saved(name, each)
             sampler = sampling.load(self.folder / "models" / method, section, "fp32")
             return sampler, [Understudy(net).instead() for net in sampler.networks.values()]
-        with unfilled():
-            made = [self.part(name, each) for name, each in parts.items()]
+        made = [self.part(name, each) for name, each in parts.items()]
         stands = [Understudy(part.networks[part.main]).instead() for part in made]
         pairs = [(part.config, part.networks[part.main]) for part in made]
         with patch.object(sampling.NetworkSampler, "placed", lambda sampler, net: net.eval()):  # nothing can be moved

@@ -21,7 +21,6 @@ RESIZES = {name: f"bicubic antialiased to {RESOLUTION}" for name in EFFICIENTNET
 NORMS = {"_conv_stem": "_bn0", "_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
 RESIZES["inception-v3-compat"] = "TensorFlow bilinear to 299"
 INCEPTION, DINOV2 = "inception-v3-compat", "dinov2"
-POOLED, SPATIAL = 2048, 7 * 17 * 17  # features of Inception: of an image, and of its places (sFID)
 
 
 class EfficientNetLite(nn.Module):
@@ -67,7 +66,7 @@ def _fold(net: nn.Module) -> None:
 
 
 class Inception(nn.Module):
-    """The network of FID (torch-fidelity's): uint8 images -> features (N, 2048), class scores, features of places.
+    """The network of FID (torch-fidelity's): uint8 images -> features (N, 2048), class scores, and places (N, 2023).
 
     Those of sFID are the first 7 channels of the 1x1 branch of mixed_6 (17 x 17 places), as ADM's evaluator takes them
     from TensorFlow's `mixed_6/conv:0`; torchvision and torch-fidelity call the block Mixed_6d.

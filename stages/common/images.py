@@ -28,6 +28,7 @@ SCHEMA = {
     "height": pl.Int32,
     "image": pl.Binary,
 }
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff"}
 CAPTION = "caption"  # a further column of images with captions
 CLASS_NAMES = b"classes"  # metadata: a list in JSON, in the order of the labels
 FACTORS = b"factors"  # metadata: a list in JSON, the number of values of each factor that a label consists of

@@ -15,13 +15,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from multiscale.evaluation import metrics
-from multiscale.evaluation.features import POOLED, SPATIAL
 from stages import against, evaluate, leaderboard, reference
 from stages.common.errors import BadInput
 from stages.common.paths import CLASSIFIER, MEASUREMENTS, SAMPLES
 from stages.schema.data import Evaluate, Run
 
-EDGE = 8
+EDGE, POOLED, SPATIAL = 8, 2048, 2023
 
 
 def params(channels: int = 3, **section: object) -> SimpleNamespace:

@@ -33,11 +33,11 @@ def test_the_features_of_places_are_seven_channels_of_the_first_branch_of_mixed_
     seen: list[torch.Tensor] = []
     inception.net.Mixed_6c.register_forward_hook(lambda module, given, out: seen.append(out))
     pooled, scores, places = features.extract(inception, pictures)
-    assert pooled.shape == (2, features.POOLED) and scores.shape == (2, 1008)
+    assert pooled.shape == (2, 2048) and scores.shape == (2, 1008)
     branch = inception.net.Mixed_6d.branch1x1  # four blocks mixed_3 to mixed_6 after it: Mixed_6a to Mixed_6d
     with torch.no_grad():
         x = torch.relu(branch.bn(branch.conv(seen[0])))
-    assert x.shape == (2, 192, 17, 17) and places.shape == (2, features.SPATIAL) == (2, 2023)
+    assert x.shape == (2, 192, 17, 17) and places.shape == (2, 2023)
     torch.testing.assert_close(places.view(2, 7, 17, 17), x[:, :7])
     again = features.extract(inception, pictures[:1])
     torch.testing.assert_close(again[2], places[:1], rtol=1e-4, atol=1e-5)  # nothing is left of the batch before
