@@ -46,7 +46,9 @@ def of(params: Experiment) -> Given | None:
     path, edge = Path(given), params.evaluate.resolution or params.data.resolution
     mode = "L" if params.data.channels == 1 else "RGB"
     if path.is_dir():
-        return _folder(path, edge, mode)
+        found = _folder(path, edge, mode)
+        _enough(path, found.count, params.evaluate.prc_neighborhood)
+        return found
     if not path.is_file():
         raise refuse(EXPERIMENT, KEY, given, "an existing .npz, as ADM's reference batches are, or folder of images")
     try:
@@ -77,12 +79,11 @@ def _batch(path: Path, file: Any, params: Experiment, edge: int, mode: str) -> G
     if "arr_0" in held:
         with file.zip.open("arr_0.npy") as array:  # the header alone: the images are gigabytes
             shape, _, dtype = HEADERS[np.lib.format.read_magic(array)](array)
-        count, fits = shape[0], section.resolution or (len(shape) == 4 and shape[1:3] == (edge, edge))
+        count, fits = (*shape, 0)[0], section.resolution or (len(shape) == 4 and shape[1:3] == (edge, edge))
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not fits:
             allowed = f"arr_0 of uint8 (N, {edge}, {edge}, 3), as large as the samples (it has {dtype} {shape})"
             raise refuse(EXPERIMENT, KEY, str(path), f"{allowed}; evaluate.resolution resizes both")
-        if count <= section.prc_neighborhood:
-            raise refuse(EXPERIMENT, KEY, str(path), f"more than {section.prc_neighborhood} images (it has {count})")
+        _enough(path, count, section.prc_neighborhood)
     read: list[np.ndarray] = []
 
     def rows(numbers: Tensor) -> Tensor:
@@ -92,6 +93,11 @@ def _batch(path: Path, file: Any, params: Experiment, edge: int, mode: str) -> G
         return _stack(fitted(image, section.resolution) for image in chosen)
 
     return Given(f"{path.name} {digest_files([path])[:16]}", count, rows, found)
+
+
+def _enough(path: Path, count: int, neighbours: int) -> None:
+    if count <= neighbours:  # an image is not a neighbour of itself
+        raise refuse(EXPERIMENT, KEY, str(path), f"more than {neighbours} images (it has {count})")
 
 
 def _folder(folder: Path, edge: int, mode: str) -> Given:

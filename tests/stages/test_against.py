@@ -59,7 +59,7 @@ def test_a_folder_is_read_in_the_order_of_its_names_by_lanczos_and_centre_crop(t
     Image.fromarray(wide).save(tmp_path / "people" / "b.png")
     Image.fromarray(tall).save(tmp_path / "a.png")
     (tmp_path / "captions.txt").write_text("none")
-    given = against.of(params(reference=str(tmp_path), resolution=4))
+    given = against.of(params(reference=str(tmp_path), resolution=4, prc_neighborhood=1))
     assert given.count == 2 and given.statistics == {}
     small = [
         np.asarray(Image.fromarray(x).resize(size, Image.LANCZOS)) for x, size in ((tall, (4, 10)), (wide, (8, 4)))
@@ -82,6 +82,7 @@ CASES = {
     "another edge": ({"arr_0": images(6, 4, 4)}, {}, r"arr_0 of uint8 \(N, 8, 8, 3\), as large as the samples"),
     "floats": ({"arr_0": images(6) / 255}, {}, "arr_0 of uint8"),
     "few": ({"arr_0": images(3)}, {}, "more than 3 images"),
+    "a number": ({"arr_0": np.zeros((), np.uint8)}, {}, "arr_0 of uint8"),
     "another extractor": (gaussian(POOLED), {"extractor": "efficientnet-lite0"}, "inception-v3-compat, since"),
 }
 
@@ -102,7 +103,10 @@ def test_a_reference_of_another_protocol_is_one_line(case, tmp_path):
 def test_an_empty_folder_and_a_damaged_picture_are_one_line_each(tmp_path):
     with pytest.raises(BadInput, match="allowed: a folder of images, or an .npz"):
         against.of(params(reference=str(tmp_path)))
-    (tmp_path / "a.png").write_bytes(b"nothing")
+    for name in "abcd":
+        with pytest.raises(BadInput, match="images"):
+            against.of(params(reference=str(tmp_path)))
+        (tmp_path / f"{name}.png").write_bytes(b"nothing")
     with pytest.raises(BadInput, match="a.png: cannot identify image file"):
         against.of(params(reference=str(tmp_path))).rows(torch.tensor([0]))
 
