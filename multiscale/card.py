@@ -26,6 +26,8 @@ PAPERS = {
 METRICS = {
     "kid": "KID-{metric}",
     "fd": "FD-{metric}",
+    "sfid": "sFD-{metric}",
+    "fd_dinov2": "FD-DINOv2",
     "inception_score": "IS-{metric}",
     "precision": "precision",
     "recall": "recall",

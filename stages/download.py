@@ -40,7 +40,7 @@ from PIL import Image, ImageOps
 
 from multiscale.core import intact
 from multiscale.core.storage import CHECKSUM, atomic_file, atomic_folder, write_json
-from stages import compose, sources
+from stages import against, compose, sources
 from stages.common import enough, keys, shards
 from stages.common.errors import BadInput, refuse
 from stages.common.images import CAPTION, CLASS_NAMES, FACTORS, SCHEMA
@@ -177,6 +177,10 @@ def main(params: Experiment) -> None:
     items = sources.items(data)
     if not items:
         raise sources.no_images(data.path, "holds no images", data)
+    kinds = 1 + max(item.label for item in items)
+    if data.classes and data.classes != kinds:
+        raise refuse(EXPERIMENT, "data.classes", data.classes, f"null, or {kinds}, as many as {data.path} has")
+    against.of(params)  # refuses another protocol before anything is decoded
     of_split = {split: [item for item in items if item.split == split] for split in {item.split for item in items}}
     shares = [
         shards.Share(f"{split}/{number:05}", len(each[rows]), (each[rows],))
@@ -189,7 +193,7 @@ def main(params: Experiment) -> None:
     unreadable = {name: why for shard in written for name, why in shards.about_of(shard).items()}
     for name in (item.id for item in items if item.id in unreadable):
         print(f"unreadable: {name} ({unreadable[name]})", file=sys.stderr)
-    splits, kinds = check(params, items, unreadable), 1 + max(item.label for item in items)
+    splits = check(params, items, unreadable)
     with atomic_folder(PIXELS) as folder:
         for split in splits:
             shards.take((shard for shard in written if shard.parent.name == split), folder / split)

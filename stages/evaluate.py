@@ -4,7 +4,8 @@ Writes reports/measurements/METHOD.json, with the protocol, and of these numbers
 reports/metrics/METHOD.json.
 
 The main metric is KID with its standard error: with a few thousand images FD is biased, KID is not. KID is measured
-against the training images, against the test split, and by a second extractor. The classifier measures the label
+against the training images (or the images that evaluate.reference names), against the test split, and by a second
+extractor. Inception gives sFID too, and evaluate.dinov2 FD-DINOv2. The classifier measures the label
 accuracy. Of images with prompts the diversity among those of one prompt is measured too, and the scores that
 evaluate.clip_score and evaluate.pick_score name. Images are tested for copies of training images
 (multiscale/evaluation/memorisation.py), and reports/neighbours/METHOD.png shows the most likely copies.
@@ -23,6 +24,7 @@ from typing import Any
 
 import polars as pl
 import torch
+from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -39,6 +41,7 @@ from multiscale.core.storage import (
 )
 from multiscale.evaluation import features, memorisation, metrics, prompts
 from multiscale.evaluation.classifier import accuracy, load
+from stages import against
 from stages.cluster import pool
 from stages.common import images
 from stages.common.errors import BadInput, refuse
@@ -54,7 +57,7 @@ from stages.common.paths import (
     REFERENCE,
     SAMPLES,
 )
-from stages.reference import Extractor, extract
+from stages.reference import Extractor, extract, further
 from stages.schema import Experiment
 from stages.schema.data import Evaluate
 
@@ -70,29 +73,43 @@ def measure(name: str, params: Experiment) -> dict[str, Any]:
     section = params.evaluate
     path = SAMPLES / name / "images.safetensors"
     table, title = Table.open(path), f"evaluate {name}"
-    fetch = lambda rows: table[rows]["pixels"]  # noqa: E731
+    fetch = lambda rows: against.resized(table[rows]["pixels"], section.resolution)  # noqa: E731
     with pool(title, params.run, partial(Extractor, section.extractor, section.weights)) as workers:
-        found, logits = extract(title, workers, fetch, len(table), params.run.batch)
+        found, logits, *spatial = extract(title, workers, fetch, len(table), params.run.batch)
     tell(title, "comparing features")
     real, about = load_file(REFERENCE / "features.safetensors"), read_json(REFERENCE / "reference.json")
     rows = table[slice(None)]
     made = metadata_of(path)
     first = made.get("first_seed")  # None for images of the test split
     dealt = rows["label"] if made.get("labels") == "uniform" else None
+    known = {path.stem.removesuffix("-statistics"): load_numpy(path) for path in REFERENCE.glob("*-statistics.*")}
     values: dict[str, Any] = metrics.distances(
-        found, real["real"], logits, dealt, is_splits=section.is_splits, prc_neighborhood=section.prc_neighborhood
+        found,
+        real["real"],
+        logits,
+        dealt,
+        is_splits=section.is_splits,
+        prc_neighborhood=section.prc_neighborhood,
+        known=known.get("real"),
+        equal=about.get("against") is None,
     )
+    for layer in spatial:
+        values["sfid"] = metrics.frechet(layer, known.get("spatial", real["spatial"]))
     tested = "test" in real and first is not None
     values["kid_test"], values["kid_test_se"] = metrics.kid(found, real["test"], dealt) if tested else (None, None)
-    if second := section.second_extractor:
-        with pool(title, params.run, partial(Extractor, second, section.weights)) as workers:
-            seen, _ = extract(f"{title}, {second}", workers, fetch, len(table), params.run.batch)
-        values["kid_second"], values["kid_second_se"] = metrics.kid(seen, real["second"], dealt)
+    second = section.second_extractor
+    for key, extractor, weights in further(section):
+        with pool(title, params.run, partial(Extractor, extractor, weights)) as workers:
+            seen, *_ = extract(f"{title}, {extractor}", workers, fetch, len(table), params.run.batch)
+        if key == "second":
+            values["kid_second"], values["kid_second_se"] = metrics.kid(seen, real[key], dealt)
+        else:
+            values["fd_dinov2"] = metrics.frechet(seen, real[key])
     tell(title, "looking for copies, classifying")
     values["memorised"], values["copies"] = copies(name, rows["pixels"])
     classifier = load(CLASSIFIER)
     values["label_accuracy"] = accuracy(classifier, rows["pixels"], rows["label"]) if classifier else None
-    of_text, how = of_prompts(name, section, found, real["real"], rows["pixels"])
+    of_text, how = of_prompts(name, section, found, real["real"] if about["split"] else None, rows["pixels"])
     values |= of_text
     protocol = {
         "extractor": section.extractor,
@@ -113,6 +130,7 @@ def measure(name: str, params: Experiment) -> dict[str, Any]:
         "is_splits": section.is_splits,
         "prc_neighborhood": section.prc_neighborhood,
         **how,
+        **published(section, about, bool(spatial)),
     }
     write_sealed_json(MEASUREMENTS / f"{name}.json", {**values, "protocol": protocol})
     write_json(METRICS / f"{name}.json", {key: values[key] for key in HEADLINE})
@@ -120,17 +138,35 @@ def measure(name: str, params: Experiment) -> dict[str, Any]:
     return values
 
 
-def of_prompts(name: str, section: Evaluate, found: Tensor, real: Tensor, pixels: Tensor) -> tuple[Row, Row]:
+def published(section: Evaluate, about: Row, spatial: bool) -> Row:
+    """What differs from the protocol of training images, or is measured beside it; nothing otherwise."""
+    protocol: Row = {}
+    if spatial:
+        protocol["sfid"] = "mixed_6/conv, 7 channels"
+    if section.resolution:
+        protocol["resolution"] = f"{section.resolution}, Lanczos"
+    if folder := section.dinov2:
+        digest = digest_files(sorted(Path(folder).glob("*.safetensors")))[:16]
+        protocol["dinov2"] = f"{Path(folder).name} {digest}, bicubic antialiased to 224"
+    if name := about.get("against"):
+        protocol["against"] = f"{name}{', by its statistics' if about['statistics'] else ''}"
+        protocol |= {"against_images": about["split"] is None, "prc_sets": "whole"}
+    return protocol
+
+
+def of_prompts(name: str, section: Evaluate, found: Tensor, real: Tensor | None, pixels: Tensor) -> tuple[Row, Row]:
     """What is measured of images with prompts, and its protocol; nothing of others.
 
-    found, real: features of the images and of the reference.
+    found, real: features of the images and of the training images; None: without the latter there is no diversity.
     """
     if not (path := SAMPLES / name / PROMPTS).exists():
         return {}, {}
     told = pl.read_parquet(path)["prompt"].to_list()
-    captions = images.captions("train")[images.CAPTION]
-    known = captions[images.evenly(len(captions), len(real)).tolist()].to_list()
-    apart = prompts.diversity(found, told, real, known)
+    apart = None
+    if real is not None:
+        captions = images.captions("train")[images.CAPTION]
+        known = captions[images.evenly(len(captions), len(real)).tolist()].to_list()
+        apart = prompts.diversity(found, told, real, known)
     values: Row = dict(zip(("diversity", "diversity_se"), apart or (None, None)))
     protocol: Row = {"prompts": len(set(told))}
     for place, key in enumerate(("clip_score", "pick_score")):

@@ -33,6 +33,8 @@ COLUMNS = {
     "kid_test": "KID-{metric}, test split",
     "kid_second": "KID-{second_metric}",
     "fd": "FD-{metric}",
+    "sfid": "sFD-{metric}",
+    "fd_dinov2": "FD-DINOv2",
     "inception_score": "IS-{metric}",
     "precision": "precision-{metric}",
     "recall": "recall-{metric}",
@@ -48,11 +50,18 @@ COLUMNS = {
 }
 COUNTED = ("network_calls", "flops_per_image", "parameters")
 OF_PROMPTS = ("diversity", "clip_score", "pick_score")  # of images with prompts alone
+BESIDE = ("sfid", "fd_dinov2")  # of some protocols alone
 OF_SAMPLES = ("n", "seeds", "labels", "prompts")  # keys of the protocol that describe the samples, not the measurement
 NEEDS_EQUAL_N = ("fd", "inception_score", "precision", "recall")
 AVERAGED = ["kid", "kid_se", "kid_test", "kid_test_se", "kid_second", "kid_second_se", "memorised", "label_accuracy"]
 AVERAGED += [*NEEDS_EQUAL_N, "inception_score_std"]
 APART = 2  # a difference of this many standard errors is significant
+FURTHER = {  # keys of the protocols that have them, in words
+    "against": "FD is against",
+    "resolution": "Images were resized to",
+    "sfid": "sFD is that of the features of places of",
+    "dinov2": "DINOv2:",
+}
 FLOORS = {
     "real": "The floor real: held-out images",
     "autoencoder": "The floor autoencoder: their reconstructions, the loss of quality by the autoencoder alone",
@@ -103,7 +112,8 @@ def _method(name: str, params: Experiment) -> Row:
 def _averaged(trainings: list[Row]) -> Row:
     """The row of a method: means over its trainings, and the standard deviation of KID over them."""
     row = dict(trainings[0])
-    for key in (*AVERAGED, *(f"{name}{end}" for name in OF_PROMPTS if name in row for end in ("", "_se"))):
+    of_prompts = (f"{name}{end}" for name in OF_PROMPTS if name in row for end in ("", "_se"))
+    for key in (*AVERAGED, *of_prompts, *(name for name in BESIDE if name in row)):
         values: list[Any] = [each.get(key) for each in trainings]
         row[key] = None if None in values else mean(values)
     for key in ("kid", "kid_second"):
@@ -149,14 +159,14 @@ def table(
         heads.pop("kid_second", None)
     if "prompts" in group.protocol and "label_accuracy" in heads:
         heads["label_accuracy"] = "alignment"  # the classifier reads what the prompt says
-    for key in OF_PROMPTS:
+    for key in (*OF_PROMPTS, *BESIDE):
         if all(row.get(key) is None for row in group.methods):
             heads.pop(key, None)
     if "fd" in heads:
         heads["fd"] += "*" * (group.protocol["features"] > group.protocol["n"])
     if accuracy is not None:
         heads["label_accuracy"] += f" (the classifier on real images: {accuracy:.1%})"
-    floors = [row | dict.fromkeys(NEEDS_EQUAL_N if _of_other_n(row, group) else ()) for row in group.floors]
+    floors = [row | dict.fromkeys((*NEEDS_EQUAL_N, *BESIDE) if _of_other_n(row, group) else ()) for row in group.floors]
 
     def cells(rows: list[Row]) -> list[list[str]]:
         return [[cell(key, row) for key in heads] for row in rows]
@@ -226,19 +236,23 @@ def notes(group: Group) -> list[str]:
             f"* FD has {about['features']} features and N = {about['n']} images: the covariances are singular, and FD "
             "is too large by an amount that depends on N."
         )
-    lines.append(
-        f"Precision and recall ({about['prc_neighborhood']} neighbours) use sets of equal size: a random subset of the "
-        "larger one."
-    )
+    sizes = "both sets whole" if "prc_sets" in about else "sets of equal size: a random subset of the larger one"
+    lines.append(f"Precision and recall ({about['prc_neighborhood']} neighbours) use {sizes}.")
     test = f"; test split {about['test']}: {about['n_test']} images" if about["n_test"] else ""
     lines.append(
         f"Extractor {about['extractor']} ({about['resize']}); N = {about['n']}, seeds {about['seeds']}, classes "
-        f"{about['labels']}; reference {about['reference']}: {about['n_reference']} training images"
+        f"{about['labels']}; reference {about['reference']}: {about['n_reference']} {_images(about)}"
         f"{test}; {about['estimator']}."
     )
+    lines += [f"{text} {about[key]}." for key, text in FURTHER.items() if key in about]
     if about["second_extractor"]:
         lines.append(f"Second extractor {about['second_extractor']} ({about['second_resize']}).")
     return lines
+
+
+def _images(about: Row) -> str:
+    """What the images of the reference are."""
+    return f"images of {about['against']}" if about.get("against_images") else "training images"
 
 
 def _verdicts(group: Group) -> list[str]:

@@ -1,15 +1,19 @@
 """Works out what the trainings and samples of a recipe would cost, in seconds and without its data or weights.
 
 Each part is built on blank images, and each student on its teacher; their losses and samplers are run with networks
-that compute nothing and count (`multiscale.plan`). Autoencoder, text encoders and metrics are left out.
+that compute nothing and count (`multiscale.plan`). Autoencoder, text encoders and metrics are left out. Memory is that
+of a training in fp32 with its gradients, AdamW's two moments and the moving average, without micro-batches.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -29,12 +33,15 @@ from multiscale.plan import Call, Understudy, size
 from multiscale.training.part import Part
 from stages import recipe
 from stages.schema import AnyPart, Decomposition, Experiment, Student
-from stages.schema.data import TrainedVAE
+from stages.schema.data import PublishedVAE, TrainedVAE
 from stages.schema.prompts import PublishedEncoder
 
-GPU, PEAKS, SHARE = "A100", {"fp32": 19.5e12, "bf16": 312e12, "auto": 312e12}, 0.4  # FLOP/s, by the maker
+GPU, PEAKS, SHARE = "H100", {"fp32": 67e12, "bf16": 989e12, "auto": 989e12}, 0.4  # FLOP/s of the SXM, dense
 CPU = torch.device("cpu")
-ROWS, CLASSES, TOKENS, STEPS = 8, 2, 16, 12  # blank images, their classes, tokens of a small encoder, steps looked at
+ROWS, TOKENS, STEPS = 8, 16, 12  # blank images, tokens of a small encoder, steps looked at
+CLASSES = 2  # where the experiment does not say how many
+LATENT = 4  # channels of Stable Diffusion's latents
+BEYOND = 16  # bytes a trained parameter: its gradient, AdamW's two moments, and the average
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,11 @@ class Cost:
     sample: dict[int, float]
     """FLOP of an image, by the edge of the network's input"""
 
+    @property
+    def memory(self) -> int:
+        """Bytes of a worker in training, at most."""
+        return self.weights + BEYOND * self.trained + self.activations
+
 
 class Blank:
     """Images, latents and captions that hold nothing: the `Source` of a decomposition."""
@@ -61,7 +73,7 @@ class Blank:
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
         self.numbers = np.random.default_rng(0)
-        self.label = np.arange(ROWS) % CLASSES
+        self.label = np.arange(ROWS) % classes(experiment)
 
     def pixels(self) -> Table:
         data = self.experiment.data
@@ -81,12 +93,17 @@ class Blank:
         return torch.ones(ROWS, dtype=torch.long)
 
 
+def classes(experiment: Experiment) -> int:
+    """Of the images, where the experiment says how many."""
+    return experiment.data.classes or CLASSES
+
+
 def channels(experiment: Experiment) -> int:
-    """Of the latents, which for a published autoencoder a fetched network tells."""
+    """Of the latents, which for a published autoencoder a fetched network tells, if there is one."""
     if isinstance(experiment.vae, TrainedVAE):
         return experiment.vae.latent_channels
     fetched = (part.network.channels for part in experiment.parts.values() if isinstance(part, Fetched))  # type: ignore[attr-defined]
-    return next(fetched, experiment.data.channels)
+    return next(fetched, LATENT if isinstance(experiment.vae, PublishedVAE) else experiment.data.channels)
 
 
 def embedded(experiment: Experiment, name: str) -> tuple[int, int, int]:
@@ -104,7 +121,8 @@ def dataset(section: Decomposition, experiment: Experiment, out: Path) -> None:
     out.mkdir(parents=True)
     path, shapes = out / "targets.safetensors", {**made.shapes, "label": (np.int64, (ROWS,))}
     write_blocks(path, shapes, [made.block(slice(0, ROWS))])
-    write_json(out / "statistics.json", {"classes": CLASSES, **made.statistics(Table.open(path, *made.shapes))})
+    about = {"classes": classes(experiment), **made.statistics(Table.open(path, *made.shapes))}
+    write_json(out / "statistics.json", about)
     if text := getattr(section, "text", None):
         length, width, pooled = embedded(experiment, text)
         (out / TEXT).mkdir()
@@ -153,12 +171,13 @@ class Planner:
         config = found.published_config(section, self.data(section.dataset))
         return found.empty(config), config
 
-    def part(self, name: str, section: AnyPart | Student) -> Part:
-        """A part to train, or a student on its teacher."""
+    def part(self, name: str, section: AnyPart | Student, filled: bool = False) -> Part:
+        """A part to train, without its weights unless it is `filled`, or a student on its teacher."""
         found, folder = methods.parts(section.kind), self.data(section.dataset)
         student = self.experiment.students.get(name)
         if student is None:
-            part: Part = found.build_part(name, section, folder)
+            with nullcontext() if filled else unfilled():
+                part: Part = found.build_part(name, section, folder)
             return part
         ((teacher, taught),) = self.experiment.parts_of(student.teacher).items()
         if isinstance(taught, Fetched):
@@ -172,8 +191,23 @@ class Planner:
         out = self.folder / "models" / section.method / name
         if not out.exists():
             with sealed_folder(out) as folder:
-                self.part(name, section).save(folder)
+                self.part(name, section, filled=True).save(folder)
         return out
+
+    def joined(self, method: str, parts: dict[str, AnyPart | Student]) -> tuple[Any, list[Understudy]]:
+        """The sampler of a method, and what stands in for its networks."""
+        section = self.experiment.methods[method]
+        joins = methods.component(section.kind)
+        if joins is None:
+            for name, each in parts.items():
+                self.saved(name, each)
+            sampler = sampling.load(self.folder / "models" / method, section, "fp32")
+            return sampler, [Understudy(net).instead() for net in sampler.networks.values()]
+        made = [self.part(name, each) for name, each in parts.items()]
+        stands = [Understudy(part.networks[part.main]).instead() for part in made]
+        pairs = [(part.config, part.networks[part.main]) for part in made]
+        with patch.object(sampling.NetworkSampler, "placed", lambda sampler, net: net.eval()):  # nothing can be moved
+            return joins.sampler(pairs, section, Codec(None, channels(self.experiment)), "fp32"), stands
 
     def sample(self, method: str) -> dict[int, float]:
         """FLOP of an image of a method, by the edge of the network's input."""
@@ -188,19 +222,28 @@ class Planner:
                 part = self.part(name, only)
                 net, config = part.networks[part.main], part.config
             stands, codec = [Understudy(net)], Codec(None, channels(self.experiment))
-            conditioner = beside(self.data(only.dataset), CLASSES)
+            conditioner = beside(self.data(only.dataset), classes(self.experiment))
             sampler = around(stands[0], config, section, codec, "fp32", conditioner)
         else:
-            for name, each in parts.items():
-                self.saved(name, each)
-            sampler = sampling.load(self.folder / "models" / method, section, "fp32")
-            stands = [Understudy(net).instead() for net in sampler.networks.values()]
+            sampler, stands = self.joined(method, parts)
         with torch.no_grad(), autocast("bf16", CPU):
             sampler.images([0], torch.ones(1, dtype=torch.long), None)
         found: dict[int, float] = {}
         for call in (call for stand in stands for call in stand.calls):
             found[call.edge] = found.get(call.edge, 0.0) + call.flops
         return found
+
+
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """The networks that are built meanwhile have parameters without memory and numbers; their buffers are real."""
+    register = nn.Module.register_parameter
+
+    def empty(module: nn.Module, name: str, given: nn.Parameter | None) -> None:
+        register(module, name, given if given is None else nn.Parameter(given.to("meta"), given.requires_grad))
+
+    with patch.object(nn.Module, "register_parameter", empty):
+        yield
 
 
 def calls_of(part: Part, stands: dict[str, Understudy], step: int, share: int) -> list[Call]:
@@ -234,7 +277,8 @@ def lines(name: str, cost: Cost, section: AnyPart | Student, experiment: Experim
         hours = steps * total / (PEAKS[training.precision] * SHARE * workers) / 3600
         found += [
             f"  a step of {training.batch} images: {total / 1e12:.3g} TFLOP{_apart(cost.step)}; activations of "
-            f"{training.batch // workers} images at most {cost.activations / 1e9:.3g} GB",
+            f"{training.batch // workers} images at most {cost.activations / 1e9:.3g} GB, memory with all else "
+            f"{cost.memory / 1e9:.3g} GB",
             f"  {steps:,} steps: {steps * total / 1e15:.3g} PFLOP, {hours:.3g} hours on {workers} {GPU}",
         ]
     found.append(f"  an image: {sum(cost.sample.values()) / 1e12:.3g} TFLOP{_apart(cost.sample)}")

@@ -1,7 +1,7 @@
 """Extracts the reference that methods are measured against, into data/reference.
 
-It holds features of the training images and of the test split, features of the training images by the second extractor,
-and small versions of all training images for the detection of copies.
+It holds features of the training images (or of those that evaluate.reference names) and of the test split, features of
+the former by the second extractor and DINOv2, and small versions of all training images for the detection of copies.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ if __name__ == "__main__":  # first: the imports below take seconds
     command(__doc__)
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
+from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from multiscale.core import intact
 from multiscale.core.device import default_device
 from multiscale.core.storage import Table, sealed_folder, write_json
 from multiscale.evaluation import features, memorisation
+from stages import against
 from stages.cluster import Pool, pool
 from stages.common import enough, images
 from stages.common.errors import BadInput, refuse
@@ -32,11 +34,19 @@ from stages.common.harness import progress, tell
 from stages.common.images import count, evenly, pixel_table
 from stages.common.paths import EXPERIMENT, IMAGES, REFERENCE
 from stages.schema import Experiment
+from stages.schema.data import Evaluate
 
 
 def extractor(name: str, given: str | None) -> nn.Module:
-    """An extractor, with the weights file `given` for Inception. Raises BadInput without weights."""
+    """An extractor, with the weights `given`: Inception's file, DINOv2's folder. Raises BadInput without weights."""
     weights = Path(given) if given else None
+    if name == features.DINOV2:
+        try:
+            return features.create(name, weights, default_device())
+        except (OSError, ValueError) as error:
+            why = " ".join(str(error).split())[:200]
+            allowed = f"a folder with a DINOv2 as transformers saves it ({why})"
+            raise refuse(EXPERIMENT, "evaluate.dinov2", given, allowed) from None
     key = "evaluate.weights"
     if weights:
         if not weights.exists():
@@ -63,23 +73,20 @@ class Extractor:
     def __init__(self, name: str, weights: str | None):
         self.net = extractor(name, weights)
 
-    def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The features of uint8 images (n, C, H, W): for distances, and for the Inception Score."""
+    def extract(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The features of uint8 images (n, C, H, W), as `features.create` lists them: first those for distances."""
         return features.extract(self.net, images)
 
 
-def extract(
-    title: str, workers: Pool, fetch: Callable[[slice], Tensor], count: int, batch: int
-) -> tuple[Tensor, Tensor]:
+def extract(title: str, workers: Pool, fetch: Callable[[slice], Tensor], count: int, batch: int) -> tuple[Tensor, ...]:
     """`Extractor.extract` of `count` images; fetch(rows) returns a batch of them."""
     batches = ((fetch(slice(start, min(start + batch, count))),) for start in range(0, count, batch))
     found = []
     with progress(title, count) as reach:
-        for pair in workers.map("extract", batches):
-            found.append(pair)
+        for layers in workers.map("extract", batches):
+            found.append(layers)
             reach(len(found) * batch)
-    distance, logits = (torch.cat(layer) for layer in zip(*found))
-    return distance, logits
+    return tuple(torch.cat(layer) for layer in zip(*found))
 
 
 def small(table: Table) -> Tensor:
@@ -96,22 +103,21 @@ def digest(values: Tensor) -> str:
 def main(params: Experiment) -> None:
     intact.check(IMAGES)
     images.check("train")
-    section, batch_size = params.evaluate, params.run.batch
+    section, batch_size, given = params.evaluate, params.run.batch, against.of(params)
     with pool("reference", params.run, partial(Extractor, section.extractor, section.weights)) as workers:
         table = pixel_table("train")
         enough.check_reference(params, len(table))
-        chosen = min(section.reference_images or len(table), len(table))
-        rows = evenly(len(table), chosen)  # the dataset may be sorted by class
-        real = lambda batch: table[rows[batch]]["pixels"]  # noqa: E731
-        tensors = {"real": extract("reference", workers, real, chosen, batch_size)[0]}
+        real, chosen = _images(params, given, table)
+        layers = extract("reference", workers, real, chosen, batch_size)
+        tensors = {"real": layers[0], **dict(zip(("spatial",), layers[2:]))}
         if count("test") > 1:
             images.check("test")
             test = pixel_table("test")
-            held_out = lambda batch: test[batch]["pixels"]  # noqa: E731
+            held_out = lambda batch: against.resized(test[batch]["pixels"], section.resolution)  # noqa: E731
             tensors["test"] = extract("reference, test split", workers, held_out, len(test), batch_size)[0]
-    if name := section.second_extractor:
-        with pool(f"reference, {name}", params.run, partial(Extractor, name, section.weights)) as workers:
-            tensors["second"] = extract(f"reference, {name}", workers, real, chosen, batch_size)[0]
+    for key, name, weights in further(section):
+        with pool(f"reference, {name}", params.run, partial(Extractor, name, weights)) as workers:
+            tensors[key] = extract(f"reference, {name}", workers, real, chosen, batch_size)[0]
     tell("reference", "making images small, to find copies of them")
     copies = {"training": small(table)}
     if "test" in tensors:
@@ -121,12 +127,35 @@ def main(params: Experiment) -> None:
         "extractor": section.extractor,
         "second_extractor": section.second_extractor,
         "n": chosen,
-        "split": "train",
+        "split": None if given and given.count else "train",
         "reference": digest(tensors["real"]),
         "n_test": len(tensors.get("test", ())),
         "test": digest(tensors["test"]) if "test" in tensors else None,
     }
+    if given:
+        about["against"], about["statistics"] = given.name, bool(given.statistics)
     with sealed_folder(REFERENCE) as folder:
         save_file(tensors, folder / "features.safetensors")
         save_file(copies, folder / "copies.safetensors")
         write_json(folder / "reference.json", about)
+        for layer, statistics in given.statistics.items() if given else ():
+            save_numpy(statistics, folder / f"{layer}-statistics.safetensors")
+
+
+def _images(params: Experiment, given: against.Given | None, table: Table) -> tuple[Callable[[slice], Tensor], int]:
+    """The images of the reference, batch by batch, and how many there are."""
+    section = params.evaluate
+    if given and given.count:
+        pictures, chosen = given, min(section.reference_images or given.count, given.count)
+        return lambda batch: pictures.rows(torch.arange(chosen)[batch]), chosen
+    chosen = min(section.reference_images or len(table), len(table))
+    rows = evenly(len(table), chosen)  # the dataset may be sorted by class
+    return lambda batch: against.resized(table[rows[batch]]["pixels"], section.resolution), chosen
+
+
+def further(section: Evaluate) -> Iterator[tuple[str, str, str | None]]:
+    """The further extractors of a protocol: the name of their features, their own, and their weights."""
+    if name := section.second_extractor:
+        yield "second", name, section.weights
+    if folder := section.dinov2:
+        yield "dinov2", features.DINOV2, folder

@@ -30,11 +30,11 @@ from multiscale.core.storage import sealed_folder
 from stages import beside, digits, fetch, idx, layouts
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import is_disk_full
+from stages.common.images import IMAGE_SUFFIXES
 from stages.common.paths import EXPERIMENT, SCRATCH
 from stages.item import Item, png, split_by_hash
 from stages.schema.data import Data
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff"}
 ARCHIVE_SUFFIXES = {".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2"}
 SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation"}
 SPLITS |= {"test": "test", "testing": "test"}

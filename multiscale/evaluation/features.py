@@ -1,4 +1,4 @@
-"""Feature extractors of the metrics: EfficientNet-Lite, and the Inception network of torch-fidelity."""
+"""Feature extractors of the metrics: EfficientNet-Lite, the Inception network of torch-fidelity, and DINOv2."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ RESIZES = {name: f"bicubic antialiased to {RESOLUTION}" for name in EFFICIENTNET
 # The batch normalisation that follows each convolution, in the names of the package.
 NORMS = {"_conv_stem": "_bn0", "_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
 RESIZES["inception-v3-compat"] = "TensorFlow bilinear to 299"
+INCEPTION, DINOV2 = "inception-v3-compat", "dinov2"
 
 
 class EfficientNetLite(nn.Module):
@@ -64,32 +65,77 @@ def _fold(net: nn.Module) -> None:
             module.inplace = True
 
 
+class Inception(nn.Module):
+    """The network of FID (torch-fidelity's): uint8 images -> features (N, 2048), class scores, and places (N, 2023).
+
+    Those of sFID are the first 7 channels of the 1x1 branch of mixed_6 (17 x 17 places), as ADM's evaluator takes them
+    from TensorFlow's `mixed_6/conv:0`; torchvision and torch-fidelity call the block Mixed_6d.
+    """
+
+    def __init__(self, weights: Path | None):
+        super().__init__()
+        make_torchvision_importable()
+        # Here, because torch-fidelity takes long to import, and few commands need it.
+        from torch_fidelity import FeatureExtractorInceptionV3
+
+        layers = [FeatureExtractorInceptionV3.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc")]
+        options = {"feature_extractor_weights_path": str(weights)} if weights else {}
+        self.net = FeatureExtractorInceptionV3(INCEPTION, layers, **options)
+        self.places: list[Tensor] = []
+        self.net.Mixed_6d.branch1x1.register_forward_hook(lambda module, given, out: self.places.append(out[:, :7]))
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pooled, scores = self.net(images)
+        return pooled, scores, self.places.pop().flatten(1)
+
+
+class DINOv2(nn.Module):
+    """A DINOv2 in a folder of transformers: uint8 images (N, 3, H, W) -> the class token (N, d), as FD-DINOv2 takes it.
+
+    Images are resized to 224x224 (bicubic, antialiased) and normalised by ImageNet's mean and standard deviation
+    (arXiv 2306.04675). Raises OSError or ValueError for a folder without such a network.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        make_torchvision_importable()
+        from transformers import Dinov2Model
+
+        self.net = Dinov2Model.from_pretrained(folder, local_files_only=True)
+        self.register_buffer("mean", 255 * torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        x = F.interpolate(images.float(), size=(224, 224), mode="bicubic", antialias=True, align_corners=False)
+        x = (x.clamp(0, 255).round() - self.mean) / self.std
+        return (self.net(x).pooler_output,)
+
+
 def create(extractor: str, weights: Path | None, device: torch.device) -> nn.Module:
-    """An extractor: uint8 images (N, 3, H, W) -> features for distances, and for the Inception Score."""
-    net = EfficientNetLite(extractor) if extractor in EFFICIENTNETS else _inception(extractor, weights)
+    """An extractor: uint8 images (N, 3, H, W) -> features for distances, for the Inception Score and for sFID.
+
+    DINOv2, whose folder is `weights`, has the first alone, EfficientNet-Lite no last.
+    """
+    if extractor == DINOV2 and weights:
+        net: nn.Module = DINOv2(weights)
+    else:
+        net = EfficientNetLite(extractor) if extractor in EFFICIENTNETS else Inception(weights)
     return placed(net, device, torch.channels_last)
 
 
-def _inception(name: str, weights: Path | None) -> nn.Module:
-    make_torchvision_importable()
-    # Here, because torch-fidelity takes long to import, and few commands need it.
-    from torch_fidelity import FeatureExtractorInceptionV3
-
-    layers = [FeatureExtractorInceptionV3.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc")]
-    options = {"feature_extractor_weights_path": str(weights)} if weights else {}
-    net: nn.Module = FeatureExtractorInceptionV3(name, layers, **options)
-    return net.eval()
-
-
 @torch.inference_mode()
-def extract(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The fp32 features (n, d) of uint8 images (n, 1 or 3, H, W): for distances, and for the Inception Score.
+def extract(net: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+    """The fp32 features (n, d) of uint8 images (n, 1 or 3, H, W), as `create` lists them.
 
     Raises FloatingPointError if one is not finite.
     """
     device = next(net.parameters()).device
-    distance, scores = net(images.expand(-1, 3, -1, -1).contiguous().to(device))
-    found = distance.float().cpu(), scores.float().cpu()
+    found = tuple(each.float().cpu() for each in net(images.expand(-1, 3, -1, -1).contiguous().to(device)))
     if not all(layer.isfinite().all() for layer in found):
         raise FloatingPointError("the features of an image are not finite: the weights of the extractor are damaged")
     return found

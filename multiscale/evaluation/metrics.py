@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -77,35 +78,61 @@ def _kernels(first: Tensor, second: Tensor) -> Iterator[tuple[slice, slice, Tens
             yield slice(i, i + BLOCK), slice(j, j + BLOCK), (x @ y.T / x.shape[1] + 1) ** 3
 
 
+Statistics = dict[str, np.ndarray]  # `mu` (d,) and `sigma` (d, d) of features, in float64
+
+
+def statistics(found: Tensor) -> Statistics:
+    """The mean and covariance of features (N, d)."""
+    make_torchvision_importable()
+    # Here, because torch-fidelity takes long to import, and few commands need it.
+    from torch_fidelity.metric_fid import fid_features_to_statistics
+
+    made: Statistics = fid_features_to_statistics(found)
+    return made
+
+
+def frechet(generated: Tensor, real: Tensor | Statistics) -> float:
+    """The Frechet distance of the Gaussians of two sets of features; of real ones the statistics are enough."""
+    make_torchvision_importable()
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+
+    made, known = statistics(generated), statistics(real) if isinstance(real, Tensor) else real
+    known = {key: value.astype(made[key].dtype) for key, value in known.items()}
+    return float(fid_statistics_to_metric(made, known, False)["frechet_inception_distance"])
+
+
 def distances(
-    generated: Tensor, real: Tensor, logits: Tensor, labels: Tensor | None, *, is_splits: int, prc_neighborhood: int
+    generated: Tensor,
+    real: Tensor,
+    logits: Tensor,
+    labels: Tensor | None,
+    *,
+    is_splits: int,
+    prc_neighborhood: int,
+    known: Statistics | None = None,
+    equal: bool = True,
 ) -> dict[str, float]:
     """KID with its standard error, FD, Inception Score, precision and recall.
 
     generated (N, d) and real (M, d): features of one layer; logits (N, classes) of the generated images; labels as for
-    `kid`. Precision and recall depend on the size of both sets, so the larger is replaced by a fixed random subset.
+    `kid`. known: statistics that FD is against, in place of those of `real`. Precision and recall depend on the size
+    of both sets: with `equal` the larger is replaced by a fixed random subset, else both are taken whole (ADM's).
     """
     make_torchvision_importable()
-    # Here, because torch-fidelity takes long to import, and few commands need it.
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     value, error = kid(generated, real, labels)
-    fd = fid_statistics_to_metric(fid_features_to_statistics(generated), fid_features_to_statistics(real), False)
+    fd = frechet(generated, real if known is None else known)
     score = isc_features_to_metric(logits, splits=is_splits)
-    fewer = min(len(generated), len(real))
-    prc = prc_features_to_metric(
-        subset(generated, fewer),
-        subset(real, fewer),
-        prc_neighborhood=prc_neighborhood,
-        save_cpu_ram=True,
-        verbose=False,
-    )
+    if equal:
+        fewer = min(len(generated), len(real))
+        generated, real = subset(generated, fewer), subset(real, fewer)
+    prc = prc_features_to_metric(generated, real, prc_neighborhood=prc_neighborhood, save_cpu_ram=True, verbose=False)
     return {
         "kid": value,
         "kid_se": error,
-        "fd": fd["frechet_inception_distance"],
+        "fd": fd,
         "inception_score": score["inception_score_mean"],
         "inception_score_std": score["inception_score_std"],
         "precision": prc["precision"],

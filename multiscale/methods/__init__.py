@@ -60,9 +60,14 @@ def sampler(method: str) -> ModuleType:
     return _module(method, "sampler")
 
 
+def component(method: str) -> ModuleType | None:
+    """What joins networks of a method into its sampler; None where the method has no such module."""
+    return _optional(method, "component")
+
+
 def preview(method: str) -> ModuleType | None:
     """What shows the parts of a method while they are trained; None where the method has nothing to show."""
-    return _module(method, "preview") if Path(__file__).with_name(method).joinpath("preview.py").exists() else None
+    return _optional(method, "preview")
 
 
 def teaching(method: str) -> ModuleType:
@@ -73,6 +78,10 @@ def teaching(method: str) -> ModuleType:
 def synthetic(method: str) -> ModuleType:
     """What makes training images of a method with a teacher."""
     return _module(method, "synthetic")
+
+
+def _optional(method: str, name: str) -> ModuleType | None:
+    return _module(method, name) if Path(__file__).with_name(method).joinpath(f"{name}.py").exists() else None
 
 
 def _module(method: str, name: str) -> ModuleType:

@@ -19,6 +19,7 @@ from stages.common.errors import BadInput
 from stages.common.paths import IMAGES, PIXELS
 
 SCHEMA = {"id": pl.String, "split": pl.String, "label": pl.Int64}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff"}
 CAPTION = "caption"  # a further column of images with captions
 CLASS_NAMES = b"classes"  # metadata: a list in JSON, in the order of the labels
 FACTORS = b"factors"  # metadata: a list in JSON, the number of values of each factor that a label consists of

@@ -79,6 +79,8 @@ class Data(Section):
     """of the square images after resizing, in pixels"""
     channels: Literal[1, 3]
     """1: grey, 3: RGB"""
+    classes: Positive | None = None
+    """that the dataset must have; null: as many as are found"""
     resize: Literal["area", "box-bicubic"] = "area"
     """area: area average of the centre crop; box-bicubic: ADM's, halving and then bicubic"""
     max_unreadable: Share = 0.01
@@ -242,8 +244,14 @@ class Evaluate(Section):
     """for a second KID, to check the ranking; null: none"""
     weights: str | None = None
     """file with the weights of inception-v3-compat; null: downloaded"""
+    reference: Text | None = None
+    """ADM's reference batch (.npz of arr_0, or mu and sigma) or a folder of images; null: training images"""
     reference_images: Positive | None = None
-    """of the training split; null: all"""
+    """of the training split, spread evenly, or the first of `reference`; null: all"""
+    resolution: Edge | None = None
+    """resize images to this edge before the extractor, by Lanczos, as FID-30K does; null: leave them"""
+    dinov2: Text | None = None
+    """folder of a DINOv2 of transformers, for FD-DINOv2; null: none"""
     floors: list[Floor] = ["real", "autoencoder"]
     """reference rows: the test images, their reconstructions; [] without a test split"""
     is_splits: Positive = 10
@@ -261,7 +269,8 @@ class Evaluate(Section):
             raise Bad("second_extractor", self.second_extractor, "an extractor other than `extractor`, or null")
         if len(set(self.floors)) < len(self.floors):
             raise Bad("floors", self.floors, "each floor once")
-        for key in ("clip_score", "pick_score"):
+        for key, net in (("clip_score", "CLIP"), ("pick_score", "CLIP"), ("dinov2", "DINOv2")):
             if (folder := getattr(self, key)) and not Path(folder, "config.json").is_file():
-                raise Bad(key, folder, "null, or a folder with a CLIP as transformers saves it; nothing is downloaded")
+                allowed = f"null, or a folder with a {net} as transformers saves it; nothing is downloaded"
+                raise Bad(key, folder, allowed)
         return self

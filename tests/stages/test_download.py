@@ -240,6 +240,11 @@ def test_a_class_of_which_nothing_can_be_read_is_refused_by_name(refused):
     assert refused(max_unreadable=1.0) == "set: no image of the class b can be read; allowed: one or more in each class"
 
 
+def test_a_set_of_another_number_of_classes_is_refused(refused):
+    put(CLASSES)
+    assert refused(classes=4) == "params.yaml: data.classes: 4 is not allowed; allowed: null, or 3, as many as set has"
+
+
 def test_files_that_are_no_images_by_their_endings_are_counted(project):
     put(CLASSES | {"a/x.avif": b"x", "a/y.AVIF": b"x", "README": b"x", ".hidden": b"x"})
     assert "no images by their endings: 2 .avif, 1 no ending\n" in run(project).stderr

@@ -52,10 +52,20 @@ def test_a_training_costs_the_steps_of_its_budget(printed):
     found = of("dit", printed)
     step = float(re.search(r"a step of 16 images: ([\d.e-]+) TFLOP", found)[1]) * 1e12
     assert step == pytest.approx(16 * 3 * forward(8), rel=0.1)  # backward twice the forward, about
-    steps, total, hours = re.search(r"([\d,]+) steps: ([\d.e-]+) PFLOP, ([\d.e-]+) hours on 1 A100", found).groups()
+    steps, total, hours = re.search(r"([\d,]+) steps: ([\d.e-]+) PFLOP, ([\d.e-]+) hours on 1 H100", found).groups()
     assert int(steps) == 256 // 16
     assert float(total) * 1e15 == pytest.approx(16 * step, rel=1e-2)
-    assert float(hours) == pytest.approx(16 * step / (0.4 * 312e12) / 3600, rel=1e-2)
+    assert float(hours) == pytest.approx(16 * step / (0.4 * 989e12) / 3600, rel=1e-2)
+
+
+def test_the_memory_is_that_of_weights_gradients_moments_average_and_activations(printed):
+    found = of("dit", printed)
+    counts = re.search(r"dit: ([\d,]+) parameters, ([\d,]+) trained", found).groups()
+    parameters, trained = (int(each.replace(",", "")) for each in counts)
+    sizes = re.search(r"at most ([\d.e-]+) GB, memory with all else ([\d.e-]+) GB", found).groups()
+    kept, memory = map(float, sizes)
+    assert parameters == trained
+    assert memory * 1e9 == pytest.approx(kept * 1e9 + 20 * trained, rel=0.02)  # five numbers of fp32 each
 
 
 def test_a_student_is_told_resolution_by_resolution(printed):

@@ -1,0 +1,139 @@
+"""What `evaluate.reference` names, to measure images against: ADM's reference batch, or a folder of images."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from multiscale.core.storage import digest_files
+from stages.common.errors import BadInput, refuse
+from stages.common.images import IMAGE_SUFFIXES
+from stages.common.paths import EXPERIMENT
+from stages.schema import Experiment
+
+KEY, INCEPTION = "evaluate.reference", "inception-v3-compat"
+STATISTICS = {"real": ("mu", "sigma", 2048), "spatial": ("mu_s", "sigma_s", 2023)}  # ADM's names, features of Inception
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+@dataclass(frozen=True)
+class Given:
+    """A reference: images, statistics of the features of images, or both."""
+
+    name: str
+    count: int
+    """of the images; 0: there are statistics alone"""
+    rows: Callable[[Tensor], Tensor]
+    """row numbers -> uint8 images (n, C, H, W)"""
+    statistics: dict[str, dict[str, np.ndarray]]
+    """by layer: `real`, `spatial`; {}: none"""
+
+
+def of(params: Experiment) -> Given | None:
+    """The reference that the experiment names; None: it names none. Raises BadInput for one of another protocol."""
+    given = params.evaluate.reference
+    if given is None:
+        return None
+    path, edge = Path(given), params.evaluate.resolution or params.data.resolution
+    mode = "L" if params.data.channels == 1 else "RGB"
+    if path.is_dir():
+        found = _folder(path, edge, mode)
+        _enough(path, found.count, params.evaluate.prc_neighborhood)
+        return found
+    if not path.is_file():
+        raise refuse(EXPERIMENT, KEY, given, "an existing .npz, as ADM's reference batches are, or folder of images")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return _batch(path, file, params, edge, mode)
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        why = " ".join(str(error).split())[:200]
+        raise refuse(EXPERIMENT, KEY, given, f"a whole .npz, as ADM's reference batches are ({why})") from None
+
+
+def _batch(path: Path, file: Any, params: Experiment, edge: int, mode: str) -> Given:
+    held, section = set(file.files), params.evaluate
+    if not held & {"arr_0", "mu"}:
+        raise refuse(EXPERIMENT, KEY, str(path), f"arr_0 (images), or mu and sigma, in it (it has {', '.join(held)})")
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for layer, (mu, sigma, size) in STATISTICS.items():
+        if mu not in held:
+            continue
+        made = {"mu": file[mu], "sigma": file[sigma] if sigma in held else np.zeros(0)}
+        if made["mu"].shape != (size,) or made["sigma"].shape != (size, size):
+            what = f"{mu} and {sigma} of Inception's {size} features"
+            raise refuse(EXPERIMENT, KEY, str(path), f"{what} (it has {made['mu'].shape}, {made['sigma'].shape})")
+        found[layer] = made
+    if found and section.extractor != INCEPTION:
+        allowed = f"{INCEPTION}, since {path} has statistics of its features"
+        raise refuse(EXPERIMENT, "evaluate.extractor", section.extractor, allowed)
+    count = 0
+    if "arr_0" in held:
+        with file.zip.open("arr_0.npy") as array:  # the header alone: the images are gigabytes
+            shape, _, dtype = HEADERS[np.lib.format.read_magic(array)](array)
+        count, fits = (*shape, 0)[0], section.resolution or (len(shape) == 4 and shape[1:3] == (edge, edge))
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not fits:
+            allowed = f"arr_0 of uint8 (N, {edge}, {edge}, 3), as large as the samples (it has {dtype} {shape})"
+            raise refuse(EXPERIMENT, KEY, str(path), f"{allowed}; evaluate.resolution resizes both")
+        _enough(path, count, section.prc_neighborhood)
+    read: list[np.ndarray] = []
+
+    def rows(numbers: Tensor) -> Tensor:
+        if not read:
+            read.append(np.load(path)["arr_0"])
+        chosen = (Image.fromarray(each).convert(mode) for each in read[0][numbers.numpy()])
+        return _stack(fitted(image, section.resolution) for image in chosen)
+
+    return Given(f"{path.name} {digest_files([path])[:16]}", count, rows, found)
+
+
+def _enough(path: Path, count: int, neighbours: int) -> None:
+    if count <= neighbours:  # an image is not a neighbour of itself
+        raise refuse(EXPERIMENT, KEY, str(path), f"more than {neighbours} images (it has {count})")
+
+
+def _folder(folder: Path, edge: int, mode: str) -> Given:
+    paths = sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise refuse(EXPERIMENT, KEY, str(folder), "a folder of images, or an .npz")
+
+    def read(path: Path) -> Image.Image:
+        try:
+            with Image.open(path) as image:
+                return fitted(image.convert(mode), edge)
+        except OSError as error:
+            raise BadInput(f"{path}: {error}; allowed: an image (see {KEY} in {EXPERIMENT})") from None
+
+    def rows(numbers: Tensor) -> Tensor:
+        with ThreadPoolExecutor(2) as pool:
+            return _stack(pool.map(read, (paths[row] for row in numbers.tolist())))
+
+    return Given(folder.name, len(paths), rows, {})
+
+
+def fitted(image: Image.Image, edge: int | None) -> Image.Image:
+    """The centre crop of an image, at this edge by Lanczos; None: the image as it is."""
+    if edge is None:
+        return image
+    return ImageOps.fit(image, (edge, edge), Image.Resampling.LANCZOS)
+
+
+def resized(images: Tensor, edge: int | None) -> Tensor:
+    """uint8 images (N, C, H, H) at this edge by Lanczos; None: as they are."""
+    if edge is None:
+        return images
+    squares = images.permute(0, 2, 3, 1).squeeze(3).numpy()
+    return _stack(fitted(Image.fromarray(each), edge) for each in squares)
+
+
+def _stack(found: Any) -> Tensor:
+    made = torch.from_numpy(np.stack([np.asarray(image) for image in found]))
+    return made[:, None] if made.ndim == 3 else made.permute(0, 3, 1, 2).contiguous()
