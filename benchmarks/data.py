@@ -34,7 +34,7 @@ from stages.schema import Experiment
 
 KINDS, CLASSES, SHAPE, RESOLUTION = 200, 10, (218, 178), 64
 BATCH, BATCHES = 256, 200
-FEWER = 10_000  # with one and two workers, each of which decodes on two threads
+FEWER = 4_000  # on no, one and two workers, each of which decodes on two threads
 
 
 def write(folder: Path, count: int) -> None:
