@@ -21,7 +21,7 @@ from benchmarks import miniature, work
 from benchmarks.common import save
 from multiscale.core import intact
 from stages import sample
-from stages.common import paths
+from stages.common import codec, paths
 from stages.schema import Experiment
 
 METHOD, FEW = "dit", 200
@@ -47,6 +47,7 @@ def main(images: int) -> None:
         folder = paths.MODELS / METHOD / METHOD
         folder.mkdir(parents=True, exist_ok=True)
         part.save(folder)
+        codec.carry(paths.DECOMPOSED / params.parts[METHOD].dataset, folder)
         intact.seal_folder(folder)
         for workers in (0, 1, 2):
             (few, _), (all_, digest) = (seconds(params, workers, count) for count in (FEW, images))
