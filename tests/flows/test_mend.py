@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -71,6 +72,20 @@ def test_without_a_kept_lock_the_committed_one_is_put_back_else_none(done, capfd
         done.run("dvc", "repro")
         assert done.lock() == whole and done.is_clean()
         done.run("git", "commit", "-qam", "results", ok=False)  # nothing else the second time
+
+
+def test_after_a_killed_run_the_lock_has_the_order_of_a_plain_repro(done):
+    whole = done.lock()
+    start, a, b, c = re.split(r"^(?=  [abc]:)", whole, flags=re.MULTILINE)
+    (done.folder / "dvc.lock").unlink()
+    assert graph.order_before() == []
+    (done.folder / "dvc.lock").write_text(start + c + a)  # as the stages ended, until the run was killed
+    assert graph.order_before() == []
+    (done.folder / "dvc.lock").write_text(start + c + a + b)
+    graph.restore_order(graph.order_before(), graph.plan())
+    assert done.lock() == whole
+    graph.ORDER.write_text('["b"]')  # of a run on another branch
+    assert graph.order_before() == ["a", "b", "c"]
 
 
 def holder(*arguments: str) -> subprocess.Popen:
