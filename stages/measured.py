@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from statistics import mean, stdev
 from typing import Any
@@ -20,6 +21,8 @@ COLUMNS = leaderboard.COLUMNS | {
     "seconds_per_image_batch_1": "s/image, batch 1",
     "busy_rounds": "busy rounds",
     "train_seconds": "training s",
+    "train_flops": "training PFLOP",
+    "train_peak_memory_bytes": "training memory",
     "peak_memory_bytes": "peak memory",
 }
 COMMAND = "dvc repro -f -s timing report"
@@ -43,21 +46,23 @@ def _measured(row: Row, sampling: dict[str, Any], params: Experiment) -> dict[st
     """Of a row: the seconds of sampling; means over its trainings of their seconds and of the peak memory."""
     name = row["method"]
     trainings = [name, *(other for other, section in params.methods.items() if section.repeat_of == name)]
-    seconds = [_train_seconds(each) for each in trainings]
+    seconds = [_of_training("train_seconds", sum, each) for each in trainings]
     known = [each for each in seconds if each is not None]
     samplings = [timings.read(f"sample-{each}", SAMPLES / each / COSTS.name) for each in trainings]
     return {
         **sampling.get("methods", {}).get(params.methods[name].repeat_of or name, {}),
         "train_seconds": _mean(seconds),
         "train_seconds_spread": stdev(known) if len(known) == len(seconds) > 1 else None,
+        "train_peak_memory_bytes": _mean([_of_training("peak_memory_bytes", max, each) for each in trainings]),
         "peak_memory_bytes": _mean([each.get("peak_memory_bytes") for each in samplings]),
     }
 
 
-def _train_seconds(method: str) -> float | None:
-    """The seconds of training of all parts of a method; None unless all were trained on this machine."""
-    trainings = [timings.read(path.parent.name, path) for path in histories(method)]
-    return sum(each["train_seconds"] for each in trainings) if all(trainings) else None
+def _of_training(key: str, over: Callable[[list[float]], float], method: str) -> float | None:
+    """What was measured of all parts of a method in one; None unless all were trained on this machine."""
+    parts = [timings.read(path.parent.name, path).get(key) for path in histories(method)]
+    known = [each for each in parts if each is not None]
+    return over(known) if known and len(known) == len(parts) else None
 
 
 def _mean(values: list[Any]) -> float | None:
