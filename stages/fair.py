@@ -11,7 +11,7 @@ from stages.pairs import Difference, verdict
 
 WITHIN = 1.1  # budgets count as equal up to this factor
 HEADINGS = ("method", "budget", "KID", "less the best", "interval", "than the best")
-VIEWS = {"train_images": ("At equal training images", ""), "train_flops": ("At equal training operations", " PFLOP")}
+VIEWS = {"train_images": ("At equal training images", ""), "train_flops": ("At equal training FLOP", " PFLOP")}
 NOTE = (
     f"Rows of one protocol whose budgets differ by at most {WITHIN - 1:.0%}, best KID first. A difference is that of "
     f"the same seeds, with {APART} standard errors to either side; it does not cover other trainings. A student's "

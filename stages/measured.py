@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from statistics import mean, stdev
 from typing import Any
+
+import polars as pl
 
 from multiscale import timing
 from stages import leaderboard
@@ -53,6 +55,7 @@ def _measured(row: Row, sampling: dict[str, Any], params: Experiment) -> dict[st
         **sampling.get("methods", {}).get(params.methods[name].repeat_of or name, {}),
         "train_seconds": _mean(seconds),
         "train_seconds_spread": stdev(known) if len(known) == len(seconds) > 1 else None,
+        "train_flops": _mean([_of_training("flops", sum, each) for each in trainings]),
         "train_peak_memory_bytes": _mean([_of_training("peak_memory_bytes", max, each) for each in trainings]),
         "peak_memory_bytes": _mean([each.get("peak_memory_bytes") for each in samplings]),
     }
@@ -63,6 +66,13 @@ def _of_training(key: str, over: Callable[[list[float]], float], method: str) ->
     parts = [timings.read(path.parent.name, path).get(key) for path in histories(method)]
     known = [each for each in parts if each is not None]
     return over(known) if known and len(known) == len(parts) else None
+
+
+def flops_per_image(methods: Iterable[str]) -> dict[str, float]:
+    """Operations for an image in the training of each part, where they were counted."""
+    found = {path: timings.read(path.parent.name, path) for method in methods for path in histories(method)}
+    images = {path: pl.read_ndjson(path, infer_schema_length=None)["images"][-1] for path in found}
+    return {path.parent.name: each["flops"] / images[path] for path, each in found.items() if each.get("flops")}
 
 
 def _mean(values: list[Any]) -> float | None:

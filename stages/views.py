@@ -27,7 +27,7 @@ POINT = (
     *(*FLOOR, "kid_test_se", "kid_second_se", "works_on", "seconds_per_image", "seconds_per_image_batch_1"),
     *("network_calls", "parameters", "train_images", "train_seconds"),
 )
-PAIRS = ("method", "against", "KID less", "KID, interval", "by KID", "accuracy less", "accuracy, interval")
+PAIRS = ("method", "against", "KID apart", "KID, interval", "by KID", "accuracy apart", "accuracy, interval")
 PAIRS_NOTE = (
     f"Each pair of methods, image by image with the same seed and class: {leaderboard.APART} standard errors to either "
     "side. Where methods are equal, about one interval in twenty leaves out zero. Over the images of one training, no "
@@ -82,7 +82,7 @@ def page(
         hardware=provenance.hardware(made.sampling),
         commands=command_table(rows),
         downloads=downloads(rows, files, made.judged),
-        charts=charts(made.groups, made.curves, spectra),
+        charts=charts(made, spectra),
     )
 
 
@@ -175,7 +175,7 @@ def pair_table(differences: Sequence[Difference]) -> Table:
     )
 
 
-def charts(groups: Sequence[Group], curves: pl.DataFrame, spectra: list[Row]) -> dict[str, Any]:
+def charts(made: Made, spectra: list[Row]) -> dict[str, Any]:
     """The data of the charts."""
     boards = [
         {
@@ -184,9 +184,14 @@ def charts(groups: Sequence[Group], curves: pl.DataFrame, spectra: list[Row]) ->
             "points": [point for row in group.methods for point in points(row)],
             "floors": [{key: row.get(key) for key in FLOOR} for row in group.floors],
         }
-        for group in groups
+        for group in made.groups
     ]
-    lines = curves.rename({"part": "method"}).to_dicts()
+    flops = measured.flops_per_image(made.params.methods)
+    costs = {part: value / 1e15 for part, value in flops.items()}
+    lines = [
+        line | {"pflops": line["images"] * costs[line["method"]] if line["method"] in costs else None}
+        for line in made.curves.rename({"part": "method"}).to_dicts()
+    ]
     return {"boards": boards, "curves": lines, "spectra": spectra}
 
 

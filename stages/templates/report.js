@@ -158,7 +158,7 @@ function training() {
   const up = field => ({field, type: "quantitative", title: y.replace("lr", "learning rate").replace("grad_norm", "gradient norm"), scale: {type: "log", nice: false, padding: 8}, axis: {format: "~g", tickCount: 6}});
   const dim = {condition: {param: "chosen", value: 1}, value: .12}, color = {field: "method", type: "nominal", ...legend(parts)};
   const tooltip = [{field: "method", title: "part"}, {field: "images", title: "images", format: ","}, {field: y, format: ".4g"}, ...(y === "loss" ? [{field: "validation_loss", title: "held out", format: ".4g"}] : [])];
-  const layer = [{params: [chosen], mark: {type: "line", point: {size: 22}, strokeWidth: 1.8}, encoding: {x: across, y: up(y), color, opacity: dim, tooltip}}];
+  const layer = [{transform: [{filter: `isValid(datum.${y})`}], params: [chosen], mark: {type: "line", point: {size: 22}, strokeWidth: 1.8}, encoding: {x: across, y: up(y), color, opacity: dim, tooltip}}];
   if (y === "loss" && rows.some(row => Number.isFinite(row.validation_loss)))
     layer.push({transform: [{filter: "isValid(datum.validation_loss)"}], mark: {type: "line", strokeDash: [5, 4], point: {size: 22, shape: "diamond"}}, encoding: {x: across, y: up("validation_loss"), color, opacity: dim, tooltip}});
   return draw("training-chart", {data: {values: rows}, layer});
