@@ -602,6 +602,20 @@ def test_a_report_without_one_of_its_inputs_is_one_line_that_names_it(measured, 
     assert not Path("reports/report.html").exists()
 
 
+def test_an_empty_folder_of_samples_is_one_line(measured):
+    project = measured()
+    shutil.rmtree("samples/msf")
+    Path("samples/msf").mkdir()
+    refused(project.stage("report"), "samples/msf: holds no checksums.json; sample@msf")
+
+
+def test_rows_of_several_protocols_are_told_in_a_line_and_never_paired(measured):
+    done = measured(reference=OTHER["reference"]).stage("report")
+    line = "Rows of 2 protocols are kept apart and never compared (reference: "
+    assert sum(each.startswith(line) for each in done.stdout.splitlines()) == 1 and line in section("header")
+    assert pl.read_csv("reports/pairs.csv").height == 0
+
+
 @pytest.mark.parametrize(
     "name, value, shown",
     [
