@@ -128,7 +128,7 @@ def written(
         paper=f"[{title}](https://arxiv.org/abs/{paper}), or the control that is compared with it" if paper else kind,
         networks="\n".join(f"| {name} | {size:,} |" for name, size in sizes.items()),
         schedule=f" (the schedule of the student, {steps[0]}, is part of its config)" if steps else "",
-        settings=json.dumps(settings.model_dump(exclude={"repeat_of"}), indent=2),
+        settings=json.dumps(settings.model_dump(exclude={"repeat_of", "steps"}), indent=2),
         data=data_of(data),
         budget="\n".join(f"| {part.name} | {trained_on(part)} |" for part in parts),
         metrics=metrics_of(folder, experiment, settings),
@@ -195,7 +195,7 @@ def measured_with(settings: Sampled, section: dict[str, Any] | None) -> str:
     if section is None:
         return "It is unknown which solvers the measured images were made with."
     try:
-        same = type(settings).model_validate(section) == settings
+        same = type(settings).model_validate(section | {"steps": settings.steps}) == settings
     except ValidationError as error:
         raise ValueError(f"params.yaml: methods: {fault_of(error)}") from None
     if same:

@@ -45,6 +45,7 @@ NEUTRAL = (
     *("stages/schema/", "stages/cluster.py", "stages/code.py", "stages/previews.py", "stages/trackers.py"),
     "multiscale/__init__.py",
 )
+SHOWN = {"report": [f"stages/templates/report.{kind}" for kind in ("css", "html.j2", "js")]}  # not Python
 PROJECT = ("flows", "multiscale", "stages")
 
 
@@ -138,6 +139,7 @@ def listing(name: str, root: Path = Path()) -> str:
     defaults = {f"multiscale/methods/{kind}/settings.py" for kind in kinds}
     files = closure([f"stages/{stage}.py", *opened], root) | defaults
     code = {file: _module(file, root)[0] for file in sorted(files)}
+    code |= {path: (root / path).read_text() for path in SHOWN.get(stage, ())}
     return "".join(f"{hashlib.sha256(text.encode()).hexdigest()[:16]}  {file}\n" for file, text in code.items() if text)
 
 

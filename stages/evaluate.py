@@ -1,7 +1,8 @@
 """Measures the images of one method against the reference.
 
-Writes reports/measurements/METHOD.json, with the protocol, and of these numbers the few that DVC compares,
-reports/metrics/METHOD.json.
+Writes reports/measurements/METHOD.json, with the protocol, of these numbers the few that DVC compares,
+reports/metrics/METHOD.json, and what each image adds to KID and accuracy, reports/paired/METHOD.parquet: methods are
+compared seed by seed.
 
 The main metric is KID with its standard error: with a few thousand images FD is biased, KID is not. KID is measured
 against the training images (or the images that evaluate.reference names), against the test split, and by a second
@@ -22,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 from safetensors.numpy import load_file as load_numpy
@@ -40,10 +42,10 @@ from multiscale.core.storage import (
     write_sealed_json,
 )
 from multiscale.evaluation import features, memorisation, metrics, prompts
-from multiscale.evaluation.classifier import accuracy, load
+from multiscale.evaluation.classifier import Classifier, hits, load
 from stages import against
-from stages.cluster import pool
-from stages.common import images
+from stages.cluster import Pool, pool
+from stages.common import enough, images
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress, tell
 from stages.common.paths import (
@@ -53,9 +55,11 @@ from stages.common.paths import (
     MEASUREMENTS,
     METRICS,
     NEIGHBOURS,
+    PAIRED,
     PROMPTS,
     REFERENCE,
     SAMPLES,
+    STEPS,
 )
 from stages.reference import Extractor, extract, further
 from stages.schema import Experiment
@@ -74,8 +78,10 @@ def measure(name: str, params: Experiment) -> dict[str, Any]:
     path = SAMPLES / name / "images.safetensors"
     table, title = Table.open(path), f"evaluate {name}"
     fetch = lambda rows: against.resized(table[rows]["pixels"], section.resolution)  # noqa: E731
+    check_images(path, table, section)
     with pool(title, params.run, partial(Extractor, section.extractor, section.weights)) as workers:
         found, logits, *spatial = extract(title, workers, fetch, len(table), params.run.batch)
+        others = [(about, _features(name, about["steps"], workers, params)) for about in _others(name)]
     tell(title, "comparing features")
     real, about = load_file(REFERENCE / "features.safetensors"), read_json(REFERENCE / "reference.json")
     rows = table[slice(None)]
@@ -108,7 +114,13 @@ def measure(name: str, params: Experiment) -> dict[str, Any]:
     tell(title, "looking for copies, classifying")
     values["memorised"], values["copies"] = copies(name, rows["pixels"])
     classifier = load(CLASSIFIER)
-    values["label_accuracy"] = accuracy(classifier, rows["pixels"], rows["label"]) if classifier else None
+    right = hits(classifier, rows["pixels"], rows["label"]) if classifier else None
+    values["label_accuracy"] = right.float().mean().item() if right is not None else None
+    if others:
+        turns = dealt is not None
+        values["steps"] = [cost | _of_steps(*each, real["real"], classifier, turns) for cost, each in others]
+    if first is not None:
+        write_contributions(name, int(first), rows["label"], metrics.contributions(found, real["real"]), right)
     of_text, how = of_prompts(name, section, found, real["real"] if about["split"] else None, rows["pixels"])
     values |= of_text
     protocol = {
@@ -152,6 +164,48 @@ def published(section: Evaluate, about: Row, spatial: bool) -> Row:
         protocol["against"] = f"{name}{', by its statistics' if about['statistics'] else ''}"
         protocol |= {"against_images": about["split"] is None, "prc_sets": "whole"}
     return protocol
+
+
+def check_images(path: Path, table: Table, section: Evaluate) -> None:
+    """Raises BadInput for images that are too few for the metrics, or all the same: they have no covariance."""
+    fewest = enough.fewest_of_floors(section)
+    if len(table) < fewest:
+        why = "for a standard error, evaluate.is_splits and evaluate.prc_neighborhood"
+        raise BadInput(f"{path}: images: {len(table)} are too few; allowed: at least {fewest}, {why}")
+    pixels = table.arrays["pixels"]
+    if not any((pixels[k] != pixels[0]).any() for k in range(1, len(table))):
+        why = "images that differ; the weights in models are of a training that failed, or of none"
+        raise BadInput(f"{path}: images: all {len(table)} are the same; allowed: {why}")
+
+
+def _others(name: str) -> list[Row]:
+    """What is known of the images of further numbers of steps."""
+    path = SAMPLES / name / STEPS
+    return [{"steps": int(steps), **cost} for steps, cost in read_json(path).items()] if path.exists() else []
+
+
+def _features(name: str, steps: int, workers: Pool, params: Experiment) -> tuple[Tensor, Row]:
+    """The features of the images of another number of steps, and the images."""
+    table = Table.open(SAMPLES / name / f"images-{steps}.safetensors")
+    fetch = lambda rows: against.resized(table[rows]["pixels"], params.evaluate.resolution)  # noqa: E731
+    found, *_ = extract(f"evaluate {name}, {steps} steps", workers, fetch, len(table), params.run.batch)
+    return found, table[slice(None)]
+
+
+def _of_steps(found: Tensor, rows: Row, real: Tensor, classifier: Classifier | None, dealt: bool) -> Row:
+    """What is measured of the images of another number of steps: KID, which does not depend on how many they are."""
+    kid, error = metrics.kid(found, real, rows["label"] if dealt else None)
+    right = hits(classifier, rows["pixels"], rows["label"]) if classifier else None
+    share = right.float().mean().item() if right is not None else None
+    return {"kid": kid, "kid_se": error, "label_accuracy": share, "n": len(found)}
+
+
+def write_contributions(name: str, first: int, labels: Tensor, kid: Tensor, right: Tensor | None) -> None:
+    """Writes what each image adds to KID, and whether it shows its class; null without classes."""
+    columns = {"seed": first + np.arange(len(labels)), "label": labels.numpy(), "kid": kid.numpy()}
+    known = right.numpy() if right is not None else [None] * len(labels)
+    with atomic_file(PAIRED / f"{name}.parquet") as temporary:
+        pl.DataFrame(columns).with_columns(correct=pl.Series(known, dtype=pl.Boolean)).write_parquet(temporary)
 
 
 def of_prompts(name: str, section: Evaluate, found: Tensor, real: Tensor | None, pixels: Tensor) -> tuple[Row, Row]:

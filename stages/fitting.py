@@ -16,6 +16,7 @@ from multiscale.core.device import default_device, describe, peak_memory_bytes, 
 from multiscale.core.memory import keep_freed_memory
 from multiscale.core.settings import Bad
 from multiscale.core.storage import Table, sealed_folder, write_json
+from multiscale.training import operations
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Result, fit
 from multiscale.training.part import Part, Training
@@ -108,6 +109,7 @@ def work(
     job: Job, run: Run, on_step: Callable[[int], None], on_row: Sequence[Callable[[dict[str, float]], None]] = ()
 ) -> None:
     """Trains in this process, alone or as a worker of a process group; the first worker writes the result."""
+    flops = _flops_per_image(job)
     torch.manual_seed(job.seed)  # decides the initial weights; later draws come from named streams
     part = job.build()
     if job.decomposition and (held_out := job.decomposition / HELD_OUT).exists():
@@ -125,11 +127,22 @@ def work(
     if not group or torch.distributed.get_rank() == 0:
         bare.load_state_dict(result.weights)
         part.networks[part.main] = bare
-        _write(job, part, result, torch.distributed.get_world_size() if group else 1)
+        _write(job, part, result, torch.distributed.get_world_size() if group else 1, flops)
         checkpoints.clear()
 
 
-def _write(job: Job, part: Part, result: Result, workers: int) -> None:
+def _flops_per_image(job: Job) -> float | None:
+    """What an image costs in training, counted on a part of its own; None for what is no row's, and on several workers.
+
+    There every worker would build the networks a second time.
+    """
+    if job.decomposition is None or torch.distributed.is_initialized():
+        return None
+    device = default_device()
+    return operations.flops_per_image(job.build(), resolve_precision(job.training.precision, device), device)
+
+
+def _write(job: Job, part: Part, result: Result, workers: int, flops: float | None) -> None:
     net, device = part.networks[part.main], default_device()
     net.to(device)
     examined = part.examine()
@@ -150,6 +163,7 @@ def _write(job: Job, part: Part, result: Result, workers: int) -> None:
             "images_per_second": round(job.training.images / max(result.seconds, 1e-9), 1),
             "parameters": sum(p.numel() for p in net.parameters()),
             "peak_memory_bytes": peak_memory_bytes(device),
+            "flops": None if flops is None else flops * result.history[-1]["images"],
             "workers": workers,
             "precision": resolve_precision(job.training.precision, device),
             "device": describe(device),

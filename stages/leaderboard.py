@@ -150,9 +150,20 @@ def _measure(row: Row) -> Row:
 def table(
     group: Group, accuracy: float | None, columns: Mapping[str, str] = COLUMNS
 ) -> tuple[list[str], list[list[str]], list[list[str]]]:
-    """Headings, rows of methods and rows of floors as text; `accuracy` is that of the classifier on real images.
+    """Headings, rows of methods and rows of floors as text; see `headings`."""
+    heads = headings(group, accuracy, columns)
+    floors = [row | dict.fromkeys((*NEEDS_EQUAL_N, *BESIDE) if _of_other_n(row, group) else ()) for row in group.floors]
 
-    Headings name the extractor, so that no metric is mistaken for FID. columns: key -> heading.
+    def cells(rows: list[Row]) -> list[list[str]]:
+        return [[cell(key, row) for key in heads] for row in rows]
+
+    return list(heads.values()), cells(group.methods), cells(floors)
+
+
+def headings(group: Group, accuracy: float | None, columns: Mapping[str, str] = COLUMNS) -> dict[str, str]:
+    """The headings of the columns that a group has, by key; `accuracy` is that of the classifier on real images.
+
+    They name the extractor, so that no metric is mistaken for FID. columns: key -> heading.
     """
     heads = {key: text.format(**group.protocol) for key, text in columns.items()}
     if not group.protocol["second_extractor"]:
@@ -166,12 +177,7 @@ def table(
         heads["fd"] += "*" * (group.protocol["features"] > group.protocol["n"])
     if accuracy is not None:
         heads["label_accuracy"] += f" (the classifier on real images: {accuracy:.1%})"
-    floors = [row | dict.fromkeys((*NEEDS_EQUAL_N, *BESIDE) if _of_other_n(row, group) else ()) for row in group.floors]
-
-    def cells(rows: list[Row]) -> list[list[str]]:
-        return [[cell(key, row) for key in heads] for row in rows]
-
-    return list(heads.values()), cells(group.methods), cells(floors)
+    return heads
 
 
 def _of_other_n(floor: Row, group: Group) -> bool:
@@ -193,7 +199,9 @@ def cell(name: str, row: Row) -> str:
         return f"{value / 1e9:.3g}"
     if name == "parameters":
         return f"{value / 1e6:.2f} M"
-    if name == "peak_memory_bytes":
+    if name == "train_flops":
+        return f"{value / 1e15:.3g}"
+    if name.endswith("peak_memory_bytes"):
         return f"{value / 2**20:.0f} MiB"
     if name in ("label_accuracy", "memorised", "spread"):
         return f"{value:.1%}"

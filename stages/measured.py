@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from statistics import mean, stdev
 from typing import Any
+
+import polars as pl
 
 from multiscale import timing
 from stages import leaderboard
@@ -20,6 +23,8 @@ COLUMNS = leaderboard.COLUMNS | {
     "seconds_per_image_batch_1": "s/image, batch 1",
     "busy_rounds": "busy rounds",
     "train_seconds": "training s",
+    "train_flops": "training PFLOP",
+    "train_peak_memory_bytes": "training memory",
     "peak_memory_bytes": "peak memory",
 }
 COMMAND = "dvc repro -f -s timing report"
@@ -43,21 +48,31 @@ def _measured(row: Row, sampling: dict[str, Any], params: Experiment) -> dict[st
     """Of a row: the seconds of sampling; means over its trainings of their seconds and of the peak memory."""
     name = row["method"]
     trainings = [name, *(other for other, section in params.methods.items() if section.repeat_of == name)]
-    seconds = [_train_seconds(each) for each in trainings]
+    seconds = [_of_training("train_seconds", sum, each) for each in trainings]
     known = [each for each in seconds if each is not None]
     samplings = [timings.read(f"sample-{each}", SAMPLES / each / COSTS.name) for each in trainings]
     return {
         **sampling.get("methods", {}).get(params.methods[name].repeat_of or name, {}),
         "train_seconds": _mean(seconds),
         "train_seconds_spread": stdev(known) if len(known) == len(seconds) > 1 else None,
+        "train_flops": _mean([_of_training("flops", sum, each) for each in trainings]),
+        "train_peak_memory_bytes": _mean([_of_training("peak_memory_bytes", max, each) for each in trainings]),
         "peak_memory_bytes": _mean([each.get("peak_memory_bytes") for each in samplings]),
     }
 
 
-def _train_seconds(method: str) -> float | None:
-    """The seconds of training of all parts of a method; None unless all were trained on this machine."""
-    trainings = [timings.read(path.parent.name, path) for path in histories(method)]
-    return sum(each["train_seconds"] for each in trainings) if all(trainings) else None
+def _of_training(key: str, over: Callable[[list[float]], float], method: str) -> float | None:
+    """What was measured of all parts of a method in one; None unless all were trained on this machine."""
+    parts = [timings.read(path.parent.name, path).get(key) for path in histories(method)]
+    known = [each for each in parts if each is not None]
+    return over(known) if known and len(known) == len(parts) else None
+
+
+def flops_per_image(methods: Iterable[str]) -> dict[str, float]:
+    """Operations for an image in the training of each part, where they were counted."""
+    found = {path: timings.read(path.parent.name, path) for method in methods for path in histories(method)}
+    images = {path: pl.read_ndjson(path, infer_schema_length=None)["images"][-1] for path in found}
+    return {path.parent.name: each["flops"] / images[path] for path, each in found.items() if each.get("flops")}
 
 
 def _mean(values: list[Any]) -> float | None:

@@ -1,37 +1,68 @@
-"""The report as one HTML page with embedded pictures."""
+"""The report as one HTML page that asks for nothing: its template, style, script, pictures and data are all inside.
+
+Charts are drawn by Vega-Lite. Its scripts are those in .dvc/plots.html, by which `dvc plots show` draws too.
+"""
 
 from __future__ import annotations
 
 import base64
+import io
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
+from typing import Any
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 84rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .8rem; white-space: nowrap; }
-th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid #ddd; }
-.text { white-space: normal; min-width: 16rem; }
-th:first-child, td:first-child, .text { text-align: left; }
-img { max-width: 100%; } .quiet { color: #666; font-size: .85rem; }
-tr.floor td { background: #f3f3f3; color: #555; font-style: italic; } tr.floor.top td { border-top: 3px double #999; }
-.plots { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 1rem; }
-.plots img { max-width: 34rem; width: 100%; }
-"""
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+TEMPLATES = Path(__file__).parent / "templates"
+CHARTS = Path(__file__).parent.parent / ".dvc" / "plots.html"
 LONG = 40  # characters of a cell from which on its column is one of texts, which wrap
+CONTENTS = {
+    "leaderboard": "Leaderboard",
+    "pareto": "Quality and cost",
+    "fair": "Fair views",
+    "claims": "Claims",
+    "samples": "Samples",
+    "training": "Training",
+    "neighbours": "Neighbours",
+    "spectra": "Spectra",
+    "protocol": "Protocol",
+}
+QUALITY = 88  # of pictures in WebP; the files in reports/galleries are exact
 
 
 @dataclass(frozen=True)
-class Leaderboard:
-    """The table of one protocol: methods, best first, then floors, and the notes on them."""
+class Table:
+    """A table that the page sorts and filters.
 
-    metric: str
-    headings: list[str]
-    rows: list[list[str]]
-    floors: list[list[str]]
-    notes: list[str]
+    badge: the heading of a column of verdicts; hidden: those that are shown on request; filters: those that a list of
+    their values filters by; chosen: such a heading and its value to begin with.
+    """
+
+    id: str
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    lines: Sequence[str] = ()
+    badge: str | None = None
+    hidden: Sequence[str] = ()
+    filters: Sequence[str] = ()
+    chosen: tuple[str, str] | None = None
+    pictures: Sequence[str] = ()
+
+    def style(self, column: int) -> str:
+        """The class of a column's cells: long texts wrap, words stand on the left, numbers on the right."""
+        cells = [row[column] for row in self.rows]
+        if any(len(cell) > LONG for cell in cells):
+            return "text"
+        return "" if any(cell[:1] in "+-0123456789" for cell in cells) else "word"
+
+    def values(self, column: int) -> list[str]:
+        """The values that occur in a column, in their order."""
+        return list(dict.fromkeys(row[column] for row in self.rows))
 
 
 @dataclass(frozen=True)
@@ -45,61 +76,97 @@ class Section:
     plots: list[str]
 
 
-def picture(path: Path, alt: str) -> str:
-    """A PNG file as an <img> with embedded data."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+@dataclass(frozen=True)
+class Leaderboard:
+    """The table of one protocol: methods, best first, then floors, and the notes on them."""
+
+    metric: str
+    n: int
+    table: Table
+    floors: Sequence[Sequence[str]]
+    notes: Sequence[str]
 
 
-def table(headings: list[str], rows: list[list[str]], floors: Sequence[list[str]] = ()) -> str:
-    """An HTML table of text cells, with floors at its foot."""
-    texts = {column for row in rows for column, cell in enumerate(row) if len(cell) > LONG}
+@dataclass(frozen=True)
+class Card:
+    """A figure at the head of the page."""
 
-    def line(cells: Sequence[str], tag: str) -> str:
-        kinds = (' class="text"' if column in texts else "" for column in range(len(cells)))
-        return "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells))
-
-    kinds = [""] * len(rows) + [' class="floor top"', *[' class="floor"'] * len(floors)][: len(floors)]
-    cells = [line(row, "td") for row in [*rows, *floors]]
-    body = "".join(f"<tr{kind}>{row}</tr>" for kind, row in zip(kinds, cells))
-    return f'<div class="wide"><table><tr>{line(headings, "th")}</tr>{body}</table></div>'
+    title: str
+    value: str
+    more: str
 
 
-def side_by_side(plots: list[Path]) -> str:
-    """Plots in a row that wraps on narrow screens."""
-    return f'<div class="plots">{"".join(picture(path, path.stem) for path in plots)}</div>' if plots else ""
+@dataclass(frozen=True)
+class Exhibit:
+    """The pictures of a row: tiles of its first images, a picture for each turn of seeds, and whole sheets by kind."""
+
+    name: str
+    note: str
+    tiles: Sequence[str]
+    pictures: Mapping[str, str]
 
 
-def render(
-    recipe: str,
-    classes: Sequence[str],
-    boards: list[Leaderboard],
-    plots: list[Path],
-    shown: Mapping[str, Sequence[str]],
-    galleries: Path,
-    sections: list[Section],
-) -> str:
-    """The page: a table for each protocol, the plots, the pictures of each method and floor, and further sections.
+@dataclass(frozen=True)
+class Page:
+    """All that the template shows; `data` is what the charts draw."""
 
-    classes: their names, if the data has some. shown: name -> kinds of its pictures, in galleries/NAME-KIND.png.
-    """
-    parts = [f"<h1>Multiscale: {escape(recipe)}</h1>"]
-    if classes:
-        parts.append(f'<p class="quiet">{len(classes)} classes: {escape(", ".join(classes))}</p>')
-    for board in boards:
-        parts.append(f"<h2>Leaderboard by KID-{escape(board.metric)}</h2>")
-        parts.append(table(board.headings, board.rows, board.floors))
-        parts.append(f'<ul class="quiet">{"".join(f"<li>{escape(note)}</li>" for note in board.notes)}</ul>')
-    parts.append(f"<h2>Quality, time and training</h2>{side_by_side(plots)}")
-    for name, kinds in shown.items():
-        parts.append(f"<h2>{escape(name)}</h2>")
-        for kind in kinds:
-            parts.append(f"<p>{picture(galleries / f'{name}-{kind}.png', f'{name}: {kind}')}</p>")
-    for section in sections:
-        lines = "".join(f"<p>{escape(line)}</p>" for line in section.lines)
-        body = table(section.headings, section.rows) + side_by_side([galleries / name for name in section.plots])
-        parts.append(f"<h2>{escape(section.title)}</h2>{lines}{body}")
-    title = f"<title>Multiscale: {escape(recipe)}</title>"
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8">{title}<style>{STYLE}</style>{"".join(parts)}</html>\n'
-    )
+    recipe: str
+    about: str
+    classes: Sequence[str]
+    warnings: Sequence[str]
+    cards: Sequence[Card]
+    boards: Sequence[Leaderboard]
+    fair: Sequence[Table]
+    fair_note: str
+    pairs: Table
+    pairs_note: str
+    claims: Table
+    gallery: Sequence[Exhibit]
+    seeds: Sequence[str]
+    heads: Sequence[Sequence[str]]
+    spectra_lines: Sequence[str]
+    sections: Sequence[Table]
+    versions: Mapping[str, str]
+    hardware: Mapping[str, str]
+    commands: Table
+    downloads: Mapping[str, str]
+    charts: Mapping[str, Any]
+
+    @property
+    def data(self) -> str:
+        """The charts' data as JSON that ends no <script>."""
+        return json.dumps(self.charts, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def address(content: bytes, kind: str) -> str:
+    """A file as a data address."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def picture(image: Image.Image, exact: bool = False) -> str:
+    """A picture as the address of a WebP."""
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", lossless=exact, quality=QUALITY, method=4)
+    return address(buffer.getvalue(), "image/webp")
+
+
+def sheet(path: Path) -> str:
+    """A picture file as an address."""
+    with Image.open(path) as image:
+        return picture(image.convert("RGB"))
+
+
+def scripts() -> str:
+    """Vega, Vega-Lite and Vega-Embed with their licence, as elements of a page."""
+    found = re.search("<!--.*?-->.*</script>", CHARTS.read_text(), re.DOTALL)
+    if found is None:
+        raise ValueError(f"{CHARTS}: holds no scripts")
+    return found[0]
+
+
+def render(page: Page) -> str:
+    """The page as HTML. What is not of the project (names, numbers, notes) is text and never markup."""
+    loader = FileSystemLoader(TEMPLATES)
+    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("report.html.j2")
+    css, js = ((TEMPLATES / f"report.{kind}").read_text() for kind in ("css", "js"))
+    return template.render(page=page, contents=CONTENTS, css=css, js=js, vega=scripts()) + "\n"

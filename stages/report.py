@@ -1,9 +1,10 @@
 """Collects the metrics and costs of all methods into the leaderboard, training curves, plots and an HTML report.
 
-Writes reports/leaderboard.{json,parquet,md}, reports/claims.json, reports/quality-flops.csv, reports/training.{csv,png}
-and reports/validation.csv, none of which depends on the machine's speed. What does is known to neither git nor DVC:
+Writes reports/leaderboard.{json,parquet,md}, reports/claims.json, reports/pairs.csv, reports/quality-flops.csv,
+reports/training.{csv,png} and reports/validation.csv, none of which depends on the machine's speed. What does is known
+to neither git nor DVC:
 reports/report.md (the leaderboard with seconds and memory, and the published claims), reports/timing/claims.json (the
-claims with those about seconds), reports/quality-time.png, and reports/report.html, in which all pictures are embedded.
+claims with those about seconds), reports/quality-time.png, and reports/report.html, a page that asks for nothing.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from PIL import Image
 
 from multiscale.core import intact
 from multiscale.core.storage import atomic_file, atomic_folder, read_sealed_json, write_json, write_text
-from stages import claims, figures, leaderboard, measured, page, summary, wavelets
+from stages import claims, figures, leaderboard, measured, page, pairs, summary, views, wavelets
 from stages.common.images import class_names
 from stages.common.paths import IMAGES, METRICS, NEIGHBOURS, REPORTS, SAMPLES, histories, parts_of
 from stages.schema import Experiment
 
 GALLERIES, TRAINING = REPORTS / "galleries", REPORTS / "training.png"
+TABLE, VALIDATED, PAIRS = REPORTS / "training.csv", REPORTS / "validation.csv", REPORTS / "pairs.csv"
 QUALITY_TIME, PAGE = REPORTS / "quality-time.png", REPORTS / "report.html"
 PICTURES = {"method": ("strip", "grid", "neighbours"), "floor": ("grid", "neighbours")}  # of each kind of row
 OF_STEPS, HELD_OUT = ("loss", "lr", "grad_norm"), ("validation_loss",)
@@ -70,10 +72,10 @@ def main(params: Experiment) -> None:
     write_text(REPORTS / "leaderboard.md", leaderboard.markdown(groups, accuracy))
     evidence = claims.Evidence(params.recipe, {row["method"]: row for row in rows}, list(params.methods))
     write_json(REPORTS / "claims.json", claims.evaluate(published, evidence))
-    for name, columns in (("training", OF_STEPS), ("validation", HELD_OUT)):  # apart: DVC draws an empty cell as zero
-        write_text(
-            REPORTS / f"{name}.csv", training.drop_nulls(columns[0]).select("part", "images", *columns).write_csv()
-        )
+    for path, columns in ((TABLE, OF_STEPS), (VALIDATED, HELD_OUT)):  # apart: DVC draws an empty cell as zero
+        write_text(path, training.drop_nulls(columns[0]).select("part", "images", *columns).write_csv())
+    differences = pairs.compare(groups, params)
+    write_text(PAIRS, pairs.frame(differences).write_csv())
     quality = [{key: row[key] for key in COSTS} | row["protocol"] for group in groups for row in group.methods]
     write_text(REPORTS / "quality-flops.csv", pl.DataFrame(quality).write_csv())
     repeated = [part.name for name, each in params.methods.items() if each.repeat_of for part in parts_of(name)]
@@ -96,20 +98,14 @@ def main(params: Experiment) -> None:
     write_json(claims.SECONDS, judged)
     board = leaderboard.markdown(timed, accuracy, measured.COLUMNS, remarks)
     write_text(REPORTS / "report.md", f"{board}\n{claims.markdown(judged)}")
-    boards = [
-        page.Leaderboard(
-            group.protocol["metric"],
-            *leaderboard.table(group, accuracy, measured.COLUMNS),
-            [*leaderboard.notes(group), *remarks],
-        )
-        for group in timed
-    ]
-    plots = [path for path in (QUALITY_TIME, TRAINING) if path.exists()]
-    write_text(
-        PAGE,
-        page.render(params.recipe, class_names(), boards, plots, shown, GALLERIES, sections + [claims.section(judged)]),
-    )
+    floors = {row["method"]: row for group in timed for row in group.floors}
+    everything = [*(row for group in timed for row in group.methods), *floors.values()]
+    made = views.Made(params, timed, everything, differences, training, sampling, judged)
+    boards = [views.board(group, accuracy, remarks, index) for index, group in enumerate(timed)]
+    write_text(PAGE, page.render(views.page(made, boards, class_names(), sections, GALLERIES, [TABLE, PAIRS])))
     print(summary.text(timed))
+    for line in views.warnings(timed):
+        print(line)
     for line in wavelets.warnings(sections):
         print(line)
     for name in (name for name, kinds in shown.items() if "strip" in kinds):

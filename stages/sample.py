@@ -5,6 +5,9 @@ drawn with its frequency in the training images. A method that reads text takes 
 writes grid.png (one class a column, or with captions each image over its caption), strip.png (the first images at the
 sampler's steps) and costs.json (network calls, floating-point operations, parameters); the peak memory goes to
 reports/timing. The stage `timing` measures seconds.
+
+For each further number of solver steps, in `methods.METHOD.steps`, it samples the first of these images again, in
+images-STEPS.safetensors, and counts what they cost, in steps.json.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ if __name__ == "__main__":  # first: the imports below take seconds
     command(__doc__, {"method_name": "a key of `methods`"})
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,14 +31,15 @@ from multiscale import pictures, sampling
 from multiscale.core import intact
 from multiscale.core.device import default_device, describe, peak_memory_bytes
 from multiscale.core.pixels import to_pixels
-from multiscale.core.storage import TensorWriter, sealed_folder, write_json
+from multiscale.core.settings import Sampled
+from multiscale.core.storage import TensorWriter, sealed_folder, write_blocks, write_json
 from multiscale.core.streams import classes_of_seeds
-from stages.cluster import pool
+from stages.cluster import Pool, pool
 from stages.common import grids, texts, timings
 from stages.common.errors import BadInput, refuse
-from stages.common.harness import progress
+from stages.common.harness import progress, tell
 from stages.common.images import class_counts, class_names, classes, evenly
-from stages.common.paths import COSTS, IMAGES, MODELS, PROMPTS, SAMPLES
+from stages.common.paths import COSTS, IMAGES, MODELS, PROMPTS, SAMPLES, STEPS
 from stages.schema import Experiment
 from stages.schema.data import Sample
 
@@ -54,15 +59,18 @@ def check(name: str, params: Experiment) -> None:
 
 
 class Artist:
-    """A method's sampler on one worker."""
+    """A method's sampler on one worker, and those of its further numbers of solver steps."""
 
     def __init__(self, name: str, params: Experiment):
-        self.name, self.section = name, params.sample
-        self.sampler = sampling.load(MODELS / name, params.methods[name], self.section.precision)
+        self.name, self.section, method = name, params.sample, params.methods[name]
+        settings: dict[int | None, Sampled] = {None: method, **{steps: method.at(steps) for steps in method.steps}}
+        self.samplers = {
+            steps: sampling.load(MODELS / name, each, self.section.precision) for steps, each in settings.items()
+        }
 
-    def make(self, seeds: list[int], labels: Tensor) -> Tensor:
-        """uint8 images (n, C, H, H), at most a batch."""
-        return next(sampling.generate(self.sampler, seeds, labels, self.section.batch))
+    def make(self, seeds: list[int], labels: Tensor, steps: int | None = None) -> Tensor:
+        """uint8 images (n, C, H, H), at most a batch; steps: of the solver, None: its own."""
+        return next(sampling.generate(self.samplers[steps], seeds, labels, self.section.batch))
 
     def strip(self, seeds: list[int], labels: Tensor, names: list[str]) -> Image:
         """A picture of images at up to seven steps, evenly spaced; the last step of each scale is always shown.
@@ -70,29 +78,46 @@ class Artist:
         names: of their classes, [] for none.
         """
         frames: list[tuple[str, Tensor]] = []
-        self.sampler(seeds, labels, lambda caption, images: frames.append((caption, to_pixels(images))))
+        self.samplers[None](seeds, labels, lambda caption, images: frames.append((caption, to_pixels(images))))
         ends = [i for i in range(len(frames)) if i + 1 == len(frames) or frames[i][0] != frames[i + 1][0]]
         each = max(1, STRIP_FRAMES // len(ends))
         chosen: list[int] = []
         for start, end in zip([0, *(end + 1 for end in ends)], ends):
             chosen += sorted({round(float(i)) for i in np.linspace(end, start, each)})
         shown = [(f"{frames[i][0]}, step {i + 1}", frames[i][1]) for i in chosen]
-        return pictures.strip(shown, f"{self.name}: {self.sampler.shows}", names)
+        return pictures.strip(shown, f"{self.name}: {self.samplers[None].shows}", names)
 
     def memory(self) -> dict[str, Any]:
         """The peak memory so far, and the device."""
         device = default_device()
         return {"peak_memory_bytes": peak_memory_bytes(device), "device": describe(device)}
 
-    def cost(self, labels: Tensor) -> dict[str, Any]:
+    def cost(self, labels: Tensor, steps: int | None = None) -> dict[str, Any]:
         """The cost of an image on any machine: network calls, floating-point operations, parameters."""
-        calls = sampling.count_calls(self.sampler, labels[:1])
+        sampler = self.samplers[steps]
+        calls = sampling.count_calls(sampler, labels[:1])
         return {
             "network_calls": sum(calls.values()),
             "network_calls_by_network": calls,
-            "flops_per_image": sampling.flops_per_image(self.sampler, labels),
-            "parameters": sum(p.numel() for net in self.sampler.networks.values() for p in net.parameters()),
+            "flops_per_image": sampling.flops_per_image(sampler, labels),
+            "parameters": sum(p.numel() for net in sampler.networks.values() for p in net.parameters()),
         }
+
+
+def with_steps(
+    steps: int, workers: Pool, folder: Path, section: Sample, seeds: list[int], told: Tensor, labels: Tensor
+) -> dict[str, Any]:
+    """Samples the first images with another number of solver steps, and gives what one costs.
+
+    told (N,), labels (N,): what the sampler is told of the images of the seeds, and their classes.
+    """
+    count = min(section.step_images, len(seeds))
+    batches = [slice(start, min(start + section.batch, count)) for start in range(0, count, section.batch)]
+    made = torch.cat([*workers.map("make", ((seeds[rows], told[rows], steps) for rows in batches))])
+    shapes = {"pixels": (np.uint8, tuple(made.shape)), "label": (np.int64, (count,))}
+    write_blocks(folder / f"images-{steps}.safetensors", shapes, [{"pixels": made, "label": labels[:count]}])
+    (cost,) = workers.map("cost", [(told, steps)])
+    return {key: cost[key] for key in ("network_calls", "flops_per_image")}
 
 
 def of_classes(section: Sample, seeds: list[int], kinds: int) -> tuple[Tensor, Tensor]:
@@ -152,5 +177,9 @@ def main(params: Experiment, method_name: str) -> None:
         (memory,) = workers.map("memory", [()])
         (cost,) = workers.map("cost", [(told,)])
         write_json(folder / COSTS.name, cost)
+        if others := params.methods[method_name].steps:
+            tell(title, f"with {', '.join(map(str, others))} steps")
+            rest = (workers, folder, section, seeds, told, labels)
+            write_json(folder / STEPS, {str(steps): with_steps(steps, *rest) for steps in others})
         reach(done + SHOWN + COUNTED)
     timings.write(f"sample-{method_name}", SAMPLES / method_name / COSTS.name, memory)

@@ -31,21 +31,28 @@ from stages.common.paths import COSTS, MODELS, SAMPLES
 from stages.schema import Experiment
 
 
-def calls(name: str, batches: Sequence[int], params: Experiment) -> list[Callable[[], object]]:
-    """Sampling batches of each size from a method, class 0: seconds do not depend on the class."""
-    sampler = sampling.load(MODELS / name, params.methods[name], params.sample.precision)
+def calls(name: str, batch: int, params: Experiment) -> list[Callable[[], object]]:
+    """Sampling a batch from a method, one image, and a batch with each of its further numbers of steps.
 
-    def sample(batch: int) -> None:
+    All are of class 0: seconds do not depend on the class.
+    """
+    method = params.methods[name]
+    own, *others = (
+        sampling.load(MODELS / name, settings, params.sample.precision)
+        for settings in (method, *map(method.at, method.steps))
+    )
+
+    def sample(sampler: sampling.Sampler, batch: int) -> None:
         to_pixels(sampler(list(range(batch)), torch.zeros(batch, dtype=torch.long)))
 
-    return [partial(sample, batch) for batch in batches]
+    return [partial(sample, own, batch), partial(sample, own, 1), *(partial(sample, each, batch) for each in others)]
 
 
 class Bench(timing.Stopwatch):
     """The methods' samplers on one worker."""
 
-    def __init__(self, names: Sequence[str], batches: Sequence[int], params: Experiment):
-        super().__init__({name: calls(name, batches, params) for name in names})
+    def __init__(self, names: Sequence[str], batch: int, params: Experiment):
+        super().__init__({name: calls(name, batch, params) for name in names})
 
     def machine(self) -> dict[str, Any]:
         """The device, and the load of the last minute, which includes this process."""
@@ -53,12 +60,12 @@ class Bench(timing.Stopwatch):
 
 
 def measure(names: Sequence[str], params: Experiment) -> dict[str, Any]:
-    """Seconds per image of methods in batches of 1 and B, with their spread and the busy rounds."""
+    """Seconds per image of methods in batches of 1 and B, with their spread and the busy rounds, and of other steps."""
     batch, count, title = params.timing.batch or params.sample.batch, params.timing.rounds, "timing"
     run = params.run.model_copy(update={"workers": min(1, params.run.workers)})
     rounds: list[dict[str, list[timing.Turn]]] = []
     with (
-        pool(title, run, partial(Bench, names, (batch, 1), params)) as workers,
+        pool(title, run, partial(Bench, names, batch, params)) as workers,
         progress(title, count, unit="round") as reach,
     ):
         for turns in workers.map("round", ((index,) for index in range(count))):
@@ -69,8 +76,10 @@ def measure(names: Sequence[str], params: Experiment) -> dict[str, Any]:
 
     def row(name: str) -> dict[str, Any]:
         groups = [turns[name] for turns in rounds]
-        many, one = (timing.figures(turns, least) for turns in zip(*groups))
-        return _per_image(many, batch) | _per_image(one, 1, "_batch_1")
+        many, one, *others = (timing.figures(turns, least) for turns in zip(*groups))
+        found = _per_image(many, batch) | _per_image(one, 1, "_batch_1")
+        seconds = {str(steps): each.seconds / batch for steps, each in zip(params.methods[name].steps, others)}
+        return found | ({"seconds_per_image_of_steps": seconds} if seconds else {})
 
     return {
         **machine,

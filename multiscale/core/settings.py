@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -111,6 +111,18 @@ class Sampled(Section):
     """method that samples it, a folder of multiscale/methods"""
     repeat_of: Name | None = None
     """method that this one repeats with another seed; null: none"""
+    steps: list[Steps] = []
+    """further numbers of solver steps, for the plot of quality against time"""
+
+    def at(self, steps: int) -> Self:
+        """The same sampler with another number of solver steps, checked anew. Raises Bad where none can be chosen."""
+        solver = getattr(self, "solver", None)
+        if solver is None:
+            raise Bad("steps", self.steps, "[], since no `solver` is set whose steps could be others")
+        return self._with(solver=solver.model_dump() | {"steps": steps})
+
+    def _with(self, **changes: Any) -> Self:
+        return type(self).model_validate(self.model_dump() | changes | {"steps": []})
 
 
 class ImageShape(Protocol):

@@ -92,14 +92,19 @@ class ClassifierPart(Part):
 
 
 @torch.no_grad()
-def accuracy(net: Classifier, pixels: Tensor, labels: Tensor, batch: int = 256) -> float:
-    """The share of uint8 images (N, C, H, H) whose predicted class is their label (N,)."""
+def hits(net: Classifier, pixels: Tensor, labels: Tensor, batch: int = 256) -> Tensor:
+    """Whether the predicted class of each of uint8 images (N, C, H, H) is its label (N,)."""
     device = next(net.parameters()).device
-    hits = [
+    found = [
         (net(to_signed(pixels[start : start + batch].to(device))).argmax(1).cpu() == labels[start : start + batch])
         for start in range(0, len(pixels), batch)
     ]
-    return torch.cat(hits).float().mean().item()
+    return torch.cat(found)
+
+
+def accuracy(net: Classifier, pixels: Tensor, labels: Tensor, batch: int = 256) -> float:
+    """The share of uint8 images (N, C, H, H) whose predicted class is their label (N,)."""
+    return hits(net, pixels, labels, batch).float().mean().item()
 
 
 def load(folder: Path) -> Classifier | None:

@@ -27,6 +27,8 @@ MODELS = Path("models")  # /METHOD/PART
 SAMPLES = Path("samples")  # /METHOD, /FLOOR
 MEASUREMENTS = Path("reports/measurements")  # /METHOD.json, /FLOOR.json
 METRICS = Path("reports/metrics")  # /METHOD.json, /FLOOR.json: the headline of a measurement; /classifier.json
+STEPS = "steps.json"  # of a folder in SAMPLES: what other numbers of solver steps cost
+PAIRED = Path("reports/paired")  # /METHOD.parquet: what each image adds to the metrics
 COSTS = Path("reports/costs.json")  # of each method: network calls, floating-point operations, parameters
 NEIGHBOURS = Path("reports/neighbours")  # /METHOD.png, /FLOOR.png
 TIMINGS = Path("reports/timing")  # /PART.json, /sample-METHOD.json, /sampling.json; see `timings`
@@ -50,6 +52,7 @@ MAKERS = {
     f"{SAMPLES}/*": "sample@NAME or floor@NAME",
     f"{MEASUREMENTS}/*": "evaluate@NAME or floor@NAME",
     f"{NEIGHBOURS}/*": "evaluate@NAME or floor@NAME",
+    f"{PAIRED}/*": "evaluate@NAME",
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from multiscale import methods
 from multiscale.core.settings import Bad, Count, Decomposed, Fetched, Name, Sampled, Section, Text, Trained
@@ -220,3 +220,13 @@ class Experiment(Section):
         if method.repeat_of is not None and method.repeat_of not in rows:
             raise Bad(f"{key}.repeat_of", method.repeat_of, f"one of {', '.join(rows) or 'none'}, or null")
         METHODS[method.kind].check_method(self, key, method, parts)
+        if len(set(method.steps)) < len(method.steps):
+            raise Bad(f"{key}.steps", method.steps, "each number of steps once")
+        for steps in method.steps:
+            try:
+                other = method.at(steps)
+            except Bad as fault:
+                raise Bad(f"{key}.{fault.key}", fault.value, fault.allowed) from None
+            except ValidationError as error:
+                raise Bad(f"{key}.steps", steps, error.errors()[0]["msg"]) from None
+            METHODS[method.kind].check_method(self, key, other, parts)

@@ -220,6 +220,8 @@ class Sample(Section):
     """uniform: the classes in turn; data: drawn with their frequencies in the training images"""
     precision: Precision = "auto"
     """auto: bf16 where the hardware multiplies it natively"""
+    step_images: Annotated[int, Field(ge=4)] = 250
+    """at most, of each of the further `steps` of a method"""
     grid_columns: Positive = 10
     """of the picture of samples, one class each"""
     grid_rows: Positive = 6

@@ -30,8 +30,8 @@ class Painter:
     def __init__(self, name, params):
         pass
 
-    def make(self, seeds, labels):
-        return (40 * labels + 10).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 32, 32)
+    def make(self, seeds, labels, steps=0):
+        return (40 * labels + 10 + steps).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 32, 32)
 
     def strip(self, seeds, labels, names):
         return Image.new("RGB", (8, 8))
@@ -39,8 +39,8 @@ class Painter:
     def memory(self):
         return {}
 
-    def cost(self, labels):
-        return {}
+    def cost(self, labels, steps=0):
+        return {"network_calls": 2 * steps, "flops_per_image": 100 * steps, "parameters": 7}
 
 
 @pytest.fixture
@@ -96,6 +96,17 @@ def test_labels_of_the_data_depend_neither_on_the_batch_nor_on_the_count(painted
     assert torch.equal(painted(labels="data", images=60, batch=7)[0], whole)
     assert torch.equal(painted(labels="data", images=40, batch=7)[0], whole[:40])
     assert torch.equal(painted(labels="data", images=40, batch=7, first_seed=20)[0], whole[20:])
+
+
+def test_further_numbers_of_steps_sample_the_first_images_again_and_say_what_they_cost(painted, project):
+    project.change({"methods.dit.steps": [8, 2]})
+    labels, _ = painted(images=30, batch=4, step_images=10)
+    for steps in (8, 2):
+        rows = Table.open(SAMPLES / "dit" / f"images-{steps}.safetensors")[slice(None)]
+        assert torch.equal(rows["label"], labels[:10])
+        assert torch.equal(rows["pixels"][:, 0, 0, 0], (40 * labels[:10] + 10 + steps).to(torch.uint8))
+    told = {str(steps): {"network_calls": 2 * steps, "flops_per_image": 100 * steps} for steps in (8, 2)}
+    assert json.loads((SAMPLES / "dit" / "steps.json").read_text()) == told
 
 
 @pytest.mark.parametrize("columns, wide", [(3, 1), (10, 2)])

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import polars as pl
 import pytest
 import pywt
 import torch
@@ -26,6 +27,7 @@ from multiscale.methods.swd.parts import TeacherConfig
 from multiscale.methods.swd.settings import Pyramid, Synthetic
 from multiscale.methods.wmgm.settings import Wavelet
 from stages import decompose
+from stages.common.errors import BadInput
 from stages.common.paths import (
     CLASSIFIER,
     HELD_OUT,
@@ -34,6 +36,7 @@ from stages.common.paths import (
     MEASUREMENTS,
     METRICS,
     NEIGHBOURS,
+    PAIRED,
     REFERENCE,
     SAMPLES,
     TRAIN,
@@ -386,6 +389,8 @@ def test_metrics_of_a_method_are_those_of_their_formulas(given, monkeypatch):
     folder.mkdir(parents=True)
     images = {"pixels": torch.from_numpy(made), "label": torch.from_numpy(labels)}
     save_file(images, folder / "images.safetensors", {"first_seed": "0", "labels": "uniform"})
+    save_file({key: value[::3].contiguous() for key, value in images.items()}, folder / "images-5.safetensors")
+    (folder / "steps.json").write_text(json.dumps({"5": {"network_calls": 9.0}}))
     CLASSIFIER.mkdir(parents=True)
     sealed(folder), sealed(CLASSIFIER)
     reference.main(params)
@@ -420,6 +425,33 @@ def test_metrics_of_a_method_are_those_of_their_formulas(given, monkeypatch):
     headline = ("kid", "kid_se", "fd", "label_accuracy", "recall")
     assert json.loads((METRICS / "dit.json").read_text()) == {key: found[key] for key in headline}
     assert (NEIGHBOURS / "dit.png").exists()
+    (few,) = found["steps"]
+    right = labels == np.arange(N) % 10
+    wanted = {"kid": kernel_distance(a[::3], b), "label_accuracy": right[::3].mean(), "n": len(a[::3])}
+    assert few == pytest.approx({"steps": 5, "network_calls": 9.0, "kid_se": few["kid_se"], **wanted}, rel=1e-3)
+    images = pl.read_parquet(PAIRED / "dit.parquet")
+    assert images["seed"].to_list() == list(range(N)) and images["label"].to_list() == labels.tolist()
+    assert images["correct"].to_list() == right.tolist() and images["kid"].std() > 0
+
+
+@pytest.mark.parametrize(
+    "count, same, told",
+    [
+        (11, False, "images: 11 are too few; allowed: at least 12"),
+        (40, True, "all 40 are the same; allowed: images that differ"),
+    ],
+)
+def test_images_that_have_no_covariance_are_refused_in_a_line(tmp_path, count, same, told):
+    from stages import evaluate
+
+    pixels = np.zeros((count, 1, 4, 4), np.uint8)
+    pixels[0, 0, 0, 0] = not same
+    table = Table({"pixels": pixels})
+    section = Evaluate(extractor="efficientnet-lite0", is_splits=12)
+    with pytest.raises(BadInput, match=f"^images.safetensors: .*{told}"):
+        evaluate.check_images(Path("images.safetensors"), table, section)
+    pixels[-1, 0, 0, 0] = 1
+    evaluate.check_images(Path("images.safetensors"), Table({"pixels": np.concatenate([pixels, pixels])}), section)
 
 
 def test_distances_are_taken_of_the_pooled_features_and_the_inception_score_of_the_class_scores():

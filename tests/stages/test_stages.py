@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import importlib
+import io
 import json
 import re
 import shutil
@@ -23,6 +24,7 @@ import torch
 from conftest import ROOT, Project, sealed, write_images, write_set
 from PIL import Image
 from ruamel.yaml import YAML
+from safetensors.numpy import save_file
 
 from multiscale import adversarial
 from multiscale.core.storage import Table
@@ -302,6 +304,13 @@ def put_measured(name: str, metrics: dict, protocol: dict) -> None:
     for path in (f"samples/{name}/grid.png", f"reports/neighbours/{name}.png"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (9, 7), len(path)).save(path)
+    draws = np.random.default_rng(len(name))
+    rows = {"pixels": draws.integers(0, 256, (40, 1, 32, 32), np.uint8), "label": np.arange(40) % 10}
+    save_file(rows, f"samples/{name}/images.safetensors")
+    if name not in FLOORS:
+        Path("reports/paired").mkdir(exist_ok=True)
+        images = {"seed": np.arange(40), "label": rows["label"], "kid": draws.normal(0, 0.1, 40)}
+        pl.DataFrame(images | {"correct": draws.random(40) < 0.5}).write_parquet(f"reports/paired/{name}.parquet")
 
 
 @pytest.fixture
@@ -355,32 +364,48 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list) -> None:
         self.tags.add(tag)
-        self.cell = tag in ("th", "td")
+        self.cell = self.cell or tag in ("th", "td")
         if tag == "table":
             self.tables.append([])
         elif tag == "tr":
             self.tables[-1].append([])
-        elif self.cell:
+        elif tag in ("th", "td"):
             self.tables[-1][-1].append("")
         elif tag == "img":
             self.pictures.append(dict(attributes))
 
     def handle_endtag(self, tag: str) -> None:
-        self.cell = False
+        self.cell = self.cell and tag not in ("th", "td")
 
     def handle_data(self, data: str) -> None:
         if self.cell:
             self.tables[-1][-1][-1] += data
 
 
-CLAIMS = "<h2>Published claims</h2>"  # the last section of the page, with a table of its own; see test_claims.py
+def section(name: str) -> str:
+    """The HTML of a section of the page, or of its header."""
+    text = Path("reports/report.html").read_text()
+    whole = "<header>.*?</header>" if name == "header" else f'<section id="{name}">.*?</section>'
+    return re.search(whole, text, re.DOTALL)[0]
+
+
+def whole() -> Page:
+    """The page without its scripts, which hold tags in strings."""
+    text = Path("reports/report.html").read_text()
+    return Page(re.sub("<script.*?</script>|<!--.*?-->", "", text, flags=re.DOTALL))
+
+
+def charts() -> dict:
+    """What the charts of the page draw."""
+    text = Path("reports/report.html").read_text()
+    return json.loads(re.search('<script type="application/json" id="data">(.*?)</script>', text)[1])
 
 
 def made(project: Project) -> Page:
-    """The page without its claims."""
+    """The leaderboard of the page."""
     done = project.stage("report")
     assert done.returncode == 0, done.stderr
-    return Page(Path("reports/report.html").read_text().partition(CLAIMS)[0])
+    return Page(section("leaderboard"))
 
 
 def tables_of(markdown: str) -> list[list[str]]:
@@ -444,8 +469,8 @@ def test_a_distance_bears_the_name_of_its_extractor_and_is_not_called_fid(measur
     for name in ("KID", "FD", "IS", "precision", "recall"):
         heads = sorted(next(head for head in table[0] if head.startswith(name)).strip("*") for table in tables)
         assert heads == [f"{name}-EffLite0", f"{name}-Inception"]
-    page_of_results = Path("reports/report.html").read_text().partition(CLAIMS)[0]
-    assert "FID" not in page_of_results + Path("reports/leaderboard.md").read_text()
+    results = "".join(map(section, ("header", "leaderboard", "pareto", "fair", "protocol")))
+    assert "FID" not in re.sub('base64,[^"]+', "", results) + Path("reports/leaderboard.md").read_text()
 
 
 def test_each_table_says_its_protocol_beside(measured):
@@ -456,38 +481,42 @@ def test_each_table_says_its_protocol_beside(measured):
 
 
 def test_the_page_holds_its_pictures_and_points_nowhere(measured):
-    found = made(measured())
-    text = Path("reports/report.html").read_text()
-    assert {"link", "script", "iframe"}.isdisjoint(found.tags) and "http" not in text and "href" not in text
-    inside = {picture["alt"]: base64.b64decode(picture["src"].partition(";base64,")[2]) for picture in found.pictures}
-    assert all(picture["src"].startswith("data:image/png;base64,") for picture in found.pictures)
-    files = {f"{method}: strip": f"samples/{method}/strip.png" for method in METRICS}
-    files |= {f"{name}: grid": f"samples/{name}/grid.png" for name in (*METRICS, *FLOORS)}
-    files |= {f"{name}: neighbours": f"reports/neighbours/{name}.png" for name in (*METRICS, *FLOORS)}
-    files |= {name: f"reports/{name}.png" for name in ("quality-time", "training")}
-    assert inside == {alt: Path(path).read_bytes() for alt, path in files.items()}
+    made(measured())
+    found = whole()
+    assert "iframe" not in found.tags and "http" not in re.sub(
+        '<script.*?</script>|<!--.*?-->|base64,[^"]+', "", Path("reports/report.html").read_text(), flags=re.DOTALL
+    )
+    shown = [(picture["alt"], picture["src"]) for picture in found.pictures]
+    assert all(address.startswith("data:image/webp;base64,") for _, address in shown)
+    sheets = {f"{method}: strip" for method in METRICS}
+    sheets |= {f"{name}: {kind}" for name in (*METRICS, *FLOORS) for kind in ("grid", "neighbours")}
+    assert {alt for alt, _ in shown} == sheets | {f"{name}: samples" for name in (*METRICS, *FLOORS)}
+    for alt, address in shown:
+        with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as image:
+            assert image.size == ((9, 7) if alt in sheets else (10 * 33 - 1, 32)), alt
 
 
 NASTY = """<script>alert("x")</script><b>&amp;'"""
 
 
-def test_a_name_on_the_page_is_text_and_never_markup(tmp_path):
-    flat = NASTY.replace("/", "")
-    for name in ("plot", f"{flat}-grid"):
-        Image.new("L", (2, 2)).save(tmp_path / f"{name}.png")
-    board = page.Leaderboard(NASTY, [NASTY], [[NASTY]], [[NASTY]], [NASTY])
-    section = page.Section(NASTY, [NASTY], [NASTY], [[NASTY]], ["plot.png"])
-    text = page.render(NASTY, [NASTY], [board], [tmp_path / "plot.png"], {flat: ["grid"]}, tmp_path, [section])
-    found = Page(text)
-    assert {"script", "b"}.isdisjoint(found.tags)
-    assert found.tables == [[[NASTY], [NASTY], [NASTY]], [[NASTY], [NASTY]]]
-    assert [picture["alt"] for picture in found.pictures] == ["plot", f"{flat}: grid", "plot"]
-
-
-def test_the_name_of_a_recipe_is_escaped(measured):
+def test_a_name_on_the_page_is_text_and_never_markup(measured):
     project = measured()
     project.change({"recipe": NASTY})
-    assert {"script", "b"}.isdisjoint(made(project).tags)
+    table = pq.read_table("data/images.parquet")
+    names = json.dumps([NASTY] * 10)
+    pq.write_table(table.replace_schema_metadata({"classes": names}), "data/images.parquet")
+    sealed("data/images.parquet")
+    made(project)
+    heads = [html.escape(NASTY, quote=True).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")]
+    for name in ("header", "samples"):
+        assert {"script", "b"}.isdisjoint(Page(section(name)).tags) and heads[0] in section(name)
+    rest = charts() | {"boards": []}
+    assert rest["curves"], "the data are still JSON"
+
+
+def test_data_of_the_charts_end_no_script():
+    found = page.Page(**dict.fromkeys(page.Page.__dataclass_fields__, ()) | {"charts": {"part": NASTY}}).data
+    assert "<" not in found and json.loads(found) == {"part": NASTY}
 
 
 def test_the_page_names_the_classes_where_the_data_does(measured):
@@ -495,10 +524,12 @@ def test_the_page_names_the_classes_where_the_data_does(measured):
     made(project)
     assert "classes:" not in Path("reports/report.html").read_text()
     table = pq.read_table("data/images.parquet")
-    pq.write_table(table.replace_schema_metadata({"classes": '["boot", "<b>"]'}), "data/images.parquet")
+    pq.write_table(
+        table.replace_schema_metadata({"classes": json.dumps(["boot", "<b>", *"cdefghij"])}), "data/images.parquet"
+    )
     sealed("data/images.parquet")
     made(project)
-    assert "2 classes: boot, &lt;b&gt;</p>" in Path("reports/report.html").read_text()
+    assert "10 classes: boot, &lt;b&gt;, c, d, e, f, g, h, i, j</p>" in Path("reports/report.html").read_text()
 
 
 def test_the_curves_of_all_parts_are_in_one_file(measured):
@@ -533,9 +564,8 @@ def test_the_report_shows_the_bands_their_theory_and_a_collapsed_generator(measu
     done = project.stage("report")
     assert done.returncode == 0, done.stderr
     assert "mode collapse: msf-1 at level 1 varies 0 times as much as the data" in done.stdout
-    text = Path("reports/report.html").read_text().partition(CLAIMS)[0]
-    assert "mode collapse: msf-1 at level 1" in text
-    _, statistics, diversity = Page(text).tables
+    assert "mode collapse: msf-1 at level 1" in Path("reports/report.html").read_text()
+    statistics, diversity = (table for table in whole().tables if table[0][0] in ("band", "part"))
     assert [row[0] for row in statistics] == ["band", "ll", "pixels", "details-1"]
     assert diversity[1][:3] == ["msf-1", "1", "0"]
     for name in ("conditioning", "euler-steps"):
@@ -563,6 +593,8 @@ def test_the_report_of_the_same_numbers_is_the_same_to_the_last_bit(measured):
         "models/msf/msf-0/history.jsonl",
         "reports/measurements/real.json",
         "reports/neighbours/msf.png",
+        "reports/paired/msf.parquet",
+        "samples/msf/images.safetensors",
     ],
 )
 def test_a_report_without_one_of_its_inputs_is_one_line_that_names_it(measured, path):
@@ -570,6 +602,20 @@ def test_a_report_without_one_of_its_inputs_is_one_line_that_names_it(measured, 
     Path(path).unlink()
     refused(project.stage("report"), path)
     assert not Path("reports/report.html").exists()
+
+
+def test_an_empty_folder_of_samples_is_one_line(measured):
+    project = measured()
+    shutil.rmtree("samples/msf")
+    Path("samples/msf").mkdir()
+    refused(project.stage("report"), "samples/msf: holds no checksums.json; sample@msf")
+
+
+def test_rows_of_several_protocols_are_told_in_a_line_and_never_paired(measured):
+    done = measured(reference=OTHER["reference"]).stage("report")
+    line = "Rows of 2 protocols are kept apart and never compared (reference: "
+    assert sum(each.startswith(line) for each in done.stdout.splitlines()) == 1 and line in section("header")
+    assert pl.read_csv("reports/pairs.csv").height == 0
 
 
 @pytest.mark.parametrize(
@@ -622,8 +668,8 @@ def test_a_method_that_copies_comes_last_whatever_its_kid(measured):
 
 def test_floors_are_set_apart_and_have_no_costs(measured):
     (table,) = made(measured()).tables
-    assert '<tr class="floor top"><td>real</td>' in Path("reports/report.html").read_text()
-    assert columns(table, "KID-EffLite0")["real"] == "0.0078 +- 0.0010"
+    assert re.search('<tr class="floor"><td[^>]*>real</td>', section("leaderboard"))
+    assert columns(table, "KID-EffLite0")["real"] == "0.0078 ± 0.0010"
     assert columns(table, "s/image")["real"] == columns(table, "KID-EffLite0, test split")["real"] == "-"
     assert columns(table, "FD-EffLite0")["autoencoder"] == "60"
     assert columns(table, "label accuracy (the classifier on real images: 93.8%)")["real"] == "93.8%"
@@ -635,7 +681,7 @@ def test_a_floor_of_another_number_of_images_leaves_out_what_depends_on_it(measu
     (table,) = made(project).tables
     for head in ("FD-", "IS-", "precision-", "recall-"):
         assert (columns(table, head)["real"], columns(table, head)["autoencoder"] != "-") == ("-", True)
-    assert columns(table, "KID-EffLite0")["real"] == "0.0078 +- 0.0010"
+    assert columns(table, "KID-EffLite0")["real"] == "0.0078 ± 0.0010"
     assert "real: held-out images (N = 30: metrics that depend on N are left out)" in told()
 
 
@@ -738,13 +784,12 @@ def test_without_timings_the_report_says_how_to_make_them(measured):
     project = measured()
     made(project)
     shutil.rmtree("reports/timing")
-    found = made(project)
-    (table,) = found.tables
+    (table,) = made(project).tables
     for head in ("s/image", "spread", "busy rounds", "training s", "peak memory"):
         assert set(columns(table, head).values()) == {"-"}
     assert "`dvc repro -f -s timing report` measures them" in told()
     assert not Path("reports/quality-time.png").exists(), "a plot of before"
-    assert [picture["alt"] for picture in found.pictures][:2] == ["training", "msf: strip"]
+    assert {point["seconds_per_image"] for point in charts()["boards"][0]["points"]} == {None}
 
 
 @pytest.mark.parametrize(
@@ -795,7 +840,7 @@ def test_several_trainings_are_one_row_with_their_mean_and_spread(measured):
     project.change(changes)
     (table,) = made(project).tables
     assert [row[0] for row in table[1:]] == ["msf", "dit", "real", "autoencoder"]
-    assert columns(table, "KID-EffLite0")["msf"] == "0.2500 +- 0.0200"
+    assert columns(table, "KID-EffLite0")["msf"] == "0.2500 ± 0.0200"
     assert columns(table, "trainings") == {"dit": "1", "msf": "3 (sd 0.1250)", "real": "-", "autoencoder": "-"}
     assert columns(table, "label accuracy")["msf"] == "87.5%" and columns(table, "s/image")["msf"] == "0.5"
     assert (

@@ -82,12 +82,37 @@ def test_the_figures_are_those_of_one_image(sampled, monkeypatch):
     assert ("dit", [0, 1, 2], [0, 0, 0]) in asked and ("msf", [0], [0]) in asked
 
 
+def test_other_numbers_of_steps_are_timed_with_their_own_solvers(sampled, monkeypatch):
+    sampled.change({"methods.dit.steps": [7, 2]})
+    steps, lap = [], timing.timing.Lap
+
+    class Counting:
+        def __init__(self, section):
+            self.steps = section.scales[0].steps
+
+        def __call__(self, seeds, labels):
+            steps.append((self.steps, len(seeds)))
+            return labels.float()
+
+    monkeypatch.setattr(sampling, "load", lambda folder, section, precision: Counting(section))
+    monkeypatch.setattr(timing.timing, "reference", lambda: lambda: steps.append((1, 1)))
+
+    def timed(call):
+        call()
+        return lap(steps[-1][0] * steps[-1][1], 1.0)
+
+    monkeypatch.setattr(timing.timing, "lap", timed)
+    monkeypatch.setattr(timing.timing, "clock", lambda: "wall")
+    found = timing.measure(["dit"], settings.load())["methods"]["dit"]
+    assert found["seconds_per_image_of_steps"] == {"7": 7.0, "2": 2.0} and found["seconds_per_image"] == 4.0
+
+
 def test_without_a_batch_of_its_own_whole_batches_are_timed(sampled, monkeypatch):
     sampled.change({"timing.batch": ..., "sample.batch": 7})
     batches = []
-    monkeypatch.setattr(timing, "calls", lambda name, sizes, params: batches.append(sizes) or [lambda: 0, lambda: 0])
+    monkeypatch.setattr(timing, "calls", lambda name, size, params: batches.append(size) or [lambda: 0, lambda: 0])
     monkeypatch.setattr(timing.timing, "LAP", 0.0)
-    assert timing.measure(["dit"], settings.load())["batch"] == 7 and batches == [(7, 1)]
+    assert timing.measure(["dit"], settings.load())["batch"] == 7 and batches == [7]
 
 
 def test_repeated_trainings_of_a_method_are_costed_and_timed_once(sampled, monkeypatch):

@@ -50,6 +50,12 @@ class MSFMethod(Sampled):
     scales: list[Solver] = []
     """a solver for each scale, coarsest first; empty: the default one"""
 
+    def at(self, steps: int) -> MSFMethod:
+        """The same sampler with so many steps at each scale."""
+        if not self.scales:
+            raise Bad("steps", self.steps, "[], unless `scales` has the solvers whose steps could be others")
+        return self._with(scales=[solver.model_dump() | {"steps": steps} for solver in self.scales])
+
 
 DECOMPOSITION, PART, METHOD = Residual, FlowPart, MSFMethod
 DATASETS = ("msf",)

@@ -53,6 +53,19 @@ def test_a_shifted_set_is_worse_in_every_distance_and_the_worse_the_farther(real
     assert far["fd"] - same["fd"] == pytest.approx(16, rel=0.15)
 
 
+def test_contributions_of_images_have_the_variance_of_kid_and_of_differences(real, monkeypatch):
+    """Each image's is what KID changes by without it; those of one set less its own are zero."""
+    monkeypatch.setattr(metrics, "BLOCK", 150)
+    one = normal(300, 16, 1) + 0.5
+    found = metrics.contributions(one, real)
+    value, error = metrics.kid(one, real)
+    assert (found.var() / len(one)).sqrt().item() == pytest.approx(error, rel=0.02)
+    for k in (0, 77, 299):
+        without, _ = metrics.kid(torch.cat([one[:k], one[k + 1 :]]), real)
+        influence = (found[k] - found.mean()).item()
+        assert (value - without) * len(one) == pytest.approx(influence, rel=0.03, abs=0.01 * found.std().item())
+
+
 def test_kid_over_all_pairs_is_torch_fidelitys_of_one_subset_of_all_images(real, monkeypatch):
     make_torchvision_importable()
     from torch_fidelity.metric_kid import kid_features_to_metric
