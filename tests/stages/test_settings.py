@@ -234,7 +234,7 @@ INVALID = [
     ("parts that a method names", {"methods.dit.parts": ["dit"]}, "methods.dit.parts", "'parts'", "repeat_of, scales"),
     ("fewer solvers than scales", {"methods.msf.scales": [SOLVER]}, "methods.msf.scales", "1", "2 solvers"),
     ("more solvers than scales", {"methods.msf.scales": [SOLVER] * 3}, "methods.msf.scales", "3", "2 solvers"),
-    ("an unknown kind of method", {"methods.msf.kind": "gan"}, "methods.msf.kind", "'gan'", "'pyramidal', 'shift', 'ssd'"),
+    ("an unknown kind of method", {"methods.msf.kind": "gan"}, "methods.msf.kind", "'gan'", "'shift', 'ssd'"),
     ("an unknown solver", {"methods.dit.scales.0.name": "rk4"}, "methods.dit.scales.0.name", "'rk4'", "'euler'"),
     ("images that a flow cannot read", {f"{DIT}.dataset": "pixels"}, f"{DIT}.dataset", "'pixels'", "full, residual"),
     ("latents that a UNet cannot read", {f"{SSD}.dataset": "full"}, f"{SSD}.dataset", "'full'", "pixels"),
