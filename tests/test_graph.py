@@ -49,13 +49,14 @@ def of(*kinds: str, verbs: str = "train synthetic distill sample") -> set[str]:
     return {f"{verb}-{kind}" for verb in verbs.split() for kind in kinds} & set(code.names(ROOT))
 
 
-KINDS = ("msf", "ssd", "swd", "wmgm")
+KINDS = ("msf", "pyramidal", "shift", "ssd", "swd", "wmgm")
+FLOWS = ("msf", "pyramidal", "shift", "swd")
 FOLLOWS = {  # the lists that an edit of a file changes
     "multiscale/core/storage.py": set(code.names(ROOT)),
-    "multiscale/flow.py": {"timing", *of("msf", "swd")},
+    "multiscale/flow.py": {"timing", *of(*FLOWS)},
     "multiscale/condition.py": {*of(*KINDS), "timing", "report"},
     "multiscale/guidance.py": {*of(*KINDS), "timing", "report"},  # of the theory of score models
-    "multiscale/solvers.py": {*of("msf", "swd", "wmgm"), "timing", "report"},
+    "multiscale/solvers.py": {*of(*FLOWS, "wmgm"), "timing", "report"},
     "multiscale/adversarial.py": {
         *of("swd", "wmgm"),
         "timing",
@@ -68,7 +69,7 @@ FOLLOWS = {  # the lists that an edit of a file changes
         *of(*KINDS, verbs="sample"),
     },
     "multiscale/decomposition.py": of(*KINDS, verbs="decompose"),
-    "multiscale/sampling.py": {"timing", *of(*KINDS, verbs="synthetic distill sample")},
+    "multiscale/sampling.py": {"timing", *of("swd", verbs="synthetic distill"), *of(*KINDS, verbs="sample")},
     "multiscale/timing.py": {"timing", "report"},
     "multiscale/pictures.py": {"evaluate", "floor", *of(*KINDS, verbs="sample")},
     "multiscale/networks/clip.py": {"encoder", "embeddings"},
@@ -103,7 +104,11 @@ FOLLOWS = {  # the lists that an edit of a file changes
     "stages/schema/prompts.py": set(),
     "stages/compose.py": {"download"},
     "stages/synthetic.py": {"synthetic-swd"},
-    "stages/distill.py": {"distill-swd"},
+    "multiscale/methods/shift/schedule.py": {"timing", *of("shift")},
+    "multiscale/methods/shift/teaching.py": {"distill-shift"},
+    "multiscale/methods/pyramidal/path.py": {"timing", *of("pyramidal")},
+    "multiscale/methods/pyramidal/preview.py": set(),
+    "stages/distill.py": {"distill-shift", "distill-swd"},
     "stages/leaderboard.py": {"report"},
 }
 

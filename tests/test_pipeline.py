@@ -19,7 +19,7 @@ from dvc.utils.serialize import modify_yaml
 from stages import digits
 
 FLOORS = ("real", "autoencoder")
-METHODS = ("dit", "msf", "ssd-2l", "wmgm", "swd-teacher", "swd")
+METHODS = ("dit", "msf", "ssd-2l", "wmgm", "swd-teacher", "swd", "shift", "pyramidal")
 
 
 class Clone:
@@ -147,6 +147,9 @@ def test_the_leaderboard_has_what_the_comparison_needs(clone):
     assert rows["dit"]["network_calls"] == 8  # 4 guided steps
     assert rows["msf"]["network_calls"] == 4 * 2 + 2  # and 2 without guidance on the second scale
     assert rows["swd"]["network_calls"] == 4  # one a step, no guidance
+    assert rows["shift"]["network_calls"] == rows["swd-teacher"]["network_calls"] == 6  # 3 guided steps
+    assert rows["shift"]["flops_per_image"] < rows["swd-teacher"]["flops_per_image"]
+    assert rows["shift"]["train_images"] == 0 and rows["pyramidal"]["network_calls"] == 2 * 2 + 1
     assert rows["msf"]["flops_per_image"] > 0 and rows["msf"]["protocol"]["n"] == 40
 
 

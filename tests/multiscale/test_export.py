@@ -20,6 +20,8 @@ from multiscale.core import models
 from multiscale.core.storage import write_sealed_json
 from multiscale.methods.msf.component import built as scale
 from multiscale.methods.msf.settings import MSFMethod
+from multiscale.methods.pyramidal.component import built as pyramidal
+from multiscale.methods.shift.component import built as shifted
 from multiscale.methods.ssd.component import built as denoiser
 from multiscale.methods.ssd.settings import AncestralSolver, SSDMethod
 from multiscale.methods.swd.component import built as student
@@ -42,18 +44,26 @@ SSD |= {"process": {"steps": 250, "levels": 2}, "network": UNET}
 SCHEDULE = {"resolutions": [4, 8], "sigmas": [1.0, 0.7]}
 STUDENT = {"kind": "swd", "role": "student", "channels": 2, "latent": LATENT, "schedule": SCHEDULE, "upscaling": "B"}
 STUDENT |= {"network": DIT | {"kind": "dit"} if False else DIT}
+PYRAMIDAL = {"kind": "pyramidal", "role": "flow", "channels": 2, "resolution": 8, "latent": LATENT, "jumps": [0.5]}
+PYRAMIDAL |= {"network": DIT}
+SHIFT = {"kind": "shift", "role": "teacher", "channels": 2, "latent": LATENT, "network": DIT}
+SHIFT |= {"schedule": {"resolutions": [4, 8], "levels": [1.0, 0.7]}}
 
 PARTS = {
     "msf": {"msf-0": (scale, SCALES | {"index": 0}), "msf-1": (scale, SCALES | {"index": 1})},
     "wmgm": {"wmgm-low": (bands, COARSE), "wmgm-details": (bands, DETAILS)},
     "ssd-2l": {"ssd-2l": (denoiser, SSD)},
     "swd": {"swd": (student, STUDENT)},
+    "pyramidal": {"pyramidal": (pyramidal, PYRAMIDAL)},
+    "shift": {"shift": (shifted, SHIFT)},
 }
 COMPONENTS = {
     "msf": ["msf_0", "msf_1", "vae"],
     "wmgm": ["wmgm_details", "wmgm_low"],
     "ssd-2l": ["ssd_2l"],
     "swd": ["swd", "vae"],
+    "pyramidal": ["pyramidal", "vae"],
+    "shift": ["shift", "vae"],
 }
 
 FAST = {"ssd-2l": (["--set", "solver.steps=4"], SSDMethod(kind="ssd", solver=AncestralSolver(steps=4)))}

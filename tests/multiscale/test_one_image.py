@@ -15,6 +15,9 @@ from multiscale import methods
 from multiscale.core.resize import area_to
 from multiscale.flow import Solver
 from multiscale.methods.msf.settings import FlowPart, MSFMethod, Residual
+from multiscale.methods.pyramidal.settings import PyramidalMethod, PyramidalPart
+from multiscale.methods.shift import parts as shift_parts
+from multiscale.methods.shift.settings import Shifted, ShiftMethod
 from multiscale.methods.ssd.settings import AncestralSolver, Pixels, SSDMethod, SSDPart
 from multiscale.methods.swd import parts as swd_parts
 from multiscale.methods.swd.settings import Pyramid, Student, SwDMethod, Teacher
@@ -113,6 +116,28 @@ def test_swd_gives_its_one_image_back_from_a_generator_that_starts_with_noise(la
     torch.nn.init.zeros_(last.weight), torch.nn.init.zeros_(last.bias)  # a velocity of zero: it makes its input
     student = finished(tmp_path / "swd", part, 240, 3e-3)
     assert error_of([student], SwDMethod(kind="swd"), latents) < 0.09
+
+
+def test_a_teacher_that_is_sampled_small_first_gives_its_one_image_back(latents, tmp_path):
+    decompose.decompose(tmp_path / "pyramid", Pyramid(kind="swd", resolutions=[4, 8]))
+    about = {"kind": "swd", "dataset": "pyramid", "training": {"images": 8}}
+    section = Teacher.model_validate(about | {"method": "teacher", "network": DIT})
+    teacher = trained(tmp_path / "teacher", section, tmp_path / "pyramid", 350)
+    about |= {"kind": "shift", "method": "shift", "teacher": "teacher"}
+    settings = Shifted.model_validate(about | {"schedule": {"resolutions": [4, 8], "levels": [1.0, 0.7]}})
+    part = shift_parts.build_student("shift", settings, tmp_path / "pyramid", teacher)
+    shifted = finished(tmp_path / "shift", part, 1, 1.0)
+    method = ShiftMethod.model_validate({"kind": "shift", "solver": {"steps": 8, "guidance_scale": 1.5}})
+    assert error_of([shifted], method, latents) < 0.03
+
+
+def test_pyramidal_flow_matching_gives_its_one_image_back(latents, tmp_path):
+    decompose.decompose(tmp_path / "pyramid", Pyramid(kind="swd", resolutions=[4, 8]))
+    about = {"method": "p", "kind": "pyramidal", "dataset": "pyramid", "network": DIT, "training": {"images": 8}}
+    section = PyramidalPart.model_validate(about | {"jumps": [0.5]})
+    folder = trained(tmp_path / "pyramidal", section, tmp_path / "pyramid", 300)
+    method = PyramidalMethod(kind="pyramidal", scales=[Solver(steps=6, guidance_scale=1.5), Solver(steps=6)])
+    assert error_of([folder], method, latents) < 0.03
 
 
 def test_ssd_of_two_levels_gives_its_one_image_back(pixels, tmp_path):

@@ -55,6 +55,7 @@ SECTIONS = {
         "network": UNET | {"attention": []},
     },
     "teacher": {"kind": "swd", "dataset": "pyramid", "network": DIT},
+    "pyramidal": {"kind": "pyramidal", "dataset": "pyramid", "network": DIT, "jumps": [0.5]},
     "student": {
         "kind": "swd",
         "dataset": "pyramid",
@@ -122,11 +123,15 @@ def train(part, observe=None, scratch: str = "scratch", training=TRAINING, **opt
 def solver_of(kind: str, name: str):
     """The section of the method's sampler with the solver of the previews."""
     solver = methods.preview(kind).SOLVER
-    given = {"msf": {"scales": [solver]}, "swd": {"solver": None if name in ("student", "adapter") else solver}}
+    given = {
+        "msf": {"scales": [solver]},
+        "pyramidal": {"scales": [solver] * 2},
+        "swd": {"solver": None if name in ("student", "adapter") else solver},
+    }
     return methods.settings(kind).METHOD(kind=kind, **given.get(kind, {"solver": solver}))
 
 
-@pytest.mark.parametrize("name", ["dit", "ssd", "sgm", "teacher", "student", "adapter"])
+@pytest.mark.parametrize("name", ["dit", "ssd", "sgm", "pyramidal", "teacher", "student", "adapter"])
 def test_a_picture_is_what_the_sampler_makes_of_the_averaged_weights_by_then(name, data):
     part, kept = build(name, data), {}
     draw = observer(part, data)

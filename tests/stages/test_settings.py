@@ -23,13 +23,18 @@ SECOND = ("evaluate.second_extractor", "'efficientnet-lite0'", "other than `extr
 NO_VAE = {"vae": {"kind": "none"}}
 HUB = {"kind": "published", "source": "a/b"}
 SWD = "students.swd"
-WITHOUT_STUDENTS = {"students": ..., "methods.swd": ...}
+WITHOUT_STUDENTS = {"students": ..., "methods.swd": ..., "methods.shift": ...}
+SHIFT, JUMPS = "students.shift", "parts.pyramidal.jumps"
+UNSEEN = (f"{SHIFT}.schedule.resolutions", "[8, 32]", "[16, 24, 32], up to the last")
+LACKING = ("decompose.pyramid.resolutions", "[16, 24, 32]", "[8, 16, 32] among them")
+LEVELS = (f"{SHIFT}.schedule.levels", "[0.9, 0.5]", "fall from 1")
 STEPS = f"{SWD}.schedule"
 STUDENT = {"method": "swd", "kind": "swd", "dataset": "pyramid", "teacher": "dit", "block": 0}
 STUDENT |= {"schedule": {"resolutions": [32], "sigmas": [1.0]}, "training": {"images": 1}}
 DEEP = (f"{DETAILS}.generator.widths", "[8, 8", "a resolution of 16 is no multiple of 32")
 LATENT = ["decompose.full", "decompose.residual", "decompose.pyramid", "parts.dit", "parts.msf-0", "parts.msf-1"]
 LATENT += ["parts.swd-teacher", "students.swd", "methods.dit", "methods.msf", "methods.swd-teacher", "methods.swd"]
+LATENT += ["students.shift", "methods.shift", "parts.pyramidal", "methods.pyramidal"]
 LARGE = dict.fromkeys(LATENT, ...) | {"data.resolution": 256, "parts.wmgm-low.whitening": "full"}
 WHITE = ("parts.wmgm-low.whitening", "'full'", "scale (full up to 4096 numbers, the band has 16384)")
 SSD, CHAIN = "parts.ssd-2l", "methods.ssd-2l.solver"
@@ -240,7 +245,7 @@ INVALID = [
     ),
     ("fewer solvers than scales", {"methods.msf.scales": [SOLVER]}, "methods.msf.scales", "1", "2 solvers"),
     ("more solvers than scales", {"methods.msf.scales": [SOLVER] * 3}, "methods.msf.scales", "3", "2 solvers"),
-    ("an unknown kind of method", {"methods.msf.kind": "gan"}, "methods.msf.kind", "'gan'", "'msf', 'ssd'"),
+    ("an unknown kind of method", {"methods.msf.kind": "gan"}, "methods.msf.kind", "'gan'", "'shift', 'ssd'"),
     ("an unknown solver", {"methods.dit.scales.0.name": "rk4"}, "methods.dit.scales.0.name", "'rk4'", "'euler'"),
     ("images that a flow cannot read", {f"{DIT}.dataset": "pixels"}, f"{DIT}.dataset", "'pixels'", "full, residual"),
     ("latents that a UNet cannot read", {f"{SSD}.dataset": "full"}, f"{SSD}.dataset", "'full'", "pixels"),
@@ -425,6 +430,17 @@ INVALID = [
         "'fft'",
         "'msf', 'ssd', 'swd', 'wmgm'",
     ),
+    ("jumps that rise", {JUMPS: [0.3, 0.6]}, JUMPS, "[0.3, 0.6]", "that fall"),
+    ("a jump to noise", {JUMPS: [1.0]}, JUMPS, "[1.0]", "between 0 and 1"),
+    ("a jump too many", {JUMPS: [0.8, 0.6, 0.4]}, JUMPS, "[0.8, ", "no multiple of the patch 2"),
+    ("a solver too few", {"methods.pyramidal.scales": [SOLVER]}, "methods.pyramidal.scales", "1", "2 solvers"),
+    ("a shift of one resolution", {f"{SHIFT}.teacher": "dit"}, f"{SHIFT}.teacher", "'dit'", "of swd-teacher"),
+    ("a pyramid without what jumps need", {JUMPS: [0.8, 0.4], "parts.pyramidal.network.patch": 1}, *LACKING),
+    ("a shift of a student", {f"{SHIFT}.teacher": "swd"}, f"{SHIFT}.teacher", "'swd'", "one of swd-teacher"),
+    ("a shift from what was never seen", {f"{SHIFT}.schedule.resolutions": [8, 32]}, *UNSEEN),
+    ("a shift that ends early", {f"{SHIFT}.schedule.resolutions": [16, 24]}, *UNSEEN[:1], "[16, 24]", UNSEEN[2]),
+    ("a shift that shrinks", {f"{SHIFT}.schedule.resolutions": [32, 16]}, *UNSEEN[:1], "[32, 16]", "that grow"),
+    ("a shift from less than noise", {f"{SHIFT}.schedule.levels": [0.9, 0.5]}, *LEVELS),
     ("an unknown extractor", {"evaluate.extractor": "vgg"}, "evaluate.extractor", "'vgg'", "'efficientnet-lite0'"),
     ("an unknown source", {"data.source": "ftp"}, "data.source", "'ftp'", "'digit-pairs', 'files', 'url' or 'hub'"),
     ("two extractors that are one", {"evaluate.second_extractor": "efficientnet-lite0"}, *SECOND),

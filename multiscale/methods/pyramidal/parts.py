@@ -1,0 +1,83 @@
+"""The part of pyramidal flow matching: a DiT that learns the velocity of all segments (arXiv 2410.05954)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from multiscale import flow
+from multiscale.condition import Classes
+from multiscale.core.models import ModelConfig
+from multiscale.core.normalisation import Normalisation
+from multiscale.core.storage import Table, read_json
+from multiscale.core.streams import Draws
+from multiscale.methods.pyramidal import path
+from multiscale.methods.pyramidal.settings import PyramidalPart, resolutions
+from multiscale.networks.dit import DiT, DiTNetwork
+from multiscale.training.part import Batch, Data, Loss, Nets, Part
+
+
+class PyramidalConfig(ModelConfig):
+    """The DiT, and the levels of noise at which the resolution doubles."""
+
+    kind: Literal["pyramidal"] = "pyramidal"
+    role: Literal["flow"] = "flow"
+    channels: int
+    """of the latents"""
+    resolution: int
+    """of the latents at the end"""
+    classes: int
+    latent: Normalisation
+    jumps: list[float]
+    network: DiTNetwork
+
+    def build(self) -> DiT:
+        """The network with random weights."""
+        return self.network.build(self.channels, self.channels, self.classes)
+
+
+class FlowPart(Part):
+    """Flow matching on one segment a batch, each as often.
+
+    columns: of the data, the latents z_0 ... z_K of all segments; of the last one alone, where z_k are its means.
+    """
+
+    config: PyramidalConfig
+
+    def __init__(
+        self, name: str, data: Data, net: DiT, config: PyramidalConfig, settings: PyramidalPart, columns: list[str]
+    ):
+        super().__init__(name, data, {"net": net}, config)
+        self.settings, self.columns, self.conditioner = settings, columns, Classes(config.classes)
+        self.segments = path.segments(config.jumps)
+
+    def loss(self, network: str, nets: Nets, batch: Batch, draws: Draws) -> Loss:
+        k = draws.choice("segment", len(self.segments))
+        segment, latents = self.segments[k], [batch[column] for column in self.columns]
+        if len(latents) < len(self.segments):
+            latents = path.pyramid(latents[0], len(self.segments))
+        noise = draws.normal("noise", *latents[k].shape[1:])
+        start, end = segment.points(latents[k], latents[k - 1] if k else None, noise)
+        u = flow.draw_times(draws, self.settings.timesteps)
+        given = self.conditioner(batch["label"]).dropped(self.settings.label_dropout, draws).given
+        velocity = nets["net"](flow.interpolate(end, start, u), segment.level(u), *given)
+        return (velocity.float() - (start - end)).square().mean(), {}
+
+
+def build_part(name: str, settings: PyramidalPart, folder: Path) -> FlowPart:
+    """The part on the pyramid in `folder`."""
+    statistics = read_json(folder / "statistics.json")
+    full = max(map(int, statistics["grids"]))
+    latent = Normalisation(**statistics["latent"])
+    config = PyramidalConfig(
+        channels=latent.channels,
+        resolution=statistics["grids"][str(full)],
+        classes=statistics["classes"],
+        latent=latent,
+        jumps=settings.jumps,
+        network=settings.network,
+    )
+    sides = resolutions(full, settings.jumps) if settings.coarse == "pixels" else [full]
+    columns = [f"z{side}" for side in sides]
+    table = Table.open(folder / "targets.safetensors", "label", *columns)
+    return FlowPart(name, table, config.build(), config, settings, columns)

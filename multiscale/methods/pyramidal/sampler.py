@@ -1,0 +1,67 @@
+"""The sampler of pyramidal flow matching: segments with a jump between two (arXiv 2410.05954, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from multiscale import flow
+from multiscale.condition import Classes
+from multiscale.core import models
+from multiscale.core.pixels import to_unit
+from multiscale.core.streams import noise_of_seeds
+from multiscale.guidance import guided_by
+from multiscale.methods.pyramidal import path
+from multiscale.methods.pyramidal.parts import PyramidalConfig
+from multiscale.methods.pyramidal.settings import PyramidalMethod, resolutions
+from multiscale.networks.autoencoder import Codec
+from multiscale.networks.dit import DiT
+from multiscale.sampling import NetworkSampler, Trace
+
+
+class PyramidalSampler(NetworkSampler):
+    """Solves the flow of each segment from its start (u = 1) to its end (u = 0); a solver's times are those u."""
+
+    def __init__(self, net: DiT, config: PyramidalConfig, settings: PyramidalMethod, codec: Codec, precision: str):
+        super().__init__({"flow": net}, precision)
+        self.net, self.codec, self.latent = net, self.placed(codec), config.latent
+        self.conditioner, self.noise = Classes(config.classes), settings.noise
+        self.segments = path.segments(config.jumps)
+        self.solvers = settings.scales or [flow.Solver()] * len(self.segments)
+        if len(self.solvers) != len(self.segments):
+            allowed = f"{len(self.segments)}, one a resolution, or none"
+            raise ValueError(f"scales: {len(self.solvers)} is not allowed; allowed: {allowed}")
+        self.shapes = [(config.channels, side, side) for side in resolutions(config.resolution, config.jumps)]
+
+    def images(self, seeds: list[int], labels: Tensor, trace: Trace | None) -> Tensor:
+        condition = self.conditioner(labels)
+        x = noise_of_seeds(seeds, "segment-0", self.shapes[0]).to(self.device)
+        for k, (segment, solver) in enumerate(zip(self.segments, self.solvers)):
+            if k:
+                white = noise_of_seeds(seeds, f"segment-{k}", self.shapes[k]).to(self.device) if self.noise else None
+                x = path.jump(x, self.segments[k - 1], segment, white)
+
+            def network(x: Tensor, u: Tensor, *given: Tensor, segment: path.Segment = segment) -> Tensor:
+                velocity: Tensor = self.net(x, segment.level(u), *given)
+                return velocity
+
+            x = flow.solve(guided_by(solver, network, condition), x, solver, lambda x: self._watch(x, trace))
+        return self.decoded(x)
+
+    def _watch(self, x: Tensor, trace: Trace | None) -> None:
+        if trace is not None:
+            image = self.decoded(x)
+            trace(f"{image.shape[-1]} px", image)
+
+    def decoded(self, z: Tensor) -> Tensor:
+        """Images (N, C, H, H) in [0, 1] of normalised latents."""
+        return to_unit(self.codec.decode(self.latent.undo(z)))
+
+
+def load_sampler(folders: Sequence[Path], settings: PyramidalMethod, codec: Codec, precision: str) -> PyramidalSampler:
+    """The sampler of the trained part. Raises ValueError for solvers of other resolutions."""
+    (folder,) = folders
+    config = models.config(folder, PyramidalConfig)
+    return PyramidalSampler(models.load_weights(config.build(), folder), config, settings, codec, precision)
