@@ -110,7 +110,7 @@ def test_the_file_says_nothing_twice(name):
 def test_the_shipped_experiment_of_ten_methods_is_short():
     text = (ROOT / EXPERIMENT).read_text()
     assert len(settings.parse_yaml(text, EXPERIMENT)["methods"]) == 10
-    assert len(text.splitlines()) <= 260
+    assert len(text.splitlines()) <= 270
 
 
 def test_every_key_of_the_shared_sections_is_explained(tiny):
