@@ -164,6 +164,7 @@ def run(project, **data: object):
         "decompose.residual.resolutions": [4, 8],
     }
     small |= {"decompose.pyramid.resolutions": [4, 8], "students.swd.schedule.resolutions": [4, 4, 8, 8]}
+    small |= {"students.shift.schedule.resolutions": [4, 8]}
     project.change(small | {f"data.{key}": value for key, value in data.items()})
     return project.stage("download")
 
