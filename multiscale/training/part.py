@@ -52,7 +52,7 @@ class Training(Section):
     log_images: Positive = 2000
     """images between two rows of the history"""
     validation_images: Count = 32
-    """held-out images of the validation loss, at each tenth of the budget of a part or student; 0: none"""
+    """held-out images of the validation loss, at each tenth of the budget; 0: none"""
 
 
 class Data(Protocol):

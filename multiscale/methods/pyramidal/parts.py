@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from torch import Tensor, nn
+
 from multiscale import flow
 from multiscale.condition import Classes
 from multiscale.core.models import ModelConfig
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.storage import Table, read_json
-from multiscale.core.streams import Draws
+from multiscale.core.streams import Draws, Held
 from multiscale.methods.pyramidal import path
 from multiscale.methods.pyramidal.settings import PyramidalPart, resolutions
 from multiscale.networks.dit import DiT, DiTNetwork
@@ -50,18 +52,32 @@ class FlowPart(Part):
         super().__init__(name, data, {"net": net}, config)
         self.settings, self.columns, self.conditioner = settings, columns, Classes(config.classes)
         self.segments = path.segments(config.jumps)
+        self.views = len(self.segments)
 
     def loss(self, network: str, nets: Nets, batch: Batch, draws: Draws) -> Loss:
-        k = draws.choice("segment", len(self.segments))
-        segment, latents = self.segments[k], [batch[column] for column in self.columns]
-        if len(latents) < len(self.segments):
-            latents = path.pyramid(latents[0], len(self.segments))
+        k, latents = draws.choice("segment", len(self.segments)), self._latents(batch)
         noise = draws.normal("noise", *latents[k].shape[1:])
-        start, end = segment.points(latents[k], latents[k - 1] if k else None, noise)
         u = flow.draw_times(draws, self.settings.timesteps)
         given = self.conditioner(batch["label"]).dropped(self.settings.label_dropout, draws).given
-        velocity = nets["net"](flow.interpolate(end, start, u), segment.level(u), *given)
-        return (velocity.float() - (start - end)).square().mean(), {}
+        return self._squares(nets["net"], latents, k, noise, u, given).mean(), {}
+
+    def errors(self, net: nn.Module, batch: Batch, held: Held) -> Tensor:
+        """The loss of each image on one of the segments, whose levels are the times."""
+        latents, given = self._latents(batch), self.conditioner(batch["label"]).given
+        noise = held.normal("noise", *latents[held.view].shape[1:])
+        return self._squares(net, latents, held.view, noise, held.levels, given).flatten(1).mean(1)
+
+    def _latents(self, batch: Batch) -> list[Tensor]:
+        """z_0 ... z_K."""
+        latents = [batch[column] for column in self.columns]
+        return latents if len(latents) == len(self.segments) else path.pyramid(latents[0], len(self.segments))
+
+    def _squares(
+        self, net: nn.Module, latents: list[Tensor], k: int, noise: Tensor, u: Tensor, given: tuple[Tensor, ...]
+    ) -> Tensor:
+        start, end = self.segments[k].points(latents[k], latents[k - 1] if k else None, noise)
+        velocity = net(flow.interpolate(end, start, u), self.segments[k].level(u), *given)
+        return (velocity.float() - (start - end)).square()
 
 
 def build_part(name: str, settings: PyramidalPart, folder: Path) -> FlowPart:

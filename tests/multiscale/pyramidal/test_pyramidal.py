@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from multiscale import flow
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.storage import Table
-from multiscale.core.streams import Draws
+from multiscale.core.streams import Draws, Held
 from multiscale.flow import Solver
 from multiscale.methods.pyramidal import path
 from multiscale.methods.pyramidal.parts import FlowPart, PyramidalConfig
@@ -130,6 +130,27 @@ def test_the_loss_of_a_perfect_velocity_is_zero_on_every_segment(columns):
     levels = {side: [level for each, level in oracle.seen if each == side] for side in (2, 4, 8)}
     for side, segment in zip((2, 4, 8), path.segments(JUMPS)):
         assert all(segment.end <= level <= segment.start for level in levels[side])
+
+
+def test_a_held_out_image_has_the_error_of_the_velocity_on_each_segment():
+    known = [torch.randn(6, 1, side, side) for side in (2, 4, 8)]
+    columns, table = ["z8", "z16", "z32"], Table({"label": torch.zeros(6).numpy()})
+    part = FlowPart("p", table, nn.Module(), config(), section(), columns)
+    batch = dict(zip(columns, known)) | {"label": torch.arange(6) % 3}
+    assert part.views == 3
+    for k, segment in enumerate(path.segments(JUMPS)):
+        held = Held(list(range(6)), torch.linspace(0.1, 0.9, 6), k)
+        noise = held.normal("noise", *known[k].shape[1:])
+        before = path.up(known[k - 1]) if k else 0
+        start = (1 - segment.start) * before + segment.start * noise
+        end = (1 - segment.end) * known[k] + segment.end * noise
+        levels = (segment.end + held.levels * (segment.start - segment.end)).view(-1, 1, 1, 1)
+
+        def shifted(x, t, label, levels=levels, noise=noise):  # off by the place between them, and by the class
+            assert torch.allclose(t.view(-1, 1, 1, 1), levels)
+            return start - end + label.view(-1, 1, 1, 1) + (x - held.levels.view(-1, 1, 1, 1) * (start - end) - end)
+
+        assert torch.allclose(part.errors(shifted, batch, held), (torch.arange(6) % 3).float() ** 2, atol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
