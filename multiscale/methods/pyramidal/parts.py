@@ -77,7 +77,8 @@ class FlowPart(Part):
     ) -> Tensor:
         start, end = self.segments[k].points(latents[k], latents[k - 1] if k else None, noise)
         velocity = net(flow.interpolate(end, start, u), self.segments[k].level(u), *given)
-        return (velocity.float() - (start - end)).square()
+        squares: Tensor = (velocity.float() - (start - end)).square()
+        return squares
 
 
 def build_part(name: str, settings: PyramidalPart, folder: Path) -> FlowPart:
