@@ -1,6 +1,6 @@
 """The report as one HTML page that asks for nothing: its template, style, script, pictures and data are all inside.
 
-Charts are drawn by Vega-Lite. Its scripts are those in .dvc/plots.html, by which `dvc plots show` draws too.
+Charts are drawn by Vega-Lite. Its scripts are in templates/plots.html, by which `dvc plots show` draws too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 TEMPLATES = Path(__file__).parent / "templates"
-CHARTS = Path(__file__).parent.parent / ".dvc" / "plots.html"
+CHARTS = TEMPLATES / "plots.html"
 LONG = 40  # characters of a cell from which on its column is one of texts, which wrap
 CONTENTS = {
     "leaderboard": "Leaderboard",

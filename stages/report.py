@@ -42,7 +42,11 @@ def curves(methods: Iterable[str]) -> pl.DataFrame:
     """The histories of the methods' parts in one frame; a row has either a loss or a validation_loss."""
     paths = [path for method in methods for path in histories(method)]
     frames = [
-        pl.read_ndjson(path, infer_schema_length=None).with_columns(part=pl.lit(path.parent.name)) for path in paths
+        pl.read_ndjson(path, infer_schema_length=None).with_columns(
+            pl.col("images").cast(pl.Int64),  # none are learnt from: 0.0, a mean over updates
+            part=pl.lit(path.parent.name),
+        )
+        for path in paths
     ]
     return pl.concat([pl.DataFrame(schema=CURVES), *frames], how="diagonal").select(*CURVES)
 
