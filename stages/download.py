@@ -31,13 +31,13 @@ from itertools import islice, pairwise
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from multiscale.core import intact
 from multiscale.core.storage import CHECKSUM, atomic_file
 from stages import compose, sources
 from stages.common import enough
-from stages.common.errors import BadInput, refuse
+from stages.common.errors import BadInput, printable, refuse
 from stages.common.harness import progress
 from stages.common.images import CAPTION, CLASS_NAMES, FACTORS, SCHEMA
 from stages.common.paths import EXPERIMENT, IMAGES
@@ -122,7 +122,14 @@ def _try_fit(item: Item, data: Data) -> tuple[Item, bytes | None, str]:
     try:
         return item, fit_image(item.read(), data.resolution, data.channels, data.resize), ""
     except Exception as error:  # decoders and archives raise all kinds of errors on damaged bytes
-        return item, None, " ".join(str(error).split())[:100] or type(error).__name__
+        return item, None, reason(error)
+
+
+def reason(error: Exception) -> str:
+    """Why an image cannot be read, in a few words."""
+    if isinstance(error, UnidentifiedImageError):  # its text has the address of our buffer
+        return "no image of a known format"
+    return " ".join(str(error).split())[:100] or type(error).__name__
 
 
 def rows(items: list[Item], data: Data, unreadable: list[str]) -> Iterator[pl.DataFrame]:
@@ -170,7 +177,7 @@ def main(params: Experiment) -> None:
             writer.close()
             intact.seal_file(temporary)
         for name in unreadable:
-            print(f"unreadable: {name}", file=sys.stderr)
+            print(printable(f"unreadable: {name}"), file=sys.stderr)
         share = len(unreadable) / len(items)
         if share > data.max_unreadable:
             raise BadInput(
