@@ -17,7 +17,7 @@ from stages.schema.text import written
 
 __all__ = ["EXPERIMENT", "RECIPES", "BadInput", "explain", "load", "parse_yaml", "read_yaml", "refuse", "validate"]
 
-DEEPEST, MOST = 50, 100_000  # levels of a file of settings and values in it, those of an alias counted at each place
+MOST = 100_000  # values in a file of settings, those of an alias counted at each place
 LONGEST = 1000  # bits of an integer
 TAGS = ("kind", "role")  # keys that select the model of a section
 STEPS = ("[key]", *FAMILIES, *MADE)  # pydantic's own in the place of a fault, besides the values of TAGS
@@ -47,7 +47,7 @@ def parse_yaml(text: str, path: Path) -> dict[str, Any]:
         reason = str(getattr(error, "problem", None) or error)
         raise BadInput(f"{path}:{line} not valid YAML: {' '.join(reason.split())}") from None
     except RecursionError:
-        raise _too_deep(path) from None
+        raise BadInput(f"{path}: nested too deeply; allowed: what the reader of YAML takes") from None
     except Exception as error:  # of all kinds, from values that the tag or the form promises and that cannot be
         raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     _check_size(value, path)
@@ -56,24 +56,18 @@ def parse_yaml(text: str, path: Path) -> dict[str, Any]:
     return value
 
 
-def _too_deep(path: Path) -> BadInput:
-    return BadInput(f"{path}: nested too deeply; allowed: {DEEPEST} levels")
-
-
 def _check_size(value: Any, path: Path) -> None:
     """Raises BadInput for what nobody means, and what would take for ever to check or to show."""
-    left, count = [(value, 0)], 0
+    left, count = [value], 0
     while left:
-        node, depth = left.pop()
+        node = left.pop()
         count += 1
-        if depth > DEEPEST:
-            raise _too_deep(path)
         if count > MOST:
             raise BadInput(f"{path}: aliases stand for too much; allowed: {MOST} values in all")
         if isinstance(node, int) and node.bit_length() > LONGEST:
             raise BadInput(f"{path}: an integer of {node.bit_length()} bits; allowed: {LONGEST}")
         inside = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-        left += [(each, depth + 1) for each in inside]
+        left += inside
 
 
 def validate(value: dict[str, Any], file: Path) -> Experiment:
