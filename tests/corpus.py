@@ -380,7 +380,7 @@ TEXTS = {
     "mappings nested 300 times": "".join(f"{' ' * depth}a:\n" for depth in range(300)),
     "an integer of 20,000 digits": "seed: " + "9" * 20_000,
     "an integer of 4,000 digits": "seed: " + "9" * 4_000,
-    "a hexadecimal integer of 20,000 digits": "seed: 0x" + "f" * 20_000,
+    "a hexadecimal integer of 20,000 digits": "recipe: 0x" + "f" * 20_000,
     "a float of 20,000 digits": "seed: 1." + "9" * 20_000,
     "a key of 5,000 characters": f"{LONG}: 1",
     "a value of 5,000 characters": f"recipe: {LONG}",
