@@ -2,6 +2,7 @@
 PYTHON ?= python3
 METHOD ?= msf
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Telemetry stays off.
@@ -10,14 +11,14 @@ export DVC_NO_ANALYTICS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export DO_NOT_TRACK := 1
 
-.PHONY: help install demo repro dashboard flow lint test check bench mutants docs clean
+.PHONY: help install demo repro dashboard flow lint test check bench mutants docs clean doctor upgrade
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[test]'
 	@touch $(STAMP)
 
 install: $(STAMP) ## Build the environment (VENV=.venv), which the other targets also do
@@ -75,3 +76,18 @@ docs: $(VENV)/.docs ## Build the pages as a site, site/index.html; a dead link i
 
 clean: $(STAMP) ## Free what nothing refers to: left by kills or by older settings; results and the next run's files stay
 	@$(BIN)/python -m flows.clean
+
+doctor: $(STAMP) ## Check this machine: versions, ports, disk, memory, threads, processor, weights; says what to do
+	@$(BIN)/python -m stages.doctor
+
+NEW := .scratch/upgrade
+upgrade: ## Resolve a pin anew, or all, in an environment of its own, test it, show what changes (PACKAGE=pillow)
+	@rm -rf $(NEW) && mkdir -p $(NEW)
+	grep -viE '^$(or $(PACKAGE),.+)==' constraints.txt > $(NEW)/pins.txt
+	$(MAKE) install VENV=$(NEW)/venv CONSTRAINTS=$(NEW)/pins.txt
+	$(NEW)/venv/bin/python -m pip install --quiet --constraint $(NEW)/pins.txt --editable '.[test,docs]'
+	$(NEW)/venv/bin/python -m pip check
+	$(NEW)/venv/bin/python .ci/pins.py > $(NEW)/constraints.txt
+	$(MAKE) check VENV=$(NEW)/venv CONSTRAINTS=$(NEW)/pins.txt
+	-@git diff --no-index --unified=0 constraints.txt $(NEW)/constraints.txt
+	@echo "To take it: cp $(NEW)/constraints.txt constraints.txt; make install repro"

@@ -117,7 +117,7 @@ def _override(overrides: list[str]) -> None:
             tree = settings.read_yaml(copy)
             try:
                 apply_overrides(copy, [override])
-            except (DvcException, YAMLError) as error:
+            except (DvcException, YAMLError, ValueError) as error:  # ValueError: of an integer of 5,000 digits
                 raise _not_applied(key, value, tree, error) from error
         settings.validate(settings.read_yaml(copy), EXPERIMENT)
         copy.replace(EXPERIMENT)

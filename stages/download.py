@@ -36,13 +36,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from multiscale.core import intact
 from multiscale.core.storage import CHECKSUM, atomic_file, atomic_folder, write_json
 from stages import against, compose, sources
 from stages.common import enough, keys, shards
-from stages.common.errors import BadInput, refuse
+from stages.common.errors import BadInput, printable, refuse
 from stages.common.images import CAPTION, CLASS_NAMES, FACTORS, SCHEMA
 from stages.common.paths import EXPERIMENT, IMAGES, PIXELS
 from stages.item import Item
@@ -120,6 +120,13 @@ def area_average(pixels: np.ndarray, resolution: int) -> np.ndarray:
     return averaged
 
 
+def reason(error: Exception) -> str:
+    """Why an image cannot be read, in a few words."""
+    if isinstance(error, UnidentifiedImageError):  # its text has the address of our buffer
+        return "no image of a known format"
+    return " ".join(str(error).split())[:100] or type(error).__name__
+
+
 class Decoder:
     """Decodes and resizes images on one worker."""
 
@@ -131,7 +138,7 @@ class Decoder:
         try:
             return fit_image(item.read(), data.resolution, data.channels, data.resize), ""
         except Exception as error:  # decoders and archives raise all kinds of errors on damaged bytes
-            return None, " ".join(str(error).split())[:100] or type(error).__name__
+            return None, reason(error)
 
     def write(self, shard: Path, items: list[Item]) -> None:
         """Writes the pixels and labels of images, and with them which ones cannot be read, and why."""
@@ -192,7 +199,7 @@ def main(params: Experiment) -> None:
     written = shards.write("download", params.run, partial(Decoder, data), scratch, shares)
     unreadable = {name: why for shard in written for name, why in shards.about_of(shard).items()}
     for name in (item.id for item in items if item.id in unreadable):
-        print(f"unreadable: {name} ({unreadable[name]})", file=sys.stderr)
+        print(printable(f"unreadable: {name} ({unreadable[name]})"), file=sys.stderr)
     splits = check(params, items, unreadable)
     with atomic_folder(PIXELS) as folder:
         for split in splits:

@@ -31,7 +31,7 @@ def verify(path: Path, sha256: str, name: object) -> None:
 def archive(data: Data) -> Path:
     """Downloads data.url into the scratch folder unless it is there, and verifies it."""
     sha256, url = str(data.sha256), str(data.url)
-    target = Path(SCRATCH, "downloads", f"{sha256[:16]}-{PurePosixPath(urlsplit(url).path).name}")
+    target = Path(SCRATCH, "downloads", f"{sha256[:16]}-{PurePosixPath(urlsplit(url).path).name[-100:]}")
     if not target.exists():
         try:
             with urllib.request.urlopen(url, timeout=60) as reply, atomic_file(target) as temporary:
@@ -41,7 +41,7 @@ def archive(data: Data) -> Path:
                         file.write(block)
                         reach(file.tell())
                 verify(temporary, sha256, url)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:
             if is_disk_full(error):
                 raise
             raise BadInput(f"{EXPERIMENT}: data.url: cannot fetch {url}: {error}") from None

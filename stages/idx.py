@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import math
 from pathlib import Path
 
 import numpy as np
+
+LARGEST = 1 << 30  # bytes of a file once it is unpacked; the largest set of this kind, EMNIST, takes 640 MB
 
 
 def is_images(path: Path) -> bool:
@@ -15,11 +18,19 @@ def is_images(path: Path) -> bool:
 
 def read(path: Path, dimensions: int) -> np.ndarray:
     """The uint8 array of so many dimensions in a file. Raises ValueError for any other contents."""
-    content = (gzip.decompress if path.suffix == ".gz" else bytes)(path.read_bytes())
-    if content[:4] != bytes((0, 0, 8, dimensions)):  # 8: bytes
-        raise ValueError(f"it does not begin as bytes in {dimensions} dimensions do")
-    shape = np.frombuffer(content, ">u4", dimensions, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    if not path.is_file():
+        raise ValueError(f"{path.name} is no file")  # reading from a pipe would never end
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        if file.read(4) != bytes((0, 0, 8, dimensions)):  # 8: bytes
+            raise ValueError(f"it does not begin as bytes in {dimensions} dimensions do")
+        shape = np.frombuffer(file.read(4 * dimensions), ">u4", dimensions).tolist()
+        size = math.prod(shape)
+        if size > LARGEST:
+            raise ValueError(f"it claims {size} bytes, at most {LARGEST} are read")
+        content = file.read(size + 1)
+    if len(content) != size:
+        raise ValueError(f"it holds {'more' if len(content) > size else 'fewer'} bytes than the {size} of its header")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def labels(images: Path, count: int) -> np.ndarray:

@@ -6,6 +6,7 @@ What it measures decides the resolution, the channels, the budgets and the numbe
 from __future__ import annotations
 
 import io
+import os
 import re
 import time
 from collections import Counter
@@ -23,7 +24,7 @@ from stages import recipe, sources
 from stages.common import enough
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES
-from stages.download import to_eight_bits
+from stages.download import reason, to_eight_bits
 from stages.schema.data import Data
 from stages.schema.text import plain
 
@@ -87,7 +88,7 @@ class Survey:
 def columns(path: Path) -> dict[str, str | None]:
     """The columns of images and labels of a Parquet file, or of the first one in a folder; {} where there is none."""
     tables = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-    if not tables or tables[0].open("rb").read(4) != b"PAR1":
+    if not tables or not tables[0].is_file() or tables[0].open("rb").read(4) != b"PAR1":
         return {}
     schema = pl.read_parquet_schema(tables[0])
     images = [name for name, kind in schema.items() if isinstance(kind, pl.Struct) or kind == pl.Binary]
@@ -99,7 +100,7 @@ def columns(path: Path) -> dict[str, str | None]:
 def look(name: str, path: Path) -> tuple[Data, Survey]:
     """Finds the images as the stage `download` does, and decodes some. Raises BadInput."""
     try:
-        found_columns = columns(path) if path.exists() else {}
+        found_columns = columns(path) if os.path.exists(path) else {}
         shape = {"resolution": RESOLUTIONS[-1], "channels": 3, "test_share": 0.2}
         data = Data.model_validate({"name": name, "source": "files", "path": str(path)} | shape | found_columns)
         items = sources.items(data)
@@ -116,7 +117,7 @@ def look(name: str, path: Path) -> tuple[Data, Survey]:
             with Image.open(io.BytesIO(item.read())) as opened:
                 image = to_eight_bits(ImageOps.exif_transpose(opened)).convert("RGB")
         except Exception as error:  # decoders and archives raise all kinds of errors on damaged bytes
-            faults.append(f"{item.id}: {' '.join(str(error).split())[:100] or type(error).__name__}")
+            faults.append(f"{item.id}: {reason(error)}")
             continue
         sizes.append(image.size)
         image.thumbnail((64, 64))

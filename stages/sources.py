@@ -28,7 +28,7 @@ from backports import tarfile  # Python before 3.11.4 has no safe filter
 from multiscale.core import intact
 from multiscale.core.storage import sealed_folder
 from stages import beside, digits, fetch, idx, layouts
-from stages.common.errors import BadInput, refuse
+from stages.common.errors import BadInput, printable, refuse
 from stages.common.harness import is_disk_full
 from stages.common.images import IMAGE_SUFFIXES
 from stages.common.paths import EXPERIMENT, SCRATCH
@@ -40,6 +40,7 @@ SPLITS = {"train": "train", "training": "train", "validation": "validation", "va
 SPLITS |= {"test": "test", "testing": "test"}
 LARGEST_FILE = 1 << 28  # bytes of a zip's member, which is read whole
 MOST_TIMES = 100  # its size, a tar may have unpacked: no images shrink so
+DEEPEST = 100  # folders within folders: deeper ones are a mistake or an attack, and end in limits of the system
 LABELS = "a column of text or integers, with a value in each row"
 DAMAGED: tuple[type[Exception], ...] = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
 DAMAGED += (OSError, pa.ArrowInvalid, pl.exceptions.ComputeError)
@@ -64,9 +65,11 @@ def _items(data: Data) -> list[Item]:
     if data.source == "hub":
         return _from_folder(fetch.snapshot(str(data.url), str(data.revision), "data.url"), data)
     path = Path(data.path)
-    if not path.exists():
-        raise _refuse_path(path, "an existing folder, zip, tar, Parquet or IDX file")
-    return (_from_folder if path.is_dir() else _from_file)(path, data, data.sha256)
+    if os.path.isdir(path):  # where Path's own methods fail on a name too long
+        return _from_folder(path, data, data.sha256)
+    if os.path.isfile(path):
+        return _from_file(path, data, data.sha256)
+    raise _refuse_path(path, "an existing folder, zip, tar, Parquet or IDX file")
 
 
 def class_names(items: list[Item]) -> list[str]:
@@ -102,7 +105,7 @@ def _refuse_path(path: PurePath, allowed: str) -> BadInput:
 
 
 def _from_file(path: Path, data: Data, sha256: str | None = None) -> list[Item]:
-    if sha256:
+    if sha256 and path.is_file():
         fetch.verify(path, sha256, path)
     if idx.is_images(path):
         return _idx([path], path.parent, data)
@@ -119,6 +122,8 @@ def _from_file(path: Path, data: Data, sha256: str | None = None) -> list[Item]:
 @contextmanager
 def _whole(path: Path) -> Iterator[None]:
     """Turns the errors of readers on damaged or malicious files into BadInput."""
+    if not path.is_file():
+        raise _refuse_path(path, "a regular file")  # reading from a pipe would never end
     try:
         yield
     except DAMAGED as error:
@@ -161,13 +166,24 @@ def _files(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for place, below, names in os.walk(folder, onerror=unread, followlinks=True):
         here = Path(place)
+        _check_depth(here.relative_to(folder), folder)
         below[:] = sorted(name for name in below if not name.startswith("."))
         for name in below:
             if here.resolve().is_relative_to((here / name).resolve()):
                 raise _refuse_path(here / name, "folders, none of them a link to a folder around it")
         paths = [here / name for name in sorted(names) if not name.startswith(".")]
         found |= {path.relative_to(folder).as_posix(): path for path in paths}
+    for name in found:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise _refuse_path(PurePath(name), f"names in UTF-8 in {folder}") from None
     return found
+
+
+def _check_depth(name: PurePath, place: Path) -> None:
+    if len(name.parts) > DEEPEST:
+        raise _refuse_path(place, f"folders and archives that are at most {DEEPEST} levels deep")
 
 
 def _read(path: Path) -> bytes:
@@ -230,6 +246,7 @@ def _unpack_tar(path: Path) -> Path:
         with sealed_folder(folder) as temporary, tarfile.open(path, tarinfo=_Member) as archive:
             size, most = 0, max(LARGEST_FILE, MOST_TIMES * path.stat().st_size)
             for member in archive:
+                _check_depth(PurePosixPath(member.name), path)
                 size += member.size
                 if size > most:
                     raise _refuse_path(path, f"a tar whose files take at most {MOST_TIMES} times its own size")
@@ -277,7 +294,7 @@ def _tell_of_others(names: list[str]) -> None:
     if names:
         kinds = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in names)
         told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        print(f"no images by their endings: {told}", file=sys.stderr)
+        print(printable(f"no images by their endings: {told}"), file=sys.stderr)
 
 
 def _parquet(paths: list[Path], folder: Path, data: Data) -> list[Item]:
@@ -302,9 +319,13 @@ def _parquet(paths: list[Path], folder: Path, data: Data) -> list[Item]:
 
 def _label_names(path: Path, column: str | None) -> dict[Any, str]:
     """The names of integer labels, where a Parquet file has those of a `ClassLabel` of the library datasets."""
-    about = json.loads((pq.read_schema(path).metadata or {}).get(b"huggingface", b"{}"))
-    feature = about.get("info", {}).get("features", {}).get(column or "", {})
-    return dict(enumerate(feature.get("names", []))) if isinstance(feature, dict) else {}
+    try:
+        names = json.loads((pq.read_schema(path).metadata or {}).get(b"huggingface", b"{}"))
+        for key in ("info", "features", column or "", "names"):
+            names = names[key]
+        return dict(enumerate(map(str, names)))
+    except (ValueError, LookupError, TypeError):  # another form of the metadata
+        return {}
 
 
 def _split_in(stem: str) -> str | None:
@@ -351,9 +372,12 @@ def _rows(path: Path, stem: str, data: Data) -> Iterator[tuple[str, str, Any, st
     label = pl.col(data.label_column) if data.label_column else pl.lit(0)
     caption = pl.col(data.caption_column).fill_null("") if data.caption_column else pl.lit("")
     split = _split_in(stem)
+    if schema.get("split", pl.Null) not in (pl.Null, pl.String, pl.Categorical, pl.Enum):
+        raise _refuse_path(path, f"a column of text as its column split ({schema['split']})")
     splits = pl.col("split").cast(pl.String) if "split" in schema else pl.lit(split)
     # With the index there is one row an image even if label and split are constants.
-    about = pl.scan_parquet(path).with_row_index("row").select("row", label=label, split=splits, caption=caption)
+    index = pl.int_range(pl.len())
+    about = pl.scan_parquet(path).select(row=index, label=label, split=splits, caption=caption)
     for row, label_of, split_of, caption_of in about.collect().iter_rows():
         name = f"{stem}-{row:07d}"
         if split_of and split_of.lower() not in SPLITS:

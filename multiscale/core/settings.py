@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -90,7 +90,7 @@ class Fetched(Trained):
 
     @model_validator(mode="after")
     def _check_revision(self) -> Fetched:
-        if not self.revision and not Path(self.source).exists():
+        if not self.revision and not os.path.exists(self.source):
             raise Bad("revision", self.revision, "a commit or tag, required for the hub")
         return self
 

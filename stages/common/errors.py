@@ -5,9 +5,20 @@ from __future__ import annotations
 from multiscale.core.intact import Damaged
 from stages.common.paths import made_by
 
+LONGEST = 1000  # characters of a line
+
+
+def printable(text: str) -> str:
+    """A text without the line breaks and escape codes that a terminal would obey, cut in the middle if it is long."""
+    line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in " ".join(text.split("\n")))
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2 - 5]} ... {line[-LONGEST // 2 :]}"
+
 
 class BadInput(Exception):
     """An error that the user can fix; its text is one line, and the command ends with exit code 2."""
+
+    def __init__(self, text: str):
+        super().__init__(printable(text))
 
 
 def refuse(file: object, key: str, value: object, allowed: str) -> BadInput:

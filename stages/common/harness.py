@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from multiscale.core.intact import Damaged
 from multiscale.core.terminal import announce
-from stages.common.errors import BadInput, damaged, missing
+from stages.common.errors import BadInput, damaged, missing, printable
 
 
 def command(doc: str, arguments: dict[str, str] | None = None) -> NoReturn:
@@ -122,7 +122,7 @@ def tell(title: str, what: str) -> None:
 
 
 def _end(line: str, code: int) -> NoReturn:
-    print(line.replace("\n", " "), file=sys.stderr)
+    print(printable(line), file=sys.stderr)
     sys.exit(code)
 
 

@@ -17,6 +17,8 @@ from stages.schema.text import written
 
 __all__ = ["EXPERIMENT", "RECIPES", "BadInput", "explain", "load", "parse_yaml", "read_yaml", "refuse", "validate"]
 
+MOST = 100_000  # values in a file of settings, those of an alias counted at each place
+LONGEST = 1000  # bits of an integer
 TAGS = ("kind", "role")  # keys that select the model of a section
 STEPS = ("[key]", *FAMILIES, *MADE)  # pydantic's own in the place of a fault, besides the values of TAGS
 OWN = ("parts", "students", "methods")  # sections that may leave out defaults
@@ -44,9 +46,28 @@ def parse_yaml(text: str, path: Path) -> dict[str, Any]:
         line = f" line {where.line + 1}:" if where else ""
         reason = str(getattr(error, "problem", None) or error)
         raise BadInput(f"{path}:{line} not valid YAML: {' '.join(reason.split())}") from None
+    except RecursionError:
+        raise BadInput(f"{path}: nested too deeply; allowed: what the reader of YAML takes") from None
+    except Exception as error:  # of all kinds, from values that the tag or the form promises and that cannot be
+        raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    _check_size(value, path)
     if not isinstance(value, dict):
         raise BadInput(f"{path}: holds {type(value).__name__}; allowed: a mapping of sections")
     return value
+
+
+def _check_size(value: Any, path: Path) -> None:
+    """Raises BadInput for what nobody means, and what would take for ever to check or to show."""
+    left, count = [value], 0
+    while left:
+        node = left.pop()
+        count += 1
+        if count > MOST:
+            raise BadInput(f"{path}: aliases stand for too much; allowed: {MOST} values in all")
+        if isinstance(node, int) and node.bit_length() > LONGEST:
+            raise BadInput(f"{path}: an integer of {node.bit_length()} bits; allowed: {LONGEST}")
+        inside = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        left += inside
 
 
 def validate(value: dict[str, Any], file: Path) -> Experiment:

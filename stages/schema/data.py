@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -98,6 +100,8 @@ class Data(Section):
             raise Bad("url", self.url, f"required with source: {self.source}")
         if self.source == "url" and not (self.url or "").startswith(("https://", "http://", "file://")):
             raise Bad("url", self.url, "an https, http or file URL")
+        if self.source == "url":
+            self._check_url()
         if self.sha256 and self.source in ("digits", "digit-pairs", "hub"):
             raise Bad("sha256", self.sha256, f"null with source: {self.source}, which has no archive")
         if self.source == "hub" and not self.revision:
@@ -106,6 +110,12 @@ class Data(Section):
             raise Bad("test_share", self.test_share, "validation_share + test_share below 1")
         self._check_captions()
         return self
+
+    def _check_url(self) -> None:
+        try:
+            urlsplit(self.url)
+        except ValueError as error:
+            raise Bad("url", self.url, f"a URL ({error})") from None
 
     def _check_captions(self) -> None:
         if self.caption_column and self.source in ("digits", "digit-pairs"):
@@ -169,7 +179,7 @@ class PublishedVAE(Section):
 
     @model_validator(mode="after")
     def _check(self) -> PublishedVAE:
-        if not self.revision and not Path(self.source).exists():
+        if not self.revision and not os.path.exists(self.source):
             raise Bad("revision", self.revision, "a commit or tag, required for the hub")
         return self
 
@@ -272,7 +282,7 @@ class Evaluate(Section):
         if len(set(self.floors)) < len(self.floors):
             raise Bad("floors", self.floors, "each floor once")
         for key, net in (("clip_score", "CLIP"), ("pick_score", "CLIP"), ("dinov2", "DINOv2")):
-            if (folder := getattr(self, key)) and not Path(folder, "config.json").is_file():
+            if (folder := getattr(self, key)) and not os.path.isfile(Path(folder, "config.json")):
                 allowed = f"null, or a folder with a {net} as transformers saves it; nothing is downloaded"
                 raise Bad(key, folder, allowed)
         return self

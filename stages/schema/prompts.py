@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -49,7 +49,7 @@ class PublishedEncoder(Section):
 
     @model_validator(mode="after")
     def _check(self) -> PublishedEncoder:
-        if not self.revision and not Path(self.source).exists():
+        if not self.revision and not os.path.exists(self.source):
             raise Bad("revision", self.revision, "a commit or tag, required for the hub")
         return self
 

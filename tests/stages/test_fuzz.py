@@ -1,0 +1,103 @@
+"""Whatever is given, the answer is one clear line: no traceback, no hang, nothing that a terminal would obey."""
+
+from __future__ import annotations
+
+import io
+import signal
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import corpus
+import pytest
+
+from stages import download
+from stages.common import enough, settings
+from stages.common.harness import guarded
+from stages.common.paths import IMAGES
+from stages.schema.data import Data
+
+LONGEST = 1000  # characters of a line
+SMALL = {"name": "set", "source": "files", "path": "set", "resolution": 8, "channels": 1}
+SMALL |= {"validation_share": 0, "test_share": 0}
+
+
+def ended(action: Callable[[], None]) -> tuple[int, str, str]:
+    """The exit code, the last line and what else is wrong with the answer of an action."""
+    errors, code, trouble = io.StringIO(), 0, ""
+
+    def stop(*_: object) -> None:
+        raise RuntimeError("it hangs")
+
+    before, started = signal.signal(signal.SIGALRM, stop), time.process_time()
+    signal.alarm(20)
+    try:
+        with redirect_stdout(errors), redirect_stderr(errors):
+            guarded(action)
+    except SystemExit as end:
+        code = end.code
+    except BaseException as error:
+        trouble = f"{type(error).__name__}: {str(error)[:200]}"
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    if (took := time.process_time() - started) > 1:
+        trouble += f" took {took:.1f} s"
+    lines = [line for line in errors.getvalue().split("\n") if not line.startswith(("\rdownload", "\rfetch"))]
+    shown = "".join(lines)
+    if not shown.isprintable() or "object at 0x" in shown or max(map(len, lines)) > LONGEST:
+        trouble += f" shows {shown[:300]!r}"
+    last = next((line for line in reversed(lines) if line), "")
+    if code and (code != 2 or sum(line.startswith("error: ") for line in lines) != 1 or not last.startswith("error: ")):
+        trouble += f" ends with {code} and {lines}"
+    return code, last, trouble
+
+
+@pytest.fixture
+def experiment(tiny, monkeypatch):
+    monkeypatch.setattr(enough, "check", lambda *given: None)  # the sets have a few images
+    return settings.validate(tiny, settings.EXPERIMENT)
+
+
+def test_any_set_of_images_is_read_or_refused_in_one_line(experiment, tmp_path, monkeypatch):
+    wrong, cases = {}, list(corpus.sources())
+    assert len(cases) >= 80
+    for index, (name, (make, said)) in enumerate(cases):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        given = make()
+
+        def read(given: dict = given) -> None:
+            try:
+                data = Data.model_validate(SMALL | given)
+            except settings.ValidationError as error:
+                raise settings.explain(error, {"data": SMALL | given}, settings.EXPERIMENT) from None
+            download.main(experiment.model_copy(update={"data": data}))
+
+        code, line, trouble = ended(read)
+        if said is not None and (said not in line or bool(said) != bool(code)):
+            trouble += f" says {line!r}"
+        if (code == 0) != IMAGES.exists():
+            trouble += f" ends with {code} and images: {IMAGES.exists()}"
+        if trouble:
+            wrong[name] = trouble
+    assert not wrong, "\n".join(f"{name}: {trouble}" for name, trouble in wrong.items())
+
+
+def test_any_setting_is_taken_or_refused_in_one_line(tiny):
+    wrong, cases = {}, list(corpus.settings(tiny, 150))
+    for name, tree in cases:
+        _, _, trouble = ended(lambda tree=tree: settings.validate(tree, settings.EXPERIMENT) and None)
+        if trouble:
+            wrong[name] = trouble
+    assert not wrong, "\n".join(f"{name}: {trouble}" for name, trouble in wrong.items())
+
+
+@pytest.mark.parametrize("name", corpus.TEXTS)
+def test_any_file_of_settings_is_read_or_refused_in_one_line(tmp_path, name):
+    path = Path(tmp_path, "params.yaml")
+    path.write_text(corpus.TEXTS[name], errors="surrogatepass")
+    code, _, trouble = ended(lambda: settings.validate(settings.read_yaml(path), settings.EXPERIMENT) and None)
+    assert code == 2 and not trouble
