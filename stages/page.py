@@ -29,6 +29,7 @@ CONTENTS = {
     "training": "Training",
     "neighbours": "Neighbours",
     "spectra": "Spectra",
+    "assumptions": "The data",
     "protocol": "Protocol",
 }
 QUALITY = 88  # of pictures in WebP; the files in reports/galleries are exact
@@ -67,13 +68,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page about some of the methods: lines of text, a table, and the file names of plots."""
+    """A section of the page: lines of text, a table, perhaps with a column of verdicts, and the file names of plots."""
 
     title: str
     lines: list[str]
     headings: list[str]
     rows: list[list[str]]
     plots: list[str]
+    badge: str | None = None
 
 
 @dataclass(frozen=True)

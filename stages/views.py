@@ -261,9 +261,10 @@ def downloads(rows: Sequence[Row], files: Sequence[Path], judged: Mapping[str, F
 
 
 def section_table(index: int, section: Section, folder: Path) -> Table:
-    """A section about some of the methods, with its plots."""
+    """A section about the data or some of the methods, with its plots."""
     plots = [sheet(folder / name) for name in section.plots]
-    return Table(f"section-{index}", section.title, section.headings, section.rows, section.lines, pictures=plots)
+    name, badge = f"section-{index}", section.badge
+    return Table(name, section.title, section.headings, section.rows, section.lines, badge=badge, pictures=plots)
 
 
 def claim_table(judged: Mapping[str, Finding]) -> Table:

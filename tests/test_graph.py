@@ -83,7 +83,7 @@ FOLLOWS = {  # the lists that an edit of a file changes
     "multiscale/evaluation/metrics.py": {"evaluate", "floor"},
     "multiscale/methods/msf/sampler.py": {"sample-msf", "timing"},
     "multiscale/methods/msf/preview.py": set(),
-    "multiscale/methods/msf/residual.py": {"timing", *of("msf", verbs="decompose train sample")},
+    "multiscale/methods/msf/residual.py": {"timing", "report", *of("msf", verbs="decompose train sample")},
     "multiscale/methods/ssd/process.py": {"train-ssd", "sample-ssd", "timing", "report"},
     "multiscale/methods/ssd/theory.py": {"report"},
     "multiscale/methods/ssd/settings.py": {"timing", *of("ssd", verbs="decompose train sample")},  # the defaults
