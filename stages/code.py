@@ -45,7 +45,9 @@ NEUTRAL = (
     *("stages/schema/", "stages/cluster.py", "stages/code.py", "stages/previews.py", "stages/trackers.py"),
     "multiscale/__init__.py",
 )
-SHOWN = {"report": [f"stages/templates/report.{kind}" for kind in ("css", "html.j2", "js")]}  # not Python
+SHOWN = {
+    "report": [f"stages/templates/{name}" for name in ("parts.html.j2", "report.css", "report.html.j2", "report.js")]
+}
 PROJECT = ("flows", "multiscale", "stages")
 
 

@@ -136,8 +136,26 @@ class Page:
 
     @property
     def data(self) -> str:
-        """The charts' data as JSON that ends no <script>."""
-        return json.dumps(self.charts, separators=(",", ":")).replace("<", "\\u003c")
+        return script_data(self.charts)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the page of revisions and experiments shows."""
+
+    revisions: Sequence[str]
+    warnings: Sequence[str]
+    boards: Sequence[Leaderboard]
+    charts: Mapping[str, Any]
+
+    @property
+    def data(self) -> str:
+        return script_data(self.charts)
+
+
+def script_data(charts: Mapping[str, Any]) -> str:
+    """The charts' data as JSON that ends no <script>."""
+    return json.dumps(charts, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def address(content: bytes, kind: str) -> str:
@@ -166,9 +184,11 @@ def scripts() -> str:
     return found[0]
 
 
-def render(page: Page) -> str:
-    """The page as HTML. What is not of the project (names, numbers, notes) is text and never markup."""
+def render(page: Page | Comparison) -> str:
+    """A page as HTML. What is not of the project (names, numbers, notes) is text and never markup."""
     loader = FileSystemLoader(TEMPLATES)
-    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("report.html.j2")
+    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template(
+        "report.html.j2" if isinstance(page, Page) else "compare.html.j2"
+    )
     css, js = ((TEMPLATES / f"report.{kind}").read_text() for kind in ("css", "js"))
     return template.render(page=page, contents=CONTENTS, css=css, js=js, vega=scripts()) + "\n"

@@ -53,7 +53,7 @@ KINDS = ("msf", "pyramidal", "shift", "ssd", "swd", "wmgm")
 FLOWS = ("msf", "pyramidal", "shift", "swd")
 FOLLOWS = {  # the lists that an edit of a file changes
     "multiscale/core/storage.py": set(code.names(ROOT)),
-    "multiscale/flow.py": {"timing", *of(*FLOWS)},
+    "multiscale/flow.py": {"timing", "report", *of(*FLOWS)},  # of the noise levels of schedules
     "multiscale/condition.py": {*of(*KINDS), "timing", "report"},
     "multiscale/guidance.py": {*of(*KINDS), "timing", "report"},  # of the theory of score models
     "multiscale/solvers.py": {*of(*FLOWS, "wmgm"), "timing", "report"},
