@@ -81,9 +81,8 @@ def resolutions(data: Data) -> Found:
         useful = 0
         for sigma in sorted({sigma for steps in BOUNDARIES for sigma in few_steps(steps)}, reverse=True):
             cut, safe = cutoff(frequencies, power, sigma), smallest_safe(frequencies, power, sigma, grids)
-            useful += int(
-                safe < grid and cut > float(frequencies[0])
-            )  # noise that masks everything makes any resolution safe
+            # Noise that masks everything makes any resolution safe.
+            useful += int(safe < grid and cut > float(frequencies[0]))
             rows.append([name, f"{sigma:.4f}", f"{cut:.3g}", f"{safe * factor}"])
         for steps in BOUNDARIES:
             shown = [resolution * factor for resolution in proposed(frequencies, power, few_steps(steps), grids)]
