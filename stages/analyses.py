@@ -85,7 +85,7 @@ def masked(quantity: schema.Masked) -> Measured:
     return safe / grid, 0.0
 
 
-def _process(row: str) -> ScaleSpace:
+def process_of(row: str) -> ScaleSpace:
     """The process of an SSD row, from the config of its part."""
     for part in parts_of(row):
         intact.check_folder(part, "config.json")
@@ -95,14 +95,14 @@ def _process(row: str) -> ScaleSpace:
 
 
 def information(row: str) -> Measured:
-    value = ssd.excess_information(_process(row))
+    value = ssd.excess_information(process_of(row))
     if value is None:
         raise Unmeasured(f"the states of {row} do not shrink")
     return value, 0.0
 
 
 def like_ddpm(row: str) -> Measured:
-    value = ssd.distance_to_ddpm(_process(row))
+    value = ssd.distance_to_ddpm(process_of(row))
     if value is None:
         raise Unmeasured(f"{row} has more than one level")
     return value, 0.0

@@ -45,7 +45,8 @@ NEUTRAL = (
     *("stages/schema/", "stages/cluster.py", "stages/code.py", "stages/previews.py", "stages/trackers.py"),
     "multiscale/__init__.py",
 )
-SHOWN = {"report": [f"stages/templates/{name}" for name in ("plots.html", "report.css", "report.html.j2", "report.js")]}
+TEMPLATES = ("parts.html.j2", "plots.html", "report.css", "report.html.j2", "report.js")
+SHOWN = {"report": [f"stages/templates/{name}" for name in TEMPLATES]}  # not Python
 PROJECT = ("flows", "multiscale", "stages")
 
 

@@ -3,6 +3,10 @@
 python -m stages.compare                    # HEAD, its DVC experiments, and the workspace if it differs from all
 python -m stages.compare main bored-toad    # branches, commits, DVC experiments; the first is the baseline
 
+It also writes reports/compare.html, a page that asks for nothing: the leaderboards of all revisions in one, and the
+quality of their rows against cost, with intervals. Rows of different protocols are kept apart. What a recipe gives is
+a revision, too: commit its run, or save it by `dvc exp run`.
+
 A difference is given in standard errors of the difference (se), which cover other sampling seeds, not other trainings.
 """
 
@@ -29,10 +33,16 @@ from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
+from multiscale.core.storage import write_text
+from stages import leaderboard, page, views
 from stages.common.errors import BadInput
-from stages.common.paths import MEASUREMENTS
+from stages.common.paths import MEASUREMENTS, REPORTS
+from stages.leaderboard import COLUMNS, Row
 
 WORKSPACE = "workspace"
+PAGE, BOARD = REPORTS / "compare.html", REPORTS / "leaderboard.json"
+HEADINGS = {"method": COLUMNS["method"], "revision": "revision", "recipe": "recipe"} | COLUMNS
+SHOWN = ("method", "revision", "recipe", "kid", "label_accuracy", "recall", "flops_per_image", "train_images")
 Measurements = dict[str, dict[str, Any]]  # of each method and floor, as the stage `evaluate` writes them
 
 
@@ -48,6 +58,39 @@ def measurements(revision: str) -> Measurements:
     if not found:
         raise BadInput(f"{revision}: nothing was measured there; run `dvc repro`, and commit dvc.lock")
     return found
+
+
+def board(revision: str) -> list[Row]:
+    """The rows of the leaderboard at a revision; none where the stage `report` did not run."""
+    files = DVCFileSystem(rev=None if revision == WORKSPACE else revision)
+    if not files.isfile(BOARD.as_posix()):
+        return []
+    return list(json.loads(files.read_text(BOARD.as_posix())).values())
+
+
+def together(boards: dict[str, list[Row]]) -> list[Row]:
+    """The rows of all revisions, methods named by theirs; one that is the same in several is that of the first."""
+    seen: list[Row] = []
+    rows = []
+    for revision, each in boards.items():
+        for row in each:
+            if row not in seen:
+                seen.append(row)
+                name = row["method"] if row["kind"] == "floor" else f"{row['method']} ({revision})"
+                rows.append(row | {"revision": revision, "method": name})
+    return rows
+
+
+def write_page(boards: dict[str, list[Row]]) -> None:
+    """Writes the page of the revisions."""
+    groups = leaderboard.groups(together(boards))
+    tables = [
+        views.board(group, None, [], index, HEADINGS, SHOWN, ("revision", "recipe"))
+        for index, group in enumerate(groups)
+    ]
+    charts = {"boards": views.pareto(groups), "curves": [], "spectra": []}
+    made = page.Comparison(list(boards), views.warnings(groups), tables, charts)
+    write_text(PAGE, page.render(made))
 
 
 def cell(here: dict[str, Any] | None, first: dict[str, Any] | None) -> str:
@@ -88,3 +131,7 @@ def run(revisions: Sequence[str]) -> None:
         if (here := measurements(WORKSPACE)) not in found.values():
             found[WORKSPACE] = here
     print(*table(found), sep="\n")
+    boards = {revision: rows for revision in found if (rows := board(revision))}
+    if boards:
+        write_page(boards)
+        print(f"page: {PAGE}")

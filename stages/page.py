@@ -29,6 +29,7 @@ CONTENTS = {
     "training": "Training",
     "neighbours": "Neighbours",
     "spectra": "Spectra",
+    "assumptions": "The data",
     "protocol": "Protocol",
 }
 QUALITY = 88  # of pictures in WebP; the files in reports/galleries are exact
@@ -67,13 +68,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page about some of the methods: lines of text, a table, and the file names of plots."""
+    """A section of the page: lines of text, a table, perhaps with a column of verdicts, and the file names of plots."""
 
     title: str
     lines: list[str]
     headings: list[str]
     rows: list[list[str]]
     plots: list[str]
+    badge: str | None = None
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,26 @@ class Page:
 
     @property
     def data(self) -> str:
-        """The charts' data as JSON that ends no <script>."""
-        return json.dumps(self.charts, separators=(",", ":")).replace("<", "\\u003c")
+        return script_data(self.charts)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the page of revisions and experiments shows."""
+
+    revisions: Sequence[str]
+    warnings: Sequence[str]
+    boards: Sequence[Leaderboard]
+    charts: Mapping[str, Any]
+
+    @property
+    def data(self) -> str:
+        return script_data(self.charts)
+
+
+def script_data(charts: Mapping[str, Any]) -> str:
+    """The charts' data as JSON that ends no <script>."""
+    return json.dumps(charts, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def address(content: bytes, kind: str) -> str:
@@ -164,9 +184,11 @@ def scripts() -> str:
     return found[0]
 
 
-def render(page: Page) -> str:
-    """The page as HTML. What is not of the project (names, numbers, notes) is text and never markup."""
+def render(page: Page | Comparison) -> str:
+    """A page as HTML. What is not of the project (names, numbers, notes) is text and never markup."""
     loader = FileSystemLoader(TEMPLATES)
-    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("report.html.j2")
+    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template(
+        "report.html.j2" if isinstance(page, Page) else "compare.html.j2"
+    )
     css, js = ((TEMPLATES / f"report.{kind}").read_text() for kind in ("css", "js"))
     return template.render(page=page, contents=CONTENTS, css=css, js=js, vega=scripts()) + "\n"

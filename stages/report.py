@@ -24,7 +24,20 @@ from PIL import Image
 
 from multiscale.core import intact
 from multiscale.core.storage import atomic_file, atomic_folder, read_sealed_json, write_json, write_text
-from stages import claims, figures, leaderboard, measured, page, pairs, summary, views, wavelets
+from stages import (
+    assumptions,
+    claims,
+    figures,
+    findings,
+    leaderboard,
+    measured,
+    observed,
+    page,
+    pairs,
+    summary,
+    views,
+    wavelets,
+)
 from stages.common.images import class_names
 from stages.common.paths import IMAGES, METRICS, NEIGHBOURS, REPORTS, SAMPLES, histories, parts_of
 from stages.schema import Experiment
@@ -91,7 +104,7 @@ def main(params: Experiment) -> None:
                 made = NEIGHBOURS / f"{name}.png" if kind == "neighbours" else SAMPLES / name / f"{kind}.png"
                 check_picture(made)
                 shutil.copyfile(made, folder / f"{name}-{kind}.png")
-        sections = wavelets.sections(folder)
+        sections = [*assumptions.sections(observed.look(params), list(findings.ANALYSES)), *wavelets.sections(folder)]
     sampling = measured.of_sampling()
     timed, remarks = measured.beside(groups, sampling, params), measured.remarks(sampling)
     QUALITY_TIME.unlink(missing_ok=True)
@@ -115,4 +128,5 @@ def main(params: Experiment) -> None:
     for name in (name for name, kinds in shown.items() if "strip" in kinds):
         print(f"{name}: {SAMPLES / name / 'grid.png'}, {SAMPLES / name / 'strip.png'}")
     print(claims.counted(judged))
+    print(*sections[0].lines, sep="\n")
     print(f"report: {PAGE}")

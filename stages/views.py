@@ -105,14 +105,23 @@ def warnings(groups: Sequence[Group]) -> list[str]:
     return [f"Rows of {len(groups)} protocols are kept apart and never compared ({apart})."]
 
 
-def board(group: Group, accuracy: float | None, remarks: Sequence[str], index: int) -> Leaderboard:
-    """The table of one protocol."""
-    headings, rows, floors = leaderboard.table(group, accuracy, measured.COLUMNS)
-    keys = leaderboard.headings(group, accuracy, measured.COLUMNS)
-    hidden = [heading for key, heading in keys.items() if key not in SHOWN]
-    metric, filters = group.protocol["metric"], [keys["works_on"]]
+def board(
+    group: Group,
+    accuracy: float | None,
+    remarks: Sequence[str],
+    index: int,
+    columns: Mapping[str, str] = measured.COLUMNS,
+    shown: Sequence[str] = SHOWN,
+    by: Sequence[str] = ("works_on",),
+) -> Leaderboard:
+    """The table of one protocol. shown: columns that are not hidden at first; by: those that it filters by."""
+    headings, rows, floors = leaderboard.table(group, accuracy, columns)
+    keys = leaderboard.headings(group, accuracy, columns)
+    hidden = [heading for key, heading in keys.items() if key not in shown]
+    metric, filters = group.protocol["metric"], [keys[key] for key in by]
     table = Table(f"board-{index}", f"KID-{metric}", headings, rows, hidden=hidden, filters=filters)
-    return Leaderboard(metric, group.protocol["n"], table, floors, [*leaderboard.notes(group), *remarks])
+    notes = list(dict.fromkeys([*leaderboard.notes(group), *remarks]))  # floors of several revisions have the same
+    return Leaderboard(metric, group.protocol["n"], table, floors, notes)
 
 
 def cards(groups: Sequence[Group], differences: Sequence[Difference], judged: Mapping[str, Finding]) -> list[Card]:
@@ -177,22 +186,26 @@ def pair_table(differences: Sequence[Difference]) -> Table:
 
 def charts(made: Made, spectra: list[Row]) -> dict[str, Any]:
     """The data of the charts."""
-    boards = [
-        {
-            "metric": group.protocol["metric"],
-            "n": group.protocol["n"],
-            "points": [point for row in group.methods for point in points(row)],
-            "floors": [{key: row.get(key) for key in FLOOR} for row in group.floors],
-        }
-        for group in made.groups
-    ]
     flops = measured.flops_per_image(made.params.methods)
     costs = {part: value / 1e15 for part, value in flops.items()}
     lines = [
         line | {"pflops": line["images"] * costs[line["method"]] if line["method"] in costs else None}
         for line in made.curves.rename({"part": "method"}).to_dicts()
     ]
-    return {"boards": boards, "curves": lines, "spectra": spectra}
+    return {"boards": pareto(made.groups), "curves": lines, "spectra": spectra}
+
+
+def pareto(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """The data of the chart of quality against cost, for each protocol."""
+    return [
+        {
+            "metric": group.protocol["metric"],
+            "n": group.protocol["n"],
+            "points": [point for row in group.methods for point in points(row)],
+            "floors": [{key: row.get(key) for key in FLOOR} for row in group.floors],
+        }
+        for group in groups
+    ]
 
 
 def points(row: Row) -> list[Row]:
@@ -261,9 +274,10 @@ def downloads(rows: Sequence[Row], files: Sequence[Path], judged: Mapping[str, F
 
 
 def section_table(index: int, section: Section, folder: Path) -> Table:
-    """A section about some of the methods, with its plots."""
+    """A section about the data or some of the methods, with its plots."""
     plots = [sheet(folder / name) for name in section.plots]
-    return Table(f"section-{index}", section.title, section.headings, section.rows, section.lines, pictures=plots)
+    name, badge = f"section-{index}", section.badge
+    return Table(name, section.title, section.headings, section.rows, section.lines, badge=badge, pictures=plots)
 
 
 def claim_table(judged: Mapping[str, Finding]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def sections(pictures: Path) -> list[Section]:
     for path in (*DECOMPOSED.glob("[!.]*/statistics.json"), *MODELS.glob("*/*/examined.json")):
         intact.check_folder(path.parent, path.name)
     statistics = {path.parent.name: read_json(path) for path in sorted(DECOMPOSED.glob("[!.]*/statistics.json"))}
-    found = [_bands(name, each, pictures) for name, each in statistics.items() if "bands" in each]
+    found = [_drawn(name, each, pictures) for name, each in statistics.items() if "bands" in each]
     examined = {path.parent.name: read_json(path)["diversity"] for path in sorted(MODELS.glob("*/*/examined.json"))}
     return found + ([_diversity(examined)] if examined else [])
 
@@ -66,13 +67,17 @@ def _table(headings: dict[str, str], rows: list[dict[str, Any]]) -> tuple[list[s
     return list(headings.values()), [[_cell(row[key]) for key in headings] for row in rows]
 
 
-def _bands(name: str, statistics: dict[str, Any], pictures: Path) -> Section:
-    wavelet = statistics["wavelet"]
-    conditions = theory.data_conditioning(statistics)
-    rows = [{**statistics["bands"][row["band"]], **row} for row in conditions]
-    title = f"Bands of {name}: {wavelet}, {statistics['levels']} levels"
+def bands(name: str, statistics: dict[str, Any]) -> Section:
+    """The table of the bands of a decomposition, from its statistics."""
+    rows = [{**statistics["bands"][row["band"]], **row} for row in theory.data_conditioning(statistics)]
+    title = f"Bands of {name}: {statistics['wavelet']}, {statistics['levels']} levels"
+    return Section(title, [], *_table(BANDS, rows), [])
+
+
+def _drawn(name: str, statistics: dict[str, Any], pictures: Path) -> Section:
+    wavelet, conditions, found = statistics["wavelet"], theory.data_conditioning(statistics), bands(name, statistics)
     if wavelet == PIXELS:
-        return Section(title, [], *_table(BANDS, rows), [])
+        return found
     fields = theory.field_conditioning(RESOLUTIONS, wavelet=wavelet)
     steps = {kind: theory.steps_table(RESOLUTIONS, error, kind, wavelet=wavelet) for kind, error in ERRORS.items()}
     plots = [f"{name}-conditioning.png", f"{name}-euler-steps.png"]
@@ -83,7 +88,7 @@ def _bands(name: str, statistics: dict[str, Any], pictures: Path) -> Section:
         "the spectral one assumes stationary images. The fields are Gaussian with spectrum 1/f^2 and a coarsest band "
         "of 4 x 4 coefficients; Euler steps are computed in closed form for the exact score."
     )
-    return Section(title, [note], *_table(BANDS, rows), plots)
+    return replace(found, lines=[note], plots=plots)
 
 
 def _diversity(examined: dict[str, list[dict[str, Any]]]) -> Section:

@@ -53,7 +53,7 @@ KINDS = ("msf", "pyramidal", "shift", "ssd", "swd", "wmgm")
 FLOWS = ("msf", "pyramidal", "shift", "swd")
 FOLLOWS = {  # the lists that an edit of a file changes
     "multiscale/core/storage.py": set(code.names(ROOT)),
-    "multiscale/flow.py": {"timing", *of(*FLOWS)},
+    "multiscale/flow.py": {"timing", "report", *of(*FLOWS)},  # of the noise levels of schedules
     "multiscale/condition.py": {*of(*KINDS), "timing", "report"},
     "multiscale/guidance.py": {*of(*KINDS), "timing", "report"},  # of the theory of score models
     "multiscale/solvers.py": {*of(*FLOWS, "wmgm"), "timing", "report"},
@@ -83,7 +83,7 @@ FOLLOWS = {  # the lists that an edit of a file changes
     "multiscale/evaluation/metrics.py": {"evaluate", "floor"},
     "multiscale/methods/msf/sampler.py": {"sample-msf", "timing"},
     "multiscale/methods/msf/preview.py": set(),
-    "multiscale/methods/msf/residual.py": {"timing", *of("msf", verbs="decompose train sample")},
+    "multiscale/methods/msf/residual.py": {"timing", "report", *of("msf", verbs="decompose train sample")},
     "multiscale/methods/ssd/process.py": {"train-ssd", "sample-ssd", "timing", "report"},
     "multiscale/methods/ssd/theory.py": {"report"},
     "multiscale/methods/ssd/settings.py": {"timing", *of("ssd", verbs="decompose train sample")},  # the defaults

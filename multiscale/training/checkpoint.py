@@ -77,7 +77,8 @@ class Checkpoints:
                     del state[CHECKSUM]
                     return {key: file.get_tensor(key) for key in file.keys()}, state
             except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-                log.warning("skipping the checkpoint %s: %s", path, getattr(error, "why", error))
+                place = getattr(error, "path", path)  # of a folder the shard
+                log.warning("skipping the checkpoint %s: %s", place, getattr(error, "why", error))
         return None
 
     def clear(self) -> None:

@@ -177,8 +177,8 @@ function spectrum() {
   return draw("spectrum-chart", {data: {values: rows}, layer});
 }
 
-const charts = [pareto, training, spectrum];
-const redraw = () => Promise.all(charts.map(chart => chart()));
+const charts = {"pareto-chart": pareto, "training-chart": training, "spectrum-chart": spectrum};
+const redraw = () => Promise.all(Object.keys(charts).filter(id => document.getElementById(id)).map(id => charts[id]()));
 let width = innerWidth, later;
 addEventListener("resize", () => {
   if (innerWidth === width) return; // the bars of a phone's browser come and go
@@ -196,7 +196,7 @@ document.getElementById("theme").addEventListener("click", () => {
 
 // --- samples
 
-document.getElementById("seeds").addEventListener("change", event => {
+document.getElementById("seeds")?.addEventListener("change", event => {
   for (const gallery of all(".gallery")) gallery.hidden = gallery.dataset.seeds !== event.target.value;
 });
 for (const button of all(".gallery button"))

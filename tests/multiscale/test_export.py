@@ -209,7 +209,7 @@ def test_the_card_tells_data_budget_metrics_with_their_protocol_licence_and_an_e
         (["--to", "there"], "error: --to: there is there already; allowed: "),
         (["--to", "file/x"], "error: --to: file/x: "),
         (["--to", "new", "--push", "a/b/c"], "error: --push: 'a/b/c' is not allowed; allowed: OWNER/NAME"),
-        (["--to", "new", "--set", "steps=2"], "error: --set: settings: {"),
+        (["--to", "new", "--set", "wrong=2"], "error: --set: settings: {"),
         (["--to", "new", "--set", "scales.2.steps=2"], "error: scales: 3 is not allowed; allowed: 2, one a scale"),
     ],
     ids=["exists", "cannot be written", "no repository", "no setting", "another scale"],

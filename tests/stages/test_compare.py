@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Pipeline
+from test_page import browser, needs_browser  # noqa: F401
+from test_stages import METRICS, PROTOCOL, REST, put_json
 
 from stages import compare
 from stages.common.errors import BadInput
@@ -63,6 +65,52 @@ def test_other_methods_and_protocols_are_shown_and_not_compared(compared):
         ["msf", "0.2500 +- 0.0300", "0.3500 +- 0.0400 (other protocol)"],
         ["ssd", "-", "0.5000 +- 0.0100"],
     ]
+
+
+def ranked(**kid: float) -> None:
+    """The leaderboard of the methods, as `report` writes it; the floor and dit are the same at every revision."""
+    rows = {}
+    for name, value in kid.items():
+        kind = "floor" if name == "real" else "method"
+        protocol = PROTOCOL | {"n": 50 if name == "few" else PROTOCOL["n"]}
+        cost = {"network_calls": 4.0, "parameters": 10, "train_images": 96, "flops_per_image": 2e9}
+        about = {"method": name, "kind": kind, "recipe": "tiny", "works_on": "latents", "protocol": protocol}
+        trained = {"trainings": 1, "kid_spread": None, "kid_second_spread": None, "copies": False}
+        rows[name] = REST | METRICS["dit"] | about | cost | trained | {"kid": value}
+    put_json("reports/leaderboard.json", rows)
+
+
+def test_the_page_draws_the_rows_of_all_revisions_and_keeps_protocols_apart(pipeline: Pipeline, compared):
+    ranked(dit=0.125, msf=0.25, real=0.01)
+    pipeline.run("git", "add", "-A")
+    pipeline.run("git", "commit", "-qm", "ranked")
+    measured("msf", 0.35, 0.04)
+    ranked(dit=0.125, msf=0.35, few=0.5, real=0.01)
+    assert compared()[-1] == ["page: reports/compare.html"]
+    page = Path("reports/compare.html").read_text()
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*)</script>', page)
+    boards = {board["n"]: board for board in json.loads(data)["boards"]}
+    points = {n: [(point["method"], point["kid"]) for point in board["points"]] for n, board in boards.items()}
+    here = [("dit (HEAD)", 0.125), ("msf (HEAD)", 0.25), ("msf (workspace)", 0.35)]
+    assert points == {PROTOCOL["n"]: here, 50: [("few (workspace)", 0.5)]}, "what is the same stands there once"
+    assert all(point["gflops_per_image"] == 2 for board in boards.values() for point in board["points"])
+    assert [row["method"] for row in boards[50]["floors"]] == ["real"]
+    assert "Rows of 2 protocols are kept apart" in page and "<script src" not in page and '<link rel="style' not in page
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_page_of_revisions_works_in_a_browser(pipeline: Pipeline, compared, browser):  # noqa: F811
+    ranked(dit=0.125, msf=0.25, real=0.01)
+    compared("workspace")
+    browser.call("Emulation.setDeviceMetricsOverride", width=390, height=900, deviceScaleFactor=1, mobile=True)
+    browser.go(Path("reports/compare.html").absolute().as_uri())
+    browser.shows("document.body && document.body.dataset.ready === 'yes'")
+    assert browser.value("document.querySelectorAll('.chart svg').length") == 1
+    browser.click("#board-0 th:nth-child(4) button")
+    assert browser.value("document.querySelector('#board-0 tbody').rows[0].cells[0].textContent") == "dit (workspace)"
+    browser.click("#theme")
+    assert browser.value("document.documentElement.scrollWidth <= innerWidth") and browser.value("faults") == []
 
 
 @pytest.mark.parametrize("revision, said", [("none", "Git revision 'none'; allowed: "), ("HEAD~1", "run `dvc repro`")])

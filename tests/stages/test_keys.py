@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import sealed
 
-from stages import train
+from stages import code, train
 from stages.common import keys, settings
 from stages.common.errors import BadInput
 from stages.common.paths import DECOMPOSED
@@ -22,6 +22,7 @@ FILES = {
     "stages/cluster.py": "x = 1\n",
     "stages/schema/data.py": "x = 1\n",
     "multiscale/net.py": '"""Prose."""\nx = 1\n',
+    **dict.fromkeys(code.SHOWN["report"], "<p>\n"),
 }
 
 

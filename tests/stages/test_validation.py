@@ -235,6 +235,6 @@ def test_a_stage_trains_with_the_held_out_rows_beside_its_data(data, monkeypatch
 
     job = fitting.Job("dit", make, replace(SOME, images=16), 0, "key", data / "out", data / "full")
     fitting.work(job, Run(previews=0), lambda seen: None)
-    assert torch.equal(made[0].held_out[slice(None)]["y0"], rows["y0"][:6]) and len(made[0].data) == 40
+    assert torch.equal(made[-1].held_out[slice(None)]["y0"], rows["y0"][:6]) and len(made[-1].data) == 40
     history = (data / "out" / "history.jsonl").read_text().splitlines()
     assert sum(NAME in row for row in history) == 2

@@ -53,7 +53,7 @@ def test_the_loss_curve_does_not_depend_on_the_passes_of_a_step(kind, randomness
     for microbatch in (4, 2, 3):  # two and four passes, and three of which the last is smaller
         where = tmp_path / str(microbatch)
         _, history, found = trained(kind, where, randomness, images=24, log_images=8, microbatch=microbatch)
-        assert len(history) == len(expected) == 3
+        assert sum("lr" in row for row in history) == 3 and len(history) == len(expected)
         for ours, theirs in zip(history, expected):
             assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
         torch.testing.assert_close(found, weights, rtol=1e-3, atol=1e-4)

@@ -536,7 +536,7 @@ def test_two_workers_train_as_one(kind, parallel, of_two_workers, tmp_path):
 @pytest.mark.parametrize("how, tolerance", [("-passes", 1e-4), ("-recomputed", 1e-4), ("-bf16", 2e-2)])
 def test_two_workers_train_as_one_in_passes_recomputed_and_in_bf16(how, tolerance, parallel, of_two_workers, tmp_path):
     history, _, seen = found_by(of_two_workers, f"msf-{parallel}-None{how}")
-    assert seen["in"] == ["torch.bfloat16" if how == "-bf16" and parallel == "fsdp" else "torch.float32"]
+    assert ("torch.bfloat16" in seen["in"]) == (how == "-bf16" and parallel == "fsdp")  # validation is in fp32
     expected, *_ = train_alone("msf", tmp_path, how="-bf16" if how == "-bf16" else "")
     assert [row["images"] for row in history] == [row["images"] for row in expected]
     for ours, theirs in zip(history, expected):
