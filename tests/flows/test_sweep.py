@@ -461,7 +461,7 @@ def test_a_decomposition_is_swept_with_the_latents_that_it_needs(swept, monkeypa
     monkeypatch.setattr("stages.fitting.work", None)  # nothing trains again
     again = trial.run("msf", params, pipeline, scratch, lambda *row: None)
     assert first["metrics"]["kid"] == again["metrics"]["kid"]
-    assert [row["part"] for row in first["history"] if "loss" in row] == ["msf-0", "msf-1"]
+    assert [row["part"] for row in first["history"] if row["loss"]] == ["msf-0", "msf-1"]
     made = {path.name.rpartition("-")[0] for path in (scratch / "made").iterdir() if path.is_dir()}
     assert made == {"8", "32", "residual", "msf-0", "msf-1"}
 

@@ -622,7 +622,13 @@ def test_a_set_without_labels_says_so_with_null(fetch):
         ({"image": BYTES, "label": [[0]] * 4}, {}, "label_column", "'label'", "text or integers"),
         ({"image": BYTES, "label": [0, 1, None, 2]}, {}, "label_column", "'label'", "a value in each row"),
         ({"image": BYTES, "label": [0] * 4, "split": ["dev"] * 4}, {}, "path", "'dev'", "train, training"),
-        ({"image": BYTES, "label": [0] * 4, "split": [1] * 4}, {}, "path", "'1'", "train, training"),
+        (
+            {"image": BYTES, "label": [0] * 4, "split": [1] * 4},
+            {},
+            "path",
+            "'set/train.parquet'",
+            "a column of text as its column split (Int64)",
+        ),
     ],
 )
 def test_columns_that_cannot_be_read_are_refused(refused, columns, data, key, value, allowed):
