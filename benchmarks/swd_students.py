@@ -27,7 +27,7 @@ from multiscale.core.normalisation import Normalisation
 from multiscale.flow import Solver
 from multiscale.methods.swd import parts as swd_parts
 from multiscale.methods.swd.config import StudentConfig, TeacherConfig
-from multiscale.methods.swd.sampler import LatentSampler, StudentSampler, TeacherSampler
+from multiscale.methods.swd.sampler import StudentSampler, SwDSampler, TeacherSampler
 from multiscale.methods.swd.schedule import Schedule, few_steps
 from multiscale.methods.swd.settings import Student
 from multiscale.networks import autoencoder
@@ -112,9 +112,9 @@ def pyramid_folder(root: Path, resolutions: set[int], rows: int) -> Path:
     return folder
 
 
-def samplers(teacher: Path, steps: dict[str, Schedule], codec: Codec, guided: int) -> dict[str, LatentSampler]:
+def samplers(teacher: Path, steps: dict[str, Schedule], codec: Codec, guided: int) -> dict[str, SwDSampler]:
     net, about = swd_parts.load_teacher(teacher)
-    made: dict[str, LatentSampler] = {}
+    made: dict[str, SwDSampler] = {}
     shared = about.model_dump(exclude={"role", "resolution"})
     for name, schedule in steps.items():
         config = StudentConfig.model_validate(shared | {"upscaling": "B", "schedule": schedule})

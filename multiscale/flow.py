@@ -5,7 +5,7 @@ Time runs from t = 0 (data) to t = 1 (noise): x_t = (1 - t) y + t eps, and the v
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from multiscale.core.streams import Draws, Held
 from multiscale.guidance import Guidance, Predict
 
 Timesteps = Literal["uniform", "logit-normal"]
+Level = TypeVar("Level", float, Tensor)
 
 
 class Solver(Guidance):
@@ -57,7 +58,7 @@ def _squares(velocity: Predict, data: Tensor, noise: Tensor, t: Tensor) -> Tenso
     return (predicted.float() - (noise - data)).square()
 
 
-def shifted(u: Tensor, shift: float) -> Tensor:
+def shifted(u: Level, shift: float) -> Level:
     """The time shift s u / (1 + (s - 1) u), which spends more steps on much noise (arXiv 2403.03206)."""
     return shift * u / (1 + (shift - 1) * u)
 

@@ -10,18 +10,18 @@ from torch import Tensor
 from multiscale import flow
 from multiscale.condition import Classes, Condition
 from multiscale.core import models
-from multiscale.core.pixels import to_unit
 from multiscale.core.streams import noise_of_seeds
 from multiscale.guidance import concatenated, guided_by
+from multiscale.latent import LatentSampler
 from multiscale.methods.msf.parts import ScaleConfig
 from multiscale.methods.msf.residual import accumulate, prior
 from multiscale.methods.msf.settings import MSFMethod
 from multiscale.networks.autoencoder import Codec
 from multiscale.networks.dit import DiT
-from multiscale.sampling import NetworkSampler, Trace
+from multiscale.sampling import Trace
 
 
-class MSFSampler(NetworkSampler):
+class MSFSampler(LatentSampler):
     """F = sum_k Up(y_k), decoded; y_k solves the ODE of scale k from noise, given the prior Down_k(F) so far.
 
     nets, configs and solvers: one of each for a scale, coarsest first.
@@ -30,11 +30,9 @@ class MSFSampler(NetworkSampler):
     def __init__(
         self, nets: list[DiT], configs: list[ScaleConfig], solvers: list[flow.Solver], codec: Codec, precision: str
     ):
-        super().__init__({f"scale-{k}": net for k, net in enumerate(nets)}, precision)
-        self.scales = list(zip(nets, configs, solvers))
-        self.codec = self.placed(codec)
-        self.full, self.latent = configs[0].resolutions[-1], configs[0].latent
-        self.conditioner = Classes(configs[0].classes)
+        networks, (first, *_) = {f"scale-{k}": net for k, net in enumerate(nets)}, configs
+        super().__init__(networks, first.latent, Classes(first.classes), codec, precision)
+        self.scales, self.full = list(zip(nets, configs, solvers)), first.resolutions[-1]
 
     def images(self, seeds: list[int], labels: Tensor, trace: Trace | None) -> Tensor:
         targets: list[Tensor] = []
@@ -55,15 +53,10 @@ class MSFSampler(NetworkSampler):
         def watch(x: Tensor) -> None:
             if trace is not None:  # the image so far, at the resolution of this scale
                 y = config.target.undo(x)
-                image = self.decoded(y if before is None else before + y)
-                trace(f"{image.shape[-1]} px", image)
+                self.show(y if before is None else before + y, trace)
 
         x = noise_of_seeds(seeds, f"scale-{k}", (config.target.channels, resolution, resolution)).to(self.device)
         return config.target.undo(flow.solve(velocity, x, solver, watch))
-
-    def decoded(self, z: Tensor) -> Tensor:
-        """Images (N, C, H, H) in [0, 1] of latents."""
-        return to_unit(self.codec.decode(self.latent.undo(z)))
 
 
 def load_sampler(folders: Sequence[Path], settings: MSFMethod, codec: Codec, precision: str) -> MSFSampler:

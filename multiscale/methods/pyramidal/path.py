@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from multiscale import flow
+
 FACTOR = 2
 
 
@@ -53,7 +55,7 @@ class Segment:
 
 def segments(jumps: Sequence[float]) -> list[Segment]:
     """The segments whose ends, but for the last, are the levels `jumps`."""
-    starts = [1.0, *(FACTOR * end / (1 + (FACTOR - 1) * end) for end in jumps)]
+    starts = [1.0, *(flow.shifted(end, FACTOR) for end in jumps)]
     return [Segment(start, end) for start, end in zip(starts, [*jumps, 0.0])]
 
 

@@ -10,24 +10,23 @@ from torch import Tensor
 from multiscale import flow
 from multiscale.condition import Classes
 from multiscale.core import models
-from multiscale.core.pixels import to_unit
 from multiscale.core.streams import noise_of_seeds
 from multiscale.guidance import guided_by
+from multiscale.latent import LatentSampler
 from multiscale.methods.pyramidal import path
 from multiscale.methods.pyramidal.parts import PyramidalConfig
 from multiscale.methods.pyramidal.settings import PyramidalMethod, resolutions
 from multiscale.networks.autoencoder import Codec
 from multiscale.networks.dit import DiT
-from multiscale.sampling import NetworkSampler, Trace
+from multiscale.sampling import Trace
 
 
-class PyramidalSampler(NetworkSampler):
+class PyramidalSampler(LatentSampler):
     """Solves the flow of each segment from its start (u = 1) to its end (u = 0); a solver's times are those u."""
 
     def __init__(self, net: DiT, config: PyramidalConfig, settings: PyramidalMethod, codec: Codec, precision: str):
-        super().__init__({"flow": net}, precision)
-        self.net, self.codec, self.latent = net, self.placed(codec), config.latent
-        self.conditioner, self.noise = Classes(config.classes), settings.noise
+        super().__init__({"flow": net}, config.latent, Classes(config.classes), codec, precision)
+        self.net, self.noise = net, settings.noise
         self.segments = path.segments(config.jumps)
         self.solvers = settings.scales or [flow.Solver()] * len(self.segments)
         if len(self.solvers) != len(self.segments):
@@ -47,17 +46,8 @@ class PyramidalSampler(NetworkSampler):
                 velocity: Tensor = self.net(x, segment.level(u), *given)
                 return velocity
 
-            x = flow.solve(guided_by(solver, network, condition), x, solver, lambda x: self._watch(x, trace))
+            x = flow.solve(guided_by(solver, network, condition), x, solver, lambda x: self.show(x, trace))
         return self.decoded(x)
-
-    def _watch(self, x: Tensor, trace: Trace | None) -> None:
-        if trace is not None:
-            image = self.decoded(x)
-            trace(f"{image.shape[-1]} px", image)
-
-    def decoded(self, z: Tensor) -> Tensor:
-        """Images (N, C, H, H) in [0, 1] of normalised latents."""
-        return to_unit(self.codec.decode(self.latent.undo(z)))
 
 
 def load_sampler(folders: Sequence[Path], settings: PyramidalMethod, codec: Codec, precision: str) -> PyramidalSampler:

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from multiscale import flow
 from multiscale.condition import Classes, Conditioner, beside
 from multiscale.core import models
-from multiscale.core.pixels import to_unit
 from multiscale.core.streams import noise_of_seeds
 from multiscale.guidance import guided_by
+from multiscale.latent import LatentSampler
 from multiscale.methods.shift.parts import ShiftConfig
 from multiscale.methods.shift.schedule import corrected, enlarged
 from multiscale.methods.shift.settings import ShiftMethod
 from multiscale.networks.autoencoder import Codec
-from multiscale.sampling import NetworkSampler, Trace
+from multiscale.sampling import Trace
 
 
-class ShiftSampler(NetworkSampler):
+class ShiftSampler(LatentSampler):
     """The teacher's ODE; where the resolution grows, the predicted clean latent is enlarged and noised anew.
 
     conditioner: makes the conditions of the labels; None: they are classes.
@@ -36,10 +36,9 @@ class ShiftSampler(NetworkSampler):
         precision: str,
         conditioner: Conditioner | None = None,
     ):
-        super().__init__({config.role: net}, precision)
-        self.net, self.codec, self.latent = net, self.placed(codec), config.latent
-        self.channels, self.solver = config.channels, settings.solver
-        self.conditioner = conditioner or Classes(config.classes)
+        conditioner = conditioner or Classes(config.classes)
+        super().__init__({config.role: net}, config.latent, conditioner, codec, precision)
+        self.net, self.channels, self.solver = net, config.channels, settings.solver
         times = flow.shifted(torch.linspace(1, 0, self.solver.steps + 1), self.solver.shift)
         self.sides = [config.schedule.at(float(time)) for time in times]
         full = config.schedule.resolutions[-1] if settings.correction else None
@@ -54,18 +53,12 @@ class ShiftSampler(NetworkSampler):
                 x = x + (below - level) * slope
             else:
                 x = enlarged(x - level * slope, below, self._white(seeds, k + 1))
-            if trace is not None:
-                image = self.decoded(x)
-                trace(f"{image.shape[-1]} px", image)
+            self.show(x, trace)
         return self.decoded(x)
 
     def _white(self, seeds: list[int], step: int) -> Tensor:
         side = self.sides[step]
         return noise_of_seeds(seeds, f"step-{step}", (self.channels, side, side)).to(self.device)
-
-    def decoded(self, z: Tensor) -> Tensor:
-        """Images (N, C, H, H) in [0, 1] of normalised latents."""
-        return to_unit(self.codec.decode(self.latent.undo(z)))
 
 
 def load_sampler(folders: Sequence[Path], settings: ShiftMethod, codec: Codec, precision: str) -> ShiftSampler:

@@ -9,7 +9,7 @@ from torch import nn
 
 from multiscale.core.models import ForeignModel
 from multiscale.methods.swd.config import StudentConfig, TeacherConfig
-from multiscale.methods.swd.sampler import LatentSampler, sampler_around
+from multiscale.methods.swd.sampler import SwDSampler, sampler_around
 from multiscale.methods.swd.settings import SwDMethod
 from multiscale.networks.autoencoder import Codec
 
@@ -29,7 +29,7 @@ def built(about: dict[str, Any]) -> tuple[StudentConfig | TeacherConfig, nn.Modu
 
 def sampler(
     parts: Sequence[tuple[StudentConfig | TeacherConfig, nn.Module]], settings: SwDMethod, codec: Codec, precision: str
-) -> LatentSampler:
+) -> SwDSampler:
     """The sampler of the one component."""
     ((config, net),) = parts
     return sampler_around(net, config, settings, codec, precision, None)

@@ -7,7 +7,7 @@ from torch import nn
 from multiscale.flow import Solver
 from multiscale.methods.swd.adapter import merged
 from multiscale.methods.swd.parts import TeacherPart
-from multiscale.methods.swd.sampler import LatentSampler, StudentSampler, TeacherSampler
+from multiscale.methods.swd.sampler import StudentSampler, SwDSampler, TeacherSampler
 from multiscale.methods.swd.student import StudentPart
 from multiscale.networks.autoencoder import Codec
 from multiscale.training.part import Batch
@@ -17,7 +17,7 @@ SOLVER = Solver(steps=6)
 
 def sampler_of(
     part: TeacherPart | StudentPart, net: nn.Module, rows: Batch, codec: Codec, precision: str
-) -> LatentSampler:
+) -> SwDSampler:
     """The teacher's sampler in few steps, or the student's with its own."""
     if isinstance(part, StudentPart):
         return StudentSampler(merged(net), part.config, codec, precision, part.conditioner)

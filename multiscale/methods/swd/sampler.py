@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from multiscale import flow, solvers
 from multiscale.condition import Classes, Condition, Conditioner, beside
 from multiscale.core import models
-from multiscale.core.pixels import to_unit
 from multiscale.core.streams import noise_of_seeds
 from multiscale.guidance import guided_by
+from multiscale.latent import LatentSampler
 from multiscale.methods.swd.config import LoraConfig, NetworkConfig, StudentConfig, TeacherConfig
 from multiscale.methods.swd.lora import load_lora
 from multiscale.methods.swd.losses import clean
@@ -24,7 +24,7 @@ from multiscale.methods.swd.settings import SwDMethod
 from multiscale.methods.swd.upscaling import noisy
 from multiscale.networks.autoencoder import Codec
 from multiscale.networks.published.network import Published
-from multiscale.sampling import NetworkSampler, Trace
+from multiscale.sampling import Trace
 
 
 def solved(
@@ -41,7 +41,7 @@ def solved(
     return flow.solve(velocity, noise_of_seeds(seeds, "teacher", shape).to(device), solver, watch)
 
 
-class LatentSampler(NetworkSampler):
+class SwDSampler(LatentSampler):
     """What the samplers of teacher and student share: from latents to images.
 
     conditioner: makes the conditions of the labels; None: they are classes.
@@ -50,28 +50,18 @@ class LatentSampler(NetworkSampler):
     def __init__(
         self, net: nn.Module, config: NetworkConfig, codec: Codec, precision: str, conditioner: Conditioner | None
     ):
-        super().__init__({config.role: net}, precision)
-        self.net, self.codec, self.latent = net, self.placed(codec), config.latent
-        self.conditioner = conditioner or Classes(config.classes)
+        super().__init__({config.role: net}, config.latent, conditioner or Classes(config.classes), codec, precision)
+        self.net = net
 
     def images(self, seeds: list[int], labels: Tensor, trace: Trace | None) -> Tensor:
-        def watch(z: Tensor) -> None:
-            if trace is not None:
-                image = self.decoded(z)
-                trace(f"{image.shape[-1]} px", image)
-
-        return self.decoded(self.latents(seeds, self.conditioner(labels), watch))
+        return self.decoded(self.latents(seeds, self.conditioner(labels), lambda z: self.show(z, trace)))
 
     def latents(self, seeds: list[int], condition: Condition, watch: solvers.Watch) -> Tensor:
         """Normalised latents (N, c, h, h); `watch` is called after each step."""
         raise NotImplementedError
 
-    def decoded(self, z: Tensor) -> Tensor:
-        """Images (N, C, H, H) in [0, 1] of normalised latents."""
-        return to_unit(self.codec.decode(self.latent.undo(z)))
 
-
-class TeacherSampler(LatentSampler):
+class TeacherSampler(SwDSampler):
     """The teacher's ODE at the full resolution, with classifier-free guidance."""
 
     def __init__(
@@ -90,7 +80,7 @@ class TeacherSampler(LatentSampler):
         return solved(self.net, self.shape, seeds, condition, self.solver, self.device, watch)
 
 
-class StudentSampler(LatentSampler):
+class StudentSampler(SwDSampler):
     """The student's N steps, at the resolutions and noise levels that it was trained for (section 3.1).
 
     Each step predicts the clean latent; between steps this is enlarged and noised anew. No guidance.
@@ -135,7 +125,7 @@ def load_adapted(folder: Path) -> tuple[nn.Module, LoraConfig]:
     return load_lora(folder, cast(Published, net), config.rank), config
 
 
-def load_sampler(folders: Sequence[Path], settings: SwDMethod, codec: Codec, precision: str) -> LatentSampler:
+def load_sampler(folders: Sequence[Path], settings: SwDMethod, codec: Codec, precision: str) -> SwDSampler:
     """The sampler of a trained teacher or student, whose config says which. Raises ValueError for another model."""
     (folder,) = folders
     role = models.about(folder).get("role")
@@ -155,7 +145,7 @@ def sampler_around(
     codec: Codec,
     precision: str,
     conditioner: Conditioner | None,
-) -> LatentSampler:
+) -> SwDSampler:
     """The sampler of a network in memory."""
     if isinstance(config, TeacherConfig):
         return TeacherSampler(net, config, codec, settings.solver or flow.Solver(), precision, conditioner)

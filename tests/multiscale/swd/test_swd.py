@@ -345,7 +345,7 @@ def train(folder, part):
     return out
 
 
-def sampler_of(folder, precision: str = "fp32", solver: Solver | None = None) -> swd_sampler.LatentSampler:
+def sampler_of(folder, precision: str = "fp32", solver: Solver | None = None) -> swd_sampler.SwDSampler:
     return swd_sampler.load_sampler([folder], SwDMethod(kind="swd", solver=solver), Codec(None, 2), precision)
 
 
