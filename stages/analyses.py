@@ -6,7 +6,7 @@ where nothing tells it. What has no value raises `Unmeasured`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -17,14 +17,13 @@ from multiscale.core import intact
 from multiscale.core.storage import Table, read_json
 from multiscale.methods.ssd import theory as ssd
 from multiscale.methods.ssd.process import ScaleSpace, ScaleSpaceProcess
-from multiscale.methods.swd.spectrum import radial_power, smallest_safe
+from multiscale.methods.swd.spectrum import divisible, radial_power, smallest_safe
 from multiscale.methods.wmgm.bands import LOW, PIXELS
 from stages.common.paths import DECOMPOSED, parts_of
 from stages.schema import claims as schema
 
 LAST = 3  # rows of a history, each a mean over some hundreds of images or more
 IMAGES, BLOCK = 4096, 1024  # of a spectrum
-PATCH = 2  # a resolution is divisible by the transformer's patches
 
 Measured = tuple[float, float | None]
 
@@ -65,13 +64,23 @@ def _statistics(dataset: str, key: str) -> dict[str, Any]:
 
 
 def conditioning(quantity: schema.Conditioning) -> Measured:
-    bands = _statistics(quantity.dataset, "bands")["bands"]
-    return bands[LOW]["condition_spectral"] / bands[PIXELS]["condition_spectral"], 0.0
+    return relative_condition(_statistics(quantity.dataset, "bands")["bands"]), 0.0
+
+
+def relative_condition(bands: Mapping[str, Any]) -> float:
+    """The condition number of the coarse band over that of the pixels."""
+    value: float = bands[LOW]["condition_spectral"] / bands[PIXELS]["condition_spectral"]
+    return value
 
 
 def sparsity(quantity: schema.Sparsity) -> Measured:
-    bands = _statistics(quantity.dataset, "bands")["bands"]
-    return max(max(band["shape"]) for name, band in bands.items() if name.startswith("details")), 0.0
+    return largest_shape(_statistics(quantity.dataset, "bands")["bands"]), 0.0
+
+
+def largest_shape(bands: Mapping[str, Any]) -> float:
+    """The shape of the least sparse details; 2: Gaussian, 1: Laplace."""
+    value: float = max(max(band["shape"]) for name, band in bands.items() if name.startswith("details"))
+    return value
 
 
 def masked(quantity: schema.Masked) -> Measured:
@@ -81,7 +90,7 @@ def masked(quantity: schema.Masked) -> Measured:
     table = Table.open(DECOMPOSED / quantity.dataset / "targets.safetensors", f"z{full}")
     stops = range(0, min(len(table), IMAGES), BLOCK)
     blocks = (table[slice(start, min(start + BLOCK, IMAGES))][f"z{full}"] for start in stops)
-    safe = smallest_safe(*radial_power(blocks, grid), quantity.sigma, [*range(PATCH, grid, PATCH), grid])
+    safe = smallest_safe(*radial_power(blocks, grid), quantity.sigma, divisible(grid))
     return safe / grid, 0.0
 
 

@@ -6,7 +6,6 @@ transform white noise of variance 1 has variance 1 at every frequency.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from multiscale.core.resize import area_to
 from multiscale.methods.msf import residual
+from multiscale.methods.swd.spectrum import masking
 
 
 def variances(x: Tensor) -> Tensor:
@@ -35,8 +35,7 @@ def kept(full: int, resolution: int) -> Tensor:
 def octaves(variance: Tensor) -> list[dict[str, Any]]:
     """The frequencies that each doubling of the resolution adds, coarse to fine, without the mean.
 
-    power: the mean variance of one of them; share: of all variance. masked: the noise level s from which on they are
-    masked, (1 - s)^2 P = s^2 (SwD, arXiv 2503.16397, section 3).
+    power: the mean variance of one of them; share: of all variance; masked: see `masking`.
     """
     full, rows = len(variance), []
     inside = torch.zeros_like(variance, dtype=torch.bool)
@@ -45,10 +44,9 @@ def octaves(variance: Tensor) -> list[dict[str, Any]]:
     for resolution in doublings(full):
         added = kept(full, resolution) & ~inside
         inside |= added
-        power = variance[added].mean().item()
-        root = math.sqrt(power)
+        power = variance[added].mean()
         share = variance[added].sum().item() / total
-        rows.append({"resolution": resolution, "power": power, "masked": root / (1 + root), "share": share})
+        rows.append({"resolution": resolution, "power": power.item(), "masked": masking(power).item(), "share": share})
     return rows
 
 

@@ -17,8 +17,8 @@ from multiscale.core.storage import Table, read_sealed_json
 from multiscale.methods.ssd import theory as ssd
 from multiscale.methods.ssd.process import linear_alpha_bar
 from multiscale.methods.swd.schedule import BOUNDARIES, few_steps
-from multiscale.methods.swd.spectrum import cutoff, proposed, radial_power, smallest_safe
-from multiscale.methods.wmgm.bands import LOW, PIXELS, decompose_images
+from multiscale.methods.swd.spectrum import cutoff, divisible, proposed, radial_power, smallest_safe
+from multiscale.methods.wmgm.bands import PIXELS, decompose_images
 from multiscale.methods.wmgm.whitening import BandStatistics
 from stages import analyses, fields, gallery, wavelets
 from stages.common import images
@@ -26,7 +26,6 @@ from stages.common.paths import DECOMPOSED, MEASUREMENTS, parts_of
 from stages.observed import IMAGES, Data, Finding, Found
 from stages.page import Section
 
-PATCH = 2  # a resolution is divisible by the transformer's patches
 STATES = 1000  # of SSD's process
 SNR = [each / (1 - each) for each in linear_alpha_bar(STATES)]
 FALLING, BETTER, SPARSE, RESIDUAL, ENOUGH, LOST = 1.0, 2.0, 1.0, 0.5, 0.95, 0.5  # what counts as holding
@@ -77,7 +76,7 @@ def _spectra(data: Data) -> Iterator[tuple[str, Tensor, Tensor, int]]:
 def resolutions(data: Data) -> Found:
     found, rows, lines = [], [], []
     for name, frequencies, power, grid in _spectra(data):
-        grids, factor = [*range(PATCH, grid, PATCH), grid], data.full // grid
+        grids, factor = divisible(grid), data.full // grid
         useful = 0
         for sigma in sorted({sigma for steps in BOUNDARIES for sigma in few_steps(steps)}, reverse=True):
             cut, safe = cutoff(frequencies, power, sigma), smallest_safe(frequencies, power, sigma, grids)
@@ -117,9 +116,8 @@ def bands(data: Data) -> Found:
     if not known and not levels:
         return [], []
     name, found = next(iter(known.items())) if known else (OF_PIXELS, of_bands(data.pixels, min(levels, 3)))
-    each = found["bands"]
-    gain = each[PIXELS]["condition_spectral"] / each[LOW]["condition_spectral"]
-    shape = max(max(band["shape"]) for key, band in each.items() if key.startswith("details"))
+    gain = 1 / analyses.relative_condition(found["bands"])
+    shape = analyses.largest_shape(found["bands"])
     better, sparse = gain >= BETTER, shape < SPARSE
     words = (
         "A model of the coarse band needs fewer steps than one of the pixels."

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from multiscale.core.pixels import to_signed
 from multiscale.core.storage import Table
-from multiscale.methods.swd.spectrum import radial_power
+from multiscale.methods.swd.spectrum import masking, radial_power
 from stages.common.paths import SAMPLES
 
 ACROSS, TURNS = 10, 3  # tiles of a picture, pictures of a row
@@ -53,18 +53,14 @@ def tiles(pixels: Tensor) -> list[Image.Image]:
 
 
 def spectra(names: Sequence[str], real: str | None) -> list[dict[str, Any]]:
-    """The radial power spectra of rows, frequency by frequency, with their ratio to that of the row `real`.
-
-    masked: the noise level from which on a frequency of this power is masked, (1 - s)^2 P = s^2.
-    """
+    """The radial power spectra of rows, the noise levels that mask them, and their ratio to that of the row `real`."""
     powers = {}
     for name in names:
         pixels, _ = first(name, SPECTRUM)
         frequencies, powers[name] = radial_power([to_signed(pixels)], pixels.shape[-1])
     found = []
     for name, power in powers.items():
-        root = power.sqrt()
-        columns = {"frequency": frequencies, "power": power, "masked": root / (1 + root)}
+        columns = {"frequency": frequencies, "power": power, "masked": masking(power)}
         if real:
             columns["ratio"] = power / powers[real]
         values = {key: [round(float(value), 6) for value in column] for key, column in columns.items()}

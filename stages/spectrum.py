@@ -21,7 +21,7 @@ from multiscale.core.normalisation import Normalisation
 from multiscale.core.pixels import to_signed
 from multiscale.core.storage import Table, read_json
 from multiscale.methods.swd.schedule import BOUNDARIES, Schedule, few_steps
-from multiscale.methods.swd.spectrum import cutoff, proposed, radial_power, smallest_safe
+from multiscale.methods.swd.spectrum import cutoff, divisible, proposed, radial_power, smallest_safe
 from stages import figures
 from stages.common import images
 from stages.common.errors import refuse
@@ -29,7 +29,6 @@ from stages.common.paths import LATENTS, REPORTS
 from stages.schema import Experiment
 
 BLOCK = 1024
-PATCH = 2  # proposed resolutions are divisible by the transformer's patches
 
 
 def blocks(table: Table, column: str, normalise: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
@@ -58,7 +57,7 @@ def main(params: Experiment, source: str) -> None:
     full = params.data.resolution
     frequencies, power, grid = spectrum_of(source, full)
     factor = full // grid if source == "pixels" else int(source) // grid
-    grids = list(range(PATCH, grid, PATCH)) + [grid]
+    grids = divisible(grid)
     levels, proposals = {}, set()
     for steps in BOUNDARIES:
         sigmas = few_steps(steps)

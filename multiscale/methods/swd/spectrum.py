@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+PATCH = 2
+
 
 def radial_power(blocks: Iterable[Tensor], resolution: int) -> tuple[Tensor, Tensor]:
     """The frequencies and the radially averaged power spectrum of blocks of images (N, C, h, h), over all channels.
@@ -29,6 +31,17 @@ def radial_power(blocks: Iterable[Tensor], resolution: int) -> tuple[Tensor, Ten
         total.index_add_(0, ring, energy)
         count += len(x)
     return torch.arange(1, len(size), dtype=torch.float64) / resolution, (total / size / count)[1:]
+
+
+def masking(power: Tensor) -> Tensor:
+    """The noise level s from which on a frequency of this power is masked: (1 - s)^2 P = s^2."""
+    root = power.sqrt()
+    return root / (1 + root)
+
+
+def divisible(full: int) -> list[int]:
+    """The resolutions up to a full one that the transformer's patches divide, and the full one."""
+    return [*range(PATCH, full, PATCH), full]
 
 
 def cutoff(frequencies: Tensor, power: Tensor, sigma: float) -> float:
