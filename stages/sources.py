@@ -6,44 +6,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-import lzma
 import os
 import re
-import shutil
 import sys
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NoReturn, cast
 
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 from backports import tarfile  # Python before 3.11.4 has no safe filter
 
-from multiscale.core import intact
-from multiscale.core.storage import sealed_folder
-from stages import beside, digits, fetch, idx, layouts
+from stages import archives, beside, digits, fetch, idx, layouts
+from stages.archives import check_depth, refuse_path, whole
 from stages.common.errors import BadInput, printable, refuse
-from stages.common.harness import is_disk_full
 from stages.common.images import IMAGE_SUFFIXES
-from stages.common.paths import EXPERIMENT, SCRATCH
+from stages.common.paths import EXPERIMENT
 from stages.item import Item, png, split_by_hash
 from stages.schema.data import Data
 
 ARCHIVE_SUFFIXES = {".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2"}
 SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation"}
 SPLITS |= {"test": "test", "testing": "test"}
-LARGEST_FILE = 1 << 28  # bytes of a zip's member, which is read whole
-MOST_TIMES = 100  # its size, a tar may have unpacked: no images shrink so
-DEEPEST = 100  # folders within folders: deeper ones are a mistake or an attack, and end in limits of the system
 LABELS = "a column of text or integers, with a value in each row"
-DAMAGED: tuple[type[Exception], ...] = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
-DAMAGED += (OSError, pa.ArrowInvalid, pl.exceptions.ComputeError)
 
 
 def items(data: Data) -> list[Item]:
@@ -69,7 +57,7 @@ def _items(data: Data) -> list[Item]:
         return _from_folder(path, data, data.sha256)
     if os.path.isfile(path):
         return _from_file(path, data, data.sha256)
-    raise _refuse_path(path, "an existing folder, zip, tar, Parquet or IDX file")
+    raise refuse_path(path, "an existing folder, zip, tar, Parquet or IDX file")
 
 
 def class_names(items: list[Item]) -> list[str]:
@@ -100,36 +88,19 @@ def no_images(path: object, why: str, data: Data) -> BadInput:
     return BadInput(f"{EXPERIMENT}: data.path: {place} {why}; {remedy}")
 
 
-def _refuse_path(path: PurePath, allowed: str) -> BadInput:
-    return refuse(EXPERIMENT, "data.path", str(path), allowed)
-
-
 def _from_file(path: Path, data: Data, sha256: str | None = None) -> list[Item]:
     if sha256 and path.is_file():
         fetch.verify(path, sha256, path)
     if idx.is_images(path):
         return _idx([path], path.parent, data)
-    with _whole(path), open(path, "rb") as file:
+    with whole(path), open(path, "rb") as file:
         if file.read(4) == b"PAR1":
             return _parquet([path], path.parent, data)
         if zipfile.is_zipfile(path):
             return _zip(path, data)
         if tarfile.is_tarfile(path):
-            return _from_folder(_unpack_tar(path), data)
-    raise _refuse_path(path, "a folder, a zip, a tar, a Parquet file or IDX images")
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[None]:
-    """Turns the errors of readers on damaged or malicious files into BadInput."""
-    if not path.is_file():
-        raise _refuse_path(path, "a regular file")  # reading from a pipe would never end
-    try:
-        yield
-    except DAMAGED as error:
-        if is_disk_full(error):
-            raise
-        raise _refuse_path(path, f"a file that is intact ({' '.join(str(error).split())})") from None
+            return _from_folder(archives.unpacked(path), data)
+    raise refuse_path(path, "a folder, a zip, a tar, a Parquet file or IDX images")
 
 
 def _from_folder(folder: Path, data: Data, sha256: str | None = None) -> list[Item]:
@@ -161,29 +132,24 @@ def _files(folder: Path) -> dict[str, Path]:
     """
 
     def unread(error: OSError) -> NoReturn:
-        raise _refuse_path(Path(error.filename), f"folders that can be read ({error.strerror})")
+        raise refuse_path(Path(error.filename), f"folders that can be read ({error.strerror})")
 
     found: dict[str, Path] = {}
     for place, below, names in os.walk(folder, onerror=unread, followlinks=True):
         here = Path(place)
-        _check_depth(here.relative_to(folder), folder)
+        check_depth(here.relative_to(folder), folder)
         below[:] = sorted(name for name in below if not name.startswith("."))
         for name in below:
             if here.resolve().is_relative_to((here / name).resolve()):
-                raise _refuse_path(here / name, "folders, none of them a link to a folder around it")
+                raise refuse_path(here / name, "folders, none of them a link to a folder around it")
         paths = [here / name for name in sorted(names) if not name.startswith(".")]
         found |= {path.relative_to(folder).as_posix(): path for path in paths}
     for name in found:
         try:
             name.encode()
         except UnicodeEncodeError:
-            raise _refuse_path(PurePath(name), f"names in UTF-8 in {folder}") from None
+            raise refuse_path(PurePath(name), f"names in UTF-8 in {folder}") from None
     return found
-
-
-def _check_depth(name: PurePath, place: Path) -> None:
-    if len(name.parts) > DEEPEST:
-        raise _refuse_path(place, f"folders and archives that are at most {DEEPEST} levels deep")
 
 
 def _read(path: Path) -> bytes:
@@ -202,56 +168,10 @@ def _is_image(name: str) -> bool:
 
 
 def _zip(path: Path, data: Data) -> list[Item]:
-    """Items read directly from a zip; nothing is unpacked, so no member can escape a folder."""
-    _opened.cache_clear()
-    archive = _opened(path)
-    for member in archive.infolist():
-        if member.file_size > LARGEST_FILE:
-            raise _refuse_path(path / member.filename, f"files of at most {LARGEST_FILE >> 20} MB in a zip")
-    readers = {name: partial(_member, path, name) for name in archive.namelist()}
+    readers = archives.members(path)
     if not any(map(_is_image, readers)):
         raise no_images(path, "holds no images", data)
     return _named(readers, data)
-
-
-@cache
-def _opened(path: Path) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
-
-
-def _member(path: Path, name: str) -> bytes:
-    return _opened(path).read(name)
-
-
-class _Member(tarfile.TarInfo):  # type: ignore[misc]  # the backport has no types
-    """A member of a tar whose header must be whole: the library takes a damaged one, or none, for the end."""
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        try:
-            return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # zeros, as behind the last member
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"cut or damaged behind byte {archive.offset}: {error}") from None
-
-
-def _unpack_tar(path: Path) -> Path:
-    folder = Path(SCRATCH, "unpacked", fetch.sha256_of(path)[:16])
-    for other in set(folder.parent.glob("*")) - {folder}:  # of another archive, or of one whose unpacking was killed
-        shutil.rmtree(other, ignore_errors=True)
-    if folder.exists():
-        intact.check(folder)
-    else:
-        with sealed_folder(folder) as temporary, tarfile.open(path, tarinfo=_Member) as archive:
-            size, most = 0, max(LARGEST_FILE, MOST_TIMES * path.stat().st_size)
-            for member in archive:
-                _check_depth(PurePosixPath(member.name), path)
-                size += member.size
-                if size > most:
-                    raise _refuse_path(path, f"a tar whose files take at most {MOST_TIMES} times its own size")
-            archive.extractall(temporary, filter="data")
-    return folder
 
 
 def _named(readers: Mapping[str, Callable[[], bytes]], data: Data) -> list[Item]:
@@ -271,14 +191,14 @@ def _named(readers: Mapping[str, Callable[[], bytes]], data: Data) -> list[Item]
     has_splits = places is None and tops <= SPLITS.keys()
     if places is None and len(tops & SPLITS.keys()) > 1 and not has_splits:
         odd = next("/".join(p) for p in parts.values() if len(p) == 1 or p[0].lower() not in SPLITS)
-        raise _refuse_path(PurePosixPath(odd), "every image in a folder train, validation or test, or none")
+        raise refuse_path(PurePosixPath(odd), "every image in a folder train, validation or test, or none")
     if places is None:
         split_of = {name: SPLITS[p[0].lower()] if has_splits else None for name, p in parts.items()}
         places = {name: layouts.Place(split_of[name], "".join(p[has_splits:-1][:1])) for name, p in parts.items()}
     kinds = {place.kind for place in places.values()}
     if "" in kinds and len(kinds) > 1:
         odd = next("/".join(parts[name]) for name, place in places.items() if not place.kind)
-        raise _refuse_path(PurePosixPath(odd), "images in folders of classes, or all of them in none")
+        raise refuse_path(PurePosixPath(odd), "images in folders of classes, or all of them in none")
     labels = {kind: index for index, kind in enumerate(sorted(kinds))}
     found = []
     for name, p in sorted(parts.items(), key=lambda entry: entry[1]):
@@ -304,7 +224,7 @@ def _parquet(paths: list[Path], folder: Path, data: Data) -> list[Item]:
     """
     found: list[tuple[str, str, Any, str, Callable[[], bytes]]] = []
     for path in paths:
-        with _whole(path):
+        with whole(path):
             found += _rows(path, path.relative_to(folder).with_suffix("").as_posix(), data)
     kinds = {label for _, _, label, _, _ in found}
     if None in kinds or len({type(kind) for kind in kinds}) > 1:  # one file may hold text and another integers
@@ -338,12 +258,12 @@ def _idx(paths: list[Path], folder: Path, data: Data) -> list[Item]:
     """Items of files of images with their labels; the split is a word of the file's path, or decided by a hash."""
     found = []
     for path in paths:
-        with _whole(path):
+        with whole(path):
             try:
                 images = idx.read(path, 3)
                 labels = idx.labels(path, len(images)).tolist()
             except ValueError as error:
-                raise _refuse_path(path, f"intact IDX files ({error})") from None
+                raise refuse_path(path, f"intact IDX files ({error})") from None
         stem = path.relative_to(folder).as_posix().removesuffix(".gz")
         for row, (pixels, label) in enumerate(zip(images, labels)):
             name = f"{stem}-{row:07d}"
@@ -373,7 +293,7 @@ def _rows(path: Path, stem: str, data: Data) -> Iterator[tuple[str, str, Any, st
     caption = pl.col(data.caption_column).fill_null("") if data.caption_column else pl.lit("")
     split = _split_in(stem)
     if schema.get("split", pl.Null) not in (pl.Null, pl.String, pl.Categorical, pl.Enum):
-        raise _refuse_path(path, f"a column of text as its column split ({schema['split']})")
+        raise refuse_path(path, f"a column of text as its column split ({schema['split']})")
     splits = pl.col("split").cast(pl.String) if "split" in schema else pl.lit(split)
     # With the index there is one row an image even if label and split are constants.
     index = pl.int_range(pl.len())

@@ -29,7 +29,7 @@ import pytest
 from conftest import changed
 from PIL import Image
 
-from stages import sources
+from stages import archives, sources
 from stages.common import enough, settings
 from stages.common.errors import BadInput
 from stages.common.images import SCHEMA, class_names, classes, factors, pixel_table
@@ -800,7 +800,7 @@ def test_an_image_of_more_pixels_than_memory_is_left_out_before_it_is_decoded(pr
 
 @pytest.mark.parametrize("name", ["set.tar.gz", "set.zip"])
 def test_an_archive_that_unpacks_to_far_more_than_it_holds_is_refused_and_leaves_nothing(refused, name):
-    most = sources.LARGEST_FILE
+    most = archives.LARGEST_FILE
     Path("zeros.png").touch()
     os.truncate("zeros.png", most + 1)  # a file without blocks
     if name.endswith("zip"):

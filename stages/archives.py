@@ -1,0 +1,104 @@
+"""Archives of images: a zip is read member by member, a tar unpacked; neither may do harm."""
+
+from __future__ import annotations
+
+import lzma
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path, PurePath, PurePosixPath
+
+import polars as pl
+import pyarrow as pa
+from backports import tarfile  # Python before 3.11.4 has no safe filter
+
+from multiscale.core import intact
+from multiscale.core.storage import sealed_folder
+from stages import fetch
+from stages.common.errors import BadInput, refuse
+from stages.common.harness import is_disk_full
+from stages.common.paths import EXPERIMENT, SCRATCH
+
+LARGEST_FILE = 1 << 28  # bytes of a zip's member, which is read whole
+MOST_TIMES = 100  # its size, a tar may have unpacked: no images shrink so
+DEEPEST = 100  # folders within folders: deeper ones are a mistake or an attack, and end in limits of the system
+DAMAGED: tuple[type[Exception], ...] = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
+DAMAGED += (OSError, pa.ArrowInvalid, pl.exceptions.ComputeError)
+
+
+def refuse_path(path: PurePath, allowed: str) -> BadInput:
+    """The error for a place that `data.path` leads to."""
+    return refuse(EXPERIMENT, "data.path", str(path), allowed)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Turns the errors of readers on damaged or malicious files into BadInput."""
+    if not path.is_file():
+        raise refuse_path(path, "a regular file")  # reading from a pipe would never end
+    try:
+        yield
+    except DAMAGED as error:
+        if is_disk_full(error):
+            raise
+        raise refuse_path(path, f"a file that is intact ({' '.join(str(error).split())})") from None
+
+
+def check_depth(name: PurePath, place: Path) -> None:
+    """Raises BadInput for a name in too many folders."""
+    if len(name.parts) > DEEPEST:
+        raise refuse_path(place, f"folders and archives that are at most {DEEPEST} levels deep")
+
+
+def members(path: Path) -> dict[str, Callable[[], bytes]]:
+    """The members of a zip: name -> reader. Nothing is unpacked, so no member can escape a folder."""
+    _opened.cache_clear()
+    archive = _opened(path)
+    for member in archive.infolist():
+        if member.file_size > LARGEST_FILE:
+            raise refuse_path(path / member.filename, f"files of at most {LARGEST_FILE >> 20} MB in a zip")
+    return {name: partial(_member, path, name) for name in archive.namelist()}
+
+
+@cache
+def _opened(path: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
+
+
+def _member(path: Path, name: str) -> bytes:
+    return _opened(path).read(name)
+
+
+class _Member(tarfile.TarInfo):  # type: ignore[misc]  # the backport has no types
+    """A member of a tar whose header must be whole: the library takes a damaged one, or none, for the end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # zeros, as behind the last member
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"cut or damaged behind byte {archive.offset}: {error}") from None
+
+
+def unpacked(path: Path) -> Path:
+    """The folder in .scratch that holds the files of a tar, unpacked there unless they are there already."""
+    folder = Path(SCRATCH, "unpacked", fetch.sha256_of(path)[:16])
+    for other in set(folder.parent.glob("*")) - {folder}:  # of another archive, or of one whose unpacking was killed
+        shutil.rmtree(other, ignore_errors=True)
+    if folder.exists():
+        intact.check(folder)
+    else:
+        with sealed_folder(folder) as temporary, tarfile.open(path, tarinfo=_Member) as archive:
+            size, most = 0, max(LARGEST_FILE, MOST_TIMES * path.stat().st_size)
+            for member in archive:
+                check_depth(PurePosixPath(member.name), path)
+                size += member.size
+                if size > most:
+                    raise refuse_path(path, f"a tar whose files take at most {MOST_TIMES} times its own size")
+            archive.extractall(temporary, filter="data")
+    return folder
