@@ -22,7 +22,7 @@ if __name__ == "__main__":  # first: the imports below take seconds
 from stages.common.errors import refuse
 from stages.findings import ANALYSES
 from stages.observed import Data, look
-from stages.page import Section
+from stages.page import Section, columns
 from stages.schema import Experiment
 
 HEADINGS = ["assumption", "method", "data", "measured", "holds if", "holds", "in words"]
@@ -43,9 +43,7 @@ def sections(data: Data, names: list[str]) -> list[Section]:
 
 def text(section: Section) -> str:
     """A section as lines of text."""
-    table = [section.headings, *section.rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(section.headings))]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+    lines = columns([section.headings, *section.rows])
     return "\n".join([section.title, *section.lines, "", *lines])
 
 

@@ -25,7 +25,6 @@ if __name__ == "__main__":  # first: the imports below take seconds
 
 import json
 from collections.abc import Sequence
-from itertools import zip_longest
 from math import hypot
 from typing import Any
 
@@ -112,11 +111,8 @@ def table(found: dict[str, Measurements]) -> list[str]:
     names = sorted(first, key=lambda name: first[name]["kid"])
     names += sorted({name for each in found.values() for name in each} - set(names))
     metric = next(iter(first.values()))["protocol"]["metric"]
-    columns = [[f"KID-{metric}", *names]]
-    for revision, each in found.items():
-        columns.append([revision, *(cell(each.get(name), first.get(name)) for name in names)])
-    widths = [max(map(len, column)) for column in columns]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in zip_longest(*columns)]
+    rows = [[cell(each.get(name), first.get(name)) for each in found.values()] for name in names]
+    return page.columns([[f"KID-{metric}", *found], *([name, *row] for name, row in zip(names, rows))])
 
 
 def run(revisions: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ FLOOR = ("method", "kid", "kid_se", "kid_test", "kid_second", "fd", "label_accur
 POINT = (
     *(*FLOOR, "kid_test_se", "kid_second_se", "works_on", "seconds_per_image", "seconds_per_image_batch_1"),
     *("network_calls", "parameters", "train_images", "train_seconds"),
+)
+FIGURES: tuple[tuple[Any, str, str, str, float], ...] = (
+    (max, "label_accuracy", "most readable", "% show their class", 100.0),
+    (max, "recall", "most diverse", " recall", 1.0),
+    (min, "seconds_per_image", "fastest", " ms an image", 1e3),
+    (min, "flops_per_image", "fewest operations", " GFLOP an image", 1e-9),
 )
 PAIRS = ("method", "against", "KID apart", "KID, interval", "by KID", "accuracy apart", "accuracy, interval")
 PAIRS_NOTE = (
@@ -144,20 +151,10 @@ def cards(groups: Sequence[Group], differences: Sequence[Difference], judged: Ma
         value = f"{best['kid']:.4f} ± {best['kid_se']:.4f}{lead}"
         found.append(Card(f"lowest KID{beside}", best["method"], value))
     rows = [row for group in groups for row in group.methods]
-    for key, title, unit, scale in (
-        ("label_accuracy", "most readable", "% show their class", 100.0),
-        ("recall", "most diverse", " recall", 1.0),
-    ):
+    for chosen, key, title, unit, scale in FIGURES:
         if known := [row for row in rows if row.get(key) is not None]:
-            most = max(known, key=lambda row: row[key])
-            found.append(Card(title, most["method"], f"{scale * most[key]:.3g}{unit}"))
-    for key, title, unit, scale in (
-        ("seconds_per_image", "fastest", " ms an image", 1e3),
-        ("flops_per_image", "fewest operations", " GFLOP an image", 1e-9),
-    ):
-        if known := [row for row in rows if row.get(key) is not None]:
-            least = min(known, key=lambda row: row[key])
-            found.append(Card(title, least["method"], f"{scale * least[key]:.3g}{unit}"))
+            row = chosen(known, key=itemgetter(key))
+            found.append(Card(title, row["method"], f"{scale * row[key]:.3g}{unit}"))
     held = [each["holds"] for each in judged.values()]
     if held:
         decided = f"{held.count('false')} do not, {held.count('not shown')} not shown"
