@@ -28,7 +28,7 @@ from multiscale.core.device import default_device
 from multiscale.core.memory import allocate, keep_freed_memory
 from multiscale.evaluation import metrics
 from multiscale.methods.wmgm.wavelet import Wavelet
-from stages.cluster import Pool
+from stages.common.cluster import Pool
 from stages.latents import Encoder
 from stages.reference import Extractor, extract
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from multiscale.evaluation import metrics
 from multiscale.evaluation.classifier import accuracy, load
-from stages.cluster import Pool
+from stages.common.cluster import Pool
 from stages.common.paths import CLASSIFIER, REFERENCE
 from stages.reference import Extractor, extract
 from stages.schema.data import Evaluate

@@ -11,7 +11,7 @@ from benchmarks.common import save
 from multiscale.core.storage import read_json
 from multiscale.methods.wmgm import theory
 from stages.common.paths import DECOMPOSED
-from stages.wavelets import ERRORS, RESOLUTIONS
+from stages.reporting.wavelets import ERRORS, RESOLUTIONS
 
 
 def main() -> None:

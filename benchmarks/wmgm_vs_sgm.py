@@ -25,10 +25,10 @@ from multiscale.core.storage import read_json
 from multiscale.evaluation import features
 from multiscale.methods.wmgm.parts import build_part
 from multiscale.methods.wmgm.score import ScoreSolver
-from stages import figures
 from stages.common import settings
 from stages.common.images import classes
 from stages.common.paths import DECOMPOSED, MODELS, REFERENCE, TIMINGS
+from stages.reporting import figures
 from stages.schema import Experiment
 
 METHODS = ("wmgm", "sgm")

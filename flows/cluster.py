@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from flows.connection import without_secrets
 from multiscale.core.device import default_device
-from stages import cluster
+from stages.common import cluster
 from stages.schema.data import Run
 
 

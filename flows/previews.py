@@ -1,4 +1,4 @@
-"""What trainings have learnt so far: the pictures that `stages.previews` draws, as soon as there is a newer one."""
+"""What trainings have learnt so far: the pictures of `stages.common.previews`, as soon as there is a newer one."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ if __name__ == "__main__":  # first: the imports below take seconds
     command(__doc__, {"analysis": "one of those above"})
 
 from stages.common.errors import refuse
-from stages.findings import ANALYSES
-from stages.observed import Data, look
-from stages.page import Section, columns
+from stages.reporting.findings import ANALYSES
+from stages.reporting.observed import Data, look
+from stages.reporting.page import Section, columns
 from stages.schema import Experiment
 
 HEADINGS = ["assumption", "method", "data", "measured", "holds if", "holds", "in words"]

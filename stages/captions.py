@@ -20,8 +20,7 @@ import polars as pl
 
 from multiscale.core import intact
 from multiscale.core.storage import sealed_folder
-from stages import fetch
-from stages.common import images
+from stages.common import fetch, images
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import CAPTIONS, EXPERIMENT, IMAGES, PROMPTS
 from stages.schema import Experiment

@@ -17,8 +17,7 @@ from functools import partial
 from multiscale.core import intact
 from multiscale.core.storage import sealed_folder, write_json, write_sealed_json
 from multiscale.evaluation.classifier import ClassifierConfig, ClassifierPart, accuracy, load
-from stages import fitting
-from stages.common import images
+from stages.common import fitting, images
 from stages.common.images import classes, count, factors, pixel_table
 from stages.common.paths import CLASSIFIER, IMAGES, METRICS, TRAIN
 from stages.schema import Experiment

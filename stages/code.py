@@ -42,11 +42,13 @@ OPENED = {
 # carries the same work to other processes, previews, trackers and `multiscale.load` are for people, and this file only
 # compares.
 NEUTRAL = (
-    *("stages/schema/", "stages/cluster.py", "stages/code.py", "stages/previews.py", "stages/trackers.py"),
     "multiscale/__init__.py",
+    "stages/code.py",
+    "stages/schema/",
+    *(f"stages/common/{name}.py" for name in ("cluster", "previews", "trackers")),
 )
 TEMPLATES = ("parts.html.j2", "plots.html", "report.css", "report.html.j2", "report.js")
-SHOWN = {"report": [f"stages/templates/{name}" for name in TEMPLATES]}  # not Python
+SHOWN = {"report": [f"stages/reporting/templates/{name}" for name in TEMPLATES]}  # not Python
 PROJECT = ("flows", "multiscale", "stages")
 
 

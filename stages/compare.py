@@ -33,10 +33,10 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from multiscale.core.storage import write_text
-from stages import leaderboard, page, views
 from stages.common.errors import BadInput
 from stages.common.paths import MEASUREMENTS, REPORTS
-from stages.leaderboard import COLUMNS, Row
+from stages.reporting import leaderboard, page, views
+from stages.reporting.leaderboard import COLUMNS, Row
 
 WORKSPACE = "workspace"
 PAGE, BOARD = REPORTS / "compare.html", REPORTS / "leaderboard.json"

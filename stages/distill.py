@@ -16,8 +16,7 @@ from functools import partial
 from multiscale import methods
 from multiscale.core import intact
 from multiscale.core.settings import Bad
-from stages import fitting
-from stages.common import teachers
+from stages.common import fitting, teachers
 from stages.common.errors import refuse
 from stages.common.paths import DECOMPOSED, EXPERIMENT
 from stages.schema import Experiment

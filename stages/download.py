@@ -40,12 +40,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from multiscale.core import intact
 from multiscale.core.storage import CHECKSUM, atomic_file, atomic_folder, write_json
-from stages import against, compose, sources
 from stages.common import enough, keys, shards
 from stages.common.errors import BadInput, printable, refuse
 from stages.common.images import CAPTION, CLASS_NAMES, FACTORS, SCHEMA
 from stages.common.paths import EXPERIMENT, IMAGES, PIXELS
-from stages.item import Item
+from stages.datasets import against, compose, sources
+from stages.datasets.item import Item
 from stages.schema import Experiment
 from stages.schema.data import Data
 

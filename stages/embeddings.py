@@ -33,8 +33,8 @@ from torch import Tensor
 from multiscale.core import intact, models
 from multiscale.core.storage import sealed_folder, write_blocks, write_json
 from multiscale.networks import text
-from stages.cluster import Pool, pool
 from stages.common import images
+from stages.common.cluster import Pool, pool
 from stages.common.errors import refuse
 from stages.common.harness import progress
 from stages.common.paths import CAPTIONS, EMBEDDINGS, EXPERIMENT, IMAGES, PROMPTS, TEXT

@@ -20,8 +20,7 @@ from multiscale.core import intact
 from multiscale.core.storage import Table, read_json, sealed_folder
 from multiscale.networks import clip
 from multiscale.networks.text import INDEX, PIPELINES, is_text
-from stages import fetch, fitting
-from stages.common import images
+from stages.common import fetch, fitting, images
 from stages.common.errors import refuse
 from stages.common.images import pixel_table
 from stages.common.paths import EXPERIMENT, IMAGES, TEXT, TRAIN

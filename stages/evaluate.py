@@ -43,9 +43,8 @@ from multiscale.core.storage import (
 )
 from multiscale.evaluation import features, memorisation, metrics, prompts
 from multiscale.evaluation.classifier import Classifier, hits, load
-from stages import against
-from stages.cluster import Pool, pool
 from stages.common import enough, images
+from stages.common.cluster import Pool, pool
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress, tell
 from stages.common.paths import (
@@ -61,6 +60,7 @@ from stages.common.paths import (
     SAMPLES,
     STEPS,
 )
+from stages.datasets import against
 from stages.reference import Extractor, extract, further
 from stages.schema import Experiment
 from stages.schema.data import Evaluate

@@ -26,7 +26,7 @@ if __name__ == "__main__":  # first: the imports below take seconds, and a list 
         parser = argparse.ArgumentParser(prog="python -m stages.recipe new", description="Writes a recipe for images.")
         parser.add_argument("name", help="of the recipe and the data set")
         parser.add_argument("--images", required=True, help="a folder, zip, tar, Parquet or IDX file")
-        launch("stages.propose", "looking at the images", **vars(parser.parse_args(sys.argv[2:])))
+        launch("stages.recipes.propose", "looking at the images", **vars(parser.parse_args(sys.argv[2:])))
     parser = argparse.ArgumentParser(
         prog="python -m stages.recipe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,7 +38,7 @@ if __name__ == "__main__":  # first: the imports below take seconds, and a list 
     if given.plan and not given.name:
         parser.error("--plan needs the name of a recipe")
     if given.plan:
-        launch("stages.plan", "working out the plan", name=given.name)
+        launch("stages.recipes.plan", "working out the plan", name=given.name)
     if given.name or given.defaults:
         launch("stages.recipe", "checking the recipe", name=given.name, force=given.force, defaults=given.defaults)
     guarded(show, folder=RECIPES)

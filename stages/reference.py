@@ -26,13 +26,13 @@ from multiscale.core import intact
 from multiscale.core.device import default_device
 from multiscale.core.storage import Table, sealed_folder, write_json
 from multiscale.evaluation import features, memorisation
-from stages import against
-from stages.cluster import Pool, pool
 from stages.common import enough, images
+from stages.common.cluster import Pool, pool
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress, tell
 from stages.common.images import count, evenly, pixel_table
 from stages.common.paths import EXPERIMENT, IMAGES, REFERENCE
+from stages.datasets import against
 from stages.schema import Experiment
 from stages.schema.data import Evaluate
 

@@ -24,22 +24,10 @@ from PIL import Image
 
 from multiscale.core import intact
 from multiscale.core.storage import atomic_file, atomic_folder, read_sealed_json, write_json, write_text
-from stages import (
-    assumptions,
-    claims,
-    figures,
-    findings,
-    leaderboard,
-    measured,
-    observed,
-    page,
-    pairs,
-    summary,
-    views,
-    wavelets,
-)
+from stages import assumptions, summary
 from stages.common.images import class_names
 from stages.common.paths import IMAGES, METRICS, NEIGHBOURS, REPORTS, SAMPLES, histories, parts_of
+from stages.reporting import claims, figures, findings, leaderboard, measured, observed, page, pairs, views, wavelets
 from stages.schema import Experiment
 
 GALLERIES, TRAINING = REPORTS / "galleries", REPORTS / "training.png"

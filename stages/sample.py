@@ -34,8 +34,8 @@ from multiscale.core.pixels import to_pixels
 from multiscale.core.settings import Sampled
 from multiscale.core.storage import TensorWriter, sealed_folder, write_blocks, write_json
 from multiscale.core.streams import classes_of_seeds
-from stages.cluster import Pool, pool
 from stages.common import grids, texts, timings
+from stages.common.cluster import Pool, pool
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress, tell
 from stages.common.images import class_counts, class_names, classes, evenly

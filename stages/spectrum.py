@@ -22,10 +22,10 @@ from multiscale.core.pixels import to_signed
 from multiscale.core.storage import Table, read_json
 from multiscale.methods.swd.schedule import BOUNDARIES, Schedule, few_steps
 from multiscale.methods.swd.spectrum import cutoff, divisible, proposed, radial_power, smallest_safe
-from stages import figures
 from stages.common import images
 from stages.common.errors import refuse
 from stages.common.paths import LATENTS, REPORTS
+from stages.reporting import figures
 from stages.schema import Experiment
 
 BLOCK = 1024

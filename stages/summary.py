@@ -18,11 +18,11 @@ if __name__ == "__main__":  # first: the imports below take seconds
     parser.add_argument("methods", nargs="*", help="methods of the experiment; all, and the floors, by default")
     launch("stages.summary", "reading the leaderboard", **vars(parser.parse_args()))
 
-from stages import leaderboard, measured
 from stages.common import settings
 from stages.common.errors import refuse
 from stages.common.paths import EXPERIMENT
-from stages.leaderboard import Group
+from stages.reporting import leaderboard, measured
+from stages.reporting.leaderboard import Group
 from stages.schema import Experiment
 
 COLUMNS = {

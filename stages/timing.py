@@ -24,8 +24,8 @@ from multiscale.core import intact
 from multiscale.core.device import default_device, describe
 from multiscale.core.pixels import to_pixels
 from multiscale.core.storage import read_json, write_json
-from stages.cluster import pool
 from stages.common import timings
+from stages.common.cluster import pool
 from stages.common.harness import progress
 from stages.common.paths import COSTS, MODELS, SAMPLES
 from stages.schema import Experiment

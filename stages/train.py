@@ -17,8 +17,7 @@ from multiscale import methods
 from multiscale.core import intact
 from multiscale.core.settings import Fetched
 from multiscale.core.storage import sealed_folder
-from stages import fetch, fitting
-from stages.common import codec, texts
+from stages.common import codec, fetch, fitting, texts
 from stages.common.errors import refuse
 from stages.common.paths import DECOMPOSED, MODELS
 from stages.schema import Experiment

@@ -13,8 +13,7 @@ from pathlib import Path
 from multiscale.core.storage import sealed_folder
 from multiscale.networks import autoencoder
 from multiscale.networks.autoencoder import AutoencoderPart
-from stages import fetch, fitting
-from stages.common import images
+from stages.common import fetch, fitting, images
 from stages.common.errors import BadInput
 from stages.common.paths import EXPERIMENT, SCRATCH, TRAIN
 from stages.common.paths import VAE as OUT

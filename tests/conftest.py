@@ -31,9 +31,9 @@ from multiscale.core.models import ModelConfig
 from multiscale.core.settings import Section
 from multiscale.core.storage import CHECKSUM, read_json, write_json, write_sealed_json
 from multiscale.training.part import Training
-from stages import digits
 from stages.common import errors, settings, shards
 from stages.common.images import SCHEMA
+from stages.datasets import digits
 
 ROOT = Path(__file__).parent.parent
 FILES = ("dvc.yaml", "constraints.txt", "pyproject.toml", ".gitignore", ".dvcignore")

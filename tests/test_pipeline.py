@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT, Project
 from dvc.utils.serialize import modify_yaml
 
-from stages import digits
+from stages.datasets import digits
 
 FLOORS = ("real", "autoencoder")
 METHODS = ("dit", "msf", "ssd-2l", "wmgm", "swd-teacher", "swd", "shift", "pyramidal")

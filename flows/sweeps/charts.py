@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.sweeps.space import Plan, at
-from stages.figures import drawing, plt
+from stages.reporting.figures import drawing, plt
 
 
 class Scale:

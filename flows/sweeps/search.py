@@ -18,8 +18,7 @@ from flows.cluster import connect
 from flows.sweeps import outcome, trial
 from flows.sweeps.space import Plan, Point, load
 from flows.sweeps.trial import Pipeline, Records
-from stages import cluster
-from stages.common import images
+from stages.common import cluster, images
 from stages.common.errors import refuse
 from stages.common.harness import progress
 from stages.common.paths import SCRATCH

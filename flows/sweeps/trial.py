@@ -23,8 +23,8 @@ from flows import graph
 from flows.sweeps.space import Plan, Point, at
 from multiscale.core.settings import Fetched
 from multiscale.core.storage import read_json, read_sealed_json, write_json
-from stages import evaluate, fitting, sample, timing
-from stages.common import keys, paths
+from stages import evaluate, sample, timing
+from stages.common import fitting, keys, paths
 from stages.schema import Experiment
 
 GIVEN = (

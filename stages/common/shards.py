@@ -18,7 +18,7 @@ from torch import Tensor
 
 from multiscale.core import intact
 from multiscale.core.storage import CHECKSUM, TensorWriter, atomic_file, metadata_of
-from stages.cluster import pool
+from stages.common.cluster import pool
 from stages.common.harness import progress, tell
 from stages.common.paths import SCRATCH
 from stages.schema.data import Run

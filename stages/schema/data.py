@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from multiscale.core.settings import Bad, Count, Edge, From0, Name, Positive, Precision, Section, Share, Text
 from multiscale.core.streams import Randomness
 from multiscale.training.part import Training
-from stages.compose import FACTORS
+from stages.datasets.compose import FACTORS
 
 Floor = Literal["real", "autoencoder"]
 Extractor = Literal["efficientnet-lite0", "efficientnet-lite2", "inception-v3-compat"]

@@ -105,7 +105,7 @@ def test_neither_stages_nor_workers_get_the_secrets_of_the_dashboard(monkeypatch
         monkeypatch.setenv(name, "secret")
     monkeypatch.setenv("OTHER", "1")
     seen = []
-    monkeypatch.setattr("stages.cluster.connect", lambda run: seen.append(dict(os.environ)))
+    monkeypatch.setattr("stages.common.cluster.connect", lambda run: seen.append(dict(os.environ)))
     cluster.connect(Run())
     for environment in (work.environment(), *seen):
         assert "secret" not in environment.values() and environment["OTHER"] == "1"

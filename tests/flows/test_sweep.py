@@ -332,7 +332,7 @@ def test_settings_of_the_sampler_train_nothing_and_take_the_models_of_the_experi
     models = {path: path.stat().st_mtime_ns for path in Path("models").rglob("*")}
     plan, root = load("steps"), Path.cwd()
     pipeline = Pipeline.read(plan)
-    for name in ("stages.fitting.work", "stages.latents.main", "stages.decompose.main"):
+    for name in ("stages.common.fitting.work", "stages.latents.main", "stages.decompose.main"):
         monkeypatch.setattr(name, None)  # nothing is made anew
     found = [
         trial.run("msf", plan.trial(point), pipeline, root / ".scratch/sweeps/steps", lambda *row: None)
@@ -422,7 +422,7 @@ def test_a_trial_of_other_code_finds_nothing_of_before(swept, unmeasured):
     for file in (
         "multiscale/methods/ssd/parts.py",
         "flows/sweeps/search.py",
-        "stages/cluster.py",
+        "stages/common/cluster.py",
     ):
         edited(file)
     assert Pipeline.read(plan).key == pipeline.key, "code of another method, code that orders, code that spreads"
@@ -458,7 +458,7 @@ def test_a_decomposition_is_swept_with_the_latents_that_it_needs(swept, monkeypa
     assert "latents@8" not in pipeline.stages
     params = plan.trial({resolutions: [8, 32]})
     first = trial.run("msf", params, pipeline, scratch, lambda *row: None)
-    monkeypatch.setattr("stages.fitting.work", None)  # nothing trains again
+    monkeypatch.setattr("stages.common.fitting.work", None)  # nothing trains again
     again = trial.run("msf", params, pipeline, scratch, lambda *row: None)
     assert first["metrics"]["kid"] == again["metrics"]["kid"]
     assert [row["part"] for row in first["history"] if row["loss"]] == ["msf-0", "msf-1"]

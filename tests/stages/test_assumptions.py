@@ -12,8 +12,9 @@ from conftest import write_set
 from test_stages import measured  # noqa: F401
 
 from multiscale.core.storage import write_sealed_json
-from stages import assumptions, fields, findings, observed
+from stages import assumptions
 from stages.common.errors import BadInput
+from stages.reporting import fields, findings, observed
 
 NOTHING = SimpleNamespace(methods={})
 

@@ -29,11 +29,11 @@ import pytest
 from conftest import changed
 from PIL import Image
 
-from stages import archives, sources
 from stages.common import enough, settings
 from stages.common.errors import BadInput
 from stages.common.images import SCHEMA, class_names, classes, factors, pixel_table
 from stages.common.paths import IMAGES, PIXELS
+from stages.datasets import archives, sources
 from stages.download import fit_image
 from stages.schema import Experiment
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import Project, as_yaml
 from listeners import is_open, run
 
-from stages import cluster
+from stages.common import cluster
 from stages.common.errors import BadInput
 from stages.schema.data import Run
 

@@ -11,9 +11,10 @@ from conftest import write_images
 from tiny_published import small_clip
 
 from multiscale.evaluation.prompts import Scorer, diversity
-from stages import evaluate, leaderboard
+from stages import evaluate
 from stages.common.errors import BadInput
 from stages.common.paths import IMAGES, SAMPLES
+from stages.reporting import leaderboard
 from stages.schema.data import Evaluate
 
 SAID = ["two ones", "a seven above a three", "three"]

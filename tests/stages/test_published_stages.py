@@ -22,10 +22,10 @@ from multiscale.methods.swd.sampler import load_adapted
 from multiscale.networks.autoencoder import kl_class
 from multiscale.networks.families import PublishedFamily
 from multiscale.networks.published.network import library
-from stages import leaderboard
 from stages.common.errors import BadInput
 from stages.common.paths import DECOMPOSED, IMAGES, MEASUREMENTS, MODELS, SAMPLES
 from stages.common.settings import load
+from stages.reporting import leaderboard
 
 make_torchvision_importable()
 

@@ -29,9 +29,10 @@ from safetensors.numpy import save_file
 from multiscale import adversarial
 from multiscale.core.storage import Table
 from multiscale.methods.wmgm import bands
-from stages import leaderboard, page, summary
+from stages import summary
 from stages.common import settings, timings
 from stages.common.paths import COSTS, SAMPLES
+from stages.reporting import leaderboard, page
 
 
 def commands() -> dict[str, list[str]]:

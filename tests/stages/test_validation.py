@@ -220,7 +220,7 @@ def test_few_held_out_images_come_round_with_noise_of_their_own(data):  # noqa: 
 
 
 def test_a_stage_trains_with_the_held_out_rows_beside_its_data(data, monkeypatch):  # noqa: F811
-    from stages import fitting
+    from stages.common import fitting
     from stages.common.paths import HELD_OUT
     from stages.schema.data import Run
 

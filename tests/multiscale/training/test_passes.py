@@ -182,7 +182,7 @@ def test_batches_come_in_the_layout_of_the_network_and_pinned_for_a_gpu(monkeypa
 
 
 def test_what_a_part_refuses_is_one_line_and_random_numbers_of_a_kind_have_own_checkpoints(tmp_path, monkeypatch):
-    from stages import fitting
+    from stages.common import fitting
     from stages.common.errors import BadInput
     from stages.schema.data import Run
 

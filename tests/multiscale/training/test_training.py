@@ -166,7 +166,7 @@ SPREAD += [("msf", parallel, None, how) for parallel in ("ddp", "fsdp") for how 
 
 def run_stage(kind: str, root: Path, seconds: float = 0.0) -> int:
     """Trains a part in the folder `root` as a worker of its stage does; returns the number of batches."""
-    from stages import fitting
+    from stages.common import fitting
     from stages.schema.data import Run
 
     made = []
@@ -436,8 +436,7 @@ def test_a_checkpoint_of_weights_that_are_not_finite_is_not_written(tmp_path):
 
 
 def test_all_that_decides_the_weights_is_part_of_the_key_of_their_checkpoints(tmp_path, monkeypatch):
-    from stages import fitting
-    from stages.common import keys
+    from stages.common import fitting, keys
 
     file, loss = tmp_path / "input", tmp_path / "stages" / "vae.py"
     file.write_text("contents")

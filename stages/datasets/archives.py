@@ -17,7 +17,7 @@ from backports import tarfile  # Python before 3.11.4 has no safe filter
 
 from multiscale.core import intact
 from multiscale.core.storage import sealed_folder
-from stages import fetch
+from stages.common import fetch
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import is_disk_full
 from stages.common.paths import EXPERIMENT, SCRATCH

@@ -15,12 +15,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from stages import analyses, leaderboard
-from stages.analyses import Lacking, Measured, Unmeasured
 from stages.common import settings
 from stages.common.paths import CLAIMS, TIMINGS
-from stages.leaderboard import APART, Row
-from stages.page import Section
+from stages.reporting import analyses, leaderboard
+from stages.reporting.analyses import Lacking, Measured, Unmeasured
+from stages.reporting.leaderboard import APART, Row
+from stages.reporting.page import Section
 from stages.schema import claims as schema
 
 Finding = dict[str, Any]  # about one claim, as claims.json holds it

@@ -20,10 +20,11 @@ from PIL import Image, ImageOps
 
 from multiscale.core.settings import LARGEST
 from multiscale.core.storage import write_text
-from stages import recipe, sources
+from stages import recipe
 from stages.common import enough
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES
+from stages.datasets import sources
 from stages.download import reason, to_eight_bits
 from stages.schema.data import Data
 from stages.schema.text import plain

@@ -9,10 +9,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from stages import compose, digits
 from stages.common.errors import BadInput
-from stages.compose import Composer, described
-from stages.item import split_by_hash
+from stages.datasets import compose, digits
+from stages.datasets.compose import Composer, described
+from stages.datasets.item import split_by_hash
 from stages.schema.data import Data
 
 DATA = {"name": "pairs", "source": "digit-pairs", "path": "p", "resolution": 32, "channels": 1, "pictures": 400}

@@ -9,9 +9,9 @@ import pytest
 from browser import CHROMIUM, Browser
 from test_stages import METRICS, measured  # noqa: F401
 
-from stages import fair, gallery, pairs
-from stages.leaderboard import Group
-from stages.pairs import Difference
+from stages.reporting import fair, gallery, pairs
+from stages.reporting.leaderboard import Group
+from stages.reporting.pairs import Difference
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 BOARD = "document.querySelector('#board-0')"

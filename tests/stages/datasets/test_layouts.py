@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages import sources
 from stages.common.errors import BadInput
+from stages.datasets import sources
 from stages.schema.data import Data
 
 WNIDS = ("n01440764", "n01443537")

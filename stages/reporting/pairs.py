@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from stages.common.paths import PAIRED
-from stages.leaderboard import APART, Group, Row
+from stages.reporting.leaderboard import APART, Group, Row
 from stages.schema import Experiment
 
 COLUMNS = ("kid", "correct")  # of an image: what it adds to KID, and whether it shows its class

@@ -15,9 +15,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from multiscale.evaluation import metrics
-from stages import against, evaluate, leaderboard, reference
+from stages import evaluate, reference
 from stages.common.errors import BadInput
 from stages.common.paths import CLASSIFIER, MEASUREMENTS, SAMPLES
+from stages.datasets import against
+from stages.reporting import leaderboard
 from stages.schema.data import Evaluate, Run
 
 EDGE, POOLED, SPATIAL = 8, 2048, 2023

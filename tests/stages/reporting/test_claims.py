@@ -13,9 +13,9 @@ from scipy.integrate import quad
 
 from multiscale.methods.ssd import theory
 from multiscale.methods.ssd.process import ScaleSpaceProcess
-from stages import analyses, claims
 from stages.common.paths import CLAIMS
 from stages.recipe import resolve
+from stages.reporting import analyses, claims
 from stages.schema.claims import Bounds, Claim, Losses
 
 PROTOCOL = {"extractor": "efficientnet-lite0", "n": 40, "n_reference": 60}

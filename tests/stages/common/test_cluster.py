@@ -19,8 +19,7 @@ from conftest import ROOT, Project
 
 from flows.cluster import slots
 from flows.flow import reproduce
-from stages import cluster
-from stages.common import shards
+from stages.common import cluster, shards
 from stages.common.paths import IMAGES, PIXELS, PREVIEWS, SAMPLES, VAE
 from stages.common.settings import BadInput
 from stages.schema.data import Run

@@ -8,10 +8,10 @@ from functools import partial
 
 import numpy as np
 
-from stages import compose
 from stages.common.errors import refuse
 from stages.common.paths import EXPERIMENT
-from stages.item import Item, png, split_by_hash
+from stages.datasets import compose
+from stages.datasets.item import Item, png, split_by_hash
 from stages.schema.data import Data
 
 

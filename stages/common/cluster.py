@@ -211,7 +211,7 @@ def train(title: str, run: Run, total: int, function: Callable[[dict[str, Any]],
     from ray.train.torch import TorchTrainer
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from stages import rendezvous
+    from stages.common import rendezvous
 
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # its failures are raised or printed below
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -20,11 +20,11 @@ from multiscale.methods.swd.schedule import BOUNDARIES, few_steps
 from multiscale.methods.swd.spectrum import cutoff, divisible, proposed, radial_power, smallest_safe
 from multiscale.methods.wmgm.bands import PIXELS, decompose_images
 from multiscale.methods.wmgm.whitening import BandStatistics
-from stages import analyses, fields, gallery, wavelets
 from stages.common import images
 from stages.common.paths import DECOMPOSED, MEASUREMENTS, parts_of
-from stages.observed import IMAGES, Data, Finding, Found
-from stages.page import Section
+from stages.reporting import analyses, fields, gallery, wavelets
+from stages.reporting.observed import IMAGES, Data, Finding, Found
+from stages.reporting.page import Section
 
 STATES = 1000  # of SSD's process
 SNR = [each / (1 - each) for each in linear_alpha_bar(STATES)]

@@ -125,7 +125,7 @@ def test_a_revision_without_measurements_is_refused(pipeline, compared, revision
 def test_plots_are_drawn_without_a_network_by_the_scripts_that_dvc_would_link_to(pipeline: Pipeline):
     from dvc_render.vega import VegaRenderer
 
-    for name in (".dvc/config", "stages/templates/plots.html"):
+    for name in (".dvc/config", "stages/reporting/templates/plots.html"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_bytes((ROOT / name).read_bytes())
     Path("loss.csv").write_text("images,loss\n1,0.5\n2,0.25\n")

@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from stages import trackers
+from stages.common import trackers
 from stages.common.errors import BadInput
 from stages.schema.data import Run
 

@@ -20,12 +20,13 @@ import polars as pl
 import pyarrow.parquet as pq
 from backports import tarfile  # Python before 3.11.4 has no safe filter
 
-from stages import archives, beside, digits, fetch, idx, layouts
-from stages.archives import check_depth, refuse_path, whole
+from stages.common import fetch
 from stages.common.errors import BadInput, printable, refuse
 from stages.common.images import IMAGE_SUFFIXES
 from stages.common.paths import EXPERIMENT
-from stages.item import Item, png, split_by_hash
+from stages.datasets import archives, beside, digits, idx, layouts
+from stages.datasets.archives import check_depth, refuse_path, whole
+from stages.datasets.item import Item, png, split_by_hash
 from stages.schema.data import Data
 
 ARCHIVE_SUFFIXES = {".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2"}

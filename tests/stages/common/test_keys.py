@@ -19,7 +19,7 @@ FILES = {
     "latents/deep/a": "3",
     "stages/vae.py": "from multiscale import net\nfrom stages import cluster\nfrom stages.schema import data\n",
     "stages/report.py": "x = 1\n",
-    "stages/cluster.py": "x = 1\n",
+    "stages/common/cluster.py": "x = 1\n",
     "stages/schema/data.py": "x = 1\n",
     "multiscale/net.py": '"""Prose."""\nx = 1\n',
     **dict.fromkeys(code.SHOWN["report"], "<p>\n"),
@@ -54,7 +54,7 @@ def test_a_key_changes_with_the_settings_and_with_torch_and_not_with_order_or_ti
     assert keys.key(**given) != before
 
 
-@pytest.mark.parametrize("name", ["stages/schema/data.py", "stages/cluster.py", "stages/report.py"])
+@pytest.mark.parametrize("name", ["stages/schema/data.py", "stages/common/cluster.py", "stages/report.py"])
 def test_code_that_only_checks_settings_or_spreads_work_and_that_of_another_stage_is_left_out(name, given, tmp_path):
     before = keys.key(**given)
     (tmp_path / name).write_text("x = 2\n")

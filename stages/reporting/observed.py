@@ -13,11 +13,11 @@ from multiscale.core import intact
 from multiscale.core.pixels import to_signed
 from multiscale.core.resize import area_to
 from multiscale.core.storage import read_json
-from stages import fields
 from stages.common import images
 from stages.common.errors import BadInput
 from stages.common.paths import DECOMPOSED, TRAIN
-from stages.page import Section
+from stages.reporting import fields
+from stages.reporting.page import Section
 from stages.schema import Experiment
 
 IMAGES, NUMBERS = 4096, 2**24  # looked at, at most

@@ -20,8 +20,7 @@ from multiscale.training import operations
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Result, fit
 from multiscale.training.part import Part, Training
-from stages import cluster, previews, trackers
-from stages.common import codec, keys, texts, timings
+from stages.common import cluster, codec, keys, previews, texts, timings, trackers
 from stages.common.errors import refuse
 from stages.common.harness import progress
 from stages.common.paths import DECOMPOSED, EXPERIMENT, HELD_OUT, MODELS, SCRATCH

@@ -12,11 +12,11 @@ from typing import Any
 
 import polars as pl
 
-from stages import claims, fair, gallery, leaderboard, measured, pairs, provenance
-from stages.claims import Finding
-from stages.leaderboard import Group, Row
-from stages.page import Card, Exhibit, Leaderboard, Page, Section, Table, address, picture, sheet
-from stages.pairs import Difference
+from stages.reporting import claims, fair, gallery, leaderboard, measured, pairs, provenance
+from stages.reporting.claims import Finding
+from stages.reporting.leaderboard import Group, Row
+from stages.reporting.page import Card, Exhibit, Leaderboard, Page, Section, Table, address, picture, sheet
+from stages.reporting.pairs import Difference
 from stages.schema import Experiment
 
 SHOWN = (

@@ -25,7 +25,7 @@ from multiscale.methods.wmgm.settings import WMGMMethod
 from multiscale.networks import autoencoder
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import fit
-from stages import previews
+from stages.common import previews
 from stages.common.paths import PREVIEWS
 
 CLASSES, COUNT, LATENT = 3, 6, {"shift": [0.1], "scale": [0.4]}

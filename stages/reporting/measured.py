@@ -10,10 +10,10 @@ from typing import Any
 import polars as pl
 
 from multiscale import timing
-from stages import leaderboard
 from stages.common import timings
 from stages.common.paths import COSTS, SAMPLES, histories
-from stages.leaderboard import Group, Row
+from stages.reporting import leaderboard
+from stages.reporting.leaderboard import Group, Row
 from stages.schema import Experiment
 
 COLUMNS = leaderboard.COLUMNS | {

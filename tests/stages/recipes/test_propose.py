@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 from test_download import as_idx, as_parquet, encoded
 
-from stages import propose, recipe
+from stages import recipe
 from stages.common import settings
 from stages.common.errors import BadInput
 from stages.common.images import class_names, count
+from stages.recipes import propose
 
 
 def picture(tone: int, shape: tuple[int, ...] = (70, 90, 3)) -> bytes:

@@ -11,9 +11,9 @@ from multiscale.core import intact
 from multiscale.core.storage import read_json
 from multiscale.methods.wmgm import theory
 from multiscale.methods.wmgm.bands import PIXELS
-from stages import figures
 from stages.common.paths import DECOMPOSED, MODELS
-from stages.page import Section
+from stages.reporting import figures
+from stages.reporting.page import Section
 
 RESOLUTIONS = [16, 32, 64, 128]  # of the Gaussian fields of the theory
 ERRORS = {"worst": 0.02, "wasserstein": 1e-3, "kl": 1e-3}  # of a mode; squared, a dimension; nats a dimension

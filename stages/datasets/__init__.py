@@ -1,0 +1,1 @@
+"""Where images come from: formats and layouts that `download` reads, and references to measure against."""
