@@ -84,6 +84,7 @@ def measure(name: str, params: Experiment) -> dict[str, Any]:
         others = [(about, _features(name, about["steps"], workers, params)) for about in _others(name)]
     tell(title, "comparing features")
     real, about = load_file(REFERENCE / "features.safetensors"), read_json(REFERENCE / "reference.json")
+    within = about["within"]
     rows = table[slice(None)]
     made = metadata_of(path)
     first = made.get("first_seed")  # None for images of the test split
@@ -97,18 +98,21 @@ def measure(name: str, params: Experiment) -> dict[str, Any]:
         is_splits=section.is_splits,
         prc_neighborhood=section.prc_neighborhood,
         known=known.get("real"),
+        within_real=within["real"],
         equal=about.get("against") is None,
     )
     for layer in spatial:
         values["sfid"] = metrics.frechet(layer, known.get("spatial", real["spatial"]))
     tested = "test" in real and first is not None
-    values["kid_test"], values["kid_test_se"] = metrics.kid(found, real["test"], dealt) if tested else (None, None)
+    values["kid_test"], values["kid_test_se"] = (
+        metrics.kid(found, real["test"], dealt, within["test"]) if tested else (None, None)
+    )
     second = section.second_extractor
     for key, extractor, weights in further(section):
         with pool(title, params.run, partial(Extractor, extractor, weights)) as workers:
             seen, *_ = extract(f"{title}, {extractor}", workers, fetch, len(table), params.run.batch)
         if key == "second":
-            values["kid_second"], values["kid_second_se"] = metrics.kid(seen, real[key], dealt)
+            values["kid_second"], values["kid_second_se"] = metrics.kid(seen, real[key], dealt, within[key])
         else:
             values["fd_dinov2"] = metrics.frechet(seen, real[key])
     tell(title, "looking for copies, classifying")
@@ -118,7 +122,9 @@ def measure(name: str, params: Experiment) -> dict[str, Any]:
     values["label_accuracy"] = right.float().mean().item() if right is not None else None
     if others:
         turns = dealt is not None
-        values["steps"] = [cost | _of_steps(*each, real["real"], classifier, turns) for cost, each in others]
+        values["steps"] = [
+            cost | _of_steps(*each, real["real"], within["real"], classifier, turns) for cost, each in others
+        ]
     if first is not None:
         write_contributions(name, int(first), rows["label"], metrics.contributions(found, real["real"]), right)
     of_text, how = of_prompts(name, section, found, real["real"] if about["split"] else None, rows["pixels"])
@@ -192,9 +198,9 @@ def _features(name: str, steps: int, workers: Pool, params: Experiment) -> tuple
     return found, table[slice(None)]
 
 
-def _of_steps(found: Tensor, rows: Row, real: Tensor, classifier: Classifier | None, dealt: bool) -> Row:
+def _of_steps(found: Tensor, rows: Row, real: Tensor, within: float, classifier: Classifier | None, dealt: bool) -> Row:
     """What is measured of the images of another number of steps: KID, which does not depend on how many they are."""
-    kid, error = metrics.kid(found, real, rows["label"] if dealt else None)
+    kid, error = metrics.kid(found, real, rows["label"] if dealt else None, within)
     right = hits(classifier, rows["pixels"], rows["label"]) if classifier else None
     share = right.float().mean().item() if right is not None else None
     return {"kid": kid, "kid_se": error, "label_accuracy": share, "n": len(found)}

@@ -1,7 +1,8 @@
 """Extracts the reference that methods are measured against, into data/reference.
 
 It holds features of the training images (or of those that evaluate.reference names) and of the test split, features of
-the former by the second extractor and DINOv2, and small versions of all training images for the detection of copies.
+the former by the second extractor and DINOv2, KID's part of each set alone, which all methods share, and small versions
+of all training images for the detection of copies.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from multiscale.core import intact
 from multiscale.core.device import default_device
 from multiscale.core.storage import Table, sealed_folder, write_json
-from multiscale.evaluation import features, memorisation
+from multiscale.evaluation import features, memorisation, metrics
 from stages.common import enough, images
 from stages.common.cluster import Pool, pool
 from stages.common.errors import BadInput, refuse
@@ -123,7 +124,9 @@ def main(params: Experiment) -> None:
     if "test" in tensors:
         distances, _ = memorisation.nearest(small(test), copies["training"])
         copies["held_out_ratios"] = memorisation.ratios(distances)
+    tell("reference", "comparing features with one another")
     about = {
+        "within": {key: metrics.within(tensors[key]) for key in ("real", "test", "second") if key in tensors},
         "extractor": section.extractor,
         "second_extractor": section.second_extractor,
         "n": chosen,

@@ -19,7 +19,9 @@ from multiscale.core.streams import generator
 BLOCK = 4096  # images; a block of BLOCK x BLOCK kernels is in memory at once
 
 
-def kid(generated: Tensor, real: Tensor, labels: Tensor | None = None) -> tuple[float, float]:
+def kid(
+    generated: Tensor, real: Tensor, labels: Tensor | None = None, within_real: float | None = None
+) -> tuple[float, float]:
     """The Kernel Inception Distance of features (N, d), (M, d) over all pairs, and its standard error; N >= 4.
 
     The unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (arXiv 1801.01401, eq. 4). The error
@@ -28,7 +30,7 @@ def kid(generated: Tensor, real: Tensor, labels: Tensor | None = None) -> tuple[
     E U^2 - (E g)^2, and the mean of g_ij g_kl over distinct i, j, k, l estimates (E g)^2 without bias.
 
     labels (N,): the classes, if their shares are fixed and differences between classes are no error; None if the
-    classes are drawn at random.
+    classes are drawn at random. within_real: what `within` gives of the real features, if it is known.
     """
     n, m = len(generated), len(real)
     classes = _one_hot(labels, n).to(default_device())
@@ -42,8 +44,7 @@ def kid(generated: Tensor, real: Tensor, labels: Tensor | None = None) -> tuple[
             g.fill_diagonal_(0)
         rows[i] += g @ classes[j]
         squares += g.square().sum().item()
-    within_real = sum((kernel.sum() - (i == j) * kernel.trace()).item() for i, j, kernel in _kernels(real, real))
-    value = rows.sum().item() / (n * (n - 1)) + within_real / (m * (m - 1))
+    value = rows.sum().item() / (n * (n - 1)) + (within(real) if within_real is None else within_real)
 
     # Subtracts the mean of g between any two classes, which does not depend on the seeds. Deviations of an image from
     # two classes may cancel: `by_class` corrects the squares for it, and is 0 with one class.
@@ -57,6 +58,16 @@ def kid(generated: Tensor, real: Tensor, labels: Tensor | None = None) -> tuple[
     variance = freedom * (4 * left - 2 * squares + 4 * by_class) / (n * (n - 1) * (n - 2) * (n - 3))
     least = 2 * squares / (n * (n - 1)) ** 2  # the contribution of pairs, the only one if both distributions are equal
     return value, max(variance, least) ** 0.5
+
+
+def within(real: Tensor) -> float:
+    """The mean kernel of two different rows of features (M, d): of KID the part of the real images alone.
+
+    It takes most of the time where these are many, and is the same for all methods.
+    """
+    m = len(real)
+    total = sum((kernel.sum() - (i == j) * kernel.trace()).item() for i, j, kernel in _kernels(real, real))
+    return total / (m * (m - 1))
 
 
 def contributions(generated: Tensor, real: Tensor) -> Tensor:
@@ -127,19 +138,21 @@ def distances(
     is_splits: int,
     prc_neighborhood: int,
     known: Statistics | None = None,
+    within_real: float | None = None,
     equal: bool = True,
 ) -> dict[str, float]:
     """KID with its standard error, FD, Inception Score, precision and recall.
 
-    generated (N, d) and real (M, d): features of one layer; logits (N, classes) of the generated images; labels as for
-    `kid`. known: statistics that FD is against, in place of those of `real`. Precision and recall depend on the size
-    of both sets: with `equal` the larger is replaced by a fixed random subset, else both are taken whole (ADM's).
+    generated (N, d) and real (M, d): features of one layer; logits (N, classes) of the generated images; labels and
+    within_real as for `kid`. known: statistics that FD is against, in place of those of `real`. Precision and recall
+    depend on the size of both sets: with `equal` the larger is replaced by a fixed random subset, else both are taken
+    whole (ADM's).
     """
     make_torchvision_importable()
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    value, error = kid(generated, real, labels)
+    value, error = kid(generated, real, labels, within_real)
     fd = frechet(generated, real if known is None else known)
     score = isc_features_to_metric(logits, splits=is_splits)
     if equal:

@@ -83,6 +83,8 @@ def test_kid_of_unequal_counts_is_that_of_its_three_means():
     within = [np.mean([kernel(x[i], x[j]) for i, j in permutations(range(len(x)), 2)]) for x in (generated, real)]
     between = np.mean([kernel(x, y) for x in generated for y in real])
     assert metrics.kid(generated, real)[0] == pytest.approx(sum(within) - 2 * between, rel=1e-5)
+    assert metrics.within(real) == pytest.approx(within[1], rel=1e-6)
+    assert metrics.kid(generated, real, None, 7.0)[0] == pytest.approx(within[0] + 7 - 2 * between, rel=1e-5)
 
 
 def test_the_variance_of_kid_is_the_mean_over_four_distinct_images():
