@@ -181,6 +181,7 @@ class Plan:
         for training in (sections[name]["training"] for name in own if "training" in sections[name]):
             for key in ("images", "warmup_images", "log_images"):
                 training[key] = max(min(training[key], training["batch"]), round(training[key] * sweep.budget))
+        tree["methods"][sweep.method]["steps"] = []  # a trial is one point
         tree["sample"]["images"] = sweep.images
         tree["evaluate"]["second_extractor"] = None  # one extractor ranks the trials
         tree["run"]["workers"] = 0  # a trial is one process

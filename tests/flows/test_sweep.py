@@ -27,6 +27,7 @@ from stages.common.errors import BadInput
 from stages.schema import Experiment
 
 LR = "parts.dit.training.lr"
+STEPS = "methods.msf.scales.0.steps"
 DROPOUT = "parts.dit.label_dropout"
 SEARCH = {
     "method": "dit",
@@ -181,6 +182,10 @@ def test_a_trial_is_the_one_method_at_the_budget(swept):
     assert found.parts["dit"].training.lr == 0.25
     assert load("half").changed({LR: 0.25}).parts["dit"].training.images == 16
     assert found.evaluate.second_extractor is None, "one extractor ranks"
+    more = swept("more", SEARCH | {"method": "msf", "space": {STEPS: {"grid": [1]}}})
+    more.change({"methods.msf.steps": [2]})
+    plan = load("more")
+    assert plan.trial({STEPS: 1}).methods["msf"].steps == [] and plan.changed({STEPS: 1}).methods["msf"].steps == [2]
 
 
 def test_a_key_may_be_one_that_the_experiment_leaves_at_its_default(swept):
