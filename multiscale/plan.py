@@ -10,13 +10,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -100,31 +100,32 @@ class Call:
     flops: int
 
 
-class Understudy(nn.Module):
-    """Stands in for a network: gives zeros of the same shapes when it is called, and counts what the calls would cost.
+class Double(nn.Module):
+    """Stands in for a network: gives zeros of the same shapes when it is called, and notes the calls.
 
-    What calls it may be real: a sampler, or the loss of a part. A call that autograd follows counts its backward pass;
-    a derivative of a derivative does not count.
+    What calls it may be real: a sampler, or the loss of a part. Subclasses define `learn`.
     """
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.held = (net,)  # no child: nothing of it is moved, cast or trained
-        self.plain, self.mode = net.forward, FakeTensorMode(allow_non_fake_inputs=True)
-        with self.mode:
-            self.own = _fake(net)
-        self.calls: list[Call] = []
-        self.known: dict[Any, tuple[Call, Any]] = {}
+        self.plain = net.forward
+        self.calls: list[Any] = []
+        self.known: dict[Any, tuple[Any, Any]] = {}
 
     @property
     def net(self) -> nn.Module:
         """The network."""
         return self.held[0]
 
-    def instead(self) -> Understudy:
+    def instead(self) -> Self:
         """Steps in wherever the network itself is called."""
         self.net.__dict__["forward"] = self  # as no child, too
         return self
+
+    def leave(self) -> None:
+        """Undoes `instead`."""
+        self.net.__dict__.pop("forward", None)
 
     def forward(self, *given: Any, **options: Any) -> Any:
         leaves, tree = tree_flatten((given, options))
@@ -135,31 +136,48 @@ class Understudy(nn.Module):
         off = any(getattr(module, "disable_adapters", None) is True for module in self.net.modules())
         key = (str(tree), repr(told), followed, trained, off)
         if key not in self.known:
-            self.known[key] = self._planned(leaves, tree, followed)
-        call, shapes = self.known[key]
-        self.calls.append(call)
+            self.known[key] = self.learn(leaves, tree, followed)
+        note, like = self.known[key]
+        self.calls.append(note)
 
-        def zeros(like: _Shape) -> Tensor:
-            made = torch.zeros(like.shape, dtype=like.dtype, requires_grad=followed)
+        def zeros(of: _Shape) -> Tensor:
+            made = torch.zeros(of.shape, dtype=of.dtype, device=of.device, requires_grad=followed)
             return made + sum(0 * source.sum() for source in sources) if followed else made
 
-        return tree_map_only(_Shape, zeros, shapes)
+        return tree_map_only(_Shape, zeros, like)
 
-    def _planned(self, leaves: list[Any], tree: Any, followed: bool) -> tuple[Call, Any]:
-        shapes: list[Any] = []
+    def learn(self, leaves: list[Any], tree: TreeSpec, followed: bool) -> tuple[Any, Any]:
+        """What is noted of a call with such inputs, and what the network gives, as `shapes`."""
+        raise NotImplementedError
+
+
+class Understudy(Double):
+    """Notes what the calls of a network would cost.
+
+    A call that autograd follows counts its backward pass; a derivative of a derivative does not count.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net)
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with self.mode:
+            self.own = _fake(net)
+
+    def learn(self, leaves: list[Any], tree: TreeSpec, followed: bool) -> tuple[Call, Any]:
+        given_back: list[Any] = []
 
         def call() -> None:
             copies = [_copy(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             given, options = tree_unflatten(copies, tree)
             out = self.plain(*given, **options)
-            shapes.append(tree_map_only(Tensor, lambda x: _Shape(x.shape, x.dtype), out))
+            given_back.append(shapes(out))
             ends = [x.float().sum() for x in tree_flatten(out)[0] if _followed(x)]
             if ends:
                 torch.stack(ends).sum().backward()
 
         with self.mode, torch.set_grad_enabled(followed):
             activations, flops = _costs(call, self.own)
-        return Call(leaves[0].shape[-1], activations, flops), shapes[0]
+        return Call(leaves[0].shape[-1], activations, flops), given_back[0]
 
 
 @dataclass(frozen=True)
@@ -168,6 +186,12 @@ class _Shape:
 
     shape: torch.Size
     dtype: torch.dtype
+    device: torch.device
+
+
+def shapes(out: Any) -> Any:
+    """What a network gave, each tensor by its shape, type and device."""
+    return tree_map_only(Tensor, lambda x: _Shape(x.shape, x.dtype, x.device), out)
 
 
 def _followed(leaf: Any) -> bool:

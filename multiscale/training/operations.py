@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from multiscale.core.device import autocast
 from multiscale.core.streams import Draws
-from multiscale.plan import FORMULAS
+from multiscale.plan import FORMULAS, Double, shapes
 from multiscale.training.part import Part
 
 IMAGES, STEPS = 2, 16  # of a step, and steps at least: parts draw resolutions, levels and turns at random
@@ -29,28 +33,83 @@ class Counter(TorchDispatchMode):
         return out
 
 
+class Echo(Double):
+    """Notes of a call which of the known ones it is like: that with the same shapes, which cost the same."""
+
+    def __init__(self, net: nn.Module, counter: Counter) -> None:
+        super().__init__(net)
+        self.counter = counter
+
+    def learn(self, leaves: list[Any], tree: TreeSpec, followed: bool) -> tuple[int, Any]:
+        given, options = tree_unflatten(leaves, tree)
+        before = self.counter.flops
+        with torch.no_grad():
+            out = self.plain(*given, **options)
+        self.counter.flops = before  # the network is not a part of what lies around it
+        return len(self.known), shapes(out)
+
+
 def flops_per_image(part: Part, precision: str, device: torch.device) -> float:
     """Operations for an image in training, backward passes included and optimisers left out; a multiply-add counts two.
 
-    The mean over whole cycles of steps. The part is used up: its networks hold gradients.
+    The mean over whole cycles of steps. Steps that call the networks with the same shapes are counted once. The part is
+    left as it was, but on the device.
     """
     count = min(IMAGES, len(part.data))
     cycle = getattr(part, "cycle", 1)
     steps = -(-STEPS // cycle) * cycle
-    trained = {name: [p for p in net.parameters() if p.requires_grad] for name, net in part.networks.items()}
-    for net in (*part.networks.values(), *part.frozen.values()):
+    nets = [*part.networks.values(), *part.frozen.values()]
+    for net in nets:
         net.to(device)
-    rows = part.data[torch.arange(count)]
-    batch = {key: value.to(device) for key, value in rows.items()}
-    with Counter() as counter:
+    batch = {key: value.to(device) for key, value in part.data[torch.arange(count)].items()}
+    trained = {name: [p for p in net.parameters() if p.requires_grad] for name, net in part.networks.items()}
+
+    def loss(name: str, step: int) -> Tensor:
+        with autocast(precision, device):
+            return part.loss(name, part.networks, batch, Draws(0, part.name, step, count, slice(0, count), device))[0]
+
+    total, known = 0, dict[Any, int]()
+    with _unchanged(nets), Counter() as counter:
+        echoes = [Echo(net, counter) for net in nets]
         for step in range(steps):
-            draws = Draws(0, part.name, step, count, slice(0, count), device)
             for name in part.turns(step):
                 for other, parameters in trained.items():
                     for parameter in parameters:
                         parameter.requires_grad_(other == name)
-                with autocast(precision, device):
-                    loss, _ = part.loss(name, part.networks, batch, draws)
-                loss.backward()
-    mean: float = counter.flops / (count * steps)
-    return mean
+                counter.flops = 0
+                with _echoing(echoes):
+                    loss(name, step)
+                key = (name, counter.flops, *(tuple(echo.calls) for echo in echoes))
+                if key not in known:
+                    counter.flops = 0
+                    loss(name, step).backward()
+                    known[key] = counter.flops
+                total += known[key]
+    return total / (count * steps)
+
+
+@contextmanager
+def _echoing(echoes: Sequence[Echo]) -> Iterator[None]:
+    """Meanwhile echoes answer in place of their networks."""
+    for echo in echoes:
+        echo.calls.clear()
+        echo.instead()
+    try:
+        yield
+    finally:
+        for echo in echoes:
+            echo.leave()
+
+
+@contextmanager
+def _unchanged(nets: Sequence[nn.Module]) -> Iterator[None]:
+    """Afterwards networks have the buffers of before, no gradients, and want those that they wanted."""
+    wanted = [(p, p.requires_grad) for net in nets for p in net.parameters()]
+    held = [(buffer, buffer.clone()) for net in nets for buffer in net.buffers()]
+    try:
+        yield
+    finally:
+        for parameter, wants in wanted:
+            parameter.requires_grad_(wants).grad = None
+        for buffer, before in held:
+            buffer.copy_(before)

@@ -105,15 +105,22 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 def work(
-    job: Job, run: Run, on_step: Callable[[int], None], on_row: Sequence[Callable[[dict[str, float]], None]] = ()
+    job: Job,
+    run: Run,
+    on_step: Callable[[int], None],
+    on_row: Sequence[Callable[[dict[str, float]], None]] = (),
+    counted: bool = True,
 ) -> None:
-    """Trains in this process, alone or as a worker of a process group; the first worker writes the result."""
-    flops = _flops_per_image(job)
+    """Trains in this process, alone or as a worker of a process group; the first worker writes the result.
+
+    counted: whether its operations are counted, for the timing.
+    """
     torch.manual_seed(job.seed)  # decides the initial weights; later draws come from named streams
     part = job.build()
     if job.decomposition and (held_out := job.decomposition / HELD_OUT).exists():
         part.held_out = Table.open(held_out, *cast(Table, part.data).arrays)
     bare = copy.deepcopy(part.networks[part.main])  # an unsharded copy, for the result
+    flops = _flops_per_image(job, part) if counted else None
     checkpoints = Checkpoints(Path(SCRATCH, "checkpoints"), job.name, f"{job.key} {run.randomness}")
     observe = previews.observer(part, job.training, job.decomposition, run.previews)
     spread = (run.parallel, run.checkpoint_seconds, observe, run.randomness)
@@ -130,15 +137,12 @@ def work(
         checkpoints.clear()
 
 
-def _flops_per_image(job: Job) -> float | None:
-    """What an image costs in training, counted on a part of its own; None for what is no row's, and on several workers.
-
-    There every worker would build the networks a second time.
-    """
+def _flops_per_image(job: Job, part: Part) -> float | None:
+    """What an image costs in training; None for what is no row's, and on several workers, which may shard networks."""
     if job.decomposition is None or torch.distributed.is_initialized():
         return None
     device = default_device()
-    return operations.flops_per_image(job.build(), resolve_precision(job.training.precision, device), device)
+    return operations.flops_per_image(part, resolve_precision(job.training.precision, device), device)
 
 
 def _write(job: Job, part: Part, result: Result, workers: int, flops: float | None) -> None:
