@@ -27,17 +27,30 @@ from pathlib import Path
 from benchmarks.common import RESULTS
 from benchmarks.kills import FILLER, FLOW, MEND, ROOT, Case, call, digests, ended, make_project, rounds, small
 
+SWEEP = """
+method: dit
+metric: kid
+trials: 2
+budget: 0.5
+images: 20
+concurrency: 1
+space: {methods.dit.scales.0.guidance_scale: {grid: [1.0, 2.0]}}
+"""
 
-def real(folder: Path) -> list[Case]:
-    """The tiny recipe in clones: the first stages, the classifier by two workers, and a sweep."""
+
+def tiny(folder: Path) -> None:
+    """A clone of what is committed, with the tiny recipe and a sweep, `drill`; nothing has run."""
     call(ROOT, "git", "clone", "-q", str(ROOT), str(folder))
     shutil.copy(ROOT / "tests/tiny.yaml", folder / "params/recipes/tiny.yaml")
     (folder / "dvc.lock").unlink()
     call(folder, sys.executable, "-m", "stages.recipe", "tiny", "--force")
-    sweep = "method: dit\nmetric: kid\ntrials: 2\nbudget: 0.5\nimages: 20\nconcurrency: 1\n"
-    sweep += "space: {methods.dit.scales.0.guidance_scale: {grid: [1.0, 2.0]}}\n"
-    (folder / "params/sweeps/drill.yaml").write_text(sweep)
+    (folder / "params/sweeps/drill.yaml").write_text(SWEEP)
     make_project(folder)
+
+
+def real(folder: Path) -> list[Case]:
+    """The tiny recipe in clones: the first stages, the classifier by two workers, and a sweep."""
+    tiny(folder)
     outs = ("dvc.lock", "data/code", "data/images.parquet", "models", ".dvc/cache", ".dvc/tmp", ".scratch")
     stages = Case(
         "stages",

@@ -75,9 +75,7 @@ class Case:
         )
 
     def environment(self) -> dict[str, str]:
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        code = self.folder if (self.folder / "stages").exists() else ROOT
-        return os.environ | {"PYTHONPATH": str(code), "PATH": path, "DVC_NO_ANALYTICS": "1"}
+        return environment(self.folder if (self.folder / "stages").exists() else ROOT)
 
     def said(self) -> list[str]:
         return (self.folder / ".scratch.log").read_text(errors="replace").splitlines()
@@ -247,10 +245,14 @@ def make_project(folder: Path) -> None:
     call(folder, "git", *about, "commit", "-qm", "drill")
 
 
+def environment(code: Path) -> dict[str, str]:
+    """Variables with which commands find this Python and the code in a folder."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return os.environ | {"PYTHONPATH": str(code), "PATH": path, "DVC_NO_ANALYTICS": "1"}
+
+
 def call(folder: Path, *command: str) -> None:
     """Runs a command in a folder; one that fails ends the benchmark."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(folder)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"error: {' '.join(command)}\n{done.stdout}{done.stderr}")

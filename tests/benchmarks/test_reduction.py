@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
+from prefect.states import State
 
-from benchmarks import common, floor, growth, page, roofline
+from benchmarks import common, floor, growth, page, roofline, soak
 
 
 def test_a_ratio_is_that_of_pairs_with_its_quartiles():
@@ -115,3 +118,33 @@ def test_operators_are_counted_with_their_bytes_and_views_are_free():
 
 def test_the_page_of_performance_shows_the_committed_figures():
     assert page.filled(page.PAGE.read_text()) == page.PAGE.read_text(), "python -m benchmarks.page"
+
+
+def test_scheduled_runs_are_counted_once_each_as_done_waiting_or_lost():
+    started = datetime(2026, 1, 1, tzinfo=UTC)
+    due = [started + timedelta(seconds=10 * index) for index in range(6)]
+
+    def run(index: int, kind: str, message: str = "", late: float | None = 1.0, auto: bool = True) -> SimpleNamespace:
+        state = State(type=kind, message=message)
+        start = due[index] + timedelta(seconds=late) if late is not None else None
+        return SimpleNamespace(expected_start_time=due[index], start_time=start, state=state, auto_scheduled=auto)
+
+    nothing = "0 stages ran, 13 were up to date"
+    runs = [
+        run(0, "COMPLETED", nothing),
+        run(1, "COMPLETED", nothing, late=5.0),
+        run(1, "COMPLETED", nothing, late=6.0),  # twice
+        run(2, "COMPLETED", "2 stages ran, 11 were up to date"),  # had something to do
+        run(3, "SCHEDULED", late=None),
+        run(4, "FAILED"),
+        run(5, "COMPLETED", nothing, auto=False),  # asked for, and not by the schedule: that one is not there
+    ]
+    found = soak.counted(runs, due)
+    assert found == {
+        "due": 6,
+        "completed": 2,
+        "waiting": 1,
+        "twice": 1,
+        "lost": 3,
+        "seconds_late": {"median": 1.0, "max": 6.0},
+    }

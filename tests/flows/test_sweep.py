@@ -96,6 +96,8 @@ INVALID = [
         "network.patch: 3",
         "divisor",
     ),
+    ("too few images a trial", {"images": 3}, "images: 3", "greater than or equal to 4"),
+    ("too few images for its metrics", {"images": 9}, "evaluate.is_splits: 10", "at most 9 with this number of images"),
     (
         "a loss that changes",
         {"stop_early": True, "space": {DROPOUT: {"choice": [0.1]}}},

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import sealed
+from conftest import Project, sealed
 from PIL import Image
 
 from multiscale import pictures
@@ -96,6 +96,23 @@ def test_labels_of_the_data_depend_neither_on_the_batch_nor_on_the_count(painted
     assert torch.equal(painted(labels="data", images=60, batch=7)[0], whole)
     assert torch.equal(painted(labels="data", images=40, batch=7)[0], whole[:40])
     assert torch.equal(painted(labels="data", images=40, batch=7, first_seed=20)[0], whole[20:])
+
+
+@pytest.mark.parametrize("method", ["dit", "msf"])
+def test_batches_of_another_size_also_of_more_images_than_there_are_round_a_few_pixels_differently(
+    method, trained, working_copy
+):
+    project, found = Project(working_copy(trained)), []
+    for batch in (1, 7, 64):
+        project.change({"sample.batch": batch, "sample.precision": "fp32"})
+        done = project.stage("sample", method)
+        assert done.returncode == 0, done.stderr
+        found.append(Table.open(SAMPLES / method / "images.safetensors")[slice(None)])
+    assert len(found[0]["pixels"]) == 20 and len(found[0]["pixels"].unique()) > 20
+    for other in found[1:]:
+        assert torch.equal(other["label"], found[0]["label"])
+        apart = (other["pixels"].int() - found[0]["pixels"].int()).abs()
+        assert apart.max() <= 1 and apart.sum() <= apart.numel() / 1000, "grey levels"
 
 
 def test_further_numbers_of_steps_sample_the_first_images_again_and_say_what_they_cost(painted, project):
