@@ -17,11 +17,19 @@ from multiscale.core.settings import Sampled, fault_of
 from multiscale.core.storage import read_sealed_json
 from multiscale.model import classes_of
 
-PAPERS = {
-    "msf": ("MSF: Efficient Diffusion Model via Multi-Scale Latent Factorize", "2501.13349"),
-    "ssd": ("Scale Space Diffusion", "2603.08709"),
-    "swd": ("Scale-wise Distillation of Diffusion Models", "2503.16397"),
-    "wmgm": ("Multi-scale Generative Modeling for Fast Sampling", "2411.09356"),
+PAPERS = {  # of each method, by their numbers on arXiv
+    "msf": {"2501.13349": "MSF: Efficient Diffusion Model via Multi-Scale Latent Factorize"},
+    "pyramidal": {
+        "2410.05954": "Pyramidal Flow Matching for Efficient Video Generative Modeling",
+        "2504.07963": "PixelFlow: Pixel-Space Generative Models with Flow",
+    },
+    "shift": {
+        "2403.03206": "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis",
+        "2503.18940": "Training-free Diffusion Acceleration with Bottleneck Sampling",
+    },
+    "ssd": {"2603.08709": "Scale Space Diffusion"},
+    "swd": {"2503.16397": "Scale-wise Distillation of Diffusion Models"},
+    "wmgm": {"2411.09356": "Multi-scale Generative Modeling for Fast Sampling"},
 }
 METRICS = {
     "kid": "KID-{metric}",
@@ -107,7 +115,7 @@ def written(
     about = [models.about(part) for part in parts]
     kind, count = str(settings.kind), classes_of(about)
     data = experiment.get("data", {})
-    title, paper = PAPERS.get(kind, ("", ""))
+    links = [f"[{title}](https://arxiv.org/abs/{number})" for number, title in PAPERS.get(kind, {}).items()]
     steps = [each["schedule"] for each in about if "schedule" in each]
     front = ModelCardData(
         license=licence,
@@ -125,7 +133,7 @@ def written(
         classes="classes=[0, 1], " if count > 1 else "",
         and_class=" and class k" if count > 1 else "",
         about_classes=f"Classes: 0 to {count - 1}." if count > 1 else "It has no classes.",
-        paper=f"[{title}](https://arxiv.org/abs/{paper}), or the control that is compared with it" if paper else kind,
+        paper=f"{' and '.join(links)}, or the control that is compared with it" if links else kind,
         networks="\n".join(f"| {name} | {size:,} |" for name, size in sizes.items()),
         schedule=f" (the schedule of the student, {steps[0]}, is part of its config)" if steps else "",
         settings=json.dumps(settings.model_dump(exclude={"repeat_of", "steps"}), indent=2),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import called, sealed
+from conftest import ROOT, called, sealed
 from torch import nn
 
 import multiscale
@@ -165,6 +165,13 @@ def test_a_folder_holds_the_code_of_its_method_alone_and_what_installs_it(tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {"models", "wmgm"}, "nothing is left beside it"
 
 
+def test_each_method_has_its_papers_which_the_documentation_cites():
+    assert card.PAPERS.keys() == {path.parent.name for path in ROOT.glob("multiscale/methods/*/settings.py")}
+    told = "".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
+    for papers in card.PAPERS.values():
+        assert papers and all(f"](https://arxiv.org/abs/{number})" in told for number in papers)
+
+
 def test_the_card_tells_data_budget_metrics_with_their_protocol_licence_and_an_example(tmp_path):
     folder = trained(tmp_path, "msf")
     text = (exported(folder, tmp_path / "bare") / "README.md").read_text()
@@ -188,7 +195,7 @@ def test_the_card_tells_data_budget_metrics_with_their_protocol_licence_and_an_e
         "made with other solvers than those above: `settings={'kind': 'msf', 'scales': [{'steps': 2}, {'steps': 3}]}`",
         'DiffusionPipeline.from_pretrained("told", trust_remote_code=True)',
         "pipeline(classes=[0, 1], seeds=[0, 1])",
-        "arxiv.org/abs/2501.13349",
+        "Multi-Scale Latent Factorize](https://arxiv.org/abs/2501.13349), or the control",
     ):
         assert part in text, part
     assert "memorised" not in text and "second" not in text
