@@ -80,7 +80,7 @@ FOLLOWS = {  # the lists that an edit of a file changes
     "multiscale/evaluation/classifier.py": {"classifier", "evaluate", "floor"},
     "multiscale/evaluation/prompts.py": {"evaluate", "floor"},
     "multiscale/prompts.py": set(),
-    "multiscale/evaluation/metrics.py": {"evaluate", "floor"},
+    "multiscale/evaluation/metrics.py": {"reference", "evaluate", "floor"},
     "multiscale/methods/msf/sampler.py": {"sample-msf", "timing"},
     "multiscale/methods/msf/preview.py": set(),
     "multiscale/methods/msf/residual.py": {"timing", "report", *of("msf", verbs="decompose train sample")},

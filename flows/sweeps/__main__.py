@@ -1,7 +1,7 @@
 """Searches settings with Ray Tune: a sweep of params/sweeps, on this machine or on the cluster at RAY_ADDRESS.
 
 python -m flows.sweeps            # list the sweeps
-python -m flows.sweeps dit        # run one, or go on with it after a kill
+python -m flows.sweeps dit        # run one, or several in turn, or go on with them after a kill
 
 Each trial trains the method's parts on a share of the training images, samples, and is measured as the pipeline
 measures. Trials share what they have in common: settings of the sampler alone train nothing. The pipeline's own
@@ -24,13 +24,16 @@ from multiscale.core.terminal import announce
 from stages.common.harness import guarded, show
 
 
-def start(name: str | None) -> None:
-    """Runs a sweep without a dashboard and prints its table; without a name prints the sweeps that there are."""
-    if name:
+def start(names: list[str]) -> None:
+    """Runs sweeps without a dashboard and prints their tables; without a name prints the sweeps that there are."""
+    if names:
         announce("loading torch, Ray and the results that trials start from")
-        from flows.sweeps import search  # here, because its imports take seconds
+        from flows.sweeps import search, space  # here, because their imports take seconds
 
-        print(search.run(name).read_text())
+        for name in names:
+            space.load(name)  # all are refused before the first runs
+        for name in names:
+            print(search.run(name).read_text())
     else:
         show(SWEEPS)
 
@@ -39,8 +42,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m flows.sweeps", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", nargs="?", help="a sweep of params/sweeps; without it they are listed")
-    guarded(start, name=parser.parse_args().name)
+    parser.add_argument("names", nargs="*", help="sweeps of params/sweeps; without one they are listed")
+    guarded(start, names=parser.parse_args().names)
 
 
 if __name__ == "__main__":

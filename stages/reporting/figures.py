@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 matplotlib.use("Agg")
 from cycler import cycler  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import ticker  # noqa: E402
 
 from multiscale.core.storage import atomic_file  # noqa: E402
 
@@ -33,6 +34,13 @@ STYLE = {
     "figure.dpi": 110,
 }
 BESIDE: dict[str, Any] = {"frameon": False, "bbox_to_anchor": (1.01, 1), "loc": "upper left"}  # of a legend
+ABOVE: dict[str, Any] = {  # of the name of a line
+    "xycoords": ("axes fraction", "data"),
+    "textcoords": "offset points",
+    "ha": "right",
+    "color": "0.45",
+}
+MARKERS = {"pixels": "o", "latents": "s"}
 
 
 @contextmanager
@@ -59,31 +67,43 @@ def training(curves: pl.DataFrame, path: Path) -> None:
 
 
 def quality_time(groups: list[Group], path: Path) -> None:
-    """KID with its standard error against seconds per image, a panel for each protocol; floors are horizontal lines."""
-    with drawing(path, len(groups), figsize=(7 * len(groups), 4)) as panels:
+    """KID with its standard error against seconds per image, a panel for each protocol; floors are horizontal lines.
+
+    A method's further numbers of steps are small points on a line; the grey steps are the Pareto front of all points.
+    """
+    with drawing(path, len(groups), figsize=(9.5 * len(groups), 4.8)) as panels:
         for axes, group in zip(panels, groups):
-            rows = group.methods
-            for row in rows:
-                place = (row["seconds_per_image"], row["kid"])
-                axes.errorbar(*place, row["kid_se"], fmt="o", capsize=4, markersize=8)
-                height = -16 if _is_covered(row, rows) else 8
-                axes.annotate(row["method"], place, xytext=(8, height), textcoords="offset points")
+            known: list[tuple[float, float]] = []
+            for index, row in enumerate(group.methods):
+                seconds = row.get("seconds_per_image_of_steps", {})
+                more = [(seconds[str(each["steps"])], each["kid"], each["kid_se"]) for each in row.get("steps") or []]
+                own = (row["seconds_per_image"], row["kid"], row["kid_se"])
+                places = sorted([own, *more])
+                style = {"color": f"C{index % 10}", "marker": MARKERS[row["works_on"]]}
+                axes.errorbar(*zip(*places), linestyle="-", linewidth=1, capsize=3, markersize=4, **style)
+                axes.plot(*own[:2], linestyle="none", markersize=9, label=row["method"], **style)
+                known += [place[:2] for place in places]
             for row in group.floors:
                 axes.axhline(row["kid"], color="0.45", linestyle="--", linewidth=1.2)
-                beside = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
-                axes.annotate(row["method"], (1, row["kid"]), xytext=(5, 0), color="0.45", **beside)
+                axes.annotate(row["method"], (0.995, row["kid"]), xytext=(0, 3), **ABOVE)
+            axes.step(*zip(*front(known)), where="post", color="0.6", linewidth=1, linestyle="-", zorder=0)
             title = "Quality against time" + (f", N = {group.protocol['n']}" if len(groups) > 1 else "")
-            axes.set(xlabel="seconds per image", ylabel=f"KID-{group.protocol['metric']}", title=title)
-            axes.set_xlim(0, 1.25 * max(row["seconds_per_image"] for row in rows))
-            least = min(0, *(row["kid"] - row["kid_se"] for row in [*rows, *group.floors]))
+            axes.set(xlabel="seconds per image", ylabel=f"KID-{group.protocol['metric']}", title=title, xscale="log")
+            axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.minorticks_off()
+            least = min(0, *(row["kid"] - row["kid_se"] for row in [*group.methods, *group.floors]))
             axes.set_ylim(bottom=least - 0.03 * axes.get_ylim()[1])  # keeps floors near zero off the axis
+            axes.legend(**BESIDE, title="round: on pixels\nsquare: on latents")
 
 
-def _is_covered(row: Row, rows: list[Row]) -> bool:
-    """Whether another point is where this one's label would be, above and to the right."""
-    width, height = (max(each[key] for each in rows) for key in ("seconds_per_image", "kid"))
-    apart = [(other["seconds_per_image"] - row["seconds_per_image"], other["kid"] - row["kid"]) for other in rows]
-    return any(0 < right < 0.15 * width and -0.02 * height < up < 0.1 * height for right, up in apart)
+def front(places: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (seconds, KID) that no other one beats in both, from the fastest to the best."""
+    found: list[tuple[float, float]] = []
+    for seconds, kid in sorted(places):
+        if not found or kid < found[-1][1]:
+            found.append((seconds, kid))
+    return found
 
 
 def spectrum(

@@ -258,8 +258,7 @@ def exhibits(
 
 def downloads(rows: Sequence[Row], files: Sequence[Path], judged: Mapping[str, Finding]) -> dict[str, str]:
     """Tables to take along: the leaderboard with the seconds of this machine, curves, pairs, claims."""
-    flat = [{key: value for key, value in row.items() if not isinstance(value, list | dict)} for row in rows]
-    table = pl.DataFrame([each | row["protocol"] for each, row in zip(flat, rows)], infer_schema_length=None)
+    table = flat(rows)
     buffer = io.BytesIO()
     table.write_parquet(buffer)
     found = {
@@ -268,6 +267,12 @@ def downloads(rows: Sequence[Row], files: Sequence[Path], judged: Mapping[str, F
         "claims.json": address(json.dumps(judged, indent=1).encode(), "application/json"),
     }
     return found | {path.name: address(path.read_bytes(), "text/csv") for path in files}
+
+
+def flat(rows: Sequence[Row]) -> pl.DataFrame:
+    """The rows with their protocols, without lists."""
+    plain = [{key: value for key, value in row.items() if not isinstance(value, list | dict)} for row in rows]
+    return pl.DataFrame([each | row["protocol"] for each, row in zip(plain, rows)], infer_schema_length=None)
 
 
 def section_table(index: int, section: Section, folder: Path) -> Table:

@@ -1,0 +1,77 @@
+"""`stages.publish`: a folder with the report's tables and pictures, and their place on another page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from PIL import Image
+from test_stages import FLOORS, METRICS, made, measured  # noqa: F401
+
+from multiscale.core.storage import write_json
+from stages import publish
+from stages.common.errors import BadInput
+from stages.reporting import figures
+
+PAGE = "# Ours\n\n<!-- results -->\nof before\n<!-- end of results -->\n\nThe end.\n"
+
+
+@pytest.fixture
+def reported(measured):  # noqa: F811
+    """A project whose report is made."""
+    project = measured()
+    made(project)
+    return project
+
+
+def test_the_folder_has_the_rows_the_pictures_and_the_page(reported, capsys):
+    Path("OURS.md").write_text(PAGE)
+    Path("docs").mkdir(exist_ok=True)
+    stale = Path("docs/toy/grid-gone.png")
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    publish.run("docs/toy", page=True, into="OURS.md")
+    folder, names = Path("docs/toy"), [*METRICS, *FLOORS]
+    assert {path.name for path in folder.glob("grid-*")} == {f"grid-{name}.png" for name in names}
+    assert {Image.open(path).mode for path in folder.glob("grid-*")} == {"L"}, "grey images"
+    board = pl.read_parquet(folder / "leaderboard.parquet")
+    assert {*board["method"]} == {*names} and board["seconds_per_image"].drop_nulls().len() == len(METRICS)
+    assert {*json.loads((folder / "measurements.json").read_text())} == {*names}
+    findings = json.loads((folder / "claims.json").read_text())
+    assert findings == json.loads(Path("reports/timing/claims.json").read_text())
+    for name in ("quality-time.png", "training.png", "pairs.csv", "training.csv", "report.html"):
+        assert (folder / name).read_bytes() == Path("reports", name).read_bytes()
+    text = (folder / "results.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| msf | latents | ")]
+    assert len(rows) == 1 and "an abacus" in text and "python -m stages.publish docs/toy" in text
+    for name in names:
+        assert f"](grid-{name}.png)" in text
+    shown = Path("OURS.md").read_text()
+    assert shown.startswith("# Ours\n\n<!-- results -->") and shown.endswith("<!-- end of results -->\n\nThe end.\n")
+    assert rows[0] in shown and "](docs/toy/quality-time.png)" in shown and "of before" not in shown
+    publish.run("docs/toy", into="OURS.md")
+    assert Path("OURS.md").read_text() == shown, "the same again"
+    assert "docs/toy/results.md: " in capsys.readouterr().out
+
+
+def test_a_report_of_other_results_is_not_published(reported):
+    board = json.loads(Path("reports/leaderboard.json").read_text())
+    board["msf"]["kid"] += 0.001
+    write_json(Path("reports/leaderboard.json"), board)
+    with pytest.raises(BadInput, match=r"^reports/leaderboard.json: not of the results in place; allowed: those of"):
+        publish.run("docs/toy")
+    assert not Path("docs/toy").exists()
+
+
+def test_a_page_without_a_place_for_results_is_one_line_and_nothing_is_written(reported):
+    Path("OURS.md").write_text("# Ours\n<!-- end of results -->\n<!-- results -->\n")
+    with pytest.raises(BadInput, match=r"^OURS.md: has no place for results; allowed: a page with the lines"):
+        publish.run("docs/toy", into="OURS.md")
+    assert not Path("docs/toy").exists()
+
+
+def test_the_front_is_what_no_faster_point_beats():
+    assert figures.front([(3, 0.2), (1, 0.5), (2, 0.5), (4, 0.3), (5, 0.1)]) == [(1, 0.5), (3, 0.2), (5, 0.1)]
+    assert figures.front([(1, 0.5), (1, 0.4)]) == [(1, 0.4)]
