@@ -75,8 +75,9 @@ def quality_time(groups: list[Group], path: Path) -> None:
         for axes, group in zip(panels, groups):
             known: list[tuple[float, float]] = []
             for index, row in enumerate(group.methods):
-                seconds = row.get("seconds_per_image_of_steps", {})
-                more = [(seconds[str(each["steps"])], each["kid"], each["kid_se"]) for each in row.get("steps") or []]
+                timed = row.get("seconds_per_image_of_steps", {})
+                steps = [each for each in row.get("steps") or [] if str(each["steps"]) in timed]
+                more = [(timed[str(each["steps"])], each["kid"], each["kid_se"]) for each in steps]
                 own = (row["seconds_per_image"], row["kid"], row["kid_se"])
                 places = sorted([own, *more])
                 style = {"color": f"C{index % 10}", "marker": MARKERS[row["works_on"]]}

@@ -14,6 +14,7 @@ from multiscale.core.storage import write_json
 from stages import publish
 from stages.common.errors import BadInput
 from stages.reporting import figures
+from stages.reporting.leaderboard import Group
 
 PAGE = "# Ours\n\n<!-- results -->\nof before\n<!-- end of results -->\n\nThe end.\n"
 
@@ -70,6 +71,19 @@ def test_a_page_without_a_place_for_results_is_one_line_and_nothing_is_written(r
     with pytest.raises(BadInput, match=r"^OURS.md: has no place for results; allowed: a page with the lines"):
         publish.run("docs/toy", into="OURS.md")
     assert not Path("docs/toy").exists()
+
+
+def test_the_plot_has_the_other_numbers_of_steps_that_were_timed(tmp_path, monkeypatch):
+    row = {"kid_se": 0.01, "works_on": "pixels"}
+    steps = [{"steps": 4, "kid": 0.3, "kid_se": 0.02}, {"steps": 6, "kid": 0.25, "kid_se": 0.02}]
+    one = row | {"method": "one", "kid": 0.2, "seconds_per_image": 0.8, "steps": steps}
+    two = row | {"method": "two", "kid": 0.1, "seconds_per_image": 1.5, "works_on": "latents", "steps": None}
+    group = Group({"metric": "EffLite0", "n": 8}, [one | {"seconds_per_image_of_steps": {"4": 0.4}}, two], [])
+    seen = []
+    monkeypatch.setattr(figures, "front", lambda places: seen.extend(places) or places)
+    figures.quality_time([group], tmp_path / "plot.png")
+    assert seen == [(0.4, 0.3), (0.8, 0.2), (1.5, 0.1)], "6 steps were not timed"
+    assert Image.open(tmp_path / "plot.png").size[0] > 900
 
 
 def test_the_front_is_what_no_faster_point_beats():
