@@ -96,8 +96,25 @@ def faults(case: Case, until: float) -> Iterator[dict]:
 
 
 def _faults(case: Case) -> Iterator[dict]:
-    """A full disk, damaged files, and a disk that is read-only."""
+    """Damaged files, a disk that is read-only, and a full one."""
+    damages: dict[str, Callable[[bytes], bytes]] = {
+        "empty": lambda whole: b"",
+        "half": lambda whole: whole[: len(whole) // 2],
+        "flipped": lambda whole: whole[:100] + bytes([whole[100] ^ 1]) + whole[101:],
+    }
+    for name in ("dvc.lock", ".dvc/tmp/rwlock", ".dvc/tmp/dvc.lock.kept", "out/a/more", "out/report/more"):
+        for how, damage in damages.items():
+            path = case.folder / name
+            whole = path.read_bytes() if path.exists() else b""
+            path.unlink(missing_ok=True)  # the cache may hold the same file
+            path.write_bytes(damage(whole) if len(whole) > 100 else b"")
+            yield {"case": case.name, "fault": f"{name}: {how}"}
     filler, mount = case.folder / FILLER, str(case.folder)
+    case.reset()
+    subprocess.run(["mount", "-o", "remount,ro", mount])
+    done = subprocess.run(FLOW, cwd=case.folder, env=case.environment(), capture_output=True, text=True)
+    subprocess.run(["mount", "-o", "remount,rw", mount])
+    yield {"case": case.name, "fault": "read-only", "exit": done.returncode, "said": done.stderr.splitlines()[-3:]}
     for spare in (0, 4, 16, 64, 256, 1024):  # KB
         case.reset()
         process = case.start()
@@ -109,23 +126,6 @@ def _faults(case: Case) -> Iterator[dict]:
         event = {"case": case.name, "fault": f"{spare} KB free", "exit": code, "said": case.said()[-3:]}
         filler.unlink()
         yield event
-    damages: dict[str, Callable[[bytes], bytes]] = {
-        "empty": lambda whole: b"",
-        "half": lambda whole: whole[: len(whole) // 2],
-        "flipped": lambda whole: whole[:100] + bytes([whole[100] ^ 1]) + whole[101:],
-    }
-    for name in ("dvc.lock", ".dvc/tmp/rwlock", ".dvc/tmp/dvc.lock.kept", "out/a/more", "out/report/more"):
-        for how, damage in damages.items():
-            path = case.folder / name
-            whole = path.read_bytes()
-            path.unlink()  # the cache may hold the same file
-            path.write_bytes(damage(whole) if len(whole) > 100 else b"")
-            yield {"case": case.name, "fault": f"{name}: {how}"}
-    case.reset()
-    subprocess.run(["mount", "-o", "remount,ro", mount])
-    done = subprocess.run(FLOW, cwd=case.folder, env=case.environment(), capture_output=True, text=True)
-    subprocess.run(["mount", "-o", "remount,rw", mount])
-    yield {"case": case.name, "fault": "read-only", "exit": done.returncode, "said": done.stderr.splitlines()[-3:]}
 
 
 def main(minutes: float, cases: list[str], out: Path) -> None:

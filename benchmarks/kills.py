@@ -22,7 +22,7 @@ from flows.mend import at_work
 from stages.common import lockfile, orphans
 
 ROOT = Path(__file__).parent.parent
-GONE = 30.0  # seconds for all processes of a killed run to end
+GONE = 90.0  # seconds for all processes of a killed run to end; agents of Ray take a minute
 FILLER = ".filler.tmp"
 MOST = 4  # kills of one run; the next start is left alone
 FLOW = (sys.executable, "-m", "flows.reproduce")

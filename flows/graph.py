@@ -207,3 +207,4 @@ def restore_order(before: list[str], stages: list[Stage]) -> None:
             lock = parse_yaml_for_update(lockfile.read(lockfile.LOCK), LOCK_FILE)
             lock["stages"] = {address: lock["stages"][address] for address in wanted}
             lockfile.replace(lockfile.LOCK, dumps_yaml(lock))
+            lockfile.keep()

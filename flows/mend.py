@@ -2,7 +2,8 @@
 
 python -m flows.mend    # before a plain `dvc repro`; runs of flows do it by themselves
 
-A dvc.lock that is cut short is replaced by the last whole one, and what was done since comes from DVC's cache of runs.
+A dvc.lock that is cut short, or that DVC could not read for another damage, is replaced by the last whole one, and what
+was done since comes from DVC's cache of runs.
 A table of locks that is cut short is removed, and so are the entries of processes that are gone.
 """
 
@@ -27,6 +28,8 @@ import psutil
 from dvc.lock import make_lock
 from dvc.repo import Repo
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK, SCHEMA
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from ruamel.yaml import YAML
 from voluptuous import Invalid
 
 from stages.common import lockfile, orphans
@@ -44,18 +47,31 @@ def run() -> None:
 
 def mend(repo: Repo) -> None:
     """Mends a repository whose lock is held: nobody else writes dvc.lock."""
-    text = lockfile.read(lockfile.LOCK)
-    if not lockfile.LOCK.exists() or not lockfile.is_cut(text):
+    text, fault = lockfile.read(lockfile.LOCK), None
+    if lockfile.LOCK.exists() and text != lockfile.read(lockfile.KEPT):
+        fault = "a kill has cut it short" if lockfile.is_cut(text) else None if _fits(text) else "damaged"
+    if not fault:
         lockfile.keep()
-    elif whole := next(filter(lockfile.addresses, (lockfile.read(lockfile.KEPT), lockfile.committed())), None):
+    elif whole := next(filter(_fits, (lockfile.read(lockfile.KEPT), lockfile.committed())), None):
         lockfile.replace(lockfile.LOCK, whole)
-        tell("dvc.lock", "a kill has cut it short; the last whole one is put back")
+        tell("dvc.lock", f"{fault}; the last whole one is put back")
     else:
         lockfile.LOCK.unlink()
-        tell("dvc.lock", "a kill has cut it short; removed, its stages come from DVC's cache")
+        tell("dvc.lock", f"{fault}; removed, its stages come from DVC's cache")
     hardlink = repo.config["core"].get("hardlink_lock", False)
     with make_lock(str(Path(repo.tmp_dir, RWLOCK_LOCK)), tmp_dir=repo.tmp_dir, hardlink_lock=hardlink):
         _sweep(Path(repo.tmp_dir, RWLOCK_FILE))
+
+
+def _fits(text: str) -> bool:
+    """Whether a lock is whole and as DVC writes it; a bit that has flipped in a key makes DVC refuse all of it."""
+    if not lockfile.addresses(text):
+        return False
+    try:
+        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(text))
+    except Invalid:
+        return False
+    return True
 
 
 def _sweep(table: Path) -> None:

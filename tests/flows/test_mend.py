@@ -50,6 +50,19 @@ def test_a_lock_that_is_cut_anywhere_is_put_back_as_it_was(done, capfd):
     assert capfd.readouterr().err == "" and done.is_clean()
 
 
+def test_a_lock_with_a_flipped_bit_in_a_key_is_put_back_and_one_in_a_value_is_dvcs(done, capfd):
+    whole, path = done.lock(), done.folder / "dvc.lock"
+    path.write_text(whole.replace("size: ", "rize: ", 1))
+    assert not lockfile.is_cut(path.read_text())
+    graph.mended()
+    assert done.lock() == whole and capfd.readouterr().err == CUT.replace("a kill has cut it short", "damaged")
+    path.write_text(whole.replace("md5: ", "md5: 0", 1))
+    graph.mended()
+    assert done.lock() != whole and capfd.readouterr().err == ""
+    done.run("dvc", "repro")
+    assert done.lock() == whole
+
+
 def test_a_lock_of_another_branch_and_one_that_was_deleted_stay(done, capfd):
     whole = done.lock()
     shorter = whole[: whole.index("  c:")]
@@ -83,7 +96,7 @@ def test_after_a_killed_run_the_lock_has_the_order_of_a_plain_repro(done):
     assert graph.order_before() == []
     (done.folder / "dvc.lock").write_text(start + c + a + b)
     graph.restore_order(graph.order_before(), graph.plan())
-    assert done.lock() == whole
+    assert done.lock() == whole == lockfile.KEPT.read_text()
     graph.ORDER.write_text('["b"]')  # of a run on another branch
     assert graph.order_before() == ["a", "b", "c"]
 
