@@ -96,9 +96,8 @@ def at_work(entry: dict[str, Any]) -> bool:
     """Whether the process of an entry is there and is the one that made it: numbers are used again."""
     try:
         process = psutil.Process(entry["pid"])
-        arguments = entry["cmd"].split()[
-            1:
-        ]  # of a script or module, whose own name the system may know in another form
+        # Without the name of the script or module, which the system may know in another form.
+        arguments = entry["cmd"].split()[1:]
         given = " ".join(process.cmdline()).split()
         return orphans.is_alive(process) and given[len(given) - len(arguments) :] == arguments
     except psutil.NoSuchProcess:
