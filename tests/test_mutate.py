@@ -77,3 +77,9 @@ def test_a_test_that_fails_without_a_mutant_ends_the_run(test, how, run):
 
 def test_every_mutant_stands_once_in_its_file():
     assert list(mutate.misplaced(mutate.read(mutate.ROOT / "tests" / "mutants.yaml"), mutate.ROOT)) == []
+
+
+def test_every_mutant_names_a_test_that_is_there():
+    for mutant in mutate.read(mutate.ROOT / "tests" / "mutants.yaml"):
+        file, _, test = mutant.test.partition("::")
+        assert f"def {test.partition('[')[0]}(" in (mutate.ROOT / "tests" / file).read_text(), mutant.line

@@ -2,7 +2,7 @@
 
 A claim is 'true' if all of the interval lies within its bounds, 'false' if all of it lies beyond one of them, and else
 'not shown'. 'not measured' is one whose rows the experiment lacks, or that it does not test (`given`). An interval is
-that of the ratio or difference itself, `leaderboard.APART` standard errors to either side.
+that of the ratio or difference itself, `trainings.APART` standard errors to either side.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from stages.common import settings
 from stages.common.paths import CLAIMS, TIMINGS
 from stages.reporting import analyses, leaderboard
 from stages.reporting.analyses import Lacking, Measured, Unmeasured
-from stages.reporting.leaderboard import APART, Row
+from stages.reporting.leaderboard import Row
 from stages.reporting.page import Section
+from stages.reporting.trainings import APART
 from stages.schema import claims as schema
 
 Finding = dict[str, Any]  # about one claim, as claims.json holds it
@@ -175,8 +176,8 @@ def _error(column: str, row: Row) -> float | None:
     if column in schema.COUNTED:
         return 0.0
     if column == "train_seconds":
-        spread = row["train_seconds_spread"]
-        return None if spread is None else float(spread / row["trainings"] ** 0.5)
+        error: float | None = row["train_seconds_training_se"]
+        return error
     if column in schema.TIMED:
         return float(row[column] * row[f"spread{column.removeprefix('seconds_per_image')}"] / IQR)
     return leaderboard.standard_error(column, row)
@@ -201,7 +202,7 @@ def _protocol(quantity: schema.Quantity, evidence: Evidence) -> str:
         about = evidence.sampling
         return f"{about['device']}, medians of {about['rounds']} rounds; interval by the spread of a round"
     about = row["protocol"]
-    covers = "trainings" if row.get(f"{column}_spread") is not None else "images alone"
+    covers = "trainings" if row.get(f"{column}_training_se") is not None else "images alone"
     return (
         f"by {about['extractor']}, N = {about['n']}, {about['n_reference']} reference images, trainings of each: "
         f"{row['trainings']}; interval over {covers}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from stages.reporting.leaderboard import APART, Group, Row
+from stages.reporting.leaderboard import Group, Row
 from stages.reporting.page import Table
 from stages.reporting.pairs import Difference, verdict
+from stages.reporting.trainings import APART
 
 WITHIN = 1.1  # budgets count as equal up to this factor
 HEADINGS = ("method", "budget", "KID", "less the best", "interval", "than the best")

@@ -22,6 +22,7 @@ from multiscale.core.models import AUTOENCODER
 from multiscale.core.settings import Fetched
 from multiscale.core.storage import read_json, read_sealed_json
 from stages.common.paths import COSTS, MEASUREMENTS, MODELS, SAMPLES, histories, parts_of
+from stages.reporting.trainings import APART, add_errors
 from stages.schema import Experiment
 
 Row = dict[str, Any]  # of the leaderboard, as leaderboard.json holds it
@@ -55,7 +56,6 @@ OF_SAMPLES = ("n", "seeds", "labels", "prompts")  # keys of the protocol that de
 NEEDS_EQUAL_N = ("fd", "inception_score", "precision", "recall")
 AVERAGED = ["kid", "kid_se", "kid_test", "kid_test_se", "kid_second", "kid_second_se", "memorised", "label_accuracy"]
 AVERAGED += [*NEEDS_EQUAL_N, "inception_score_std"]
-APART = 2  # a difference of this many standard errors is significant
 FURTHER = {  # keys of the protocols that have them, in words
     "against": "FD is against",
     "resolution": "Images were resized to",
@@ -83,7 +83,10 @@ def rows_of(params: Experiment) -> list[Row]:
     for name, section in params.methods.items():
         row = _method(name, params)
         trained.setdefault((section.repeat_of or name, _as_key(row["protocol"])), []).append(row)
-    return [*map(_averaged, trained.values()), *(_floor(name, params) for name in params.evaluate.floors)]
+    methods = [*map(_averaged, trained.values())]
+    for key in ("kid", "kid_second"):
+        add_errors(methods, key)
+    return [*methods, *(_floor(name, params) for name in params.evaluate.floors)]
 
 
 def _as_key(protocol: Row) -> str:
@@ -301,8 +304,8 @@ def _first(key: str, metric: str, rows: list[Row]) -> str:
 
 def standard_error(key: str, row: Row) -> float:
     """Of a column: over trainings if there are several and it has a spread over them, else over images or prompts."""
-    spread = row.get(f"{key}_spread")
-    return float(row[f"{key}_se"] if spread is None else spread / row["trainings"] ** 0.5)
+    over_trainings = row.get(f"{key}_training_se")
+    return float(row[f"{key}_se"] if over_trainings is None else over_trainings)
 
 
 def markdown(

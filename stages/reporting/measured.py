@@ -14,6 +14,7 @@ from stages.common import timings
 from stages.common.paths import COSTS, SAMPLES, histories
 from stages.reporting import leaderboard
 from stages.reporting.leaderboard import Group, Row
+from stages.reporting.trainings import add_errors
 from stages.schema import Experiment
 
 COLUMNS = leaderboard.COLUMNS | {
@@ -39,7 +40,9 @@ def beside(groups: list[Group], sampling: dict[str, Any], params: Experiment) ->
     """The groups with what was measured on this machine in the rows of their methods."""
 
     def added(rows: list[Row]) -> list[Row]:
-        return [row | _measured(row, sampling, params) for row in rows]
+        found = [row | _measured(row, sampling, params) for row in rows]
+        add_errors(found, "train_seconds")
+        return found
 
     return [replace(group, methods=added(group.methods)) for group in groups]
 

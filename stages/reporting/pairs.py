@@ -14,7 +14,8 @@ from typing import Any
 import polars as pl
 
 from stages.common.paths import PAIRED
-from stages.reporting.leaderboard import APART, Group, Row
+from stages.reporting.leaderboard import Group, Row
+from stages.reporting.trainings import APART
 from stages.schema import Experiment
 
 COLUMNS = ("kid", "correct")  # of an image: what it adds to KID, and whether it shows its class

@@ -17,6 +17,7 @@ from stages.reporting.claims import Finding
 from stages.reporting.leaderboard import Group, Row
 from stages.reporting.page import Card, Exhibit, Leaderboard, Page, Section, Table, address, picture, sheet
 from stages.reporting.pairs import Difference
+from stages.reporting.trainings import APART
 from stages.schema import Experiment
 
 SHOWN = (
@@ -36,7 +37,7 @@ FIGURES: tuple[tuple[Any, str, str, str, float], ...] = (
 )
 PAIRS = ("method", "against", "KID apart", "KID, interval", "by KID", "accuracy apart", "accuracy, interval")
 PAIRS_NOTE = (
-    f"Each pair of methods, image by image with the same seed and class: {leaderboard.APART} standard errors to either "
+    f"Each pair of methods, image by image with the same seed and class: {APART} standard errors to either "
     "side. Where methods are equal, about one interval in twenty leaves out zero. Over the images of one training, no "
     "interval covers other trainings."
 )
@@ -171,7 +172,7 @@ def pair_table(differences: Sequence[Difference]) -> Table:
         if each.accuracy is None or each.accuracy_se is None:
             rows.append([*line, "-", "-"])
         else:
-            low, high = (100 * (each.accuracy + k * leaderboard.APART * each.accuracy_se) for k in (-1, 1))
+            low, high = (100 * (each.accuracy + k * APART * each.accuracy_se) for k in (-1, 1))
             rows.append([*line, f"{each.accuracy:+.1%}", f"{low:+.1f} to {high:+.1f} %"])
     names = list(dict.fromkeys(name for each in differences for name in (each.method, each.other)))
     rows.sort(key=lambda row: (names.index(row[0]), names.index(row[1])))

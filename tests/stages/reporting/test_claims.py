@@ -24,9 +24,9 @@ SAMPLING = {"device": "an abacus", "rounds": 3}
 
 def row(name: str, **values: object) -> dict:
     """A row of the leaderboard: KID 0.1 with a standard error of 0.003."""
-    found = {"method": name, "kid": 0.1, "kid_se": 0.003, "kid_spread": None, "trainings": 1, "copies": False}
+    found = {"method": name, "kid": 0.1, "kid_se": 0.003, "kid_training_se": None, "trainings": 1, "copies": False}
     found |= {"parameters": 100, "network_calls": 8.0, "seconds_per_image": 0.5, "spread": 0.0}
-    return found | {"train_seconds": 30.0, "train_seconds_spread": None, "protocol": PROTOCOL} | values
+    return found | {"train_seconds": 30.0, "train_seconds_training_se": None, "protocol": PROTOCOL} | values
 
 
 def evidence(**changes: dict) -> claims.Evidence:
@@ -100,8 +100,8 @@ def test_a_ratio_has_the_relative_errors_of_both_rows():
 
 
 def test_several_trainings_tell_the_error_by_their_spread():
-    """A spread of 0.03 over nine trainings is an error of 0.01 for a; b has its 0.003 over images."""
-    judged = found(difference(), evidence(a={"kid_spread": 0.03, "trainings": 9}))
+    """An error of 0.01 over trainings for a; b has its 0.003 over images."""
+    judged = found(difference(), evidence(a={"kid_training_se": 0.01, "trainings": 9}))
     assert judged["interval"][1] == pytest.approx(2 * (0.01**2 + 0.003**2) ** 0.5)
     assert "trainings of each: 9; interval over trainings" in judged["protocol"]
 
@@ -113,7 +113,7 @@ def test_seconds_have_the_spread_of_a_round_and_those_of_training_that_of_traini
     assert judged["holds"] == "true" and "an abacus" in judged["protocol"]
     once = found(ratio("train_seconds", 2.0))
     assert (once["measured"], once["interval"], once["holds"]) == (1.0, None, "not shown")
-    often = {name: {"train_seconds_spread": 3.0, "trainings": 4} for name in "ab"}
+    often = {name: {"train_seconds_training_se": 1.5, "trainings": 4} for name in "ab"}
     assert found(ratio("train_seconds", 2.0), evidence(**often))["holds"] == "true"
 
 

@@ -75,7 +75,8 @@ def ranked(**kid: float) -> None:
         protocol = PROTOCOL | {"n": 50 if name == "few" else PROTOCOL["n"]}
         cost = {"network_calls": 4.0, "parameters": 10, "train_images": 96, "flops_per_image": 2e9}
         about = {"method": name, "kind": kind, "recipe": "tiny", "works_on": "latents", "protocol": protocol}
-        trained = {"trainings": 1, "kid_spread": None, "kid_second_spread": None, "copies": False}
+        spread = {f"{key}{end}": None for key in ("kid", "kid_second") for end in ("_spread", "_training_se")}
+        trained = spread | {"trainings": 1, "copies": False}
         rows[name] = REST | METRICS["dit"] | about | cost | trained | {"kid": value}
     put_json("reports/leaderboard.json", rows)
 

@@ -1,0 +1,25 @@
+"""What several trainings of each method say about another one."""
+
+from __future__ import annotations
+
+import pytest
+
+from stages.reporting.trainings import add_errors
+
+
+def test_twice_the_error_covers_19_of_20_trainings_by_what_all_rows_say():
+    """Relative spreads of 0.1 and 0.2 over two trainings each pool to sqrt(0.025); t of two degrees is 4.3027."""
+    a = {"kid": 0.1, "kid_spread": 0.01, "trainings": 2}
+    b = {"kid": 0.2, "kid_spread": 0.04, "trainings": 2}
+    c = {"kid": 0.3, "kid_spread": None, "trainings": 1}
+    add_errors([a, b, c], "kid")
+    assert a["kid_training_se"] == pytest.approx(0.1 * 0.025**0.5 / 2**0.5 * 4.3027 / 2, rel=1e-4)
+    assert b["kid_training_se"] == pytest.approx(2 * a["kid_training_se"]) and c["kid_training_se"] is None
+
+
+def test_a_spread_of_more_trainings_counts_for_more():
+    """Variances of 0.04 with one degree of freedom and 0.01 with four pool to 0.016; t of five degrees is 2.5706."""
+    a = {"kid": 1.0, "kid_spread": 0.2, "trainings": 2}
+    b = {"kid": 1.0, "kid_spread": 0.1, "trainings": 5}
+    add_errors([a, b], "kid")
+    assert b["kid_training_se"] == pytest.approx((0.016 / 5) ** 0.5 * 2.5706 / 2, rel=1e-4)
