@@ -157,3 +157,21 @@ print(torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item())
 """)
     assert out == "[]\ntorch._dynamo.utils\n2.0\n"
     assert {"torchvision", "torch_fidelity"} <= modules
+
+
+def test_a_stage_computes_with_one_thread_of_numpy_and_scipy_whatever_the_shell_says():
+    toy = """
+import os, sys, types
+os.environ |= {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+
+def main(params):
+    import numpy, scipy.linalg
+    from threadpoolctl import threadpool_info
+    print(*(each["num_threads"] for each in threadpool_info() if each["internal_api"] == "openblas"))
+
+sys.modules["stages.toy"] = types.SimpleNamespace(main=main)
+from stages.common import harness
+harness._run("stages.toy", {})
+"""
+    out, _ = run(toy)
+    assert set(out.split()) == {"1"}

@@ -60,6 +60,7 @@ def connect(run: Run) -> None:
                         # Workers import this checkout, not an installed copy, and use the cores that they asked for.
                         "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
                         "OMP_NUM_THREADS": str(run.threads),
+                        "OPENBLAS_NUM_THREADS": "1",  # as in stages
                     }
                 },
             )

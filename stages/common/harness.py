@@ -51,6 +51,7 @@ def _run(name: str, given: dict[str, str]) -> None:
         orphans.end_with(orphans.starter())
         lockfile.keep()
     announce("loading torch, the settings and the code of the stage")
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of NumPy and SciPy, which read it once: FD's last bits depend on it
     import torch  # here, because commands start without torch
 
     from multiscale.core.memory import keep_freed_memory
