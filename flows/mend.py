@@ -48,7 +48,7 @@ def run() -> None:
 def mend(repo: Repo) -> None:
     """Mends a repository whose lock is held: nobody else writes dvc.lock."""
     text, fault = lockfile.read(lockfile.LOCK), None
-    if lockfile.LOCK.exists() and text != lockfile.read(lockfile.KEPT):
+    if lockfile.LOCK.exists() and not (text and text == lockfile.read(lockfile.KEPT)):
         fault = "a kill has cut it short" if lockfile.is_cut(text) else None if _fits(text) else "damaged"
     if not fault:
         lockfile.keep()

@@ -78,13 +78,15 @@ def test_a_lock_of_another_branch_and_one_that_was_deleted_stay(done, capfd):
 
 def test_without_a_kept_lock_the_committed_one_is_put_back_else_none(done, capfd):
     whole = done.lock()
-    for line in ("dvc.lock: a kill has cut it short; removed, its stages come from DVC's cache\n", CUT):
+    removed = "dvc.lock: a kill has cut it short; removed, its stages come from DVC's cache\n"
+    for line, left in ((removed, ""), (removed, whole[:50]), (CUT, whole[:50])):
         shutil.rmtree(".dvc/tmp")
-        (done.folder / "dvc.lock").write_text(whole[:50])
+        (done.folder / "dvc.lock").write_text(left)
         assert called("flows.mend").stderr == line
         done.run("dvc", "repro")
         assert done.lock() == whole and done.is_clean()
-        done.run("git", "commit", "-qam", "results", ok=False)  # nothing else the second time
+        if left:
+            done.run("git", "commit", "-qam", "results", ok=False)  # nothing else the last time
 
 
 def test_after_a_killed_run_the_lock_has_the_order_of_a_plain_repro(done):
