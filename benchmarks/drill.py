@@ -120,11 +120,11 @@ def _faults(case: Case) -> Iterator[dict]:
         process = case.start()
         time.sleep(random.uniform(0.3, 0.6) * case.seconds)
         free = shutil.disk_usage(mount).free // 1024 - spare
-        with open(filler, "wb") as file, suppress(OSError):
+        with suppress(OSError), open(filler, "wb") as file:
             file.write(bytes(max(0, free) * 1024))
         code = process.wait()
         event = {"case": case.name, "fault": f"{spare} KB free", "exit": code, "said": case.said()[-3:]}
-        filler.unlink()
+        filler.unlink(missing_ok=True)
         yield event
 
 

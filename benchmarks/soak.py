@@ -206,7 +206,7 @@ def soak(folder: Path, hours: float, every: int, flow: float, sweep: float, out:
                     break
                 time.sleep(PAUSE)
         due = [time for time in served.due if time < datetime.now(UTC)]
-        said = [state.message for _, state in served.others() if not state.is_completed()]
+        said = [state.message for _, state in served.others() if state.is_final() and not state.is_completed()]
         summary = {"hours": round(seconds / 3600, 2), **counted(served.scheduled(), due), "not completed": said}
         print(json.dumps(summary), file=file)
 

@@ -282,6 +282,23 @@ def test_more_than_the_cluster_ever_has_is_one_line(nodes, spread):
         cluster.connect(Run(workers=1, gpus=2.0))
 
 
+def test_a_cluster_that_does_not_start_in_time_is_one_line(monkeypatch):
+    import ray
+
+    def late(**options):
+        raise Exception("The current node timed out\nduring startup.")  # as Ray does
+
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(BadInput) as error:
+        cluster.connect(Run(workers=2))
+    line = (
+        "params.yaml: run.workers: Ray cannot start here: The current node timed out during startup.; allowed: another"
+    )
+    assert str(error.value).startswith(line)
+
+
 @pytest.mark.parametrize("address, token", [("127.0.0.1:1", None), (None, "1" * 64), ("nowhere", None)])
 def test_a_cluster_that_cannot_be_joined_is_one_line_and_exit_code_2(nodes, spread, monkeypatch, address, token):
     import ray
