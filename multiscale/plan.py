@@ -1,40 +1,23 @@
 """What a network would cost at a shape, worked out without its memory or its time: no number is computed.
 
-The network is called with fake tensors: these have shapes and types alone, so that a plan of billions of parameters
+The network is called with hollow tensors: these have shapes and types alone, so that a plan of billions of parameters
 takes seconds on any machine. Attention is taken to run in a fused kernel, which keeps no matrix of all pairs of tokens.
-Constants that functions cache meanwhile are fake: compute nothing with such a network in the same process.
+Constants that functions cache meanwhile may be hollow: compute nothing with such a network in the same process.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
-from torch.utils.weak import WeakIdKeyDictionary
 
+from multiscale.hollow import Hollow, costs
 
-def _forward(q: Any, k: Any, v: Any, *rest: Any, **more: Any) -> int:
-    return int(sdpa_flop_count(q, k, v))
-
-
-def _backward(gradient: Any, q: Any, k: Any, v: Any, *rest: Any, **more: Any) -> int:
-    return int(sdpa_backward_flop_count(gradient, q, k, v))
-
-
-FORMULAS = {
-    **flop_registry,
-    # The fused kernels of a CPU, which torch does not know.
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_forward),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(_backward),
-}
+PLAIN = (bool, int, float, str, tuple, type(None))  # settings of a module
 
 
 @dataclass(frozen=True)
@@ -62,17 +45,16 @@ def plan(
     """The plan of a network called with inputs of these shapes and further options; with `train`, backward as well."""
     with torch.device("meta"):
         net = build().to(dtype)
-    with FakeTensorMode(allow_non_fake_inputs=True):  # constants that functions cache
-        own = _fake(net)
+    own = _emptied(net)
 
-        def call() -> None:
-            given = [torch.empty(shape, dtype=dtype) for shape in shapes]
-            with torch.set_grad_enabled(train):
-                out = net(*given, **options)
-            if train:
-                out.sum().backward()
+    def call() -> None:
+        given = [Hollow.empty(shape, dtype) for shape in shapes]
+        with torch.set_grad_enabled(train):
+            out = net(*given, **options)
+        if train:
+            out.sum().backward()
 
-        activations, flops = _costs(call, own)
+    activations, flops = costs(call)
     return Plan(*size(net, own), activations, flops)
 
 
@@ -81,13 +63,6 @@ def size(net: nn.Module, own: Sequence[Tensor] | None = None) -> tuple[int, int,
     parameters, held = list(net.parameters()), own or [*net.parameters(), *net.buffers()]
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     return sum(p.numel() for p in parameters), trained, sum(x.numel() * x.element_size() for x in held)
-
-
-def _costs(call: Callable[[], None], own: Sequence[Tensor]) -> tuple[int, int]:
-    """Bytes of activations and FLOP of a call."""
-    with _Count(own) as count:
-        call()
-    return count.most, count.flops
 
 
 @dataclass(frozen=True)
@@ -157,11 +132,11 @@ class Understudy(Double):
     A call that autograd follows counts its backward pass; a derivative of a derivative does not count.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, known: dict[str, Any] | None = None) -> None:
+        """known: of other networks, by their structure; calls of one that is built alike are not worked out again."""
         super().__init__(net)
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with self.mode:
-            self.own = _fake(net)
+        _emptied(net)
+        self.known = self.known if known is None else known.setdefault(structure(net), self.known)
 
     def learn(self, leaves: list[Any], tree: TreeSpec, followed: bool) -> tuple[Call, Any]:
         given_back: list[Any] = []
@@ -175,9 +150,23 @@ class Understudy(Double):
             if ends:
                 torch.stack(ends).sum().backward()
 
-        with self.mode, torch.set_grad_enabled(followed):
-            activations, flops = _costs(call, self.own)
+        with torch.set_grad_enabled(followed):
+            activations, flops = costs(call)
         return Call(leaves[0].shape[-1], activations, flops), given_back[0]
+
+
+def structure(net: nn.Module) -> str:
+    """A network by what decides the costs of its calls: modules with their settings, weights by shape and type."""
+    modules = [
+        (
+            name,
+            type(module),
+            [(key, value if isinstance(value, PLAIN) else type(value)) for key, value in vars(module).items()],
+        )
+        for name, module in net.named_modules()
+    ]
+    weights = [(name, x.shape, x.dtype) for name, x in (*net.named_parameters(), *net.named_buffers())]
+    return repr((modules, weights))
 
 
 @dataclass(frozen=True)
@@ -199,48 +188,18 @@ def _followed(leaf: Any) -> bool:
 
 
 def _copy(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype).requires_grad_(x.requires_grad)
+    return Hollow.empty(x.shape, x.dtype).requires_grad_(x.requires_grad)
 
 
-def _fake(net: nn.Module) -> list[Tensor]:
-    """Replaces the parameters and buffers of a network on the meta device by fake ones on the CPU, and gives those."""
-    own: list[Tensor] = []
+def _emptied(net: nn.Module) -> list[Hollow]:
+    """Replaces the parameters and buffers of a network on the meta device by hollow ones, and gives those."""
+    own: list[Hollow] = []
     for module in net.modules():
         for name, x in [*module.named_parameters(recurse=False)]:
-            fake: Tensor = nn.Parameter(torch.empty(x.shape, dtype=x.dtype), x.requires_grad)
-            own.append(fake)
-            setattr(module, name, own[-1])
+            parameter: Any = nn.Parameter(Hollow.empty(x.shape, x.dtype), x.requires_grad)
+            own.append(parameter)
+            setattr(module, name, parameter)
         for name, buffer in [*module.named_buffers(recurse=False)]:
-            own.append(torch.empty(buffer.shape, dtype=buffer.dtype))
+            own.append(Hollow.empty(buffer.shape, buffer.dtype))
             setattr(module, name, own[-1])
     return own
-
-
-class _Count(TorchDispatchMode):
-    """Counts FLOP, by torch's formulas, and the bytes of all storages that live, apart from those of some tensors.
-
-    torch's own counter keeps activations alive that are computed again.
-    """
-
-    def __init__(self, apart: Sequence[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's is not typed
-        self.known = WeakIdKeyDictionary({x.untyped_storage(): True for x in apart})
-        self.now = self.most = self.flops = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if formula := FORMULAS.get(func.overloadpacket):
-            self.flops += formula(*args, **(kwargs or {}), out_val=out)
-        return tree_map_only(Tensor, self._seen, out)
-
-    def _seen(self, x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage not in self.known:
-            self.known[storage] = True
-            self.now += storage.nbytes()
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self._gone, storage.nbytes())
-        return x
-
-    def _gone(self, size: int) -> None:
-        self.now -= size

@@ -13,7 +13,8 @@ from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from multiscale.core.device import autocast
 from multiscale.core.streams import Draws
-from multiscale.plan import FORMULAS, Double, shapes
+from multiscale.hollow import FORMULAS
+from multiscale.plan import Double, shapes
 from multiscale.training.part import Part
 
 IMAGES, STEPS = 2, 16  # of a step, and steps at least: parts draw resolutions, levels and turns at random

@@ -137,6 +137,7 @@ class Planner:
 
     def __init__(self, experiment: Experiment, folder: Path):
         self.experiment, self.folder, self.workers = experiment, folder, experiment.run.workers or 1
+        self.known: dict[str, Any] = {}  # what calls cost, by the structure of the network
 
     def cost(self, name: str) -> Cost:
         """The cost of a part or student."""
@@ -148,7 +149,7 @@ class Planner:
         part = self.part(name, section)
         nets = {**part.networks, **part.frozen}
         sizes = [size(net) for net in nets.values()]
-        stands = {each: Understudy(net).instead() for each, net in nets.items()}
+        stands = {each: self.stand(net).instead() for each, net in nets.items()}
         cycle, most, by = getattr(part, "cycle", STEPS), 0, dict[int, float]()
         for step in range(cycle):
             calls = calls_of(part, stands, step, section.training.batch // self.workers)
@@ -157,6 +158,10 @@ class Planner:
                 by[call.edge] = by.get(call.edge, 0.0) + call.flops * self.workers / cycle
         trained, weights = (sum(each) for each in list(zip(*sizes))[1:])
         return Cost(sizes[list(nets).index(part.main)][0], trained, weights, most, by, sample)
+
+    def stand(self, net: nn.Module) -> Understudy:
+        """What stands in for a network."""
+        return Understudy(net, self.known)
 
     def data(self, name: str) -> Path:
         """The decomposition of this name."""
@@ -202,9 +207,9 @@ class Planner:
             for name, each in parts.items():
                 self.saved(name, each)
             sampler = sampling.load(self.folder / "models" / method, section, "fp32")
-            return sampler, [Understudy(net).instead() for net in sampler.networks.values()]
+            return sampler, [self.stand(net).instead() for net in sampler.networks.values()]
         made = [self.part(name, each) for name, each in parts.items()]
-        stands = [Understudy(part.networks[part.main]).instead() for part in made]
+        stands = [self.stand(part.networks[part.main]).instead() for part in made]
         pairs = [(part.config, part.networks[part.main]) for part in made]
         with patch.object(sampling.NetworkSampler, "placed", lambda sampler, net: net.eval()):  # nothing can be moved
             return joins.sampler(pairs, section, Codec(None, channels(self.experiment)), "fp32"), stands
@@ -221,7 +226,7 @@ class Planner:
             else:
                 part = self.part(name, only)
                 net, config = part.networks[part.main], part.config
-            stands, codec = [Understudy(net)], Codec(None, channels(self.experiment))
+            stands, codec = [self.stand(net)], Codec(None, channels(self.experiment))
             conditioner = beside(self.data(only.dataset), classes(self.experiment))
             sampler = around(stands[0], config, section, codec, "fp32", conditioner)
         else:

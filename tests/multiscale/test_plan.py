@@ -114,3 +114,14 @@ def test_an_adapter_that_is_off_is_not_counted():
         with torch.no_grad():
             call(x)
     assert [call.flops for call in stand.calls] == [2 * N * D * (D + 4), 2 * N * D * D, 2 * N * D * (D + 4)]
+
+
+def test_networks_that_are_built_alike_are_worked_out_once():
+    known, x = {}, torch.zeros(N, D)
+    nets = [linear(), linear(), nn.Sequential(linear()), nn.GELU(), nn.GELU(approximate="tanh")]
+    stands = [Understudy(net, known) for net in nets]
+    with torch.no_grad():
+        for stand in stands:
+            stand(x)
+    assert stands[0].known is stands[1].known and stands[0].calls == stands[1].calls
+    assert len({id(stand.known) for stand in stands}) == 4
