@@ -2,6 +2,7 @@
 
     make bench                            # two minutes on one core; exit code 1 if a ratio is more than 5 % worse
     python -m benchmarks.floor --save     # measures, and writes results/floor.json, which the others compare with
+    python -m benchmarks.floor --whole    # whole trainings instead, ten minutes; writes results/floor-whole.json
 
 A ratio is the time of plain torch (`benchmarks.plain`) over ours, the median of pairs measured in turn: 1 is the floor,
 less is slower. It hardly depends on the machine. What seems worse is measured again, and counts if it is worse again.
@@ -12,13 +13,20 @@ from __future__ import annotations
 import copy
 import json
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from benchmarks import plain, work
 from benchmarks.common import RESULTS, in_turn, ratio, save
 from multiscale.core.device import default_device, resolve_precision
+from multiscale.training.checkpoint import Checkpoints
+from multiscale.training.loop import fit
+from multiscale.training.part import Part
+from stages.schema import Experiment
 
 OURS, FLOOR = "ours", "plain torch"
 TOLERANCE = 0.05
@@ -36,18 +44,57 @@ class Pair:
     about: dict[str, object]
 
 
-def training_steps() -> Iterator[Pair]:
-    """One training step of the recipe's DiT and UNet, with its batch."""
-    params = work.recipe()
+def trained(params: Experiment) -> Iterator[tuple[Part, Calls, int]]:
+    """The recipe's DiT, UNet and student; a step of each in plain torch and in ours; steps to a block."""
     for part, data, loss, block in (
         (work.dit_part(params), work.latents(params), plain.flow_loss, 10),
         (work.unet_part(params), work.pixels(params), plain.denoising_loss, 4),
     ):
-        section, net = params.parts[part.name].training, part.networks["net"]
-        precision = resolve_precision(section.precision, default_device())
-        floor = plain.trainer(copy.deepcopy(net), loss, data, work.labels(), section.batch, precision)
-        about = {"batch": section.batch, "precision": precision}
-        yield Pair(f"training step, {part.name}", {FLOOR: floor, OURS: work.trainer(part, params)}, 20, block, about)
+        batch, precision = _settings(part, params)
+        floor = plain.trainer(copy.deepcopy(part.networks["net"]), loss, data, work.labels(), batch, precision)
+        yield part, {FLOOR: floor, OURS: work.trainer(part, params)}, block
+    student = work.student_part(params)
+    floor = plain.distiller(copy.deepcopy(student), *_settings(student, params))
+    yield student, {FLOOR: floor, OURS: work.trainer(student, params)}, student.cycle
+
+
+def _settings(part: Part, params: Experiment) -> tuple[int, str]:
+    """Images a batch, and the precision."""
+    section = params.trained[part.name].training
+    return section.batch, resolve_precision(section.precision, default_device())
+
+
+def training_steps() -> Iterator[Pair]:
+    """Training steps of the recipe's DiT, UNet and student, with their batches."""
+    params = work.recipe()
+    for part, calls, block in trained(params):
+        batch, precision = _settings(part, params)
+        yield Pair(f"training step, {part.name}", calls, 20, block, {"batch": batch, "precision": precision})
+
+
+def whole() -> dict[str, dict]:
+    """Trainings of the recipe from start to end, with history, validation and checkpoints, and as many plain steps."""
+    params, found = work.recipe(), {}
+    for part, calls, _ in trained(params):
+        training, part.held_out = work.training(part, params), part.data
+        steps = -(-training.images // training.batch)
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoints = Checkpoints(Path(folder), part.name, "floor")
+            timed = {
+                FLOOR: work.times(steps, calls[FLOOR]),
+                OURS: partial(fit, part, training, params.seed, checkpoints),
+            }
+            for call in calls.values():
+                call()  # a first step takes longer
+            seconds = {}
+            for name, call in timed.items():
+                started = time.perf_counter(), time.process_time()
+                call()
+                seconds[name] = [time.perf_counter() - started[0], time.process_time() - started[1]]
+        wall, processor = (ours / floor - 1 for ours, floor in zip(seconds[OURS], seconds[FLOOR]))
+        print(f"training, {part.name}: {wall:+.1%}, processor time {processor:+.1%}")
+        found[part.name] = {"steps": steps, "overhead": wall, "processor_overhead": processor, "seconds": seconds}
+    return found
 
 
 def samplers(batch: int = 50, steps: int = 8, scale: float = 1.5) -> Iterator[Pair]:
@@ -90,10 +137,13 @@ def verdict(names: list[str], before: dict[str, float], now: dict[str, float], t
 
 
 def main(arguments: list[str]) -> int:
-    if unknown := set(arguments) - {"--save"}:
-        print(f"bench: {' '.join(sorted(unknown))}: unknown; allowed: --save", file=sys.stderr)
+    if unknown := set(arguments) - {"--save", "--whole"}:
+        print(f"bench: {' '.join(sorted(unknown))}: unknown; allowed: --save, --whole", file=sys.stderr)
         return 2
     work.as_stages_do(work.recipe())
+    if "--whole" in arguments:
+        save("floor-whole", {"rows": whole()})
+        return 0
     path, keep = RESULTS / "floor.json", "--save" in arguments
     if not (keep or path.exists()):
         print(f"bench: {path}: the file is missing; python -m benchmarks.floor --save writes it", file=sys.stderr)

@@ -7,14 +7,17 @@ draws noise and calls the network once a step. Nothing is checkpointed, logged, 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from multiscale.core.device import autocast, default_device, layout_of, placed
+from multiscale.core.device import autocast, cast_weights, default_device, layout_of, placed
 from multiscale.networks.autoencoder import Codec
+from multiscale.training.part import Part
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (network, batch, labels)
 
@@ -38,6 +41,52 @@ def trainer(net: nn.Module, loss: Loss, data: Tensor, labels: Tensor, batch: int
         optimizer.zero_grad()
         with torch.no_grad():
             torch._foreach_lerp_(averages, weights, 0.01)
+
+    return step
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Random numbers for a part's loss, straight from torch."""
+
+    step: int
+    batch: int
+
+    def normal(self, name: str, *shape: int) -> Tensor:
+        return torch.randn(self.batch, *shape)
+
+    def uniform(self, name: str, *shape: int) -> Tensor:
+        return torch.rand(self.batch, *shape)
+
+
+def distiller(part: Part, batch: int, precision: str) -> Callable[[], None]:
+    """One training step of a student in plain torch: networks take turns, and the losses are the part's."""
+    device, steps = default_device(), itertools.count()
+    nets = {name: placed(net, device, layout_of(net)).train() for name, net in part.networks.items()}
+    for net in part.frozen.values():
+        placed(cast_weights(net, precision), device, layout_of(net))
+    average = copy.deepcopy(nets[part.main]).requires_grad_(False)
+    weights, averages = {name: list(net.parameters()) for name, net in nets.items()}, list(average.parameters())
+    optimizers = {
+        name: torch.optim.AdamW(own, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+        for name, own in weights.items()
+    }
+
+    def step() -> None:
+        index = next(steps)
+        rows = {key: x.to(device) for key, x in part.data[torch.randint(len(part.data), (batch,))].items()}
+        for name in part.turns(index):
+            for other, net in nets.items():
+                net.requires_grad_(other == name)
+            with autocast(precision, device):
+                found, _ = part.loss(name, nets, rows, Fresh(index, batch))
+            found.backward()
+            nn.utils.clip_grad_norm_(weights[name], 1.0)
+            optimizers[name].step()
+            optimizers[name].zero_grad()
+            if name == part.main:
+                with torch.no_grad():
+                    torch._foreach_lerp_(averages, weights[name], 0.01)
 
     return step
 

@@ -5,7 +5,9 @@ The data have the shapes of the recipe's. Time does not depend on their values, 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -14,17 +16,20 @@ from torch import Tensor
 
 from multiscale.core.memory import keep_freed_memory
 from multiscale.core.normalisation import Normalisation
-from multiscale.core.storage import Table
+from multiscale.core.storage import Table, write_blocks, write_json
 from multiscale.flow import Solver
 from multiscale.methods.msf.parts import ScaleConfig, ScalePart
 from multiscale.methods.msf.sampler import MSFSampler
 from multiscale.methods.ssd.parts import ScaleSpacePart
 from multiscale.methods.ssd.sampler import ScaleSpaceSampler
 from multiscale.methods.ssd.settings import AncestralSolver
+from multiscale.methods.swd.config import TeacherConfig
+from multiscale.methods.swd.parts import student_of
+from multiscale.methods.swd.student import StudentPart
 from multiscale.networks import autoencoder
 from multiscale.networks.autoencoder import Codec
 from multiscale.training.loop import Trainer
-from multiscale.training.part import Part
+from multiscale.training.part import Part, Training
 from stages.common import settings
 from stages.schema import Experiment
 
@@ -80,10 +85,37 @@ def unet_part(params: Experiment) -> ScaleSpacePart:
     return ScaleSpacePart("ddpm", table, section, config)
 
 
+def student_part(params: Experiment) -> StudentPart:
+    """The student 'swd' of a teacher with random weights, on random latents of all resolutions of its schedule."""
+    section, made = params.students["swd"], params.parts["swd-teacher"]
+    grids = {str(size): size // params.vae.factor for size in params.decompose["pyramid"].resolutions}
+    channels = params.vae.latent_channels
+    unit = Normalisation(shift=[0.0] * channels, scale=[1.0] * channels)
+    teacher = TeacherConfig(
+        channels=channels, resolution=max(grids.values()), classes=CLASSES, latent=unit, network=made.network
+    )
+    columns = {
+        f"z{size}": torch.randn(COUNT, channels, grid, grid, generator=torch.Generator().manual_seed(grid))
+        for size, grid in grids.items()
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        about = {"classes": CLASSES, "latent": unit.model_dump(), "grids": grids}
+        write_json(Path(folder, "statistics.json"), about)
+        shapes = {name: (np.float32, tuple(x.shape)) for name, x in columns.items()} | {"label": (np.int64, (COUNT,))}
+        write_blocks(Path(folder, "targets.safetensors"), shapes, [{**columns, "label": labels()}])
+        part = student_of("swd", section, Path(folder), teacher.build(), teacher, ("", ""))
+        part.data = Table({name: x.numpy() for name, x in columns.items()} | {"label": labels().numpy()})
+    return part
+
+
+def training(part: Part, params: Experiment) -> Training:
+    """The training of a part in the recipe, with AdamW, as its peers."""
+    return params.trained[part.name].training.model_copy(update={"optimizer": "adamw"})
+
+
 def trainer(part: Part, params: Experiment) -> Callable[[], None]:
-    """One training step of a part, with its batch, by the project's training loop; with AdamW, as its peers."""
-    training = params.parts[part.name].training.model_copy(update={"optimizer": "adamw"})
-    run = Trainer(part, training, params.seed)
+    """One training step of a part, with its batch, by the project's training loop."""
+    run = Trainer(part, training(part, params), params.seed)
     for net in run.networks.values():
         net.train()
 
