@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from scipy.special import stdtrit  # quantiles of Student's t, without the second that scipy.stats takes to load
-
 APART = 2  # a difference of this many standard errors is significant
 COVERED = 0.95  # of other trainings, by the interval of APART standard errors to either side
 
@@ -17,6 +15,8 @@ def add_errors(rows: Sequence[dict[str, Any]], key: str) -> None:
     The standard deviation of two or three trainings says little of its own. So that of all rows, relative to their
     means, is taken to be one, as wide again as Student's t asks for so many trainings in all.
     """
+    from scipy.special import stdtrit  # quantiles of t; here, because few reports have several trainings
+
     several = [row for row in rows if row.get(f"{key}_spread") is not None]
     freedom = sum(row["trainings"] - 1 for row in several)
     squares = sum((row["trainings"] - 1) * (row[f"{key}_spread"] / row[key]) ** 2 for row in several)
