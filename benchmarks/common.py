@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
+import re
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +19,8 @@ import numpy as np
 
 from multiscale.core.device import default_device, describe
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results"
 
 
 def in_turn(
@@ -50,6 +56,21 @@ def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> dict[str, fl
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     """The b of values ~ sizes^b: the slope of a straight line through the logarithms, by least squares."""
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+
+
+def apart(code: str) -> dict:
+    """What code prints as JSON in its last line, in a process of its own; the working directory may be another."""
+    about = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True, env=about)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def line(event: dict) -> str:
+    """An event as a line of JSON for a file that git keeps: without the folders of this machine."""
+    text = json.dumps(event)
+    for place, name in ((sys.prefix, "PYTHON"), (str(ROOT), "PROJECT"), (tempfile.gettempdir(), "TMP")):
+        text = re.sub(rf"(?<![\w.]){re.escape(place)}(?=/)", name, text)
+    return text
 
 
 def save(name: str, result: dict, packages: Sequence[str] = ()) -> None:

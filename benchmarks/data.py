@@ -24,14 +24,13 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import miniature
-from benchmarks.common import save
+from benchmarks.common import apart, save
 from benchmarks.loader import anonymous_bytes
 from multiscale.core.streams import Order
 from stages import download
 from stages.common import images, paths, settings
 from stages.schema import Experiment
 
-ROOT = Path(__file__).parent.parent
 KINDS, CLASSES, SHAPE, RESOLUTION = 200, 10, (218, 178), 64
 BATCH, BATCHES = 256, 200
 FEWER = 4_000  # on no, one and two workers, each of which decodes on two threads
@@ -108,10 +107,7 @@ def main(count: int) -> None:
     recipe, results = settings.load().model_dump_json(), {}
 
     def run(what: str, workers: int = 0) -> dict[str, float]:
-        code = f"from benchmarks.data import step; step({what!r}, {recipe!r}, {workers})"
-        here = os.environ | {"PYTHONPATH": str(ROOT)}  # the working directory is another
-        done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True, env=here)
-        return json.loads(done.stdout.splitlines()[-1])
+        return apart(f"from benchmarks.data import step; step({what!r}, {recipe!r}, {workers})")
 
     with miniature.folder():
         write(Path("set"), count)

@@ -12,7 +12,6 @@ those of a run that nobody disturbed. `faults` needs the right to mount a small 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import shutil
 import subprocess
@@ -24,8 +23,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from benchmarks.common import RESULTS
-from benchmarks.kills import FILLER, FLOW, MEND, ROOT, Case, call, digests, ended, make_project, rounds, small
+from benchmarks.common import RESULTS, ROOT, line
+from benchmarks.kills import FILLER, FLOW, MEND, Case, call, digests, ended, make_project, rounds, small
 
 SWEEP = """
 method: dit
@@ -137,7 +136,7 @@ def main(minutes: float, cases: list[str], out: Path) -> None:
         def note(found: Iterator[dict]) -> None:
             for event in found:
                 events.append(event)
-                print(json.dumps(event), file=file)
+                print(line(event), file=file)
 
         try:
             made = {"dvc": small("dvc", base / "dvc", MEND, ("dvc", "repro"))}
@@ -162,7 +161,7 @@ def main(minutes: float, cases: list[str], out: Path) -> None:
         finally:
             if disk:
                 subprocess.run(["umount", "--lazy", disk], stderr=subprocess.DEVNULL)
-        print(json.dumps({"date": began, **summary(events)}), file=file)
+        print(line({"date": began, **summary(events)}), file=file)
     print(out.read_text().splitlines()[-1])
 
 

@@ -20,11 +20,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.common import in_turn, save
+from benchmarks.common import ROOT, in_turn, save
 from flows.dashboard import prefect_server
 from stages.common.settings import read_yaml
 
-ROOT = Path(__file__).parent.parent
 PORT = 4290
 METHODS = 8
 SECONDS = {"download": 10.0, "train": 40.0, "sample": 20.0, "report": 10.0}

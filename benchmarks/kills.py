@@ -18,10 +18,10 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.common import ROOT
 from flows.mend import at_work
 from stages.common import lockfile, orphans
 
-ROOT = Path(__file__).parent.parent
 GONE = 90.0  # seconds for all processes of a killed run to end; agents of Ray take a minute
 FILLER = ".filler.tmp"
 MOST = 4  # kills of one run; the next start is left alone

@@ -17,9 +17,9 @@ from importlib import import_module
 from pathlib import Path
 
 from benchmarks import growth, miniature
-from benchmarks.common import save
+from benchmarks.common import ROOT, apart, save
 from benchmarks.data import measured
-from benchmarks.kills import ROOT, environment
+from benchmarks.kills import environment
 from stages.common import paths, settings
 from stages.schema import Experiment
 
@@ -57,12 +57,6 @@ def step(what: str, images: int, evaluated: int | None = None) -> None:
     print(json.dumps(found))
 
 
-def python(*arguments: str) -> str:
-    """The output of a command in the working directory."""
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, env=environment(ROOT), check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
 def figures(folder: Path, images: int) -> dict[str, dict[str, float]]:
     """The figures of all steps."""
     growth.write_parquet(folder / "images.parquet", images)
@@ -70,7 +64,7 @@ def figures(folder: Path, images: int) -> dict[str, dict[str, float]]:
     def run(what: str, *evaluated: int) -> dict[str, float]:
         print(what, file=sys.stderr, flush=True)
         given = ", ".join(map(str, (images, *evaluated)))
-        return json.loads(python("-c", f"from benchmarks.large import step; step({what!r}, {given})").splitlines()[-1])
+        return apart(f"from benchmarks.large import step; step({what!r}, {given})")
 
     found = {what: run(what) for what in STEPS[:-1]}
     few = images // SHARE
@@ -87,7 +81,8 @@ def main(images: int) -> None:
                 source = ROOT / ("tests/tiny.yaml" if name == "tiny" else f"params/recipes/{name}.yaml")
                 (folder / f"params/recipes/{name}.yaml").write_text(source.read_text())
             (folder / "params/recipes/large.yaml").write_text("extends: tiny\nonly: [dit]\n")
-            python("-m", "stages.recipe", "large", "--force")
+            command = [sys.executable, "-m", "stages.recipe", "large", "--force"]
+            subprocess.run(command, env=environment(ROOT), check=True)
             found[count] = figures(folder, count)
     save("large", {"images": found}, ["polars"])
 

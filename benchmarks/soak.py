@@ -37,7 +37,7 @@ from prefect.client.schemas.schedules import RRuleSchedule
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, line
 from benchmarks.drill import SWEEP, tiny
 from benchmarks.kills import FLOW, call, environment
 
@@ -75,7 +75,7 @@ def dashboard(folder: Path) -> Iterator[psutil.Process]:
 
 def sizes(top: psutil.Process, folder: Path) -> Line:
     """Memory (PSS, MB), open files and processes of the server, of the dashboard, and of runs; the MB of files."""
-    line: Line = {}
+    row: Line = {}
     below = top.children(recursive=True)
     found = Counter[str]()
     for process in (top, *below):
@@ -86,13 +86,13 @@ def sizes(top: psutil.Process, folder: Path) -> Line:
             found += Counter({f"{kind}_mb": pss, f"{kind}_files": files, f"{kind}_processes": 1})
     for kind in KINDS:
         for what, digits in (("mb", 1), ("files", None), ("processes", None)):
-            line[f"{kind}_{what}"] = round(found[f"{kind}_{what}"], digits)
+            row[f"{kind}_{what}"] = round(found[f"{kind}_{what}"], digits)
     known = {process.pid for process in (top, *below)}
-    line["strangers"] = [name for pid, name in at_work_in(folder) if pid not in known]
-    line["database_mb"] = round(sum(path.stat().st_size for path in folder.glob(".prefect/prefect.db*")) / 2**20, 2)
+    row["strangers"] = [name for pid, name in at_work_in(folder) if pid not in known]
+    row["database_mb"] = round(sum(path.stat().st_size for path in folder.glob(".prefect/prefect.db*")) / 2**20, 2)
     for place in (".prefect", ".scratch", ".dvc"):
-        line[f"{place[1:]}_disk_mb"] = round(disk(folder / place) / 2**20, 1)
-    return line
+        row[f"{place[1:]}_disk_mb"] = round(disk(folder / place) / 2**20, 1)
+    return row
 
 
 def at_work_in(folder: Path) -> Iterator[tuple[int, str]]:
@@ -200,15 +200,15 @@ def soak(folder: Path, hours: float, every: int, flow: float, sweep: float, out:
                     if minute < seconds / 60 < 60 * hours:
                         ask()
                         turns[ask] = (minute + pause, pause)
-                line = served.ended()
-                print(json.dumps({"seconds": round(seconds), **line, **sizes(top, folder)}), file=file)
-                if datetime.now(UTC) > served.due[-1] and not line["waiting"]:
+                ended = served.ended()
+                print(line({"seconds": round(seconds), **ended, **sizes(top, folder)}), file=file)
+                if datetime.now(UTC) > served.due[-1] and not ended["waiting"]:
                     break
                 time.sleep(PAUSE)
         due = [time for time in served.due if time < datetime.now(UTC)]
         said = [state.message for _, state in served.others() if state.is_final() and not state.is_completed()]
         summary = {"hours": round(seconds / 3600, 2), **counted(served.scheduled(), due), "not completed": said}
-        print(json.dumps(summary), file=file)
+        print(line(summary), file=file)
 
 
 def draw(out: Path) -> None:

@@ -47,9 +47,7 @@ def run() -> None:
 
 def mend(repo: Repo) -> None:
     """Mends a repository whose lock is held: nobody else writes dvc.lock."""
-    text, fault = lockfile.read(lockfile.LOCK), None
-    if lockfile.LOCK.exists() and not (text and text == lockfile.read(lockfile.KEPT)):
-        fault = "a kill has cut it short" if lockfile.is_cut(text) else None if _fits(text) else "damaged"
+    fault = _fault(lockfile.read(lockfile.LOCK)) if lockfile.LOCK.exists() else None
     if not fault:
         lockfile.keep()
     elif whole := next(filter(_fits, (lockfile.read(lockfile.KEPT), lockfile.committed())), None):
@@ -61,6 +59,15 @@ def mend(repo: Repo) -> None:
     hardlink = repo.config["core"].get("hardlink_lock", False)
     with make_lock(str(Path(repo.tmp_dir, RWLOCK_LOCK)), tmp_dir=repo.tmp_dir, hardlink_lock=hardlink):
         _sweep(Path(repo.tmp_dir, RWLOCK_FILE))
+
+
+def _fault(text: str) -> str | None:
+    """What is wrong with a lock; the one that is kept is whole."""
+    if text and text == lockfile.read(lockfile.KEPT):
+        return None
+    if lockfile.is_cut(text):
+        return "a kill has cut it short"
+    return None if _fits(text) else "damaged"
 
 
 def _fits(text: str) -> bool:

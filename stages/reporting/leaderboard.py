@@ -54,6 +54,7 @@ OF_PROMPTS = ("diversity", "clip_score", "pick_score")  # of images with prompts
 BESIDE = ("sfid", "fd_dinov2")  # of some protocols alone
 OF_SAMPLES = ("n", "seeds", "labels", "prompts")  # keys of the protocol that describe the samples, not the measurement
 NEEDS_EQUAL_N = ("fd", "inception_score", "precision", "recall")
+SPREAD = ("kid", "kid_second")  # what differs between trainings by more than by images
 AVERAGED = ["kid", "kid_se", "kid_test", "kid_test_se", "kid_second", "kid_second_se", "memorised", "label_accuracy"]
 AVERAGED += [*NEEDS_EQUAL_N, "inception_score_std"]
 FURTHER = {  # keys of the protocols that have them, in words
@@ -84,7 +85,7 @@ def rows_of(params: Experiment) -> list[Row]:
         row = _method(name, params)
         trained.setdefault((section.repeat_of or name, _as_key(row["protocol"])), []).append(row)
     methods = [*map(_averaged, trained.values())]
-    for key in ("kid", "kid_second"):
+    for key in SPREAD:
         add_errors(methods, key)
     return [*methods, *(_floor(name, params) for name in params.evaluate.floors)]
 
@@ -119,7 +120,7 @@ def _averaged(trainings: list[Row]) -> Row:
     for key in (*AVERAGED, *of_prompts, *(name for name in BESIDE if name in row)):
         values: list[Any] = [each.get(key) for each in trainings]
         row[key] = None if None in values else mean(values)
-    for key in ("kid", "kid_second"):
+    for key in SPREAD:
         values = [each.get(key) for each in trainings]
         row[f"{key}_spread"] = stdev(values) if len(values) > 1 and None not in values else None
     return row | {"trainings": len(trainings), "copies": any(each["copies"] for each in trainings)}

@@ -17,11 +17,16 @@ def add_errors(rows: Sequence[dict[str, Any]], key: str) -> None:
     """
     from scipy.special import stdtrit  # quantiles of t; here, because few reports have several trainings
 
-    several = [row for row in rows if row.get(f"{key}_spread") is not None]
-    freedom = sum(row["trainings"] - 1 for row in several)
-    squares = sum((row["trainings"] - 1) * (row[f"{key}_spread"] / row[key]) ** 2 for row in several)
-    wider = float(stdtrit(freedom, (1 + COVERED) / 2)) / APART if several else 0.0
+    several = [row for row in rows if row["trainings"] > 1 and row.get(f"{key}_spread") is not None]
+    alike = [row for row in several if row[key] > 0]  # KID has no bias, so that it may lie below 0
+    squares = sum((row["trainings"] - 1) * (row[f"{key}_spread"] / row[key]) ** 2 for row in alike)
+    of_all = sum(row["trainings"] - 1 for row in alike)
     for row in rows:
         row[f"{key}_training_se"] = None
     for row in several:
-        row[f"{key}_training_se"] = row[key] * wider * (squares / freedom / row["trainings"]) ** 0.5
+        own = row["trainings"] - 1
+        spread, freedom = (
+            (row[key] * (squares / of_all) ** 0.5, of_all) if row[key] > 0 else (row[f"{key}_spread"], own)
+        )
+        wider = float(stdtrit(freedom, (1 + COVERED) / 2)) / APART
+        row[f"{key}_training_se"] = wider * spread / row["trainings"] ** 0.5

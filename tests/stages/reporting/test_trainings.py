@@ -23,3 +23,12 @@ def test_a_spread_of_more_trainings_counts_for_more():
     b = {"kid": 1.0, "kid_spread": 0.1, "trainings": 5}
     add_errors([a, b], "kid")
     assert b["kid_training_se"] == pytest.approx((0.016 / 5) ** 0.5 * 2.5706 / 2, rel=1e-4)
+
+
+def test_a_mean_that_is_not_above_zero_has_the_spread_of_its_own_trainings():
+    """0.03 over two trainings, whose t of one degree is 12.7062; the other row has its own two degrees in all."""
+    a = {"kid": 0.0, "kid_spread": 0.03, "trainings": 2}
+    b = {"kid": 1.0, "kid_spread": 0.2, "trainings": 3}
+    add_errors([a, b], "kid")
+    assert a["kid_training_se"] == pytest.approx(0.03 / 2**0.5 * 12.7062 / 2, rel=1e-4)
+    assert b["kid_training_se"] == pytest.approx(0.2 / 3**0.5 * 4.3027 / 2, rel=1e-4)
