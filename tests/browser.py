@@ -9,6 +9,7 @@ from base64 import b64decode
 from pathlib import Path
 
 import httpx
+import pytest
 from conftest import until
 from websockets.sync.client import connect
 
@@ -46,14 +47,15 @@ class Browser:
                 return answer.get("result", {})
 
     def go(self, url: str) -> None:
-        self.call("Page.navigate", url=url)
+        answer = self.call("Page.navigate", url=url)
+        assert "errorText" not in answer, answer
 
     def value(self, script: str):
         """What a line of JavaScript gives."""
         return self.call("Runtime.evaluate", expression=script, returnByValue=True).get("result", {}).get("value")
 
     def shows(self, script: str):
-        """Waits until a line of JavaScript is true on the page."""
+        """Waits until a line of JavaScript is true on the page, and returns what it gives."""
         return until(lambda: self.value(script))
 
     def type(self, selector: str, text: str) -> None:
@@ -72,3 +74,20 @@ class Browser:
         self.socket.close()
         self.process.terminate()
         self.process.wait()
+
+
+@pytest.fixture
+def browser(tmp_path_factory):
+    """A browser that keeps the errors of the pages it opens; a test skips where no Chromium is installed."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium")
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    for domain in ("Runtime", "Log", "Page"):
+        browser.call(f"{domain}.enable")
+    # Errors of the script and of promises, from before the page's own script on.
+    watch = "window.faults = []; for (const kind of ['error', 'unhandledrejection'])"
+    watch += " addEventListener(kind, event => faults.push(String(event.message || event.reason)));"
+    watch += " for (const kind of ['error', 'warn']) console[kind] = (...words) => faults.push(words.join(' '));"
+    browser.call("Page.addScriptToEvaluateOnNewDocument", source=watch)
+    yield browser
+    browser.close()

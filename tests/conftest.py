@@ -65,6 +65,8 @@ def replace(model: Section, **changes: object) -> Section:
 
 CONFIG = ModelConfig(kind="toy", role="toy")  # of a part whose model nobody opens
 
+pytest_plugins = ["browser", "parts", "results"]  # the fixtures `browser`, `decomposed` and `measured`
+
 # The files that take longest start first, so that none is waited for in the end.
 LONGEST = "pipeline cluster flows sweep dashboard training stages start recipe download".split()
 
@@ -79,6 +81,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if name(item) in SLOW:
             item.add_marker(pytest.mark.slow)
+
+
+def refused(done: subprocess.CompletedProcess, *fragments: str, code: int = 2) -> None:
+    """Asserts one line on stderr with the fragments, and nothing on stdout."""
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1), done.stderr
+    assert done.stderr.startswith("error: ") and all(fragment in done.stderr for fragment in fragments), done.stderr
+
+
+# --- what a stage says of itself
 
 
 def until(value: Callable, seconds: float = 600):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_set
-from test_stages import measured  # noqa: F401
 
 from multiscale.core.storage import write_sealed_json
 from stages import assumptions
@@ -121,7 +120,7 @@ def test_an_analysis_that_there_is_not_is_refused(project):
     assert done.stderr.startswith("error: assumptions: ANALYSIS: 'wavelets' is not allowed; allowed: one of spectrum")
 
 
-def test_the_report_shows_what_holds_and_says_what_does_not(measured):  # noqa: F811
+def test_the_report_shows_what_holds_and_says_what_does_not(measured):
     done = measured().stage("report")
     assert done.returncode == 0, done.stderr
     page = Path("reports/report.html").read_text()

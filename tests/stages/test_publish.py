@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from PIL import Image
-from test_stages import FLOORS, METRICS, made, measured  # noqa: F401
+from results import FLOORS, METRICS, made
 
 from multiscale.core.storage import write_json
 from stages import publish
@@ -20,7 +20,7 @@ PAGE = "# Ours\n\n<!-- results -->\nof before\n<!-- end of results -->\n\nThe en
 
 
 @pytest.fixture
-def reported(measured):  # noqa: F811
+def reported(measured):
     """A project whose report is made."""
     project = measured()
     made(project)

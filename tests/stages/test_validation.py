@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIG, TRAINING, replace
+from parts import build
 from safetensors.torch import load_file, save_file
-from test_previews import build, data  # noqa: F401  (a fixture)
 from torch import Tensor, nn
 
 from multiscale.core.storage import Table
@@ -47,9 +47,9 @@ def noise(seed: int, shape: tuple[int, ...], name: str = "noise") -> np.ndarray:
     return torch.randn(shape, generator=generator(seed, f"validation/{name}")).double().numpy()
 
 
-def held_out(name: str, data) -> Part:  # noqa: F811
+def held_out(name: str, decomposed) -> Part:
     """A part whose held-out images are its data, as no training is meant."""
-    part = build(name, data)
+    part = build(name, decomposed)
     part.held_out = part.data
     return part
 
@@ -60,8 +60,8 @@ def loss_of(part: Part, net: nn.Module, batch: int = 5) -> float:
     return found
 
 
-def test_of_a_flow_it_is_the_error_of_the_velocity_at_the_levels_as_times(data):  # noqa: F811
-    part, errors = held_out("msf-1", data), []
+def test_of_a_flow_it_is_the_error_of_the_velocity_at_the_levels_as_times(decomposed):
+    part, errors = held_out("msf-1", decomposed), []
     seen = []
 
     def output(x, t, *given):
@@ -77,8 +77,8 @@ def test_of_a_flow_it_is_the_error_of_the_velocity_at_the_levels_as_times(data):
     assert seen == pytest.approx([(k + 0.5) / COUNT for k in range(COUNT)])
 
 
-def test_of_a_teacher_each_resolution_counts_as_much(data):  # noqa: F811
-    part, errors = held_out("teacher", data), []
+def test_of_a_teacher_each_resolution_counts_as_much(decomposed):
+    part, errors = held_out("teacher", decomposed), []
     assert part.views == 2
     for seed, (row, _, view) in enumerate(drawn(part)):
         y = row[("z4", "z8")[view]][0].double().numpy()
@@ -87,8 +87,8 @@ def test_of_a_teacher_each_resolution_counts_as_much(data):  # noqa: F811
 
 
 @pytest.mark.parametrize("snr_cap", [1.0, 5.0, None])
-def test_of_a_score_model_it_is_the_clean_images_error_whatever_the_weight_in_training(snr_cap, data):  # noqa: F811
-    part, errors = held_out("sgm", data), []
+def test_of_a_score_model_it_is_the_clean_images_error_whatever_the_weight_in_training(snr_cap, decomposed):
+    part, errors = held_out("sgm", decomposed), []
     shift, scale = part.data.arrays["pixels"].mean() / 255, part.data.arrays["pixels"].std() / 255
     for seed, (row, place, _) in enumerate(drawn(part)):
         t = 0.001 + 0.999 * place
@@ -102,8 +102,8 @@ def test_of_a_score_model_it_is_the_clean_images_error_whatever_the_weight_in_tr
     assert loss_of(part, Stub(lambda x, t, *given: 0 * x)) == pytest.approx(np.mean(errors), rel=1e-4)
 
 
-def test_of_a_denoiser_it_is_the_clean_images_error_at_the_next_states_resolution(data):  # noqa: F811
-    part, errors = held_out("ssd", data), []
+def test_of_a_denoiser_it_is_the_clean_images_error_at_the_next_states_resolution(decomposed):
+    part, errors = held_out("ssd", decomposed), []
     resolutions = set()
     for row, level, _ in drawn(part):
         t = int(40 * level)
@@ -120,8 +120,8 @@ def test_of_a_denoiser_it_is_the_clean_images_error_at_the_next_states_resolutio
     assert loss_of(part, Stub(output)) == pytest.approx(np.mean(errors), rel=1e-4)
 
 
-def test_of_a_generator_it_is_the_error_of_its_mean_in_standard_deviations_of_the_band(data):  # noqa: F811
-    part, errors = held_out("details", data), []
+def test_of_a_generator_it_is_the_error_of_its_mean_in_standard_deviations_of_the_band(decomposed):
+    part, errors = held_out("details", decomposed), []
     spread = part.levels.details[0].scale[0]
     assert part.views == len(part.covers)
     for seed, (row, _, view) in enumerate(drawn(part)):
@@ -135,8 +135,8 @@ def test_of_a_generator_it_is_the_error_of_its_mean_in_standard_deviations_of_th
     assert found == pytest.approx(np.mean(errors), rel=1e-4)
 
 
-def test_of_a_student_it_is_the_distance_of_the_teachers_mean_tokens(data):  # noqa: F811
-    part = held_out("student", data)
+def test_of_a_student_it_is_the_distance_of_the_teachers_mean_tokens(decomposed):
+    part = held_out("student", decomposed)
     sigmas, steps = part.schedule.sigmas, []
 
     def right(x, sigma, *given):
@@ -162,15 +162,15 @@ def test_of_a_student_it_is_the_distance_of_the_teachers_mean_tokens(data):  # n
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_it_is_the_same_number_in_batches_of_any_size_and_for_any_seed(name, data):  # noqa: F811
-    part = held_out(name, data)
+def test_it_is_the_same_number_in_batches_of_any_size_and_for_any_seed(name, decomposed):
+    part = held_out(name, decomposed)
     net = part.networks[part.main]
     found = [loss_of(part, net, batch) for batch in (1, 5, 64)]
     assert found == pytest.approx([found[0]] * 3, rel=1e-5) and math.isfinite(found[0]) and found[0] != 0
 
 
 @pytest.mark.parametrize("name", ["msf-1", "ssd", "low", "details", "student", "adapter"])
-def test_weights_and_history_are_the_same_bits_with_it_without_it_and_resumed(name, data):  # noqa: F811
+def test_weights_and_history_are_the_same_bits_with_it_without_it_and_resumed(name, decomposed):
     class Stopped(Exception):
         pass
 
@@ -179,8 +179,8 @@ def test_weights_and_history_are_the_same_bits_with_it_without_it_and_resumed(na
             raise Stopped
 
     def train(scratch, training=SOME, **options):
-        part = held_out(name, data)
-        return fit(part, training, 0, Checkpoints(data / scratch, name, "key"), **options)
+        part = held_out(name, decomposed)
+        return fit(part, training, 0, Checkpoints(decomposed / scratch, name, "key"), **options)
 
     rows = []
     found, without = train("with", on_row=[rows.append]), train("without", replace(SOME, validation_images=0))
@@ -190,7 +190,7 @@ def test_weights_and_history_are_the_same_bits_with_it_without_it_and_resumed(na
     checked = [row for row in found.history if NAME in row]
     assert [row["images"] for row in checked] == [16, 24, 32, 40, 48, 64, 72, 80, 88, 96]  # after whole batches of 8
     assert all(row.keys() == {"images", NAME} for row in checked)
-    part = held_out(name, data)
+    part = held_out(name, decomposed)
     net = part.networks[part.main]
     net.load_state_dict(found.weights)
     assert loss_of(part, net, 8) == pytest.approx(checked[-1][NAME], rel=1e-5), "of the averaged weights"
@@ -201,16 +201,16 @@ def test_weights_and_history_are_the_same_bits_with_it_without_it_and_resumed(na
     assert all(torch.equal(value, resumed.weights[key]) for key, value in found.weights.items())
 
 
-def test_without_held_out_images_or_a_measure_there_is_none(data):  # noqa: F811
-    part = build("dit", data)
+def test_without_held_out_images_or_a_measure_there_is_none(decomposed):
+    part = build("dit", decomposed)
     assert part.held_out is None and validation_loss(part, part.networks["net"], COUNT, 8, CPU) is None
     bare = Part("bare", part.data, {"net": nn.Linear(1, 1)}, CONFIG)
     bare.held_out = part.data
     assert validation_loss(bare, bare.networks["net"], COUNT, 8, CPU) is None
 
 
-def test_few_held_out_images_come_round_with_noise_of_their_own(data):  # noqa: F811
-    part = build("dit", data)
+def test_few_held_out_images_come_round_with_noise_of_their_own(decomposed):
+    part = build("dit", decomposed)
     part.held_out = Table({key: rows[:5] for key, rows in part.data.arrays.items()})
     errors = []
     for seed, (row, _, _) in enumerate(drawn(part)):
@@ -219,22 +219,22 @@ def test_few_held_out_images_come_round_with_noise_of_their_own(data):  # noqa: 
     assert loss_of(part, Stub(lambda x, t, *given: 0 * x)) == pytest.approx(np.mean(errors), rel=1e-5)
 
 
-def test_a_stage_trains_with_the_held_out_rows_beside_its_data(data, monkeypatch):  # noqa: F811
+def test_a_stage_trains_with_the_held_out_rows_beside_its_data(decomposed, monkeypatch):
     from stages.common import fitting
     from stages.common.paths import HELD_OUT
     from stages.schema.data import Run
 
-    rows = load_file(data / "full" / "targets.safetensors")
-    save_file({key: value[:6].clone() for key, value in rows.items()}, data / "full" / HELD_OUT)
+    rows = load_file(decomposed / "full" / "targets.safetensors")
+    save_file({key: value[:6].clone() for key, value in rows.items()}, decomposed / "full" / HELD_OUT)
     monkeypatch.setattr(fitting.codec, "carry", lambda *given: None)
     made = []
 
     def make():
-        made.append(build("dit", data))
+        made.append(build("dit", decomposed))
         return made[-1]
 
-    job = fitting.Job("dit", make, replace(SOME, images=16), 0, "key", data / "out", data / "full")
+    job = fitting.Job("dit", make, replace(SOME, images=16), 0, "key", decomposed / "out", decomposed / "full")
     fitting.work(job, Run(previews=0), lambda seen: None)
     assert torch.equal(made[-1].held_out[slice(None)]["y0"], rows["y0"][:6]) and len(made[-1].data) == 40
-    history = (data / "out" / "history.jsonl").read_text().splitlines()
+    history = (decomposed / "out" / "history.jsonl").read_text().splitlines()
     assert sum(NAME in row for row in history) == 2

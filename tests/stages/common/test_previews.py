@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from types import SimpleNamespace
 
@@ -10,16 +9,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import TRAINING, replace
+from parts import CLASSES, COUNT, SECTIONS, build
 from PIL import Image
-from pydantic import TypeAdapter
-from safetensors.torch import save_file
 
 from multiscale import methods, pictures
 from multiscale.core.models import IMAGES
 from multiscale.core.pixels import to_pixels
-from multiscale.core.storage import Table
 from multiscale.methods.msf.sampler import MSFSampler
-from multiscale.methods.wmgm.bands import decompose_images, detail, statistics
+from multiscale.methods.wmgm.bands import detail
 from multiscale.methods.wmgm.sampler import WMGMSampler
 from multiscale.methods.wmgm.settings import WMGMMethod
 from multiscale.networks import autoencoder
@@ -28,91 +25,9 @@ from multiscale.training.loop import fit
 from stages.common import previews
 from stages.common.paths import PREVIEWS
 
-CLASSES, COUNT, LATENT = 3, 6, {"shift": [0.1], "scale": [0.4]}
-DIT = {"depth": 1, "width": 32, "heads": 2, "patch": 2}
-UNET = {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [8], "heads": 2, "groups": 4}
-LABELS = torch.arange(40) % CLASSES
-SECTIONS = {
-    "dit": {"kind": "msf", "dataset": "full", "index": 0, "network": DIT},
-    "msf-0": {"kind": "msf", "dataset": "residual", "index": 0, "network": DIT},
-    "msf-1": {"kind": "msf", "dataset": "residual", "index": 1, "network": DIT},
-    "ssd": {"kind": "ssd", "dataset": "pixels", "network": UNET, "process": {"steps": 40, "levels": 2}},
-    "sgm": {"kind": "wmgm", "dataset": "pixels", "role": "coarse", "network": UNET},
-    "low": {"kind": "wmgm", "dataset": "bands", "role": "coarse", "network": UNET},
-    "details": {
-        "kind": "wmgm",
-        "dataset": "bands",
-        "role": "details",
-        "generator": {"widths": [8, 16], "norm": "group", "head": "linear"},
-        "discriminator": {"width": 4, "blocks": 2, "norm": "group", "dropout": 0.0},
-        "loss": {"preset": "stabilised"},
-    },
-    "fine": {  # of the finest level alone
-        "kind": "wmgm",
-        "dataset": "bands",
-        "role": "score-details",
-        "level": 1,
-        "network": UNET | {"attention": []},
-    },
-    "teacher": {"kind": "swd", "dataset": "pyramid", "network": DIT},
-    "pyramidal": {"kind": "pyramidal", "dataset": "pyramid", "network": DIT, "jumps": [0.5]},
-    "student": {
-        "kind": "swd",
-        "dataset": "pyramid",
-        "teacher": "teacher",
-        "block": 0,
-        "schedule": {"resolutions": [4, 8], "sigmas": [1.0, 0.7]},
-    },
-}
-SECTIONS["adapter"] = SECTIONS["student"] | {"lora_rank": 2}
 
-
-@pytest.fixture
-def data(tmp_path, monkeypatch):
-    """Decompositions of 40 random images, in folders of the working directory."""
-    monkeypatch.chdir(tmp_path)
-    random = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (40, 1, 16, 16), generator=random, dtype=torch.uint8)
-    z = {side: torch.randn(40, 1, side, side, generator=random) for side in (4, 8)}
-    scales = {side: {"resolution": side, "mean": [0.1], "std": [0.8 + side / 20]} for side in (4, 8)}
-    bands = decompose_images(images, "haar", 2)
-    made = {
-        "full": ({"y0": z[8]}, {"scales": [scales[8]], "latent": LATENT}),
-        "residual": ({"y0": z[4], "y1": z[8]}, {"scales": [scales[4], scales[8]], "latent": LATENT}),
-        "pyramid": ({"z4": z[4], "z8": z[8]}, {"grids": {"4": 4, "8": 8}, "latent": LATENT}),
-        "pixels": ({"pixels": images}, {}),
-        "bands": (bands, statistics(Table({name: band.numpy() for name, band in bands.items()}), "haar", 2)),
-    }
-    for name, (columns, about) in made.items():
-        (tmp_path / name).mkdir()
-        save_file(columns | {"label": LABELS}, tmp_path / name / "targets.safetensors")
-        (tmp_path / name / "statistics.json").write_text(json.dumps({"classes": CLASSES, **about}))
-    return tmp_path
-
-
-def build(name: str, data):
-    """A part on its decomposition, with the zero layers of its networks randomised."""
-    torch.manual_seed(0)
-    section = SECTIONS[name] | {"method": "m", "training": TRAINING}
-    settings, parts = methods.settings(section["kind"]), methods.parts(section["kind"])
-    if "teacher" in section:
-        (data / "models").mkdir(exist_ok=True)
-        build("teacher", data).save(data / "models")
-        part = parts.build_student(
-            name, settings.STUDENT.model_validate(section), data / section["dataset"], data / "models"
-        )
-    else:
-        section = TypeAdapter(settings.PART).validate_python(section)
-        part = parts.build_part(name, section, data / section.dataset)
-    for net in part.networks.values():
-        for parameter in net.parameters():
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.1)
-    return part
-
-
-def observer(part, data, count: int = COUNT, training=TRAINING):
-    return previews.observer(part, training, data / SECTIONS[part.name]["dataset"], count)
+def observer(part, decomposed, count: int = COUNT, training=TRAINING):
+    return previews.observer(part, training, decomposed / SECTIONS[part.name]["dataset"], count)
 
 
 def train(part, observe=None, scratch: str = "scratch", training=TRAINING, **options):
@@ -132,9 +47,9 @@ def solver_of(kind: str, name: str):
 
 
 @pytest.mark.parametrize("name", ["dit", "ssd", "sgm", "pyramidal", "teacher", "student", "adapter"])
-def test_a_picture_is_what_the_sampler_makes_of_the_averaged_weights_by_then(name, data):
-    part, kept = build(name, data), {}
-    draw = observer(part, data)
+def test_a_picture_is_what_the_sampler_makes_of_the_averaged_weights_by_then(name, decomposed):
+    part, kept = build(name, decomposed), {}
+    draw = observer(part, decomposed)
 
     def observe(seen, weights):
         draw(seen, weights)
@@ -145,7 +60,7 @@ def test_a_picture_is_what_the_sampler_makes_of_the_averaged_weights_by_then(nam
     assert list(kept) == [16, 24, 32, 40, 48, 64, 72, 80, 88, 96]  # the first batch beyond each tenth of 96 images
     for seen in (16, 48, 96):
         weights, picture = kept[seen]
-        model, out = build(name, data), data / f"out-{seen}"
+        model, out = build(name, decomposed), decomposed / f"out-{seen}"
         model.networks[part.main].load_state_dict(weights)
         out.mkdir()
         model.save(out)
@@ -160,9 +75,9 @@ def test_a_picture_is_what_the_sampler_makes_of_the_averaged_weights_by_then(nam
     assert not (kept[16][1] == kept[48][1]).all()
 
 
-def of_two_scales(data, given=None):
+def of_two_scales(decomposed, given=None):
     """The frames of MSF's own sampler, both scales untrained; `given` stands for what scale 0 makes."""
-    parts, frames = [build(name, data) for name in ("msf-0", "msf-1")], {}
+    parts, frames = [build(name, decomposed) for name in ("msf-0", "msf-1")], {}
     nets, configs = [part.networks["net"] for part in parts], [part.config for part in parts]
     solvers = [methods.preview("msf").SOLVER] * 2
     sampler = MSFSampler(nets, configs, solvers, autoencoder.Codec(None, 0), TRAINING.precision)
@@ -174,10 +89,10 @@ def of_two_scales(data, given=None):
     return frames
 
 
-def of_all_bands(data, levels: tuple[int, ...], low=None, finer=None):
+def of_all_bands(decomposed, levels: tuple[int, ...], low=None, finer=None):
     """The frames of WMGM's own sampler; `low` stands for the coarse band, `finer` for the details of level 2."""
     names, frames = ("low", *("fine" if levels == (1,) else "details",)), {}
-    coarse, maker = (build(name, data) for name in names)
+    coarse, maker = (build(name, decomposed) for name in names)
     makers = [(maker.config, maker.networks[maker.main])]
     method = WMGMMethod(kind="wmgm", solver=methods.preview("wmgm").SOLVER)
     sampler = WMGMSampler(coarse.config, coarse.networks["net"], makers, method, TRAINING.precision)
@@ -189,34 +104,34 @@ def of_all_bands(data, levels: tuple[int, ...], low=None, finer=None):
     return frames
 
 
-def test_a_part_of_several_shows_what_it_adds_to_what_is_real(data):
-    rows = {name: build(name, data).data[torch.arange(COUNT)] for name in ("msf-1", "details")}
+def test_a_part_of_several_shows_what_it_adds_to_what_is_real(decomposed):
+    rows = {name: build(name, decomposed).data[torch.arange(COUNT)] for name in ("msf-1", "details")}
     bands = rows["details"]
     expected = {
-        "msf-0": of_two_scales(data)["4 px"],
-        "msf-1": of_two_scales(data, rows["msf-1"]["y0"])["msf-1"],
-        "details": of_all_bands(data, (1, 2), bands["ll"])["image"],
-        "fine": of_all_bands(data, (1,), bands["ll"], bands[detail(2)])["image"],
+        "msf-0": of_two_scales(decomposed)["4 px"],
+        "msf-1": of_two_scales(decomposed, rows["msf-1"]["y0"])["msf-1"],
+        "details": of_all_bands(decomposed, (1, 2), bands["ll"])["image"],
+        "fine": of_all_bands(decomposed, (1,), bands["ll"], bands[detail(2)])["image"],
     }
     for name, images in expected.items():
-        part = build(name, data)
-        found = observer(part, data).images(part.networks[part.main].state_dict())
+        part = build(name, decomposed)
+        found = observer(part, decomposed).images(part.networks[part.main].state_dict())
         assert torch.equal(found, to_pixels(images)), name
         assert found.float().std() > 1
 
 
-def test_the_coarse_band_is_a_small_image(data):
-    part = build("low", data)
-    found = observer(part, data).images(part.networks["net"].state_dict())
-    assert torch.equal(found, to_pixels(of_all_bands(data, (1, 2))["4 px"]))
+def test_the_coarse_band_is_a_small_image(decomposed):
+    part = build("low", decomposed)
+    found = observer(part, decomposed).images(part.networks["net"].state_dict())
+    assert torch.equal(found, to_pixels(of_all_bands(decomposed, (1, 2))["4 px"]))
 
 
 @pytest.mark.parametrize("name", ["dit", "ssd", "details", "adapter"])
-def test_a_training_that_is_watched_ends_in_the_same_bits(name, data):
-    expected = train(build(name, data), scratch="alone")
-    part = build(name, data)
+def test_a_training_that_is_watched_ends_in_the_same_bits(name, decomposed):
+    expected = train(build(name, decomposed), scratch="alone")
+    part = build(name, decomposed)
     states = []
-    draw = observer(part, data)
+    draw = observer(part, decomposed)
 
     def observe(seen, weights):
         before, nets = torch.get_rng_state(), [net.training for net in part.networks.values()]
@@ -230,18 +145,18 @@ def test_a_training_that_is_watched_ends_in_the_same_bits(name, data):
     torch.testing.assert_close(found.weights, expected.weights, rtol=0, atol=0)
 
 
-def test_latents_are_decoded(data):
+def test_latents_are_decoded(decomposed):
     torch.manual_seed(1)
     vae = autoencoder.build(1, 1, (8, 8), 1, 4)
-    vae.save_pretrained(data / "full/autoencoder", safe_serialization=True)
-    (data / "full/autoencoder" / IMAGES).write_text('{"channels": 1}')
-    part = build("dit", data)
-    assert observer(part, data).images(part.networks["net"].state_dict()).shape == (COUNT, 1, 16, 16)
+    vae.save_pretrained(decomposed / "full/autoencoder", safe_serialization=True)
+    (decomposed / "full/autoencoder" / IMAGES).write_text('{"channels": 1}')
+    part = build("dit", decomposed)
+    assert observer(part, decomposed).images(part.networks["net"].state_dict()).shape == (COUNT, 1, 16, 16)
 
 
-def test_a_picture_that_draws_random_numbers_moves_no_random_stream(data):
-    part = build("dit", data)
-    draw, before = observer(part, data), torch.get_rng_state()
+def test_a_picture_that_draws_random_numbers_moves_no_random_stream(decomposed):
+    part = build("dit", decomposed)
+    draw, before = observer(part, decomposed), torch.get_rng_state()
 
     def sampler_of(*given):
         torch.rand(1)
@@ -253,9 +168,9 @@ def test_a_picture_that_draws_random_numbers_moves_no_random_stream(data):
     assert (PREVIEWS / "dit/050.png").exists()
 
 
-def test_pictures_are_numbered_by_their_tenth_and_those_of_a_longer_training_before_go(data, capfd):
-    part = build("details", data)
-    train(part, observer(part, data))
+def test_pictures_are_numbered_by_their_tenth_and_those_of_a_longer_training_before_go(decomposed, capfd):
+    part = build("details", decomposed)
+    train(part, observer(part, decomposed))
     folder = PREVIEWS / "details"
     numbers = [f"{10 * tenth:03}.png" for tenth in range(1, 11)]
     assert sorted(path.name for path in folder.iterdir()) == [*numbers, "latest.png"]
@@ -264,33 +179,33 @@ def test_pictures_are_numbered_by_their_tenth_and_those_of_a_longer_training_bef
     assert capfd.readouterr().err == f"what details has learnt so far: {folder}/latest.png\n"
 
     weights = part.networks["generator"].state_dict()
-    observer(part, data)(24, weights)
+    observer(part, decomposed)(24, weights)
     assert sorted(path.name for path in folder.iterdir()) == ["010.png", "020.png", "latest.png"]
     coarse = replace(TRAINING, batch=32, images=80)
-    part = build("details", data)
-    train(part, observer(part, data, training=coarse), "coarse", coarse)
+    part = build("details", decomposed)
+    train(part, observer(part, decomposed, training=coarse), "coarse", coarse)
     assert sorted(path.name for path in folder.iterdir()) == ["010.png", "020.png", "040.png", "080.png", "100.png"] + [
         "latest.png"
     ]
     assert Image.open(folder / "latest.png").info["Title"] == "details after 80 of 80 images"
 
 
-def test_a_resumed_training_goes_on_with_its_tenths(data):
+def test_a_resumed_training_goes_on_with_its_tenths(decomposed):
     def stop(seen):
         if seen == 48:
             raise KeyboardInterrupt
 
-    seen, part = [], build("dit", data)
+    seen, part = [], build("dit", decomposed)
     with pytest.raises(KeyboardInterrupt):
         train(part, lambda images, weights: seen.append(images), on_step=stop, checkpoint_seconds=0.0)
     assert seen == [16, 24, 32, 40]
-    train(build("dit", data), lambda images, weights: seen.append(images))
+    train(build("dit", decomposed), lambda images, weights: seen.append(images))
     assert seen == [16, 24, 32, 40, 48, 64, 72, 80, 88, 96]
 
 
-def test_a_picture_that_fails_is_a_warning_and_the_training_goes_on(data, monkeypatch):
-    part = build("dit", data)
-    draw = observer(part, data)
+def test_a_picture_that_fails_is_a_warning_and_the_training_goes_on(decomposed, monkeypatch):
+    part = build("dit", decomposed)
+    draw = observer(part, decomposed)
     monkeypatch.setattr(draw, "method", None)
     with pytest.warns(UserWarning, match="no picture of dit: AttributeError: ") as caught:
         result = train(part, draw)
@@ -299,14 +214,14 @@ def test_a_picture_that_fails_is_a_warning_and_the_training_goes_on(data, monkey
         draw(48, result.weights)
 
 
-def test_who_draws_and_who_does_not(data, monkeypatch):
-    part = build("dit", data)
+def test_who_draws_and_who_does_not(decomposed, monkeypatch):
+    part = build("dit", decomposed)
     draw = partial(previews.observer, part, TRAINING)
-    assert draw(data / "full", 0) is None and draw(None, 8) is None
+    assert draw(decomposed / "full", 0) is None and draw(None, 8) is None
     for kind in ("vae", "classifier"):
         part.config = part.config.model_copy(update={"kind": kind})
-        assert draw(data / "full", 8) is None
-    worker = observer(build("dit", data), data)
+        assert draw(decomposed / "full", 8) is None
+    worker = observer(build("dit", decomposed), decomposed)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     worker(48, part.networks["net"].state_dict())

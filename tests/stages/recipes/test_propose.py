@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from packed import as_idx, as_parquet, encoded
 from PIL import Image
-from test_download import as_idx, as_parquet, encoded
 
 from stages import recipe
 from stages.common import settings

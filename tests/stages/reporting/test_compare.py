@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Pipeline
-from test_page import browser, needs_browser  # noqa: F401
-from test_stages import METRICS, PROTOCOL, REST, put_json
+from results import METRICS, PROTOCOL, REST, put_json
 
 from stages import compare
 from stages.common.errors import BadInput
@@ -99,9 +98,8 @@ def test_the_page_draws_the_rows_of_all_revisions_and_keeps_protocols_apart(pipe
     assert "Rows of 2 protocols are kept apart" in page and "<script src" not in page and '<link rel="style' not in page
 
 
-@needs_browser
 @pytest.mark.slow
-def test_the_page_of_revisions_works_in_a_browser(pipeline: Pipeline, compared, browser):  # noqa: F811
+def test_the_page_of_revisions_works_in_a_browser(pipeline: Pipeline, compared, browser):
     ranked(dit=0.125, msf=0.25, real=0.01)
     compared("workspace")
     browser.call("Emulation.setDeviceMetricsOverride", width=390, height=900, deviceScaleFactor=1, mobile=True)

@@ -6,30 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, Browser
-from test_stages import METRICS, measured  # noqa: F401
+from browser import Browser
+from results import METRICS
 
 from stages.reporting import fair, gallery, pairs
 from stages.reporting.leaderboard import Group
 from stages.reporting.pairs import Difference
 
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 BOARD = "document.querySelector('#board-0')"
 CELLS = "[...%s.tBodies[0].rows].filter(row => !row.hidden).map(row => row.cells[0].textContent)"
-
-
-@pytest.fixture
-def browser(tmp_path_factory):
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    for domain in ("Runtime", "Log", "Page"):
-        browser.call(f"{domain}.enable")
-    # Errors of the script and of promises, from before the page's own script on.
-    watch = "window.faults = []; for (const kind of ['error', 'unhandledrejection'])"
-    watch += " addEventListener(kind, event => faults.push(String(event.message || event.reason)));"
-    watch += " for (const kind of ['error', 'warn']) console[kind] = (...words) => faults.push(words.join(' '));"
-    browser.call("Page.addScriptToEvaluateOnNewDocument", source=watch)
-    yield browser
-    browser.close()
 
 
 def opened(browser: Browser, width: int = 1400) -> None:
@@ -39,9 +24,8 @@ def opened(browser: Browser, width: int = 1400) -> None:
     browser.shows("document.body && document.body.dataset.ready === 'yes'")
 
 
-@needs_browser
 @pytest.mark.slow
-def test_the_page_works_in_a_browser_and_asks_for_nothing(measured, browser):  # noqa: F811
+def test_the_page_works_in_a_browser_and_asks_for_nothing(measured, browser):
     done = measured().stage("report")
     assert done.returncode == 0, done.stderr
     opened(browser)
@@ -79,9 +63,8 @@ def test_the_page_works_in_a_browser_and_asks_for_nothing(measured, browser):  #
     assert asked == {Path("reports/report.html").absolute().as_uri()}
 
 
-@needs_browser
 @pytest.mark.slow
-def test_the_labels_of_the_front_do_not_overlap_and_a_phone_needs_no_sideways_scrolling(measured, browser):  # noqa: F811
+def test_the_labels_of_the_front_do_not_overlap_and_a_phone_needs_no_sideways_scrolling(measured, browser):
     assert measured({"kid": 0.2475, "kid_se": 0.01}).stage("report").returncode == 0  # both points at one place
     for width in (1400, 390):
         opened(browser, width)
