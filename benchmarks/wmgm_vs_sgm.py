@@ -24,7 +24,6 @@ from multiscale import sampling
 from multiscale.core.storage import read_json
 from multiscale.evaluation import features
 from multiscale.methods.wmgm.parts import build_part
-from multiscale.methods.wmgm.score import ScoreSolver
 from stages.common import settings
 from stages.common.images import classes
 from stages.common.paths import DECOMPOSED, MODELS, REFERENCE, TIMINGS
@@ -39,7 +38,8 @@ SOLVERS = ("dpm-solver++", "euler-maruyama")
 def point(name: str, solver: str, steps: int, params: Experiment, labels: torch.Tensor, quality: Quality) -> dict:
     """Quality and cost of a method with a solver and a number of steps."""
     section = params.methods[name]
-    changed = ScoreSolver(name=solver, steps=steps, guidance_scale=section.solver.guidance_scale)
+    # All else of the solver stays, such as the interval that is guided.
+    changed = section.solver.model_copy(update={"name": solver, "steps": steps})
     method = section.model_copy(update={"solver": changed})
     sampler = sampling.load(MODELS / name, method, params.sample.precision)
     batch, seeds = params.sample.batch, list(range(params.sample.first_seed, params.sample.first_seed + len(labels)))

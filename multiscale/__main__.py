@@ -4,8 +4,8 @@
     python -m multiscale export models/msf --to exported/msf
 
 With a folder, `--out images/`, every image is a PNG of its own. Needs only the folder of the method, not the
-experiment. An image depends on its seed and class alone. A method that reads text is told by prompts, which its text
-encoder in models/text embeds: `--prompts "a seven above a three" "two ones"`, or a text file with a prompt a line.
+experiment. An image depends on its seed and class alone. A method that reads text is conditioned on prompts, which its
+text encoder in models/text embeds: `--prompts "a seven above a three" "two ones"`, or a text file with a prompt a line.
 """
 
 from __future__ import annotations
@@ -145,12 +145,16 @@ def sample(given: argparse.Namespace) -> None:
 
 def export(given: argparse.Namespace) -> None:
     """Writes a method as a pipeline of diffusers, and uploads it if asked to. Raises ValueError."""
+    if given.push and not given.license:
+        raise ValueError(
+            "--license: --push publishes the weights, so it must be given; allowed: the hub's, as apache-2.0"
+        )
     announce("loading torch and diffusers")
     from multiscale import export, sampling
     from multiscale.core import models
 
     kind = models.about(sampling.parts_in(given.folder)[0])["kind"]
-    export.export(given.folder, given.to, settings_of(kind, given.set), given.license, given.push)
+    export.export(given.folder, given.to, settings_of(kind, given.set), given.license or "other", given.push)
     print(given.to)
     if given.push:
         print(export.push(given.to, given.push))
@@ -177,7 +181,7 @@ def main() -> None:
     other.add_argument("folder", type=Path, help="a trained method, models/METHOD")
     other.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder that is not there yet")
     other.add_argument("--push", metavar="OWNER/NAME", help="repository of the Hugging Face hub to upload it to, too")
-    other.add_argument("--license", default="apache-2.0", help="of the weights, on the card (default: apache-2.0)")
+    other.add_argument("--license", help="of the weights, on the card, such as cc-by-4.0; --push needs it")
     for each in (command, other):
         each.add_argument(
             "--set",

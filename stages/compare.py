@@ -3,7 +3,7 @@
 python -m stages.compare                    # HEAD, its DVC experiments, and the workspace if it differs from all
 python -m stages.compare main bored-toad    # branches, commits, DVC experiments; the first is the baseline
 
-It also writes reports/compare.html, a page that asks for nothing: the leaderboards of all revisions in one, and the
+It also writes reports/compare.html, a self-contained page: the leaderboards of all revisions in one, and the
 quality of their rows against cost, with intervals. Rows of different protocols are kept apart. What a recipe gives is
 a revision, too: commit its run, or save it by `dvc exp run`.
 

@@ -4,7 +4,7 @@ Writes reports/leaderboard.{json,parquet,md}, reports/claims.json, reports/pairs
 reports/training.{csv,png} and reports/validation.csv, none of which depends on the machine's speed. What does is known
 to neither git nor DVC:
 reports/report.md (the leaderboard with seconds and memory, and the published claims), reports/timing/claims.json (the
-claims with those about seconds), reports/quality-time.png, and reports/report.html, a page that asks for nothing.
+claims with those about seconds), reports/quality-time.png, and reports/report.html, a self-contained page.
 """
 
 from __future__ import annotations

@@ -73,8 +73,8 @@ def within(real: Tensor) -> float:
 def contributions(generated: Tensor, real: Tensor) -> Tensor:
     """What each of the generated images adds to KID, (N,) in float64: its influence, up to a constant.
 
-    2 (E k(x_i, X) - E k(x_i, Y)), of which four times the variance of a half, over N, is that of `kid`. The difference
-    of two methods' contributions, image by image, has the variance of the difference of their KIDs.
+    2 (E k(x_i, X) - E k(x_i, Y)), whose variance over N estimates the squared standard error of `kid`. The difference
+    of two methods' contributions, image by image, gives that of the difference of their KIDs in the same way.
     """
     n, m = len(generated), len(real)
     found = torch.zeros(n, dtype=torch.float64)

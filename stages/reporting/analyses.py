@@ -1,6 +1,6 @@
 """The quantities of claims that need no row of the leaderboard: of losses, wavelet bands, spectra, SSD's process.
 
-Each gives a value and its standard error: 0 for what is computed from all training images or in closed form, None
+Each gives a value and its standard error: 0 for what is computed from the training images or in closed form, None
 where nothing tells it. What has no value raises `Unmeasured`.
 """
 
@@ -17,8 +17,9 @@ from multiscale.core import intact
 from multiscale.core.storage import Table, read_json
 from multiscale.methods.ssd import theory as ssd
 from multiscale.methods.ssd.process import ScaleSpace, ScaleSpaceProcess
-from multiscale.methods.swd.spectrum import divisible, radial_power, smallest_safe
+from multiscale.methods.swd.spectrum import cutoff, divisible, radial_power, smallest_safe
 from multiscale.methods.wmgm.bands import LOW, PIXELS
+from stages.common.images import evenly
 from stages.common.paths import DECOMPOSED, parts_of
 from stages.schema import claims as schema
 
@@ -88,10 +89,11 @@ def masked(quantity: schema.Masked) -> Measured:
     full, grid = max((int(resolution), grid) for resolution, grid in grids.items())
     # Not checked against its checksum, which would read the whole file: the training has done so.
     table = Table.open(DECOMPOSED / quantity.dataset / "targets.safetensors", f"z{full}")
-    stops = range(0, min(len(table), IMAGES), BLOCK)
-    blocks = (table[slice(start, min(start + BLOCK, IMAGES))][f"z{full}"] for start in stops)
-    safe = smallest_safe(*radial_power(blocks, grid), quantity.sigma, divisible(grid))
-    return safe / grid, 0.0
+    rows = evenly(len(table), min(len(table), IMAGES)).split(BLOCK)
+    frequencies, power = radial_power((table[some][f"z{full}"] for some in rows), grid)
+    if cutoff(frequencies, power, quantity.sigma) <= float(frequencies[0]):
+        raise Unmeasured(f"noise of {quantity.sigma:g} masks every frequency of {quantity.dataset}, coarse ones too")
+    return smallest_safe(frequencies, power, quantity.sigma, divisible(grid)) / grid, 0.0
 
 
 def process_of(row: str) -> ScaleSpace:

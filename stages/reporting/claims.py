@@ -31,7 +31,8 @@ HOLDS = ("true", "false", "not shown", "not measured")
 TITLE = "Published claims"
 HEADINGS = ["claim", "in our words", "holds", "measured", "interval", "asked", "published", "quantity", "why", "paper"]
 KEY = (
-    "A claim holds if all of the interval lies where it asks, and does not if none of it can; else it is not shown. "
+    "A claim holds if all of the interval lies within its bounds, and does not if all of it lies beyond one; else it "
+    "is not shown. "
     f"Intervals are {APART} standard errors to either side; over the images of one training they do not cover other "
     "trainings. Every claim is about this experiment, whose data and budget are not the paper's."
 )
@@ -188,7 +189,7 @@ def _protocol(quantity: schema.Quantity, evidence: Evidence) -> str:
     if isinstance(quantity, schema.Losses):
         return f"means of the last {analyses.LAST} rows of each history, one training; interval by their scatter"
     if isinstance(quantity, schema.Masked):
-        return f"latents of the first {analyses.IMAGES} training images at most; exact"
+        return f"latents of training images, at most {analyses.IMAGES} at equal strides; no interval over images"
     if isinstance(quantity, schema.Conditioning | schema.Sparsity):
         return "all training images; exact"
     if not isinstance(quantity, schema.Ratio | schema.Difference):

@@ -1,4 +1,4 @@
-"""The report as one HTML page that asks for nothing: its template, style, script, pictures and data are all inside.
+"""The report as one self-contained HTML page: its template, style, script, pictures and data are all inside.
 
 Charts are drawn by Vega-Lite. Its scripts are in templates/plots.html, by which `dvc plots show` draws too.
 """

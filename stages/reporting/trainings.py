@@ -12,8 +12,9 @@ COVERED = 0.95  # of other trainings, by the interval of APART standard errors t
 def add_errors(rows: Sequence[dict[str, Any]], key: str) -> None:
     """Adds `KEY_training_se` to each row: the standard error of its mean over trainings; None for a single training.
 
-    The standard deviation of two or three trainings says little of its own. So that of all rows, relative to their
-    means, is taken to be one, as wide again as Student's t asks for so many trainings in all.
+    The standard deviation of two or three trainings says little of its own. So all methods are assumed to have the same
+    standard deviation relative to their means, pooled over the rows; the error is widened to Student's t with the
+    pooled degrees of freedom.
     """
     from scipy.special import stdtrit  # quantiles of t; here, because few reports have several trainings
 

@@ -215,11 +215,15 @@ def test_the_card_tells_data_budget_metrics_with_their_protocol_licence_and_an_e
     [
         (["--to", "there"], "error: --to: there is there already; allowed: "),
         (["--to", "file/x"], "error: --to: file/x: "),
-        (["--to", "new", "--push", "a/b/c"], "error: --push: 'a/b/c' is not allowed; allowed: OWNER/NAME"),
+        (["--to", "new", "--push", "a/b"], "error: --license: --push publishes the weights"),
+        (
+            ["--to", "new", "--license", "mit", "--push", "a/b/c"],
+            "error: --push: 'a/b/c' is not allowed; allowed: OWNER/NAME",
+        ),
         (["--to", "new", "--set", "wrong=2"], "error: --set: settings: {"),
         (["--to", "new", "--set", "scales.2.steps=2"], "error: scales: 3 is not allowed; allowed: 2, one a scale"),
     ],
-    ids=["exists", "cannot be written", "no repository", "no setting", "another scale"],
+    ids=["exists", "cannot be written", "no licence", "no repository", "no setting", "another scale"],
 )
 def test_what_cannot_be_exported_is_one_line_and_writes_nothing(asked, line, tmp_path, monkeypatch):
     folder = trained(tmp_path, "msf")
@@ -256,12 +260,16 @@ def test_a_method_is_pushed_to_the_hub_or_one_line_says_why_not(tmp_path, monkey
 
     folder, asked, done = trained(tmp_path, "ssd-2l"), [], []
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
-    failed = called("multiscale", "export", str(folder), "--to", str(tmp_path / "a"), "--push", "me/digits")
+    failed = called(
+        "multiscale", "export", str(folder), "--to", str(tmp_path / "a"), "--push", "me/digits", "--license", "mit"
+    )
     assert failed.returncode == 2 and re.search(r"error: --push: me/digits: .+; allowed: .+\n$", failed.stderr)
     assert "Traceback" not in failed.stderr
     monkeypatch.setattr(HfApi, "create_repo", lambda self, repo, exist_ok: asked.append(repo) or "https://hub/x")
     monkeypatch.setattr(HfApi, "upload_folder", lambda self, repo_id, folder_path: done.append((repo_id, folder_path)))
-    pushed = called("multiscale", "export", str(folder), "--to", str(tmp_path / "b"), "--push", "me/digits")
+    pushed = called(
+        "multiscale", "export", str(folder), "--to", str(tmp_path / "b"), "--push", "me/digits", "--license", "mit"
+    )
     assert pushed.stdout == f"{tmp_path / 'b'}\nhttps://hub/x\n"
     assert asked == ["me/digits"] and done == [("me/digits", tmp_path / "b")]
     assert 'from_pretrained("me/digits"' in (tmp_path / "b" / "README.md").read_text()

@@ -148,8 +148,8 @@ class StudentPart(Part):
     def errors(self, net: nn.Module, batch: Batch, held: Held) -> Tensor:
         """The MMD of each held-out image and of what a step makes of it, in noisy features of the teacher.
 
-        Linear kernel and squared, whatever the settings: DMD and the GAN say nothing of one image, and a loss against
-        networks that are trained too says nothing of progress.
+        Linear kernel and squared, whatever the settings: DMD and the GAN say nothing about one image, and a loss
+        against networks that are trained too says nothing about progress.
         """
         k, condition = held.view, self.conditioner(batch["label"])
         real = self.renormalise(batch[f"z{self.schedule.resolutions[k]}"])
