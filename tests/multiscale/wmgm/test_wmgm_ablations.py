@@ -29,7 +29,7 @@ def small(project) -> Project:
             sizes = {"width": 8, "multipliers": [1, 1], "attention": [], "groups": 4}
             changes |= {f"parts.{name}.network.{key}": value for key, value in sizes.items()}
     for name, method in given["methods"].items():
-        changes[f"methods.{name}.solver.steps"] = 2
+        changes |= {f"methods.{name}.solver.steps": 2, f"methods.{name}.solver.guidance_interval": [0.0, 1.0]}
         if "detail_solver" in method:
             changes[f"methods.{name}.detail_solver.steps"] = 2
     project.change(changes)
