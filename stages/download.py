@@ -44,7 +44,7 @@ from stages.common import enough, keys, shards
 from stages.common.errors import BadInput, printable, refuse
 from stages.common.images import CAPTION, CLASS_NAMES, FACTORS, SCHEMA
 from stages.common.paths import EXPERIMENT, IMAGES, PIXELS
-from stages.datasets import against, compose, sources
+from stages.datasets import compose, references, sources
 from stages.datasets.item import Item
 from stages.schema import Experiment
 from stages.schema.data import Data
@@ -187,7 +187,7 @@ def main(params: Experiment) -> None:
     kinds = 1 + max(item.label for item in items)
     if data.classes and data.classes != kinds:
         raise refuse(EXPERIMENT, "data.classes", data.classes, f"null, or {kinds}, as many as {data.path} has")
-    against.of(params)  # refuses another protocol before anything is decoded
+    references.of(params)  # refuses another protocol before anything is decoded
     of_split = {split: [item for item in items if item.split == split] for split in {item.split for item in items}}
     shares = [
         shards.Share(f"{split}/{number:05}", len(each[rows]), (each[rows],))

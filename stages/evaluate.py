@@ -60,7 +60,7 @@ from stages.common.paths import (
     SAMPLES,
     STEPS,
 )
-from stages.datasets import against
+from stages.datasets import references
 from stages.reference import Extractor, extract, further
 from stages.schema import Experiment
 from stages.schema.data import Evaluate
@@ -77,7 +77,7 @@ def measure(name: str, params: Experiment) -> dict[str, Any]:
     section = params.evaluate
     path = SAMPLES / name / "images.safetensors"
     table, title = Table.open(path), f"evaluate {name}"
-    fetch = lambda rows: against.resized(table[rows]["pixels"], section.resolution)  # noqa: E731
+    fetch = lambda rows: references.resized(table[rows]["pixels"], section.resolution)  # noqa: E731
     check_images(path, table, section)
     with pool(title, params.run, partial(Extractor, section.extractor, section.weights)) as workers:
         found, logits, *spatial = extract(title, workers, fetch, len(table), params.run.batch)
@@ -193,7 +193,7 @@ def _others(name: str) -> list[Row]:
 def _features(name: str, steps: int, workers: Pool, params: Experiment) -> tuple[Tensor, Row]:
     """The features of the images of another number of steps, and the images."""
     table = Table.open(SAMPLES / name / f"images-{steps}.safetensors")
-    fetch = lambda rows: against.resized(table[rows]["pixels"], params.evaluate.resolution)  # noqa: E731
+    fetch = lambda rows: references.resized(table[rows]["pixels"], params.evaluate.resolution)  # noqa: E731
     found, *_ = extract(f"evaluate {name}, {steps} steps", workers, fetch, len(table), params.run.batch)
     return found, table[slice(None)]
 

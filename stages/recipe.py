@@ -67,7 +67,7 @@ from stages.common.paths import (
 )
 from stages.common.settings import EXPERIMENT, TAGS, BadInput, parse_yaml, read_yaml, refuse, validate
 from stages.schema import Experiment
-from stages.schema.text import render
+from stages.schema.rendering import render
 
 Tree = dict[str, Any]
 

@@ -33,7 +33,7 @@ from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress, tell
 from stages.common.images import count, evenly, pixel_table
 from stages.common.paths import EXPERIMENT, IMAGES, REFERENCE
-from stages.datasets import against
+from stages.datasets import references
 from stages.schema import Experiment
 from stages.schema.data import Evaluate
 
@@ -104,7 +104,7 @@ def digest(values: Tensor) -> str:
 def main(params: Experiment) -> None:
     intact.check(IMAGES)
     images.check("train")
-    section, batch_size, given = params.evaluate, params.run.batch, against.of(params)
+    section, batch_size, given = params.evaluate, params.run.batch, references.of(params)
     with pool("reference", params.run, partial(Extractor, section.extractor, section.weights)) as workers:
         table = pixel_table("train")
         enough.check_reference(params, len(table))
@@ -114,7 +114,7 @@ def main(params: Experiment) -> None:
         if count("test") > 1:
             images.check("test")
             test = pixel_table("test")
-            held_out = lambda batch: against.resized(test[batch]["pixels"], section.resolution)  # noqa: E731
+            held_out = lambda batch: references.resized(test[batch]["pixels"], section.resolution)  # noqa: E731
             tensors["test"] = extract("reference, test split", workers, held_out, len(test), batch_size)[0]
     for key, name, weights in further(section):
         with pool(f"reference, {name}", params.run, partial(Extractor, name, weights)) as workers:
@@ -145,7 +145,7 @@ def main(params: Experiment) -> None:
             save_numpy(statistics, folder / f"{layer}-statistics.safetensors")
 
 
-def _images(params: Experiment, given: against.Given | None, table: Table) -> tuple[Callable[[slice], Tensor], int]:
+def _images(params: Experiment, given: references.Given | None, table: Table) -> tuple[Callable[[slice], Tensor], int]:
     """The images of the reference, batch by batch, and how many there are."""
     section = params.evaluate
     if given and given.count:
@@ -153,7 +153,7 @@ def _images(params: Experiment, given: against.Given | None, table: Table) -> tu
         return lambda batch: pictures.rows(torch.arange(chosen)[batch]), chosen
     chosen = min(section.reference_images or len(table), len(table))
     rows = evenly(len(table), chosen)  # the dataset may be sorted by class
-    return lambda batch: against.resized(table[rows[batch]]["pixels"], section.resolution), chosen
+    return lambda batch: references.resized(table[rows[batch]]["pixels"], section.resolution), chosen
 
 
 def further(section: Evaluate) -> Iterator[tuple[str, str, str | None]]:

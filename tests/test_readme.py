@@ -32,7 +32,7 @@ from multiscale.flow import Solver
 from stages import recipe
 from stages.common import harness, settings
 from stages.schema import Experiment
-from stages.schema.text import render
+from stages.schema.rendering import render
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 INLINE = re.compile(r"`((?:python|dvc|make) [A-Za-z-][^`]*)`")

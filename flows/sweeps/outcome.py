@@ -15,7 +15,7 @@ from stages import recipe
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES, REPORTS
 from stages.common.settings import TAGS
-from stages.schema.text import plain
+from stages.schema.rendering import plain
 
 SHOWN = ("kid", "kid_se", "fd", "memorised", "label_accuracy", "seconds_per_image")
 NUMBERS = {"images": pl.Int64, "loss": pl.Float64, "validation_loss": pl.Float64}

@@ -13,7 +13,7 @@ from multiscale.core.settings import FAMILIES, MADE, Bad, Unknown
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES
 from stages.schema import Experiment
-from stages.schema.text import written
+from stages.schema.rendering import written
 
 __all__ = ["EXPERIMENT", "RECIPES", "BadInput", "explain", "load", "parse_yaml", "read_yaml", "refuse", "validate"]
 

@@ -24,7 +24,7 @@ from stages.common import fetch
 from stages.common.errors import BadInput, printable, refuse
 from stages.common.images import IMAGE_SUFFIXES
 from stages.common.paths import EXPERIMENT
-from stages.datasets import archives, beside, digits, idx, layouts
+from stages.datasets import archives, captions, digits, idx, layouts
 from stages.datasets.archives import check_depth, refuse_path, whole
 from stages.datasets.item import Item, png, split_by_hash
 from stages.schema.data import Data
@@ -182,7 +182,7 @@ def _named(readers: Mapping[str, Callable[[], bytes]], data: Data) -> list[Item]
     places = layouts.places(parts, readers)
     if places is not None:
         parts = {name: parts[name] for name in places}
-    captions = beside.captions(parts, readers, data.caption_column) if data.caption_column else {}
+    told = captions.captions(parts, readers, data.caption_column) if data.caption_column else {}
     while all(len(p) > 1 for p in parts.values()) and len({p[0] for p in parts.values()}) == 1:
         if next(iter(parts.values()))[0].lower() in SPLITS:
             break
@@ -206,7 +206,7 @@ def _named(readers: Mapping[str, Callable[[], bytes]], data: Data) -> list[Item]
         own = "/".join(p)
         split, kind = places[name]
         split = split or split_by_hash(own, data)
-        found.append(Item(own, split, labels[kind], readers[name], kind, captions.get(name, "")))
+        found.append(Item(own, split, labels[kind], readers[name], kind, told.get(name, "")))
     return found
 
 

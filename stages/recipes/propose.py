@@ -27,7 +27,7 @@ from stages.common.paths import EXPERIMENT, RECIPES
 from stages.datasets import sources
 from stages.download import reason, to_eight_bits
 from stages.schema.data import Data
-from stages.schema.text import plain
+from stages.schema.rendering import plain
 
 Tree = dict[str, Any]
 

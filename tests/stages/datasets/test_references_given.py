@@ -18,7 +18,7 @@ from multiscale.evaluation import metrics
 from stages import evaluate, reference
 from stages.common.errors import BadInput
 from stages.common.paths import CLASSIFIER, MEASUREMENTS, SAMPLES
-from stages.datasets import against
+from stages.datasets import references
 from stages.reporting import leaderboard
 from stages.schema.data import Evaluate, Run
 
@@ -43,15 +43,15 @@ def test_a_batch_of_adm_gives_its_images_and_statistics(tmp_path):
     made, spatial = images(6), gaussian(SPATIAL)
     path = tmp_path / "batch.npz"
     np.savez(path, arr_0=made, **gaussian(POOLED), mu_s=spatial["mu"], sigma_s=spatial["sigma"])
-    given = against.of(params(reference=str(path)))
+    given = references.of(params(reference=str(path)))
     assert given.count == 6 and given.name.startswith("batch.npz ")
     assert torch.equal(given.rows(torch.tensor([4, 1])), torch.from_numpy(made[[4, 1]]).permute(0, 3, 1, 2))
     assert {name: found["mu"].shape for name, found in given.statistics.items()} == {
         "real": (POOLED,),
         "spatial": (SPATIAL,),
     }
-    assert against.of(params()) is None
-    assert against.of(params(1, reference=str(path))).rows(torch.tensor([0])).shape == (1, 1, EDGE, EDGE)
+    assert references.of(params()) is None
+    assert references.of(params(1, reference=str(path))).rows(torch.tensor([0])).shape == (1, 1, EDGE, EDGE)
 
 
 def test_a_folder_is_read_in_the_order_of_its_names_by_lanczos_and_centre_crop(tmp_path):
@@ -61,7 +61,7 @@ def test_a_folder_is_read_in_the_order_of_its_names_by_lanczos_and_centre_crop(t
     Image.fromarray(wide).save(tmp_path / "people" / "b.png")
     Image.fromarray(tall).save(tmp_path / "a.png")
     (tmp_path / "captions.txt").write_text("none")
-    given = against.of(params(reference=str(tmp_path), resolution=4, prc_neighborhood=1))
+    given = references.of(params(reference=str(tmp_path), resolution=4, prc_neighborhood=1))
     assert given.count == 2 and given.statistics == {}
     small = [
         np.asarray(Image.fromarray(x).resize(size, Image.LANCZOS)) for x, size in ((tall, (4, 10)), (wide, (8, 4)))
@@ -70,8 +70,8 @@ def test_a_folder_is_read_in_the_order_of_its_names_by_lanczos_and_centre_crop(t
     assert np.array_equal(given.rows(torch.arange(2)).permute(0, 2, 3, 1), wanted)
     square = torch.from_numpy(images(1)).permute(0, 3, 1, 2)
     halved = np.asarray(Image.fromarray(images(1)[0]).resize((4, 4), Image.LANCZOS))
-    assert np.array_equal(against.resized(square, 4)[0].permute(1, 2, 0), halved)
-    assert against.resized(square, None) is square
+    assert np.array_equal(references.resized(square, 4)[0].permute(1, 2, 0), halved)
+    assert references.resized(square, None) is square
 
 
 CASES = {
@@ -98,19 +98,19 @@ def test_a_reference_of_another_protocol_is_one_line(case, tmp_path):
     elif held:
         np.savez(path, **held)
     with pytest.raises(BadInput, match=rf"^params.yaml: evaluate\.\w+: .*allowed: {allowed}") as error:
-        against.of(params(reference=str(path), **section))
+        references.of(params(reference=str(path), **section))
     assert "\n" not in str(error.value)
 
 
 def test_an_empty_folder_and_a_damaged_picture_are_one_line_each(tmp_path):
     with pytest.raises(BadInput, match="allowed: a folder of images, or an .npz"):
-        against.of(params(reference=str(tmp_path)))
+        references.of(params(reference=str(tmp_path)))
     for name in "abcd":
         with pytest.raises(BadInput, match="images"):
-            against.of(params(reference=str(tmp_path)))
+            references.of(params(reference=str(tmp_path)))
         (tmp_path / f"{name}.png").write_bytes(b"nothing")
     with pytest.raises(BadInput, match="a.png: cannot identify image file"):
-        against.of(params(reference=str(tmp_path))).rows(torch.tensor([0]))
+        references.of(params(reference=str(tmp_path))).rows(torch.tensor([0]))
 
 
 def test_a_folder_without_dinov2_is_one_line_before_and_after_the_settings_are_read(tmp_path):
@@ -193,7 +193,7 @@ def test_statistics_alone_leave_kid_against_the_training_images(tmp_path, monkey
     sealed("data/images.parquet")
     np.savez("statistics.npz", **gaussian(3))
     monkeypatch.setattr(reference, "Extractor", Layers)
-    monkeypatch.setattr(against, "STATISTICS", {"real": ("mu", "sigma", 3)})
+    monkeypatch.setattr(references, "STATISTICS", {"real": ("mu", "sigma", 3)})
     reference.main(params(reference="statistics.npz"))
     about = json.loads(Path("data/reference/reference.json").read_text())
     trained = pl.read_parquet("data/images.parquet").filter(pl.col("split") == "train")
