@@ -35,8 +35,9 @@ from dvc.repo import Repo
 from multiscale.core.storage import write_text
 from stages.common.errors import BadInput
 from stages.common.paths import MEASUREMENTS, REPORTS
-from stages.reporting import leaderboard, page, views
-from stages.reporting.leaderboard import COLUMNS, Row
+from stages.reporting import page, views
+from stages.reporting.leaderboard import COLUMNS
+from stages.reporting.rows import Row, grouped
 
 WORKSPACE = "workspace"
 PAGE, BOARD = REPORTS / "compare.html", REPORTS / "leaderboard.json"
@@ -82,7 +83,7 @@ def together(boards: dict[str, list[Row]]) -> list[Row]:
 
 def write_page(boards: dict[str, list[Row]]) -> None:
     """Writes the page of the revisions."""
-    groups = leaderboard.groups(together(boards))
+    groups = grouped(together(boards))
     tables = [
         views.board(group, None, [], index, HEADINGS, SHOWN, ("revision", "recipe"))
         for index, group in enumerate(groups)

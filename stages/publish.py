@@ -40,7 +40,7 @@ from stages.common import settings
 from stages.common.errors import BadInput
 from stages.common.paths import EXPERIMENT, MEASUREMENTS, REPORTS, SAMPLES
 from stages.reporting import claims, leaderboard, measured, provenance, views
-from stages.reporting.leaderboard import Group, Row
+from stages.reporting.rows import Group, Row, grouped, rows_of
 from stages.schema import Experiment
 
 COLUMNS = {
@@ -75,14 +75,14 @@ def run(folder: str, page: bool = False, into: str | None = None) -> None:
     to, params = Path(folder), settings.load()
     if into:
         _parts(Path(into))  # refused before anything is written
-    rows = leaderboard.rows_of(params)
+    rows = rows_of(params)
     board = REPORTS / "leaderboard.json"
     if read_json(board) != {row["method"]: row for row in rows}:
         raise BadInput(f"{board}: not of the results in place; allowed: those of `dvc repro report`")
     sampling, judged = measured.of_sampling(), read_json(claims.SECONDS)
     if not sampling:
         raise BadInput(f"{report.QUALITY_TIME}: seconds were not measured here; run `{measured.COMMAND}`")
-    groups = measured.beside(leaderboard.groups(rows), sampling, params)
+    groups = measured.beside(grouped(rows), sampling, params)
     ordered = [row for group in groups for row in group.methods] + [row for row in rows if row["kind"] == "floor"]
     for path in (*COPIED, *([report.PAGE] if page else [])):
         with atomic_file(to / path.name) as temporary:

@@ -28,6 +28,7 @@ from stages import assumptions, summary
 from stages.common.images import class_names
 from stages.common.paths import IMAGES, METRICS, NEIGHBOURS, REPORTS, SAMPLES, histories, parts_of
 from stages.reporting import claims, figures, findings, leaderboard, measured, observed, page, pairs, views, wavelets
+from stages.reporting.rows import grouped, rows_of
 from stages.schema import Experiment
 
 GALLERIES, TRAINING = REPORTS / "galleries", REPORTS / "training.png"
@@ -66,8 +67,8 @@ def check_picture(path: Path) -> None:
 def main(params: Experiment) -> None:
     published = claims.load()
     intact.check(IMAGES)
-    rows = leaderboard.rows_of(params)
-    groups, real = leaderboard.groups(rows), [row["label_accuracy"] for row in rows if row["method"] == "real"]
+    rows = rows_of(params)
+    groups, real = grouped(rows), [row["label_accuracy"] for row in rows if row["method"] == "real"]
     accuracy = real[0] if real else read_sealed_json(METRICS / "classifier.json")["held_out_accuracy"]  # on real images
     ordered = [row for group in groups for row in group.methods] + [row for row in rows if row["kind"] == "floor"]
     training = curves(params.methods)

@@ -22,7 +22,7 @@ from stages.common import settings
 from stages.common.errors import refuse
 from stages.common.paths import EXPERIMENT
 from stages.reporting import leaderboard, measured
-from stages.reporting.leaderboard import Group
+from stages.reporting.rows import Group, grouped, rows_of
 from stages.schema import Experiment
 
 COLUMNS = {
@@ -47,9 +47,9 @@ def run(methods: list[str]) -> None:
     """Prints the rows of some methods, or the whole leaderboard."""
     params = settings.load()
     if methods:
-        print(text(leaderboard.groups(leaderboard.rows_of(_only(methods, params)))))
+        print(text(grouped(rows_of(_only(methods, params)))))
     else:
-        groups = leaderboard.groups(leaderboard.rows_of(params))
+        groups = grouped(rows_of(params))
         print(text(measured.beside(groups, measured.of_sampling(), params)))
 
 

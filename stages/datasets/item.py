@@ -1,9 +1,10 @@
-"""One image of a source, and the split of a source without splits."""
+"""One image of a source, and its split: named by a word of its path, or by a hash."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ import numpy as np
 from PIL import Image
 
 from stages.schema.data import Data
+
+SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation"}
+SPLITS |= {"test": "test", "testing": "test"}
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,12 @@ class Item:
     read: Callable[[], bytes]
     kind: str = ""  # the name of its class
     caption: str = ""  # none, where the data has no captions
+
+
+def split_in(stem: str) -> str | None:
+    """The split that a word of a path names."""
+    words = re.split("[^a-z]+", stem.lower().replace("t10k", "test"))  # MNIST's name for its test split
+    return next((SPLITS[word] for word in words if word in SPLITS), None)
 
 
 def split_by_hash(name: str, data: Data) -> str:

@@ -5,34 +5,27 @@ URL, the Hugging Face hub.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any, NoReturn, cast
+from typing import NoReturn
 
-import polars as pl
-import pyarrow.parquet as pq
 from backports import tarfile  # Python before 3.11.4 has no safe filter
 
 from stages.common import fetch
 from stages.common.errors import BadInput, printable, refuse
 from stages.common.images import IMAGE_SUFFIXES
 from stages.common.paths import EXPERIMENT
-from stages.datasets import archives, captions, digits, idx, layouts
+from stages.datasets import archives, captions, digits, idx, layouts, parquet
 from stages.datasets.archives import check_depth, refuse_path, whole
-from stages.datasets.item import Item, png, split_by_hash
+from stages.datasets.item import SPLITS, Item, png, split_by_hash, split_in
 from stages.schema.data import Data
 
 ARCHIVE_SUFFIXES = {".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2"}
-SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation"}
-SPLITS |= {"test": "test", "testing": "test"}
-LABELS = "a column of text or integers, with a value in each row"
 
 
 def items(data: Data) -> list[Item]:
@@ -96,7 +89,7 @@ def _from_file(path: Path, data: Data, sha256: str | None = None) -> list[Item]:
         return _idx([path], path.parent, data)
     with whole(path), open(path, "rb") as file:
         if file.read(4) == b"PAR1":
-            return _parquet([path], path.parent, data)
+            return parquet.items([path], path.parent, data)
         if zipfile.is_zipfile(path):
             return _zip(path, data)
         if tarfile.is_tarfile(path):
@@ -117,7 +110,7 @@ def _from_folder(folder: Path, data: Data, sha256: str | None = None) -> list[It
     if has_images:
         return _named(readers, data)
     if tables:
-        return _parquet(tables, folder, data)
+        return parquet.items(tables, folder, data)
     if arrays:
         return _idx(arrays, folder, data)
     if len(archives) == 1:
@@ -218,43 +211,6 @@ def _tell_of_others(names: list[str]) -> None:
         print(printable(f"no images by their endings: {told}"), file=sys.stderr)
 
 
-def _parquet(paths: list[Path], folder: Path, data: Data) -> list[Item]:
-    """Items from Parquet files whose image column holds encoded bytes, or structs {bytes, path} as on the hub.
-
-    The split of a row is in the column `split`, or a word of the file's path, or decided by a hash of its name.
-    """
-    found: list[tuple[str, str, Any, str, Callable[[], bytes]]] = []
-    for path in paths:
-        with whole(path):
-            found += _rows(path, path.relative_to(folder).with_suffix("").as_posix(), data)
-    kinds = {label for _, _, label, _, _ in found}
-    if None in kinds or len({type(kind) for kind in kinds}) > 1:  # one file may hold text and another integers
-        raise refuse(EXPERIMENT, "data.label_column", data.label_column, LABELS)
-    labels = {kind: index for index, kind in enumerate(sorted(kinds))}
-    named = _label_names(paths[0], data.label_column)
-    kinds_of = {label: named.get(label, str(label)) if data.label_column else "" for label in kinds}
-    return [
-        Item(name, split, labels[label], read, kinds_of[label], caption) for name, split, label, caption, read in found
-    ]
-
-
-def _label_names(path: Path, column: str | None) -> dict[Any, str]:
-    """The names of integer labels, where a Parquet file has those of a `ClassLabel` of the library datasets."""
-    try:
-        names = json.loads((pq.read_schema(path).metadata or {}).get(b"huggingface", b"{}"))
-        for key in ("info", "features", column or "", "names"):
-            names = names[key]
-        return dict(enumerate(map(str, names)))
-    except (ValueError, LookupError, TypeError):  # another form of the metadata
-        return {}
-
-
-def _split_in(stem: str) -> str | None:
-    """The split that a word of a path names."""
-    words = re.split("[^a-z]+", stem.lower().replace("t10k", "test"))  # MNIST's name for its test split
-    return next((SPLITS[word] for word in words if word in SPLITS), None)
-
-
 def _idx(paths: list[Path], folder: Path, data: Data) -> list[Item]:
     """Items of files of images with their labels; the split is a word of the file's path, or decided by a hash."""
     found = []
@@ -268,55 +224,7 @@ def _idx(paths: list[Path], folder: Path, data: Data) -> list[Item]:
         stem = path.relative_to(folder).as_posix().removesuffix(".gz")
         for row, (pixels, label) in enumerate(zip(images, labels)):
             name = f"{stem}-{row:07d}"
-            split = _split_in(stem) or split_by_hash(name, data)
+            split = split_in(stem) or split_by_hash(name, data)
             found.append((name, split, label, partial(png, pixels)))
     rank = {label: index for index, label in enumerate(sorted({label for _, _, label, _ in found}))}
     return [Item(name, split, rank[label], read, str(label)) for name, split, label, read in found]
-
-
-def _rows(path: Path, stem: str, data: Data) -> Iterator[tuple[str, str, Any, str, Callable[[], bytes]]]:
-    """Yields (id, split, raw label, caption, reader) for each row of a Parquet file."""
-    schema = pl.Schema(pl.read_parquet_schema(path))
-    image, column = pl.col(data.image_column), cast(Any, schema.get(data.image_column))
-    if isinstance(column, pl.Struct):
-        image, column = image.struct.field("bytes"), column.to_schema().get("bytes")
-    if column != pl.Binary:
-        allowed = f"a column of encoded images ({path} has {', '.join(schema)})"
-        raise refuse(EXPERIMENT, "data.image_column", data.image_column, allowed)
-    kind = schema.get(data.label_column) if data.label_column else None
-    if data.label_column and not (kind and (kind.is_integer() or kind in (pl.String, pl.Categorical, pl.Enum))):
-        allowed = f"{LABELS}, or null for an unlabelled dataset ({path} has {', '.join(schema)})"
-        raise refuse(EXPERIMENT, "data.label_column", data.label_column, allowed)
-    if data.caption_column and schema.get(data.caption_column) != pl.String:
-        allowed = f"a column of text ({path} has {', '.join(schema)})"
-        raise refuse(EXPERIMENT, "data.caption_column", data.caption_column, allowed)
-    label = pl.col(data.label_column) if data.label_column else pl.lit(0)
-    caption = pl.col(data.caption_column).fill_null("") if data.caption_column else pl.lit("")
-    split = _split_in(stem)
-    if schema.get("split", pl.Null) not in (pl.Null, pl.String, pl.Categorical, pl.Enum):
-        raise refuse_path(path, f"a column of text as its column split ({schema['split']})")
-    splits = pl.col("split").cast(pl.String) if "split" in schema else pl.lit(split)
-    # With the index there is one row an image even if label and split are constants.
-    index = pl.int_range(pl.len())
-    about = pl.scan_parquet(path).select(row=index, label=label, split=splits, caption=caption)
-    for row, label_of, split_of, caption_of in about.collect().iter_rows():
-        name = f"{stem}-{row:07d}"
-        if split_of and split_of.lower() not in SPLITS:
-            raise refuse(EXPERIMENT, "data.path", split_of, f"as a split of {path}: {', '.join(SPLITS)}")
-        in_split = SPLITS[split_of.lower()] if split_of else split_by_hash(name, data)
-        yield name, in_split, label_of, caption_of, partial(_row_bytes, path, image, row)
-
-
-_block: tuple[Path, int, list[bytes]] | None = None
-_BLOCK_ROWS = 256
-
-
-def _row_bytes(path: Path, image: pl.Expr, row: int) -> bytes:
-    """The bytes of one row; rows are requested in order, so they are read in blocks."""
-    global _block
-    start = row - row % _BLOCK_ROWS
-    block = _block
-    if block is None or block[:2] != (path, start):
-        rows = pl.scan_parquet(path).slice(start, _BLOCK_ROWS).select(image.alias("image")).collect()["image"].to_list()
-        _block = block = (path, start, rows)
-    return block[2][row - start]

@@ -17,10 +17,10 @@ from pydantic import ValidationError
 
 from stages.common import settings
 from stages.common.paths import CLAIMS, TIMINGS
-from stages.reporting import analyses, leaderboard
+from stages.reporting import analyses
 from stages.reporting.analyses import Lacking, Measured, Unmeasured
-from stages.reporting.leaderboard import Row
 from stages.reporting.page import Section
+from stages.reporting.rows import Row, standard_error
 from stages.reporting.trainings import APART
 from stages.schema import claims as schema
 
@@ -181,7 +181,7 @@ def _error(column: str, row: Row) -> float | None:
         return error
     if column in schema.TIMED:
         return float(row[column] * row[f"spread{column.removeprefix('seconds_per_image')}"] / IQR)
-    return leaderboard.standard_error(column, row)
+    return standard_error(column, row)
 
 
 def _protocol(quantity: schema.Quantity, evidence: Evidence) -> str:

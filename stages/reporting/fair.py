@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from stages.reporting.leaderboard import Group, Row
 from stages.reporting.page import Table
 from stages.reporting.pairs import Difference, verdict
+from stages.reporting.rows import Group, Row
 from stages.reporting.trainings import APART
 
 WITHIN = 1.1  # budgets count as equal up to this factor

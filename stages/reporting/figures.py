@@ -13,7 +13,7 @@ import polars as pl
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from stages.reporting.leaderboard import Group, Row
+    from stages.reporting.rows import Group, Row
 
 matplotlib.use("Agg")
 from cycler import cycler  # noqa: E402

@@ -1,31 +1,16 @@
-"""The leaderboard: its rows, their grouping into tables, their order, and notes on them.
+"""The leaderboard as text: a table for each protocol, and notes on it.
 
 Nothing here depends on the machine's speed; `measured` adds seconds and memory.
-
-Rows measured by different protocols never share a table. Methods that copy training images come after those that do
-not, whatever their KID. Floors are not methods: they are not ranked, and come last.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import hypot
-from statistics import mean, stdev
-from typing import Any
 
-import polars as pl
+from stages.reporting.rows import BESIDE, NEEDS_EQUAL_N, OF_PROMPTS, Group, Row, standard_error
+from stages.reporting.trainings import APART
 
-from multiscale.core import intact
-from multiscale.core.models import AUTOENCODER
-from multiscale.core.settings import Fetched
-from multiscale.core.storage import read_json, read_sealed_json
-from stages.common.paths import COSTS, MEASUREMENTS, MODELS, SAMPLES, histories, parts_of
-from stages.reporting.trainings import APART, add_errors
-from stages.schema import Experiment
-
-Row = dict[str, Any]  # of the leaderboard, as leaderboard.json holds it
 COLUMNS = {
     "method": "method",
     "works_on": "works on",
@@ -49,14 +34,6 @@ COLUMNS = {
     "parameters": "parameters",
     "train_images": "training images",
 }
-COUNTED = ("network_calls", "flops_per_image", "parameters")
-OF_PROMPTS = ("diversity", "clip_score", "pick_score")  # of images with prompts alone
-BESIDE = ("sfid", "fd_dinov2")  # of some protocols alone
-OF_SAMPLES = ("n", "seeds", "labels", "prompts")  # keys of the protocol that describe the samples, not the measurement
-NEEDS_EQUAL_N = ("fd", "inception_score", "precision", "recall")
-SPREAD = ("kid", "kid_second")  # what differs between trainings by more than by images
-AVERAGED = ["kid", "kid_se", "kid_test", "kid_test_se", "kid_second", "kid_second_se", "memorised", "label_accuracy"]
-AVERAGED += [*NEEDS_EQUAL_N, "inception_score_std"]
 FURTHER = {  # keys of the protocols that have them, in words
     "against": "FD is against",
     "resolution": "Images were resized to",
@@ -67,88 +44,6 @@ FLOORS = {
     "real": "The floor real: held-out images",
     "autoencoder": "The floor autoencoder: their reconstructions, the loss of quality by the autoencoder alone",
 }
-
-
-@dataclass(frozen=True)
-class Group:
-    """Rows measured by one protocol: methods, best first, and floors."""
-
-    protocol: Row
-    methods: list[Row]
-    floors: list[Row]
-
-
-def rows_of(params: Experiment) -> list[Row]:
-    """The rows of the methods, then of the floors; trainings of a method by the same protocol share a row of means."""
-    trained: dict[tuple[str, str], list[Row]] = {}
-    for name, section in params.methods.items():
-        row = _method(name, params)
-        trained.setdefault((section.repeat_of or name, _as_key(row["protocol"])), []).append(row)
-    methods = [*map(_averaged, trained.values())]
-    for key in SPREAD:
-        add_errors(methods, key)
-    return [*methods, *(_floor(name, params) for name in params.evaluate.floors)]
-
-
-def _as_key(protocol: Row) -> str:
-    return json.dumps(protocol, sort_keys=True)
-
-
-def _method(name: str, params: Experiment) -> Row:
-    """One training of a method: its quality, its cost, and the protocol of their measurement."""
-    parts = parts_of(name)
-    intact.check_folder(SAMPLES / name, COSTS.name)
-    for part, section in params.parts_of(name).items():
-        if not isinstance(section, Fetched):  # which has no history
-            intact.check_folder(MODELS / name / part, "history.jsonl")
-    metrics, cost = read_sealed_json(MEASUREMENTS / f"{name}.json"), read_json(SAMPLES / name / COSTS.name)
-    return {
-        "method": name,
-        "kind": "method",
-        "recipe": params.recipe,
-        "works_on": "latents" if any((part / AUTOENCODER).is_dir() for part in parts) else "pixels",
-        **metrics,
-        **{key: cost[key] for key in COUNTED},
-        "train_images": sum(pl.read_ndjson(path)["images"][-1] for path in histories(name)),
-    }
-
-
-def _averaged(trainings: list[Row]) -> Row:
-    """The row of a method: means over its trainings, and the standard deviation of KID over them."""
-    row = dict(trainings[0])
-    of_prompts = (f"{name}{end}" for name in OF_PROMPTS if name in row for end in ("", "_se"))
-    for key in (*AVERAGED, *of_prompts, *(name for name in BESIDE if name in row)):
-        values: list[Any] = [each.get(key) for each in trainings]
-        row[key] = None if None in values else mean(values)
-    for key in SPREAD:
-        values = [each.get(key) for each in trainings]
-        row[f"{key}_spread"] = stdev(values) if len(values) > 1 and None not in values else None
-    return row | {"trainings": len(trainings), "copies": any(each["copies"] for each in trainings)}
-
-
-def _floor(name: str, params: Experiment) -> Row:
-    works_on = {"real": "pixels", "autoencoder": "latents"}[name]
-    about = {"method": name, "kind": "floor", "recipe": params.recipe, "works_on": works_on}
-    return about | read_sealed_json(MEASUREMENTS / f"{name}.json")
-
-
-def groups(rows: list[Row]) -> list[Group]:
-    """Comparable rows, best KID first; a floor is in every group whose measurement it shares."""
-    found: dict[str, list[Row]] = {}
-    for row in (row for row in rows if row["kind"] == "method"):
-        found.setdefault(_as_key(row["protocol"]), []).append(row)
-    return [
-        Group(
-            methods[0]["protocol"],
-            sorted(methods, key=lambda row: (row["copies"], row["kid"])),
-            [row for row in rows if row["kind"] == "floor" and _measure(row) == _measure(methods[0])],
-        )
-        for _, methods in sorted(found.items())
-    ]
-
-
-def _measure(row: Row) -> Row:
-    return {key: value for key, value in row["protocol"].items() if key not in OF_SAMPLES}
 
 
 def table(
@@ -301,12 +196,6 @@ def _first(key: str, metric: str, rows: list[Row]) -> str:
         f"Best KID-{metric}: {first['method']}, {difference:.4f} below {second['method']}, {verdict} at {APART} "
         f"standard errors of the difference ({APART * error:.4f}{alone})."
     )
-
-
-def standard_error(key: str, row: Row) -> float:
-    """Of a column: over trainings if there are several and it has a spread over them, else over images or prompts."""
-    over_trainings = row.get(f"{key}_training_se")
-    return float(row[f"{key}_se"] if over_trainings is None else over_trainings)
 
 
 def markdown(

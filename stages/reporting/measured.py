@@ -13,7 +13,7 @@ from multiscale import timing
 from stages.common import timings
 from stages.common.paths import COSTS, SAMPLES, histories
 from stages.reporting import leaderboard
-from stages.reporting.leaderboard import Group, Row
+from stages.reporting.rows import Group, Row
 from stages.reporting.trainings import add_errors
 from stages.schema import Experiment
 

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from stages.common.paths import PAIRED
-from stages.reporting.leaderboard import Group, Row
+from stages.reporting.rows import Group, Row
 from stages.reporting.trainings import APART
 from stages.schema import Experiment
 

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from stages.common.paths import SAMPLES
-from stages.reporting.leaderboard import Row
+from stages.reporting.rows import Row
 
 PACKAGES = ("torch", "diffusers", "torch-fidelity", "numpy", "scipy", "polars", "dvc", "prefect", "ray")
 

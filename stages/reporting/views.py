@@ -14,9 +14,9 @@ import polars as pl
 
 from stages.reporting import claims, fair, gallery, leaderboard, measured, pairs, provenance
 from stages.reporting.claims import Finding
-from stages.reporting.leaderboard import Group, Row
 from stages.reporting.page import Card, Exhibit, Leaderboard, Page, Section, Table, address, picture, sheet
 from stages.reporting.pairs import Difference
+from stages.reporting.rows import Group, Row
 from stages.reporting.trainings import APART
 from stages.schema import Experiment
 

@@ -15,6 +15,7 @@ from stages import evaluate
 from stages.common.errors import BadInput
 from stages.common.paths import IMAGES, SAMPLES
 from stages.reporting import leaderboard
+from stages.reporting.rows import Group
 from stages.schema.data import Evaluate
 
 SAID = ["two ones", "a seven above a three", "three"]
@@ -69,9 +70,9 @@ def test_the_label_accuracy_of_prompts_is_their_alignment_and_columns_of_others_
     protocol = {"metric": "x", "second_metric": None, "second_extractor": None, "features": 1, "n": 2, "prompts": 3}
     row = {"method": "swd", "kind": "method", "label_accuracy": 0.8, "diversity": 0.5, "diversity_se": 0.01}
     columns = {key: leaderboard.COLUMNS[key] for key in ("method", "label_accuracy", "diversity", "clip_score")}
-    heads, rows, _ = leaderboard.table(leaderboard.Group(protocol, [row], []), 0.9, columns)
+    heads, rows, _ = leaderboard.table(Group(protocol, [row], []), 0.9, columns)
     assert heads == ["method", "alignment (the classifier on real images: 90.0%)", "diversity"]
     assert rows == [["swd", "80.0%", "0.5000 +- 0.0100"]]
     del protocol["prompts"], row["diversity"], row["diversity_se"]
-    heads, _, _ = leaderboard.table(leaderboard.Group(protocol, [row], []), None, columns)
+    heads, _, _ = leaderboard.table(Group(protocol, [row], []), None, columns)
     assert heads == ["method", "label accuracy"]

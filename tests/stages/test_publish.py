@@ -14,7 +14,7 @@ from multiscale.core.storage import write_json
 from stages import publish
 from stages.common.errors import BadInput
 from stages.reporting import figures
-from stages.reporting.leaderboard import Group
+from stages.reporting.rows import Group
 
 PAGE = "# Ours\n\n<!-- results -->\nof before\n<!-- end of results -->\n\nThe end.\n"
 

@@ -20,6 +20,7 @@ from stages.common.errors import BadInput
 from stages.common.paths import CLASSIFIER, MEASUREMENTS, SAMPLES
 from stages.datasets import references
 from stages.reporting import leaderboard
+from stages.reporting.rows import grouped
 from stages.schema.data import Evaluate, Run
 
 EDGE, POOLED, SPATIAL = 8, 2048, 2023
@@ -179,7 +180,7 @@ def test_a_method_is_measured_against_the_batch_with_its_protocol_in_the_row(tmp
     assert protocol["against"].startswith("batch.npz ") and protocol["n_reference"] == 10
     assert protocol["sfid"] == "mixed_6/conv, 7 channels" and protocol["dinov2"].startswith("dino ")
     row = {"method": "dit", "kind": "method", "trainings": 1, **found}
-    group = leaderboard.groups([row])[0]
+    group = grouped([row])[0]
     heads, (cells,), _ = leaderboard.table(group, None)
     shown = dict(zip(heads, cells))
     assert shown["sFD-Inception"] == leaderboard.cell("sfid", row) and "FD-DINOv2" in shown

@@ -10,8 +10,8 @@ from browser import Browser
 from results import METRICS
 
 from stages.reporting import fair, gallery, pairs
-from stages.reporting.leaderboard import Group
 from stages.reporting.pairs import Difference
+from stages.reporting.rows import Group
 
 BOARD = "document.querySelector('#board-0')"
 CELLS = "[...%s.tBodies[0].rows].filter(row => !row.hidden).map(row => row.cells[0].textContent)"

@@ -45,6 +45,7 @@ from stages import summary
 from stages.common import timings
 from stages.common.paths import COSTS, SAMPLES
 from stages.reporting import leaderboard, page
+from stages.reporting.rows import grouped
 
 
 def test_the_leaderboard_holds_what_was_measured(measured):
@@ -76,7 +77,7 @@ def test_rows_of_different_protocols_are_never_in_one_group(field):
     dit = row | {"method": "dit", "protocol": PROTOCOL}
     msf = row | {"method": "msf", "protocol": PROTOCOL | {field: OTHER[field]}}
     real = {"method": "real", "kind": "floor", "protocol": PROTOCOL | {"seeds": None, "n": 30, "labels": None}}
-    found = {group.methods[0]["method"]: group for group in leaderboard.groups([dit, msf, real])}
+    found = {group.methods[0]["method"]: group for group in grouped([dit, msf, real])}
     assert all(len(group.methods) == 1 for group in found.values()) and len(found) == 2
     shared = field in ("n", "seeds", "labels")  # which are of the images, not of the measure
     assert (found["dit"].floors, found["msf"].floors) == ([real], [real] if shared else [])
@@ -352,7 +353,7 @@ def test_one_method_is_shown_before_the_others_are_measured(measured):
 def test_the_leaderboard_of_the_embedded_recipe_fits_a_terminal():
     rows = json.loads((ROOT / "reports" / "leaderboard.json").read_text()).values()
     timed = [row | ({"seconds_per_image": 0.00555} if row["kind"] == "method" else {}) for row in rows]
-    text = summary.text(leaderboard.groups(timed))
+    text = summary.text(grouped(timed))
     assert max(map(len, text.splitlines())) <= 100
     assert len(text.partition("\n")[0].split()) == 11  # the words of ten headings
 
