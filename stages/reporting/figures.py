@@ -62,7 +62,8 @@ def training(curves: pl.DataFrame, path: Path) -> None:
             logged, held_out = (frame.drop_nulls(key) for key in ("loss", "validation_loss"))
             (line,) = axes.plot(logged["images"], logged["loss"], label=name, linewidth=1.8)
             axes.plot(held_out["images"], held_out["validation_loss"], "o", markersize=3, color=line.get_color())
-        axes.set(xlabel="training images", ylabel="loss", title="Training; points: held-out images", yscale="log")
+        points = "; points: held-out images" if curves["validation_loss"].count() else ""
+        axes.set(xlabel="training images", ylabel="loss", title=f"Training{points}", yscale="log")
         axes.legend(**BESIDE)
 
 
