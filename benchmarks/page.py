@@ -105,7 +105,7 @@ def roofline() -> str:
             ]
         )
     head = ["network", "pass", "precision", "batch", "GFLOP", "MB", "operators", "time", "GFLOP/s", "share"]
-    return table([*head, "of it products"], rows)
+    return table([*head, "of which products"], rows)
 
 
 def gaps() -> str:

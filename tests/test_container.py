@@ -53,6 +53,11 @@ def test_the_image_leaves_out_nothing_that_git_tracks():
     if listed.returncode:
         pytest.skip("no git repository")
     patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
-    ignored = GitIgnoreSpec.from_lines(line if line.startswith("**") else f"/{line}" for line in patterns)
+    rooted = (line if line.startswith("**") else re.sub("^(!?)", r"\1/", line) for line in patterns)
+    ignored = GitIgnoreSpec.from_lines(rooted)
     assert list(ignored.match_files(listed.stdout.splitlines())) == []
-    assert ignored.match_file("models/msf/msf-0/config.json") and ignored.match_file("stages/__pycache__/a.pyc")
+    assert (
+        ignored.match_file("data/raw/mine/a.png")
+        and ignored.match_file("models/msf/msf-0/config.json")
+        and ignored.match_file("stages/__pycache__/a.pyc")
+    )

@@ -183,6 +183,14 @@ def copied(command: str, block: Block, folder: Path) -> None:
     assert (ROOT / [word for word in shlex.split(command)[1:] if word[0] != "-"][0]).exists()
 
 
+def edited(command: str, block: Block, folder: Path) -> None:
+    """Run: what is made of the file is a recipe that extends one which is there."""
+    tool, script, source, into, _ = shlex.split(command)
+    assert into == ">"
+    done = subprocess.run([tool, script, source], cwd=ROOT, capture_output=True, text=True)
+    assert YAML(typ="safe").load(done.stdout)["extends"] in recipe.available()
+
+
 def known_elsewhere(command: str, block: Block, folder: Path) -> None:
     """Run, in the test of this file that names the command."""
     assert command in Path(__file__).read_text().replace("\\n", "\n")
@@ -216,6 +224,7 @@ RULES: dict[str, Rule] = {
     r"ray ": with_flags,
     r"prefect ": with_flags,
     r"cp ": copied,
+    r"sed ": edited,
     r"docker ": of_the_container,
     r"(export )?[A-Z_]+=|\. \.venv|chmod ": set_here,
 }

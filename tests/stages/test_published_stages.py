@@ -25,7 +25,7 @@ from multiscale.networks.published.network import library
 from stages.common.errors import BadInput
 from stages.common.paths import DECOMPOSED, IMAGES, MEASUREMENTS, MODELS, SAMPLES
 from stages.common.settings import load
-from stages.reporting import leaderboard
+from stages.reporting import rows
 
 make_torchvision_importable()
 
@@ -200,7 +200,7 @@ def test_a_published_teacher_is_fetched_distilled_and_sampled(published):
 
     run(published, "sample teacher-sd3")  # a row of its own, without a training
     write_sealed_json(MEASUREMENTS / "teacher-sd3.json", {"kid": 0.1})
-    row = leaderboard._method("teacher-sd3", load())
+    row = rows._method("teacher-sd3", load())
     assert (row["kid"], row["train_images"], row["parameters"]) == (
         0.1,
         0,
