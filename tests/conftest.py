@@ -89,9 +89,6 @@ def refused(done: subprocess.CompletedProcess, *fragments: str, code: int = 2) -
     assert done.stderr.startswith("error: ") and all(fragment in done.stderr for fragment in fragments), done.stderr
 
 
-# --- what a stage says of itself
-
-
 def until(value: Callable, seconds: float = 600):
     """The first true answer of `value`. The limit is for what hangs; a loaded machine needs minutes."""
     deadline = time.monotonic() + seconds

@@ -12,12 +12,13 @@ from statistics import mean, stdev
 from typing import Any
 
 import polars as pl
+from torch import Tensor
 
 from multiscale.core import intact
 from multiscale.core.storage import Table, read_json
 from multiscale.methods.ssd import theory as ssd
 from multiscale.methods.ssd.process import ScaleSpace, ScaleSpaceProcess
-from multiscale.methods.swd.spectrum import cutoff, divisible, radial_power, smallest_safe
+from multiscale.methods.swd.spectrum import divisible, radial_power, smallest_safe, visible
 from multiscale.methods.wmgm.bands import LOW, PIXELS
 from stages.common.images import evenly
 from stages.common.paths import DECOMPOSED, parts_of
@@ -84,14 +85,22 @@ def largest_shape(bands: Mapping[str, Any]) -> float:
     return value
 
 
-def masked(quantity: schema.Masked) -> Measured:
-    grids = _statistics(quantity.dataset, "grids")["grids"]
+def pyramid_power(dataset: str, grids: Mapping[str, int], count: int) -> tuple[Tensor, Tensor, int]:
+    """The frequencies and the power of a pyramid's full latents, over at most `count` images, and their resolution.
+
+    grids: resolution of the images -> that of their latents, as in the statistics of the dataset.
+    """
     full, grid = max((int(resolution), grid) for resolution, grid in grids.items())
     # Not checked against its checksum, which would read the whole file: the training has done so.
-    table = Table.open(DECOMPOSED / quantity.dataset / "targets.safetensors", f"z{full}")
-    rows = evenly(len(table), min(len(table), IMAGES)).split(BLOCK)
-    frequencies, power = radial_power((table[some][f"z{full}"] for some in rows), grid)
-    if cutoff(frequencies, power, quantity.sigma) <= float(frequencies[0]):
+    table = Table.open(DECOMPOSED / dataset / "targets.safetensors", f"z{full}")
+    rows = evenly(len(table), min(len(table), count)).split(BLOCK)
+    return *radial_power((table[some][f"z{full}"] for some in rows), grid), grid
+
+
+def masked(quantity: schema.Masked) -> Measured:
+    grids = _statistics(quantity.dataset, "grids")["grids"]
+    frequencies, power, grid = pyramid_power(quantity.dataset, grids, IMAGES)
+    if not visible(power, quantity.sigma).any():
         raise Unmeasured(f"noise of {quantity.sigma:g} masks every frequency of {quantity.dataset}, coarse ones too")
     return smallest_safe(frequencies, power, quantity.sigma, divisible(grid)) / grid, 0.0
 

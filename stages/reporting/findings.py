@@ -13,15 +13,14 @@ from torch import Tensor
 
 from multiscale.core.models import AUTOENCODER
 from multiscale.core.resize import area_to
-from multiscale.core.storage import Table, read_sealed_json
+from multiscale.core.storage import read_sealed_json
 from multiscale.methods.ssd import theory as ssd
 from multiscale.methods.ssd.process import linear_alpha_bar
 from multiscale.methods.swd.schedule import BOUNDARIES, few_steps
-from multiscale.methods.swd.spectrum import cutoff, divisible, proposed, radial_power, smallest_safe
+from multiscale.methods.swd.spectrum import cutoff, divisible, proposed, radial_power, smallest_safe, visible
 from multiscale.methods.wmgm.bands import PIXELS, decompose_images
 from multiscale.methods.wmgm.whitening import BandStatistics
-from stages.common import images
-from stages.common.paths import DECOMPOSED, MEASUREMENTS, parts_of
+from stages.common.paths import MEASUREMENTS, parts_of
 from stages.reporting import analyses, fields, gallery, wavelets
 from stages.reporting.observed import IMAGES, Data, Finding, Found
 from stages.reporting.page import Section
@@ -66,11 +65,7 @@ def _spectra(data: Data) -> Iterator[tuple[str, Tensor, Tensor, int]]:
     yield OF_PIXELS, *radial_power([data.x], data.full), data.full
     for name, each in data.statistics.items():
         if "grids" in each:
-            resolution, grid = max((int(resolution), grid) for resolution, grid in each["grids"].items())
-            column = f"z{resolution}"
-            table = Table.open(DECOMPOSED / name / "targets.safetensors", column)
-            latents = table[images.evenly(len(table), min(len(table), len(data.x)))][column]
-            yield f"latents of {name}", *radial_power([latents], grid), grid
+            yield f"latents of {name}", *analyses.pyramid_power(name, each["grids"], len(data.x))
 
 
 def resolutions(data: Data) -> Found:
@@ -81,7 +76,7 @@ def resolutions(data: Data) -> Found:
         for sigma in sorted({sigma for steps in BOUNDARIES for sigma in few_steps(steps)}, reverse=True):
             cut, safe = cutoff(frequencies, power, sigma), smallest_safe(frequencies, power, sigma, grids)
             # Noise that masks everything makes any resolution safe.
-            useful += int(safe < grid and cut > float(frequencies[0]))
+            useful += int(safe < grid and bool(visible(power, sigma).any()))
             rows.append([name, f"{sigma:.4f}", f"{cut:.3g}", f"{safe * factor}"])
         for steps in BOUNDARIES:
             shown = [resolution * factor for resolution in proposed(frequencies, power, few_steps(steps), grids)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import Project, sealed
+from conftest import Project, refused, sealed
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -144,11 +143,6 @@ def test_the_floor_autoencoder_is_the_same_images_through_the_autoencoder(digits
     made = load_file("samples/autoencoder/images.safetensors")["pixels"]
     assert (made.int() - wanted.int()).abs().max() <= 1 and made.float().std() > 1
     assert (made.int() - pixels.int()).abs().float().mean() > 10
-
-
-def refused(done: subprocess.CompletedProcess, *fragments: str) -> None:
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
-    assert all(fragment in done.stderr for fragment in fragments), done.stderr
 
 
 def test_a_floor_that_was_not_asked_for_is_one_line(digits):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import ROOT, changed, sealed
+from conftest import ROOT, changed, refused, sealed
 
 from stages import recipe, train
 from stages.common import settings
@@ -33,12 +33,6 @@ def shipped(name: str) -> tuple[Experiment, str]:
     with chdir(ROOT):
         made = recipe.experiment_of(name)
     return made, recipe.render(made)
-
-
-def refused(done: subprocess.CompletedProcess, *fragments: str) -> None:
-    """Asserts one line on stderr with the fragments, nothing on stdout, and exit code 2."""
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert done.stderr.startswith("error: ") and all(fragment in done.stderr for fragment in fragments), done.stderr
 
 
 @pytest.fixture

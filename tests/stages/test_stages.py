@@ -37,6 +37,9 @@ GIVEN |= dict.fromkeys(ABSENT, "none")
 TAKING = sorted(name for name, arguments in COMMANDS.items() if arguments)
 
 
+# --- what a stage says of itself
+
+
 def test_this_file_knows_an_argument_for_each_stage_that_takes_one():
     assert sorted(GIVEN) == TAKING
 

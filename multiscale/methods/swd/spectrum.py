@@ -39,6 +39,11 @@ def masking(power: Tensor) -> Tensor:
     return root / (1 + root)
 
 
+def visible(power: Tensor, sigma: float) -> Tensor:
+    """Whether noise of level sigma leaves each frequency to be seen, as `masking` says."""
+    return (1 - sigma) ** 2 * power > sigma**2
+
+
 def divisible(full: int) -> list[int]:
     """The resolutions up to a full one that the transformer's patches divide, and the full one."""
     return [*range(PATCH, full, PATCH), full]
@@ -46,8 +51,8 @@ def divisible(full: int) -> list[int]:
 
 def cutoff(frequencies: Tensor, power: Tensor, sigma: float) -> float:
     """The lowest frequency from which on everything is masked at noise sigma; infinite where nothing is."""
-    visible = ((1 - sigma) ** 2 * power > sigma**2).nonzero()
-    first = int(visible.max()) + 1 if len(visible) else 0
+    seen = visible(power, sigma).nonzero()
+    first = int(seen.max()) + 1 if len(seen) else 0
     return frequencies[first].item() if first < len(frequencies) else float("inf")
 
 
