@@ -134,7 +134,8 @@ def evaluation(count: int = 400) -> list[dict]:
         (features, logits), (others, _) = (
             extract("benchmark", workers, lambda rows, x=x: x[rows], count, batch) for x in (generated, real)
         )
-        found = metrics.distances(features, others, logits, None, is_splits=splits, prc_neighborhood=neighbourhood)
+        metrics.kid(features, others)
+        found = metrics.distances(features, others, logits, is_splits=splits, prc_neighborhood=neighbourhood)
         made[OURS] = found["fd"]
 
     def peer() -> None:

@@ -27,13 +27,14 @@ class Quality:
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         section, count = self.section, len(images)
         seen, logits = extract("features", self.workers, images.__getitem__, count, self.batch)
+        kid, error = metrics.kid(seen, self.real, labels)
         values = metrics.distances(
             seen,
             self.real,
             logits,
-            labels,
             is_splits=min(section.is_splits, count),
             prc_neighborhood=min(section.prc_neighborhood, count - 1),
         )
         right = accuracy(self.classifier, images, labels) if self.classifier else None
-        return {key: values[key] for key in ("kid", "kid_se", "fd", "recall")} | {"label_accuracy": right}
+        found = {"kid": kid, "kid_se": error, "fd": values["fd"], "recall": values["recall"]}
+        return found | {"label_accuracy": right}

@@ -90,15 +90,15 @@ def measure(name: str, params: Experiment) -> dict[str, Any]:
     first = made.get("first_seed")  # None for images of the test split
     dealt = rows["label"] if made.get("labels") == "uniform" else None
     known = {path.stem.removesuffix("-statistics"): load_numpy(path) for path in REFERENCE.glob("*-statistics.*")}
-    values: dict[str, Any] = metrics.distances(
+    kid, error, added = metrics.kid_by_image(found, real["real"], dealt, within["real"])
+    values: Row = {"kid": kid, "kid_se": error}
+    values |= metrics.distances(
         found,
         real["real"],
         logits,
-        dealt,
         is_splits=section.is_splits,
         prc_neighborhood=section.prc_neighborhood,
         known=known.get("real"),
-        within_real=within["real"],
         equal=about.get("against") is None,
     )
     for layer in spatial:
@@ -126,7 +126,7 @@ def measure(name: str, params: Experiment) -> dict[str, Any]:
             cost | _of_steps(*each, real["real"], within["real"], classifier, turns) for cost, each in others
         ]
     if first is not None:
-        write_contributions(name, int(first), rows["label"], metrics.contributions(found, real["real"]), right)
+        write_contributions(name, int(first), rows["label"], added, right)
     of_text, how = of_prompts(name, section, found, real["real"] if about["split"] else None, rows["pixels"])
     values |= of_text
     protocol = {

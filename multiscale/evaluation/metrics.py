@@ -32,6 +32,17 @@ def kid(
     labels (N,): the classes, if their shares are fixed and differences between classes are no error; None if the
     classes are drawn at random. within_real: what `within` gives of the real features, if it is known.
     """
+    return kid_by_image(generated, real, labels, within_real)[:2]
+
+
+def kid_by_image(
+    generated: Tensor, real: Tensor, labels: Tensor | None = None, within_real: float | None = None
+) -> tuple[float, float, Tensor]:
+    """`kid`, and what each generated image adds to it, (N,) in float64: its influence, up to a constant.
+
+    2 (E k(x_i, X) - E k(x_i, Y)), whose variance over N estimates the squared standard error. The difference of two
+    methods' contributions, image by image, gives that of the difference of their KIDs in the same way.
+    """
     n, m = len(generated), len(real)
     classes = _one_hot(labels, n).to(default_device())
     to_real = classes.new_zeros(n)
@@ -45,6 +56,8 @@ def kid(
         rows[i] += g @ classes[j]
         squares += g.square().sum().item()
     value = rows.sum().item() / (n * (n - 1)) + (within(real) if within_real is None else within_real)
+    # Over the others j: sum k(x_i, x_j) = sum g(x_i, x_j) + (n - 1) E k(x_i, Y) + sum E k(x_j, Y).
+    added = 2 * (rows.sum(1) + to_real.sum() - to_real) / (n - 1)
 
     # Subtracts the mean of g between any two classes, which does not depend on the seeds. Deviations of an image from
     # two classes may cancel: `by_class` corrects the squares for it, and is 0 with one class.
@@ -57,7 +70,7 @@ def kid(
     freedom = (n - 1) / (n - len(sizes))
     variance = freedom * (4 * left - 2 * squares + 4 * by_class) / (n * (n - 1) * (n - 2) * (n - 3))
     least = 2 * squares / (n * (n - 1)) ** 2  # the contribution of pairs, the only one if both distributions are equal
-    return value, max(variance, least) ** 0.5
+    return value, max(variance, least) ** 0.5, added.cpu()
 
 
 def within(real: Tensor) -> float:
@@ -68,23 +81,6 @@ def within(real: Tensor) -> float:
     m = len(real)
     total = sum((kernel.sum() - (i == j) * kernel.trace()).item() for i, j, kernel in _kernels(real, real))
     return total / (m * (m - 1))
-
-
-def contributions(generated: Tensor, real: Tensor) -> Tensor:
-    """What each of the generated images adds to KID, (N,) in float64: its influence, up to a constant.
-
-    2 (E k(x_i, X) - E k(x_i, Y)), whose variance over N estimates the squared standard error of `kid`. The difference
-    of two methods' contributions, image by image, gives that of the difference of their KIDs in the same way.
-    """
-    n, m = len(generated), len(real)
-    found = torch.zeros(n, dtype=torch.float64)
-    for i, j, kernel in _kernels(generated, generated):
-        if i == j:
-            kernel.fill_diagonal_(0)
-        found[i] += 2 * kernel.sum(1).cpu() / (n - 1)
-    for i, _, kernel in _kernels(generated, real):
-        found[i] -= 2 * kernel.sum(1).cpu() / m
-    return found
 
 
 def _one_hot(labels: Tensor | None, count: int) -> Tensor:
@@ -133,26 +129,22 @@ def distances(
     generated: Tensor,
     real: Tensor,
     logits: Tensor,
-    labels: Tensor | None,
     *,
     is_splits: int,
     prc_neighborhood: int,
     known: Statistics | None = None,
-    within_real: float | None = None,
     equal: bool = True,
 ) -> dict[str, float]:
-    """KID with its standard error, FD, Inception Score, precision and recall.
+    """FD, Inception Score, precision and recall, by torch-fidelity.
 
-    generated (N, d) and real (M, d): features of one layer; logits (N, classes) of the generated images; labels and
-    within_real as for `kid`. known: statistics that FD is against, in place of those of `real`. Precision and recall
-    depend on the size of both sets: with `equal` the larger is replaced by a fixed random subset, else both are taken
-    whole (ADM's).
+    generated (N, d) and real (M, d): features of one layer; logits (N, classes) of the generated images. known:
+    statistics that FD is against, in place of those of `real`. Precision and recall depend on the size of both sets:
+    with `equal` the larger is replaced by a fixed random subset, else both are taken whole (ADM's).
     """
     make_torchvision_importable()
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    value, error = kid(generated, real, labels, within_real)
     fd = frechet(generated, real if known is None else known)
     score = isc_features_to_metric(logits, splits=is_splits)
     if equal:
@@ -160,8 +152,6 @@ def distances(
         generated, real = subset(generated, fewer), subset(real, fewer)
     prc = prc_features_to_metric(generated, real, prc_neighborhood=prc_neighborhood, save_cpu_ram=True, verbose=False)
     return {
-        "kid": value,
-        "kid_se": error,
         "fd": fd,
         "inception_score": score["inception_score_mean"],
         "inception_score_std": score["inception_score_std"],

@@ -1,7 +1,7 @@
 """Methods compared pair by pair: the same seeds and classes, so that what images share does not count as an error.
 
 The difference of two KIDs has the variance of the difference of what each image adds to them, image by image
-(`multiscale.evaluation.metrics.contributions`). Intervals cover other seeds, not other trainings.
+(`multiscale.evaluation.metrics.kid_by_image`). Intervals cover other seeds, not other trainings.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ def normal(count: int, width: int, seed: int) -> torch.Tensor:
 
 def distances(generated: torch.Tensor, real: torch.Tensor, logits: torch.Tensor | None = None) -> dict[str, float]:
     logits = normal(len(generated), 10, 9) if logits is None else logits
-    return metrics.distances(generated, real, logits, None, **OPTIONS)
+    kid, error = metrics.kid(generated, real)
+    return {"kid": kid, "kid_se": error} | metrics.distances(generated, real, logits, **OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,10 @@ def test_contributions_of_images_have_the_variance_of_kid_and_of_differences(rea
     """Each image's is what KID changes by without it; those of one set less its own are zero."""
     monkeypatch.setattr(metrics, "BLOCK", 150)
     one = normal(300, 16, 1) + 0.5
-    found = metrics.contributions(one, real)
+    value, error, found = metrics.kid_by_image(one, real, torch.arange(300) % 3)
+    kernels = (one.double() @ torch.cat([one, real]).double().T / 16 + 1) ** 3
+    wanted = 2 * ((kernels[:, :300].sum(1) - kernels.diag()) / 299 - kernels[:, 300:].mean(1))
+    assert found.numpy() == pytest.approx(wanted.numpy(), rel=1e-9), "whatever the classes"
     value, error = metrics.kid(one, real)
     assert (found.var() / len(one)).sqrt().item() == pytest.approx(error, rel=0.02)
     for k in (0, 77, 299):

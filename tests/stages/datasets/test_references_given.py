@@ -128,7 +128,7 @@ def test_fd_is_against_the_statistics_and_precision_and_recall_take_both_sets_wh
     line = torch.linspace(-1, 1, 201)
     samples, real = (torch.stack([x, 0 * x], 1) for x in (line, torch.tensor([0.0, 0.1, 0.2, 0.3, 9.0])))
     known = {"mu": np.array([3.0, 0.0]), "sigma": np.diag([4.0, 0.0])}
-    options = {"labels": None, "is_splits": 1, "prc_neighborhood": 1}
+    options = {"is_splits": 1, "prc_neighborhood": 1}
     found = metrics.distances(samples, real, torch.zeros(201, 2), **options, known=known, equal=False)
     assert found["fd"] == pytest.approx(9 + (2 - line.double().std().item()) ** 2, rel=1e-4)
     # Balls of 0.1 around the first four, of 8.7 around the last: from -0.1 on.
@@ -172,7 +172,8 @@ def test_a_method_is_measured_against_the_batch_with_its_protocol_in_the_row(tmp
     evaluate.main(experiment, "dit")
     found = json.loads((MEASUREMENTS / "dit.json").read_text())
     a, b = (Layers("", None).extract(x) for x in (made, torch.from_numpy(known[:10]).permute(0, 3, 1, 2)))
-    whole = metrics.distances(a[0], b[0], a[1], None, is_splits=1, prc_neighborhood=3, equal=False)
+    whole = metrics.distances(a[0], b[0], a[1], is_splits=1, prc_neighborhood=3, equal=False)
+    whole["kid"], whole["kid_se"] = metrics.kid(a[0], b[0])
     assert {key: found[key] for key in whole} == pytest.approx(whole, rel=1e-4)
     assert found["sfid"] == pytest.approx(metrics.frechet(a[2], b[2]), rel=1e-4)
     assert found["fd_dinov2"] == pytest.approx(100 * metrics.frechet(a[0], b[0]), rel=1e-3)
