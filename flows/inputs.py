@@ -28,6 +28,7 @@ from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES
 
 LOCK = Path(".dvc/tmp/flow.lock")  # the system frees it when its holder dies
+ENDS = 10.0  # seconds that a run has to end after a kill of whoever has started it
 EXPERIMENT_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # what git, DVC's command line and file systems all take
 
 
@@ -84,7 +85,7 @@ def alone() -> Iterator[None]:
         raise BadInput(f"{Path.cwd()}: not a DVC project; allowed: the folder that holds .dvc")
     LOCK.parent.mkdir(exist_ok=True)  # a fresh clone has none
     try:
-        lock = FileLock(LOCK, timeout=0).acquire()
+        lock = FileLock(LOCK, timeout=ENDS).acquire()
     except Timeout:
         raise BadInput(f"{Path.cwd()}: another run is at work here; allowed: one at a time") from None
     with lock:

@@ -555,9 +555,19 @@ def test_overrides_of_a_passing_run_are_put_back_but_no_edit_made_meanwhile(serv
     assert EXPERIMENT.read_text() == edited
 
 
-def test_two_runs_in_one_folder_are_refused(pipeline):
+def test_two_runs_in_one_folder_are_refused(pipeline, monkeypatch):
+    monkeypatch.setattr(inputs, "ENDS", 0.1)
     pipeline.write(DIAMOND)
     with inputs.prepared([], None, [], None, 1):
         with pytest.raises(BadInput, match="another run is at work here"):
             with inputs.prepared([], None, [], None, 1):
                 raise AssertionError("not refused")
+
+
+def test_a_run_that_is_ending_is_waited_for(pipeline):
+    pipeline.write(DIAMOND)
+    hold = f"import filelock, time; filelock.FileLock({str(inputs.LOCK)!r}).acquire(); print(flush=True); time.sleep(1)"
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as ending:
+        ending.stdout.readline()
+        with inputs.prepared([], None, [], None, 1) as stages:
+            assert ending.poll() is not None and stages
