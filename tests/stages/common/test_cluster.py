@@ -24,9 +24,9 @@ from stages.common.paths import IMAGES, PIXELS, PREVIEWS, SAMPLES, VAE
 from stages.common.settings import BadInput
 from stages.schema.data import Run
 
-LONG = {  # a training of a hundred steps, with a checkpoint after each
-    "parts.msf-1.training.images": 1600,
-    "parts.msf-1.training.log_images": 400,
+LONG = {  # a training of forty steps, with a checkpoint after each
+    "parts.msf-1.training.images": 640,
+    "parts.msf-1.training.log_images": 160,
     "run.checkpoint_seconds": 0,
     "parts.msf-1.training.precision": "fp32",
 }
