@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from dvc.utils.serialize import load_yaml
 
-from flows import graph, process, work
+from flows import graph, process, warm, work
 from flows.scheduler import Launch, Scheduler, Watcher
 from flows.work import Tell
 from stages.common.paths import EXPERIMENT
@@ -29,7 +30,7 @@ def bring(
     else:
         order = graph.order_before()
         try:
-            with _placed(slots, say) as find_slots:
+            with _placed(slots, say) as find_slots, _warm(stages) as scheduler.environment:
                 scheduler.execute(find_slots)
         finally:
             graph.restore_order(order, stages)
@@ -70,6 +71,17 @@ def _placed(asked: int | None, say: Tell) -> Iterator[Callable[[], int]]:
             yield find_slots
     else:
         yield find_slots
+
+
+@contextmanager
+def _warm(stages: list[graph.Stage]) -> Iterator[dict[str, str]]:
+    """The environment of stages: where several run, one in which they start at once."""
+    stale = sum(not stage.current for stage in stages)
+    if EXPERIMENT.exists() and stale >= warm.WORTH and sys.platform == "linux":
+        with warm.serving(work.environment()) as folder:
+            yield work.environment(folder)
+    else:
+        yield work.environment()
 
 
 def _save(experiment: str, stages: list[graph.Stage], say: Tell) -> str | None:

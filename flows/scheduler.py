@@ -47,6 +47,7 @@ class Scheduler:
         self.running: dict[str, Running] = {}
         self.ends: dict[str, End] = {}
         self.slots, self.launch, self.watchers = 1, launch, watchers
+        self.environment = work.environment()  # of stages
         self.estimate = Estimate(stages, estimate.read())
         self.stop = threading.Event()
         self.ended: queue.SimpleQueue[tuple[Stage, End]] = queue.SimpleQueue()
@@ -110,7 +111,10 @@ class Scheduler:
             self.launch(stage, self._work(stage), lambda end, stage=stage: self.ended.put((stage, end)))
 
     def _work(self, stage: Stage) -> Work:
-        return lambda tell: work.bring(stage, lambda line: self._read(stage.address, line), tell, self.stop)
+        def is_bar(line: str) -> bool:
+            return self._read(stage.address, line)
+
+        return lambda tell: work.bring(stage, self.environment, is_bar, tell, self.stop)
 
     def _read(self, address: str, line: str) -> bool:
         """Takes the progress from a line that a stage prints; returns whether there is any in it."""

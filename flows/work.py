@@ -47,15 +47,22 @@ def log_of(address: str) -> Path:
     return LOGS / f"{address.replace('/', '-')}.log"
 
 
-def environment() -> dict[str, str]:
-    """The environment of a stage, without the password of the dashboard and the key of its report."""
+def environment(*commands: Path) -> dict[str, str]:
+    """The environment of a stage, without the password of the dashboard and the key of its report.
+
+    commands: folders whose commands come before those of this Python's environment.
+    """
     return connection.without_secrets(os.environ) | {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PATH": os.pathsep.join(
+            [*map(str, commands), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+        ),
         "PYTHONUNBUFFERED": "1",  # output as it comes
     }
 
 
-def bring(stage: Stage, is_bar: Callable[[str], bool], tell: Tell, stop: threading.Event) -> End:
+def bring(
+    stage: Stage, environment: dict[str, str], is_bar: Callable[[str], bool], tell: Tell, stop: threading.Event
+) -> End:
     """Brings a stage up to date. Tells the lines that it prints, all but those that `is_bar` takes."""
     if stage.current:
         return End("Cached", "up to date")
@@ -74,7 +81,7 @@ def bring(stage: Stage, is_bar: Callable[[str], bool], tell: Tell, stop: threadi
             for pause in (*PAUSES, None):
                 lines.clear()
                 command = ["dvc", "--wait-for-lock", "repro", "-s", stage.address]
-                code = process.run(command, environment(), note, stop)
+                code = process.run(command, environment, note, stop)
                 reason = _reason(lines, code)
                 if not code or pause is None or not TRANSIENT.search(reason):
                     break

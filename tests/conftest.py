@@ -422,11 +422,11 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory):
+def warm():
     """A folder for PATH whose `python` starts stages at once."""
-    folder = tmp_path_factory.mktemp("warm")
-    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    with subprocess.Popen([sys.executable, ROOT / "tests" / "warm.py", folder], env=bare) as server:
-        until(lambda: os.access(folder / "python", os.X_OK) or server.poll() is not None)
+    from flows import warm, work
+
+    bare = {name: value for name, value in work.environment().items() if name != "PYTHONPATH"}
+    with chdir(ROOT), warm.serving(bare) as folder:
+        until(lambda: os.access(folder / "python", os.X_OK))
         yield folder
-        server.terminate()
