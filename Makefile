@@ -49,8 +49,8 @@ dashboard: $(STAMP) ## Start the dashboard: runs, schedules, results (PORT=4200)
 flow: $(STAMP) ## Run what is stale, several stages at once, in the dashboard where one runs (SLOTS=2)
 	$(BIN)/python -m flows.reproduce $(if $(SLOTS),--slots $(SLOTS))
 
-test: $(STAMP) ## Run all tests, two files at once
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(STAMP) ## Run all tests, three files at once: each waits for a third of its time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## Lint, format and types
 	$(BIN)/ruff check .

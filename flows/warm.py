@@ -7,6 +7,7 @@ from before: a stage takes it from its working directory, as it is then.
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import gc
 import json
@@ -83,6 +84,7 @@ def answer(call: socket.socket) -> NoReturn:
 
     The stage and all that it has started end with it and with the call, whichever is first.
     """
+    os.setpgid(0, 0)  # a kill of the server's group would leave nobody to end the stage
     _, streams, *_ = socket.recv_fds(call, 1, 3)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -131,5 +133,10 @@ def run(module: str, *arguments: str) -> NoReturn:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.warm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="an empty folder of this user alone, of a short path")
+    given = parser.parse_args()
     load()
-    answer(serve(Path(sys.argv[1])))
+    answer(serve(given.folder))

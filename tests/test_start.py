@@ -18,7 +18,7 @@ FILES = [*(ROOT / "stages").glob("*.py"), *(ROOT / "flows").rglob("*.py"), ROOT 
 COMMANDS = sorted(
     ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
     for file in FILES
-    if 'if __name__ == "__main__":' in file.read_text()
+    if 'if __name__ == "__main__":' in file.read_text() and file.name != "call.py"  # which stands for `python`
 )
 STAGES = [name for name in COMMANDS if name.startswith("stages.")]
 

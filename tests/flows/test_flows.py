@@ -570,4 +570,4 @@ def test_a_run_that_is_ending_is_waited_for(pipeline):
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as ending:
         ending.stdout.readline()
         with inputs.prepared([], None, [], None, 1) as stages:
-            assert ending.poll() is not None and stages
+            assert ending.wait(10) == 0 and stages

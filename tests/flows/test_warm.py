@@ -139,11 +139,11 @@ def test_without_its_server_a_call_goes_on_and_the_next_is_the_real_python(folde
     with warm.serving(work.environment()) as commands:
         until(lambda: os.access(commands / "python", os.X_OK))
         waiting = call(commands, "-m", "stages.slow")
-        server = psutil.Process(began(folder)[0]).parent().parent()
+        numbers = began(folder)
+        server = psutil.Process(numbers[0]).parent().parent()
         server.kill()
         until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, 10)
         assert call(commands, "-m", "stages.says").wait(60) == 3
-        assert waiting.poll() is None and not gone(began(folder))
-        waiting.kill()
-    assert not commands.exists()
-    until(lambda: not processes(f"flows.warm {commands}"), 10)
+    assert not commands.exists() and waiting.poll() is None and not gone(numbers)
+    waiting.kill()
+    until(lambda: gone(numbers) and not processes(f"flows.warm {commands}"), 10)
