@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import processes, until
+from conftest import ROOT, processes, until
 
 from flows import warm, work
 
@@ -69,9 +70,7 @@ def began(folder: Path) -> list[int]:
 
 
 def gone(numbers: list[int]) -> bool:
-    return not any(
-        os.path.exists(f"/proc/{number}/exe") and os.access(f"/proc/{number}/exe", os.R_OK) for number in numbers
-    )
+    return not any(os.access(f"/proc/{number}/exe", os.R_OK) for number in numbers)
 
 
 def test_a_stage_prints_and_ends_as_under_python_itself(warm, folder):
@@ -136,14 +135,14 @@ def test_a_stage_is_asked_to_end_when_who_waits_for_it_is_killed(warm, folder):
 
 
 def test_without_its_server_a_call_goes_on_and_the_next_is_the_real_python(folder):
-    with warm.serving(work.environment()) as commands:
+    with chdir(ROOT), warm.serving(work.environment()) as commands:
         until(lambda: os.access(commands / "python", os.X_OK))
-        waiting = call(commands, "-m", "stages.slow")
+        waiting = call(commands, "-m", "stages.slow", cwd=folder)
         numbers = began(folder)
         server = psutil.Process(numbers[0]).parent().parent()
         server.kill()
         until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, 10)
-        assert call(commands, "-m", "stages.says").wait(60) == 3
+        assert call(commands, "-m", "stages.says", cwd=folder).wait(60) == 3
     assert not commands.exists() and waiting.poll() is None and not gone(numbers)
     waiting.kill()
     until(lambda: gone(numbers) and not processes(f"flows.warm {commands}"), 10)
