@@ -134,7 +134,7 @@ def evaluation(count: int = 400) -> list[dict]:
         (features, logits), (others, _) = (
             extract("benchmark", workers, lambda rows, x=x: x[rows], count, batch) for x in (generated, real)
         )
-        metrics.kid(features, others)
+        metrics.kid(features, others)  # part of what is timed
         found = metrics.distances(features, others, logits, is_splits=splits, prc_neighborhood=neighbourhood)
         made[OURS] = found["fd"]
 

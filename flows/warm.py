@@ -37,7 +37,7 @@ CALL = Path(__file__).with_name("call.py")
 @contextmanager
 def serving(environment: Mapping[str, str]) -> Iterator[Path]:
     """A folder for PATH, whose `python` is there as soon as it can serve; the server ends with the block or with us."""
-    from flows import process
+    from flows import process  # here: the server, which is this module too, keeps nothing of the project
 
     # Of a short path, as that of a socket must be.
     with tempfile.TemporaryDirectory(prefix="multiscale-", ignore_cleanup_errors=True) as folder:
