@@ -2,7 +2,8 @@
 
 `python -m flows.warm FOLDER` writes the command `python` into a folder and serves it. It forks for `python -m
 stages.NAME` alone; anything else, and all once the server is gone, is the real Python. Nothing of the project is kept
-from before: a stage takes it from its working directory, as it is then.
+from before: a stage takes it from its working directory, as it is then. The server ends, and takes its folder along,
+at the end of its input.
 """
 
 from __future__ import annotations
@@ -37,12 +38,16 @@ CALL = Path(__file__).with_name("call.py")
 @contextmanager
 def serving(environment: Mapping[str, str]) -> Iterator[Path]:
     """A folder for PATH, whose `python` is there as soon as it can serve; the server ends with the block or with us."""
-    from flows import process  # here: the server, which is this module too, keeps nothing of the project
-
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     # Of a short path, as that of a socket must be.
     with tempfile.TemporaryDirectory(prefix="multiscale-", ignore_cleanup_errors=True) as folder:
-        with process.group([sys.executable, "-m", "flows.warm", folder], dict(environment), subprocess.DEVNULL):
-            yield Path(folder)
+        command = [sys.executable, "-m", "flows.warm", folder]
+        # In a session of its own: what kills us must not keep it from tidying up.
+        with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as server:
+            try:
+                yield Path(folder)
+            finally:
+                server.kill()
 
 
 def load() -> None:
@@ -54,20 +59,23 @@ def load() -> None:
 
 
 def serve(folder: Path) -> socket.socket:
-    """Answers calls for ever; returns only in a process of its own for a call."""
+    """Answers calls to the end of the input; returns only in a process of its own for a call."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them here
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(folder / "calls"))
         server.listen(64)
         _offer(folder)
-        while True:
+        while 0 not in select.select([server, 0], [], [])[0]:
             call, _ = server.accept()
             with suppress(OSError):  # no memory for another process: the call takes the real Python
                 if os.fork() == 0:
-                    break
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    return call
             call.close()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    return call
+    for name in ("python", "calls"):
+        (folder / name).unlink(missing_ok=True)
+    folder.rmdir()
+    sys.exit()
 
 
 def _offer(folder: Path) -> None:
@@ -84,7 +92,6 @@ def answer(call: socket.socket) -> NoReturn:
 
     The stage and all that it has started end with it and with the call, whichever is first.
     """
-    os.setpgid(0, 0)  # a kill of the server's group would leave nobody to end the stage
     _, streams, *_ = socket.recv_fds(call, 1, 3)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)

@@ -145,3 +145,13 @@ def test_without_its_server_a_call_goes_on_and_the_next_is_the_real_python(folde
     assert not commands.exists() and waiting.poll() is None and not gone(numbers)
     waiting.kill()
     until(lambda: gone(numbers) and not processes(f"flows.warm {commands}"), 10)
+
+
+def test_a_run_that_is_killed_with_its_session_leaves_no_server_and_no_folder():
+    code = "with warm.serving(work.environment()) as folder:\n    print(folder, flush=True)\n    time.sleep(1000)"
+    command = [sys.executable, "-c", f"import time\nfrom flows import warm, work\n{code}"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as run:
+        folder = Path(run.stdout.readline().strip())
+        until((folder / "python").exists, 60)
+        os.killpg(run.pid, signal.SIGKILL)
+    until(lambda: not folder.exists() and not processes(f"flows.warm {folder}"), 10)
