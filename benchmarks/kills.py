@@ -67,6 +67,7 @@ class Case:
     wanted: dict[str, str] = field(default_factory=dict)
 
     def start(self) -> subprocess.Popen[str]:
+        self.temporary.mkdir(exist_ok=True)
         line = " && ".join(subprocess.list2cmdline(command) for command in self.commands[:-1]) or "true"
         command = ["sh", "-c", f'{line} && exec "$@"', "sh", *self.commands[-1]]
         log = open(self.folder / ".scratch.log", "w")
@@ -74,15 +75,20 @@ class Case:
             command, cwd=self.folder, env=self.environment(), stdout=log, stderr=log, text=True, start_new_session=True
         )
 
+    @property
+    def temporary(self) -> Path:
+        """Its temporary directory, so that what is left there is seen."""
+        return self.folder.with_name(f"tmp-{self.folder.name}")
+
     def environment(self) -> dict[str, str]:
-        return environment(self.folder if (self.folder / "stages").exists() else ROOT)
+        code = self.folder if (self.folder / "stages").exists() else ROOT
+        return environment(code) | {"TMPDIR": str(self.temporary)}
 
     def said(self) -> list[str]:
         return (self.folder / ".scratch.log").read_text(errors="replace").splitlines()
 
     def reset(self) -> None:
-        for out in self.outs:
-            path = self.folder / out
+        for path in (*(self.folder / out for out in self.outs), self.temporary):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def reference(self) -> None:
@@ -208,7 +214,10 @@ def ended(case: Case, code: int, gone: float | None = 0.0) -> dict:
         return event | {"said": case.said()[-8:]}
     made = case.made(case.folder)
     event["differs"] = sorted(key for key in made | case.wanted if made.get(key) != case.wanted.get(key))
-    return event | {"left": strangers(case.folder)}
+    names = {path.name for path in case.temporary.iterdir()}
+    # torch keeps one cache for all its processes there
+    kept = [f"{name[:10]}… in the temporary directory" for name in sorted(names) if "inductor" not in name]
+    return event | {"left": strangers(case.folder) + kept}
 
 
 def small(name: str, folder: Path, *commands: tuple[str, ...], moments: tuple[str, ...] = MOMENTS) -> Case:

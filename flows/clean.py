@@ -33,6 +33,7 @@ from multiscale.core.temporary import is_left
 from stages.common.errors import BadInput
 from stages.common.paths import EXPERIMENT, SCRATCH
 
+CACHE = Path(".dvc/cache")  # one elsewhere may be others' too
 MADE = ("data", "models", "params", "reports", "samples", str(SCRATCH))
 WORKS = re.compile(r"-m (stages\.|flows\.sweeps|flows\.reproduce)|/dvc (repro|exp|commit|checkout)")
 
@@ -73,6 +74,7 @@ def _left() -> Iterator[Path]:
     yield from filter(is_left, Path().glob(".*.tmp"))
     for folder in map(Path, MADE):
         yield from filter(is_left, folder.rglob(".*.tmp"))
+    yield from CACHE.rglob(".*.tmp")  # DVC's own copies in progress; none works here now
     yield from (SCRATCH / "unpacked").glob("*")  # what `download` reads of an archive, until it ends
     yield from (SCRATCH / "ray").glob("*")
 

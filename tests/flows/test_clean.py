@@ -15,13 +15,14 @@ FREED = """
     .scratch/unpacked/0123456789abcdef/a.png .scratch/ray/0011/x .scratch/hub/models--someone--other/x
     .scratch/downloads/fedcba9876543210-old.zip .scratch/checkpoints/msf-0-0001/000.safetensors
     .scratch/sweeps/dit-0001/records/a.json .scratch/sweeps/forgotten-0001/records/a.json
+    .dvc/cache/files/md5/00/.Zm9v-YmFy.tmp
 """
 KEPT = """
     data/.images.parquet.{alive}.tmp data/images.parquet models/vae/x samples/dit/x
     .scratch/hub/models--someone--model/x
     .scratch/downloads/0123456789abcdef-set.zip .scratch/checkpoints/msf-0-0002/000.safetensors
     .scratch/checkpoints/msf-1-0001/000.safetensors .scratch/sweeps/dit-0002/records/a.json .scratch/logs/run.log
-    .scratch/seconds.json .scratch/previews/dit/latest.png
+    .scratch/seconds.json .dvc/cache/files/md5/00/0123 .scratch/previews/dit/latest.png
 """
 
 
