@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from stages.common import lockfile, orphans
 GONE = 90.0  # seconds for all processes of a killed run to end; agents of Ray take a minute
 FILLER = ".filler.tmp"
 MOST = 4  # kills of one run; the next start is left alone
+OTHERS = ("ray", f"torchinductor_{getpass.getuser()}")  # temporary: Ray's logs of each session, torch's one cache
 FLOW = (sys.executable, "-m", "flows.reproduce")
 MEND = (sys.executable, "-m", "flows.mend")
 
@@ -214,9 +216,8 @@ def ended(case: Case, code: int, gone: float | None = 0.0) -> dict:
         return event | {"said": case.said()[-8:]}
     made = case.made(case.folder)
     event["differs"] = sorted(key for key in made | case.wanted if made.get(key) != case.wanted.get(key))
-    names = {path.name for path in case.temporary.iterdir()}
-    # torch keeps one cache for all its processes there
-    kept = [f"{name[:10]}… in the temporary directory" for name in sorted(names) if "inductor" not in name]
+    names = {path.name for path in case.temporary.iterdir() if path.name not in OTHERS}
+    kept = [f"{name[:10]}… in the temporary directory" for name in sorted(names)]
     return event | {"left": strangers(case.folder) + kept}
 
 

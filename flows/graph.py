@@ -112,7 +112,8 @@ def plan(targets: Iterable[str] = ()) -> list[Stage]:
     with _project() as repo:
         whole = get_active_graph(repo.index.graph)  # an edge leads from a stage to one that it needs
         addresses = [_address(target, whole) for target in targets] or [PROJECT_FILE]
-        order = plan_repro(whole, collect_stages(repo, addresses))
+        needed = set(plan_repro(whole, collect_stages(repo, addresses)))
+        order = [stage for stage in plan_repro(whole) if stage in needed]  # DVC's order of several targets is by chance
         graph = whole.subgraph(order)
         current: set[DvcStage] = set()
         for stage in order:

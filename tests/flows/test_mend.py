@@ -103,6 +103,13 @@ def test_after_a_killed_run_the_lock_has_the_order_of_a_plain_repro(done):
     assert graph.order_before() == ["a", "b", "c"]
 
 
+def test_a_plan_of_several_targets_has_the_order_of_the_whole_plan(pipeline):
+    names = "hgfedcba"  # an order by chance is this one in 1 of 40,320 tries
+    lines = (f"{name}: {{cmd: echo {name} > {name}, outs: [{name}]}}" for name in names + "ijklmnopqrstuvwxyz")
+    pipeline.write("\n".join(lines))
+    assert [stage.address for stage in graph.plan(sorted(names))] == list(names)
+
+
 def holder(*arguments: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)", *arguments])
 
