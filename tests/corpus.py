@@ -12,18 +12,21 @@ import gzip
 import io
 import json
 import math
+import operator
 import os
 import random
 import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from hypothesis import strategies as st
 from PIL import Image
 
 SEED = 20
@@ -331,11 +334,17 @@ def _addresses() -> Iterator[tuple[str, Case]]:
 
 # --- settings
 
-VALUES = (
+SPECIAL = (
     None, True, -1, 0, 7, 2**53 + 1, 10**400, 0.5, -0.0, 1e308, math.inf, math.nan, "", "x", "1", LONG, ESCAPES, "a\0b",
     "../../etc", "$(touch pwn)", "x; touch pwn; #", "${oc.env:HOME}", "-f", "\N{PILE OF POO}", "\ud800", [], [[]], ["x"],
     [-1], [0, 10**30], {}, {"x": 1}, {"kind": "x"}, {"preset": "x"}, {1: 2}, {None: 1}, {"": {}},
 )  # fmt: skip
+KEYS = st.none() | st.integers() | st.text(max_size=9)
+VALUES = st.sampled_from(SPECIAL) | st.recursive(
+    st.booleans() | st.floats() | st.dates() | st.binary(max_size=9) | KEYS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=9,
+)
 
 
 def paths_of(tree: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -345,23 +354,17 @@ def paths_of(tree: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from paths_of(value, (*at, key))
 
 
-def settings(tree: dict[str, Any], count: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Copies of an experiment, each with a value or a key that is another one."""
-    chance, places = random.Random(SEED), list(paths_of(tree))
-    for _ in range(count):
-        place, value = chance.choice(places), chance.choice(VALUES)
-        changed = _copy(tree)
-        node = changed
-        for step in place[:-1]:
-            node = node[step]
-        kind = chance.randrange(6)
-        if kind == 0 and isinstance(node, dict):
-            del node[place[-1]]
-        elif kind == 1 and isinstance(node, dict):
-            node[value if isinstance(value, str | int | None) else "x"] = node.pop(place[-1])
-        else:
-            node[place[-1]] = value
-        yield f"{'.'.join(map(str, place))} {kind} {str(value)[:30]!r}", changed
+@st.composite
+def settings(draw: st.DrawFn, tree: dict[str, Any]) -> dict[str, Any]:
+    """An experiment of which one to three values or keys are others, or are missing."""
+    changed = _copy(tree)
+    for how in draw(st.lists(st.sampled_from(["value", "key", "missing"]), min_size=1, max_size=3)):
+        *above, last = draw(st.sampled_from(list(paths_of(changed)) or [("x",)]))
+        node = reduce(operator.getitem, above, changed)
+        was = node.pop(last) if how != "value" and isinstance(node, dict) else None
+        if how != "missing":
+            node[draw(KEYS) if how == "key" and isinstance(node, dict) else last] = was or _copy(draw(VALUES))
+    return changed
 
 
 def _copy(tree: Any) -> Any:

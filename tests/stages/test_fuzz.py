@@ -10,7 +10,9 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import corpus
+import hypothesis
 import pytest
+from hypothesis import strategies
 
 from stages import download
 from stages.common import enough, settings
@@ -86,13 +88,11 @@ def test_any_set_of_images_is_read_or_refused_in_one_line(experiment, tmp_path, 
     assert not wrong, "\n".join(f"{name}: {trouble}" for name, trouble in wrong.items())
 
 
-def test_any_setting_is_taken_or_refused_in_one_line(tiny):
-    wrong, cases = {}, list(corpus.settings(tiny, 150))
-    for name, tree in cases:
-        _, _, trouble = ended(lambda tree=tree: settings.validate(tree, settings.EXPERIMENT) and None)
-        if trouble:
-            wrong[name] = trouble
-    assert not wrong, "\n".join(f"{name}: {trouble}" for name, trouble in wrong.items())
+@hypothesis.settings(max_examples=400, deadline=None, derandomize=True, database=None)
+@hypothesis.given(data=strategies.data())
+def test_any_setting_is_taken_or_refused_in_one_line(tiny, data):
+    tree = data.draw(corpus.settings(tiny))
+    assert not ended(lambda: settings.validate(tree, settings.EXPERIMENT) and None)[2]
 
 
 @pytest.mark.parametrize("name", corpus.TEXTS)
