@@ -34,7 +34,7 @@ from stages.common.errors import BadInput
 from stages.common.paths import EXPERIMENT, SCRATCH
 
 CACHE = Path(".dvc/cache")  # one elsewhere may be others' too
-MADE = ("data", "models", "params", "reports", "samples", str(SCRATCH))
+MADE = ("data", "models", "params", "reports", "samples", str(SCRATCH), ".dvc/tmp")
 WORKS = re.compile(r"-m (stages\.|flows\.sweeps|flows\.reproduce)|/dvc (repro|exp|commit|checkout)")
 
 

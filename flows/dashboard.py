@@ -31,6 +31,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from subprocess import DEVNULL
 from types import MappingProxyType
+from urllib.parse import unquote
 
 import psutil
 from prefect import serve
@@ -39,7 +40,7 @@ from prefect.deployments.runner import EntrypointType
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows import connection, process
-from flows.door import HOSTS, WANTED, Guesses, basic, same
+from flows.door import HOSTS, WANTED, Guesses, basic, is_foreign, same
 from flows.flow import reproduce
 from flows.sweeps.board import sweep
 from multiscale.core.terminal import announce
@@ -61,7 +62,7 @@ class Reports(SimpleHTTPRequestHandler):
 
     def send_head(self):
         path, _, query = self.path.partition("?")
-        if self.headers.get("Host", "").partition(":")[0] not in HOSTS or "%00" in path:
+        if self.headers.get("Host", "").partition(":")[0] not in HOSTS or "\0" in unquote(path):
             return self._answer(400)
         cookies = self.headers.get("Cookie", "").split("; ")
         given = [self.headers.get("Authorization", ""), query if query.startswith("key=") else ""]
@@ -74,7 +75,7 @@ class Reports(SimpleHTTPRequestHandler):
             return self._answer(303, about)
         if any(same(text, right) for text in given for right in (self.password, cookie)):
             return super().send_head()
-        for text in given:
+        for text in [] if is_foreign(self.headers) else given:
             self.guesses.add(text)
         return self._answer(401, WANTED)
 

@@ -7,6 +7,7 @@ import math
 import secrets
 import threading
 import time
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -42,6 +43,11 @@ class Guesses:
             return math.ceil(min(self.tried.values()) - since) if len(self.tried) >= GUESSES else 0
 
 
+def is_foreign(headers: Mapping[str, str]) -> bool:
+    """Whether a browser sends this for a page of another site, whose guesses would lock out those who know better."""
+    return headers.get("Sec-Fetch-Site") == "cross-site"
+
+
 def basic(password: str) -> str:
     """The header `Authorization` of who knows the password (user:password)."""
     return "Basic " + base64.b64encode(password.encode()).decode()
@@ -68,21 +74,31 @@ class Door:
             await self.app(scope, receive, send)
 
     def _refused(self, scope: Scope) -> Response | None:
-        given, path = Headers(scope=scope).get("authorization"), scope["path"]
-        if "\0" in path:
+        headers, path = Headers(scope=scope), scope["path"]
+        given = headers.get("authorization")
+        if "\0" in path or not path.startswith("/"):
             return Response(status_code=400)
         if given is not None:
             if wait := self.guesses.wait():
                 return Response(status_code=429, headers={"Retry-After": str(wait)})
             if same(given, self.password):
                 return None
-            self.guesses.add(given)
-        if path in PAGES or path.split("/")[1] in ("v2", "api"):  # the API asks for itself, except for its health
+            if not is_foreign(headers):
+                self.guesses.add(given)
+        if path in PAGES or f"{path}/".startswith(("/v2/", "/api/")):  # the API asks for itself, except for its health
             return None
         return Response(status_code=401, headers=WANTED)
 
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The first message on a socket holds the password; where it is wrong, Prefect closes with code 1008."""
+        """The first message on a socket holds the password; where it is wrong, Prefect closes with code 1008.
+
+        A browser opens sockets for any page, and says whose it is.
+        """
+        headers = Headers(scope=scope)
+        port = headers.get("host", "").rpartition(":")[2]
+        if headers.get("origin") not in (None, *(f"http://{host}:{port}" for host in HOSTS)):
+            await send({"type": "websocket.close", "code": 1008})
+            return
         first: list[str] = []
 
         async def hear() -> Message:

@@ -129,8 +129,9 @@ def read() -> dict[str, float]:
 
 def _read(path: Path) -> dict[str, float]:
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):  # a torn file is as good as none
+        found = json.loads(path.read_text())
+        return {address: float(seconds) for address, seconds in found.items()}
+    except (FileNotFoundError, ValueError, AttributeError, TypeError):  # a torn file is as good as none
         return {}
 
 

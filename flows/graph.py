@@ -111,7 +111,7 @@ def plan(targets: Iterable[str] = ()) -> list[Stage]:
     """
     with _project() as repo:
         whole = get_active_graph(repo.index.graph)  # an edge leads from a stage to one that it needs
-        addresses = [_address(target, whole) for target in targets] or [PROJECT_FILE]
+        addresses = [_address(target, whole) for target in dict.fromkeys(targets)] or [PROJECT_FILE]
         needed = set(plan_repro(whole, collect_stages(repo, addresses)))
         order = [stage for stage in plan_repro(whole) if stage in needed]  # DVC's order of several targets is by chance
         graph = whole.subgraph(order)
@@ -178,7 +178,7 @@ def _lists(stage: DvcStage) -> list[str]:
 
 def _stands(stage: DvcStage) -> bool:
     """Whether a result is that of today's settings, inputs and code; DVC looks at lists, which may be older."""
-    return not stage.changed() and all((CODE / name).read_text() == code.listing(name) for name in _lists(stage))
+    return not stage.changed() and all(lockfile.read(CODE / name) == code.listing(name) for name in _lists(stage))
 
 
 @patient
@@ -191,7 +191,10 @@ def locked() -> list[str]:
 def order_before() -> list[str]:
     """The order of dvc.lock before a run; noted until one is done: what is killed or fails leaves its own order."""
     now = locked()
-    noted = json.loads(lockfile.read(ORDER) or "null")
+    try:
+        noted = json.loads(lockfile.read(ORDER) or "null")
+    except ValueError:  # torn, by a disk that was full or a machine that lost its power
+        noted = None
     order = now if noted is None or now[: len(noted)] != noted else noted  # else of another branch
     lockfile.replace(ORDER, json.dumps(order))
     return order

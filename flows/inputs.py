@@ -28,6 +28,7 @@ from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES
 
 LOCK = Path(".dvc/tmp/flow.lock")  # the system frees it when its holder dies
+SLOTS, OVERRIDES = 1024, 100  # at most
 ENDS = 10.0  # seconds that a run has to end after a kill of whoever has started it
 EXPERIMENT_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # what git, DVC's command line and file systems all take
 
@@ -51,8 +52,10 @@ def prepared(
     With `passing` the overrides hold for this run alone and are put back at its end, unless the file was edited
     meanwhile. Raises BadInput; whatever ends the preparations, the file is as it was before.
     """
-    if slots is not None and slots < 1:
-        raise refuse("reproduce", "slots", slots, "1 or more stages at once")
+    if slots is not None and not 1 <= slots <= SLOTS:
+        raise refuse("reproduce", "slots", slots, f"1 to {SLOTS} stages at once")
+    if len(overrides) > OVERRIDES:
+        raise refuse("reproduce", "overrides", len(overrides), f"up to {OVERRIDES}; a recipe holds any number")
     if recipe and recipe not in recipes():
         raise refuse(RECIPES, "recipe", recipe, f"one of {', '.join(recipes())}")
     if experiment:
@@ -113,7 +116,7 @@ def _override(overrides: list[str]) -> None:
             key, sign, value = override.partition("=")
             if not (key and sign):
                 raise refuse("-S", "override", override, "KEY=VALUE")
-            if "${" in override:  # it may stand for a password of the environment
+            if "${" in override.replace("\\", ""):  # it may stand for a password of the environment
                 raise refuse("-S", key, value, f"a plain value: what it stands for would be written into {EXPERIMENT}")
             tree = settings.read_yaml(copy)
             try:

@@ -65,7 +65,7 @@ def _fault(text: str) -> str | None:
     """What is wrong with a lock; the one that is kept is whole."""
     if text and text == lockfile.read(lockfile.KEPT):
         return None
-    if lockfile.is_cut(text):
+    if lockfile.is_cut(text) and lockfile.NO_TEXT not in text:
         return "a kill has cut it short"
     return None if _fits(text) else "damaged"
 
@@ -100,14 +100,20 @@ def _sweep(table: Path) -> None:
 
 
 def at_work(entry: dict[str, Any]) -> bool:
-    """Whether the process of an entry is there and is the one that made it: numbers are used again."""
+    """Whether the process of an entry is there and is the one that made it: numbers are used again.
+
+    The system may know its script or module in another form: dvc/__main__.py as dvc, flows/reproduce.py as
+    flows.reproduce.
+    """
+    script, *arguments = entry["cmd"].split() or [""]
+    names = Path(script).stem, Path(script).parent.name
     try:
         process = psutil.Process(entry["pid"])
-        # Without the name of the script or module, which the system may know in another form.
-        arguments = entry["cmd"].split()[1:]
         given = " ".join(process.cmdline()).split()
-        return orphans.is_alive(process) and given[len(given) - len(arguments) :] == arguments
-    except psutil.NoSuchProcess:
+        before = given[: len(given) - len(arguments)]
+        is_same = given[len(before) :] == arguments and any(name in word for name in names for word in before)
+        return orphans.is_alive(process) and is_same
+    except (psutil.NoSuchProcess, ValueError):  # ValueError: of a number below zero
         return False
     except psutil.AccessDenied:
         return True

@@ -419,6 +419,7 @@ TEXTS = {
 OVERRIDES = (
     "", "=", "seed", "seed=", "=1", "seed=x", "seed=1e400", "seed=-1", "seed=" + "9" * 20_000, "seed=" + "[" * 900,
     "seed=" + "[" * 60 + "]" * 60, "seed=range(1,3)", "seed=1,2", "seed=${oc.env:HOME}", "seed=$(touch pwn)", "seed='x",
+    r"recipe=\${oc.env:HOME}", r"recipe=\$\{oc.env:HOME\}", r"recipe='$\{oc.env:HOME}'",
     "seed={a:1}", "seed=\x1b[31m", "seed=\udcff", "seed=a\nb: 1", "~seed", "~data", "+seed", "+seed=1", "++seed=x",
     "+x.y.z=1", "data=1", "data.resolution=100000", f"{LONG}=1", "a.b=1",
     "data..path=x", ".=1", "data.=1", "data[0]=1", "parts.ddpm.kind=x", "params.yaml:seed=x", "other.yaml:seed=1",
@@ -441,6 +442,10 @@ def forms() -> Iterator[dict[str, Any]]:
         yield {"recipe": recipe}
     for slots in (0, -1, 1.5, "x", [], {}, "9" * 5000):
         yield {"slots": slots}
+    yield {"slots": 2**63}
+    yield {"slots": 10**400}
+    yield {"overrides": ["seed=1"] * 400}
+    yield {"targets": ["nope"] * 3000}
     for targets in ("a", None, 7, {"a": 1}, [[]], [None], [{}], [7], [True]):
         yield {"targets": targets}
     yield {"unknown": 1}

@@ -11,6 +11,7 @@ from ruamel.yaml.error import YAMLError
 from multiscale.core.temporary import remove_left, temporary_name
 
 LOCK = Path("dvc.lock")
+NO_TEXT = "\N{REPLACEMENT CHARACTER}"  # what `read` gives for bytes that are not UTF-8
 KEPT = Path(".dvc/tmp/dvc.lock.kept")
 
 
@@ -39,7 +40,7 @@ def addresses(text: str) -> list[str]:
     An entry ends with its outputs, and the last of these with its size, or with the number of its files.
     """
     try:
-        found = YAML(typ="safe").load(text)["stages"] if text.endswith("\n") else {}
+        found = YAML(typ="safe").load(text)["stages"] if text.endswith("\n") and NO_TEXT not in text else {}
         last = list(found.values())[-1]["outs"][-1]
         whole = "size" in last and ("nfiles" in last or not last["md5"].endswith(".dir"))
     except (YAMLError, LookupError, TypeError, AttributeError):

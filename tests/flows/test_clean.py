@@ -15,7 +15,7 @@ FREED = """
     .scratch/unpacked/0123456789abcdef/a.png .scratch/ray/0011/x .scratch/hub/models--someone--other/x
     .scratch/downloads/fedcba9876543210-old.zip .scratch/checkpoints/msf-0-0001/000.safetensors
     .scratch/sweeps/dit-0001/records/a.json .scratch/sweeps/forgotten-0001/records/a.json
-    .dvc/cache/files/md5/00/.Zm9v-YmFy.tmp
+    .dvc/cache/files/md5/00/.Zm9v-YmFy.tmp .dvc/tmp/.rwlock.{gone}.tmp
 """
 KEPT = """
     data/.images.parquet.{alive}.tmp data/images.parquet models/vae/x samples/dit/x

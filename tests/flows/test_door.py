@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import httpx
 import pytest
@@ -43,9 +44,9 @@ def visitor():
     return TestClient(door.Door(app, "admin:right"))
 
 
-def greeting(visitor: TestClient, token: str) -> str:
+def greeting(visitor: TestClient, token: str, **headers: str) -> str:
     """What a socket says to a password; raises WebSocketDisconnect where it closes."""
-    with visitor.websocket_connect("/api/events") as websocket:
+    with visitor.websocket_connect("/api/events", headers=headers) as websocket:
         websocket.send_json({"type": "auth", "token": token})
         return websocket.receive_text()
 
@@ -76,6 +77,25 @@ def test_guesses_on_sockets_count_too(visitor, clock):
     assert visitor.get("/docs", auth=RIGHT).status_code == 429
 
 
+def test_guesses_of_a_page_of_another_site_lock_nobody_out(visitor, clock):
+    foreign = {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}
+    for guess in range(10):
+        assert visitor.get("/docs", auth=("admin", str(guess)), headers=foreign).status_code == 401
+        with pytest.raises(WebSocketDisconnect):
+            greeting(visitor, str(guess), **foreign)
+    with pytest.raises(WebSocketDisconnect):
+        greeting(visitor, "right", **foreign)
+    for own in ("http://127.0.0.1:4300", "http://localhost:4300"):
+        assert greeting(visitor, "right", Host="127.0.0.1:4300", Origin=own) == "in"
+    assert visitor.get("/docs", auth=RIGHT).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["*", "docs", ""])
+def test_a_path_that_begins_with_no_slash_is_a_bad_request(visitor, path):
+    scope = {"type": "http", "method": "GET", "path": path, "headers": []}
+    assert visitor.app._refused(scope).status_code == 400
+
+
 @pytest.mark.parametrize("path", ["/%00", "/v2/%00", "/api/%00"])
 def test_a_path_with_a_nul_is_a_bad_request(visitor, path):
     assert visitor.get(path, auth=RIGHT).status_code == 400
@@ -91,6 +111,12 @@ def test_the_report_has_the_same_door(clock, tmp_path, monkeypatch):
         assert httpx.get(page, auth=RIGHT).text == "the report"
         assert httpx.get(page, auth=RIGHT, headers={"Host": f"evil.example:{port}"}).status_code == 400
         assert httpx.get(f"http://127.0.0.1:{port}/%00", auth=RIGHT).status_code == 400
+        with socket.create_connection(("127.0.0.1", port)) as raw:
+            about = f"Host: 127.0.0.1\r\nAuthorization: {door.basic(':'.join(RIGHT))}"
+            raw.sendall(f"GET /a\0b HTTP/1.0\r\n{about}\r\n\r\n".encode())
+            assert b" 400 " in raw.recv(100)
+        for guess in range(10):
+            assert httpx.get(f"{page}?key={guess}", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 401
         for guess in range(5):
             assert httpx.get(f"{page}?key={guess}").status_code == 401
             assert httpx.get(page, headers={"Cookie": f"multiscale-reports={guess}"}).status_code == 401

@@ -19,7 +19,7 @@ from stages.common.errors import BadInput
 from stages.common.paths import EXPERIMENT
 
 EMPTY = {"targets": [], "recipe": None, "overrides": [], "experiment": None, "slots": None}
-TAKEN = [{"targets": ["a"]}, {"overrides": ["seed=3"]}, {"experiment": "new"}, {"slots": 2}]
+TAKEN = [{"targets": ["a"] * 3000}, {"overrides": ["seed=3"]}, {"experiment": "new"}, {"slots": 2}]
 
 
 @pytest.fixture

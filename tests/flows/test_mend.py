@@ -56,6 +56,10 @@ def test_a_lock_with_a_flipped_bit_in_a_key_is_put_back_and_one_in_a_value_is_dv
     assert not lockfile.is_cut(path.read_text())
     graph.mended()
     assert done.lock() == whole and capfd.readouterr().err == CUT.replace("a kill has cut it short", "damaged")
+    path.write_bytes(whole.encode().replace(b"md5: ", b"md5: \xff", 1))
+    lockfile.keep()
+    graph.mended()
+    assert done.lock() == whole and capfd.readouterr().err == CUT.replace("a kill has cut it short", "damaged")
     path.write_text(whole.replace("md5: ", "md5: 0", 1))
     graph.mended()
     assert done.lock() != whole and capfd.readouterr().err == ""
@@ -99,8 +103,9 @@ def test_after_a_killed_run_the_lock_has_the_order_of_a_plain_repro(done):
     (done.folder / "dvc.lock").write_text(start + c + a + b)
     graph.restore_order(graph.order_before(), graph.plan())
     assert done.lock() == whole == lockfile.KEPT.read_text()
-    graph.ORDER.write_text('["b"]')  # of a run on another branch
-    assert graph.order_before() == ["a", "b", "c"]
+    for other in ('["b"]', '["a", "b'):  # of a run on another branch; torn
+        graph.ORDER.write_text(other)
+        assert graph.order_before() == ["a", "b", "c"]
 
 
 def test_a_plan_of_several_targets_has_the_order_of_the_whole_plan(pipeline):
@@ -116,12 +121,15 @@ def holder(*arguments: str) -> subprocess.Popen:
 
 def test_locks_of_processes_that_are_gone_are_removed_and_no_others(done, capfd):
     alive, gone = holder("repro", "b"), holder()
+    other = subprocess.Popen(["sleep", "1000"])
     try:
         gone.kill()  # nobody waits for it: the system still knows its number
         entries = {
             "x": {"pid": alive.pid, "cmd": "/bin/dvc repro b"},
             "y": {"pid": alive.pid, "cmd": "/bin/dvc repro another"},  # who had this number before
             "z": {"pid": gone.pid, "cmd": "-c"},
+            "v": {"pid": other.pid, "cmd": "/checkout/flows/reproduce.py"},  # the same, without arguments
+            "w": {"pid": -5, "cmd": "/bin/dvc repro b"},
         }
         table = done.folder / ".dvc/tmp/rwlock"
         table.write_text(json.dumps({"write": entries, "read": {name: [each] for name, each in entries.items()}}))
@@ -131,8 +139,9 @@ def test_locks_of_processes_that_are_gone_are_removed_and_no_others(done, capfd)
         assert left == {"write": {"x": entries["x"]}, "read": {"x": [entries["x"]]}}
         assert capfd.readouterr().err.endswith("rwlock: the locks of processes that are gone are removed\n")
     finally:
-        alive.kill()
-        alive.wait(), gone.wait()
+        for process in (alive, other):
+            process.kill()
+        alive.wait(), gone.wait(), other.wait()
 
 
 @pytest.mark.parametrize("torn", ["", '{"write": {"/a": {"pi', '{"write": {"/a": {}}}'])
