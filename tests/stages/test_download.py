@@ -205,9 +205,58 @@ def test_a_set_of_another_number_of_classes_is_refused(refused):
     assert refused(classes=4) == "params.yaml: data.classes: 4 is not allowed; allowed: null, or 3, as many as set has"
 
 
-def test_files_that_are_no_images_by_their_endings_are_counted(project):
-    put(CLASSES | {"a/x.avif": b"x", "a/y.AVIF": b"x", "README": b"x", ".hidden": b"x"})
-    assert "no images by their endings: 2 .avif, 1 no ending\n" in run(project).stderr
+def test_files_that_are_no_images_by_their_endings_are_counted_and_the_first_named(project):
+    put(CLASSES | {f"a/{k}.{end}": b"x" for k, end in enumerate(["txt", "TXT", "txt", "txt"])} | {".hidden": b"x"})
+    put({"README": b"x"})
+    os.makedirs("set/b/none")
+    line = "no images by their endings: 4 .txt (a/0.txt, a/1.TXT, a/2.txt, ...), 1 no ending (README), "
+    assert line + "1 empty folder (b/none/)\n" in run(project).stderr
+
+
+def hidden(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.rename(path.with_name(f".{path.name}"))
+
+
+GONE = {
+    "an empty folder": (lambda a: clear(a), "'a'", "folders that hold images, beside those of the classes"),
+    "other files": (lambda a: put({"notes.txt": b"x"}, clear(a)), "'a'", "folders that hold images, beside those of"),
+    "hidden files": (hidden, "'a'", "folders that hold images, beside those of the classes"),
+    "a link": (lambda a: (shutil.rmtree(a), a.symlink_to("gone")), "'set/a'", "links that lead to a file or a folder"),
+    "a link in it": (lambda a: (a / "more").symlink_to("gone"), "'set/a/more'", "links that lead to a file or a fold"),
+}
+
+
+def clear(folder: Path) -> Path:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(("spoil", "named", "said"), GONE.values(), ids=GONE.keys())
+def test_a_class_that_is_gone_is_refused_by_name_and_no_label_shifts(refused, spoil, named, said):
+    put(CLASSES | {"README.md": b"x", "about.json": b"x"})
+    spoil(Path("set/a"))
+    assert refused().startswith(f"params.yaml: data.path: {named} is not allowed; allowed: {said}")
+
+
+def test_a_class_that_is_gone_from_an_archive_or_from_splits_is_refused_by_name(refused):
+    put({f"train/{name}": tone for name, tone in CLASSES.items()} | {"val/a/3.png": 1, "notes/x.txt": b"x"})
+    for split, kind in (("train", "b"), ("val", "d")):
+        Path("set", split, kind).mkdir(parents=True, exist_ok=True)
+        hidden(Path("set", split, kind))
+        shutil.make_archive("packed", "zip", "set")
+        for path in ("set", "packed.zip"):
+            assert f"'{split}/{kind}' is not allowed; allowed: folders that hold images" in refused(path=path)
+        shutil.rmtree(Path("set", split, kind))
+
+
+def test_images_that_are_not_read_and_parts_of_images_are_unreadable_ones(project, refused):
+    put(CLASSES | {"a/x.HEIC": b"x", "d/1.png.part": 10, "a/set.tar.part": b"x"})
+    assert refused(max_unreadable=0.28).startswith("set: 2 of 7 images cannot be read (28.6%)")
+    assert refused(max_unreadable=0.3) == "set: no image of the class d can be read; allowed: one or more in each class"
+    shutil.rmtree("set/d")
+    assert "unreadable: a/x.HEIC (.HEIC is not read)" in run(project, max_unreadable=0.3).stderr
 
 
 @pytest.mark.parametrize("ending", ["", ".gz"])
