@@ -126,14 +126,15 @@ def _files(folder: Path) -> dict[str, Path]:
     """The files in a folder and in all folders below, through links too: name -> path; what is hidden is left out.
 
     A folder that holds nothing is among them, as NAME/. So is a link that leads nowhere and has the name of an image,
-    to be counted as one that cannot be read. Raises BadInput where nobody knows what is missing: for any other link
-    that leads nowhere and for a folder that cannot be read; and for a link to a folder around it.
+    to be counted as one that cannot be read. Raises BadInput where nobody knows what is missing, for any other link
+    that leads nowhere and for a folder that cannot be read, and for a link by which a folder is there twice.
     """
 
     def unread(error: OSError) -> NoReturn:
         raise refuse_path(Path(error.filename), f"folders that can be read ({error.strerror})")
 
     found: dict[str, Path] = {}
+    seen: dict[tuple[int, int], Path] = {}
     for place, below, names in os.walk(folder, onerror=unread, followlinks=True):
         here = Path(place)
         check_depth(here.relative_to(folder), folder)
@@ -141,6 +142,10 @@ def _files(folder: Path) -> dict[str, Path]:
         for name in below:
             if here.resolve().is_relative_to((here / name).resolve()):
                 raise refuse_path(here / name, "folders, none of them a link to a folder around it")
+            about = (here / name).stat()
+            other = seen.setdefault((about.st_dev, about.st_ino), here / name)
+            if other != here / name:
+                raise refuse_path(here / name, f"folders that are there once (it is {other})")
         paths = [here / name for name in sorted(names) if not _is_hidden(name)]
         for path in paths:
             if not (_is_image(path.name) or path.exists()):

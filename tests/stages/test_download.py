@@ -188,6 +188,19 @@ def test_a_link_to_a_folder_around_it_is_refused(refused):
     assert "'set/b/all' is not allowed; allowed: folders, none of them a link to a folder around it" in refused()
 
 
+@pytest.mark.parametrize(
+    ("link", "target", "named", "other"),
+    [("d", "a", "d", "a"), ("a/b", "../b", "a/b", "b"), ("c/x", "../b", "c/x", "b"), ("d", "../more/a", "c/a", "d")],
+)
+def test_a_folder_that_is_there_twice_is_refused_by_name(refused, link, target, named, other):
+    put(CLASSES)
+    put({"a/1.png": 1}, "more")
+    Path("set/c/a").symlink_to("../../more/a")
+    Path("set", link).symlink_to(target)
+    line = f"data.path: 'set/{named}' is not allowed; allowed: folders that are there once (it is set/{other})"
+    assert refused().endswith(line)
+
+
 def test_a_pipe_among_the_images_is_not_waited_for(project):
     put(CLASSES)
     os.mkfifo("set/b/3.png")
