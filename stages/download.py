@@ -200,7 +200,15 @@ def main(params: Experiment) -> None:
     unreadable = {name: why for shard in written for name, why in shards.about_of(shard).items()}
     for name in (item.id for item in items if item.id in unreadable):
         print(printable(f"unreadable: {name} ({unreadable[name]})"), file=sys.stderr)
-    splits = check(params, items, unreadable)
+    try:
+        splits = check(params, items, unreadable)
+    except BadInput:
+        for shard in written:
+            if shards.about_of(
+                shard
+            ):  # what cannot be read may be next time, and no file need tell by its time or size
+                shard.unlink()
+        raise
     with atomic_folder(PIXELS) as folder:
         for split in splits:
             shards.take((shard for shard in written if shard.parent.name == split), folder / split)

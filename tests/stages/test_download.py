@@ -870,6 +870,19 @@ def test_a_refused_set_still_names_what_could_not_be_read(project):
     assert "unreadable: bad.png (" in run(project).stderr
 
 
+def test_what_a_refused_set_could_not_read_is_read_anew(project, refused):
+    """As after `chmod`, which changes neither the size nor the time of a file; it does not keep root out."""
+    bad = put(NAMES) / "train/boot/b1.png"
+    content, about = bad.read_bytes(), bad.stat()
+    bad.write_bytes(bytes(about.st_size))
+    os.utime(bad, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert "cannot be read" in refused()
+    bad.write_bytes(content)
+    os.utime(bad, ns=(about.st_atime_ns, about.st_mtime_ns))
+    done = run(project)
+    assert len(pl_of(done)) == 6 and "download: 3 of 6 images are there already" in done.stderr
+
+
 def test_a_refused_set_leaves_the_images_before_it(project, fetch):
     put(NAMES)
     before = fetch()
