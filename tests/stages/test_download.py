@@ -32,6 +32,7 @@ from PIL import Image
 
 from stages.common import enough, settings
 from stages.common.errors import BadInput
+from stages.common.harness import guarded
 from stages.common.images import SCHEMA, class_names, classes, factors, pixel_table
 from stages.common.paths import IMAGES, PIXELS
 from stages.datasets import archives, sources
@@ -162,6 +163,16 @@ def test_a_link_that_leads_nowhere_is_an_unreadable_image_and_no_label_shifts(pr
     assert refused(max_unreadable=0.19).startswith("set: 1 of 5 images cannot be read (20.0%); allowed: data.max_unr")
 
 
+def test_a_link_that_leads_nowhere_is_one_line_too_where_dvc_reads_the_set_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    link = Path("x.png")
+    link.symlink_to("gone")
+    with pytest.raises(SystemExit):
+        guarded(link.read_bytes)
+    line = "error: params.yaml: data.path: 'x.png' is not allowed; allowed: links that lead to a file or a folder\n"
+    assert capsys.readouterr().err == line
+
+
 def pl_of(done) -> pl.DataFrame:
     assert done.returncode == 0, done.stderr
     return stored()
@@ -172,12 +183,12 @@ def test_a_folder_that_cannot_be_read_is_refused_by_name(refused, monkeypatch):
     put(CLASSES)
     scandir = os.scandir
 
-    def guarded(path):
+    def closed(path):
         if str(path) == "set/b":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", guarded)
+    monkeypatch.setattr(os, "scandir", closed)
     line = "params.yaml: data.path: 'set/b' is not allowed; allowed: folders that can be read (Permission denied)"
     assert refused() == line
 
