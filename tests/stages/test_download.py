@@ -774,6 +774,14 @@ def test_an_archive_that_unpacks_to_far_more_than_it_holds_is_refused_and_leaves
     assert not list(Path(".scratch").rglob("*.png"))
 
 
+def test_a_tar_of_very_many_empty_files_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(archives, "LARGEST_FILE", 1 << 16)
+    Path("set.tar.gz").write_bytes(gzip.compress(tarfile.TarInfo("a.png").tobuf() * 17))
+    with pytest.raises(BadInput, match="at most 100 times its own size"):
+        archives.unpacked(Path("set.tar.gz"))
+
+
 @pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_no_more_of_a_member_of_a_zip_is_unpacked_than_it_claims(tmp_path, kind):
     good, path = bytes(range(256)), tmp_path / "set.zip"
