@@ -73,6 +73,13 @@ def tar(files: dict[str, bytes], mode: str = "w", kind: bytes = tarfile.REGTYPE,
     return content.getvalue()
 
 
+def header(kind: bytes, size: int) -> bytes:
+    """The header of a member of a tar that claims a size."""
+    member = tarfile.TarInfo("a/1.png")
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
 def zipped(files: dict[str, bytes], kind: int = zipfile.ZIP_STORED) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", kind) as archive:
@@ -228,6 +235,17 @@ def _archives() -> Iterator[tuple[str, Case]]:
     yield "a text", (lambda: written("set.bin", b"text"), "a folder, a zip")
     yield "half the magic of Parquet", (lambda: written("set.bin", b"PAR1"), "a file that is intact")
     yield "two archives", (lambda: put({"a.zip": b"", "b.zip": b""}), "holds neither")
+    for kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
+        long = header(kind, 1 << 33) + bytes(2000)
+        yield (
+            f"a tar of a name of gigabytes, {kind!r}",
+            (lambda long=long: written("set.tar", long), "a header of more"),
+        )
+    within = header(tarfile.REGTYPE, 0) + header(tarfile.GNUTYPE_LONGNAME, 0) * 1900
+    yield "a tar of a name of a name of a name", (lambda: written("set.tar", within), "cut or damaged")
+    sparse = header(tarfile.XHDTYPE, 512) + b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n".ljust(512, b"\0")
+    sparse = header(tarfile.REGTYPE, 0) + sparse + header(tarfile.REGTYPE, 512) + b"x\n" * 256
+    yield "a sparse tar of no numbers", (lambda: written("set.tar", sparse), "cut or damaged")
     bomb = zipped({"a/1.png": bytes(300_000_000)}, zipfile.ZIP_DEFLATED)
     yield "a zip bomb", (lambda: written("set.zip", bomb), "MB in a zip")
 

@@ -13,6 +13,7 @@ import shutil
 import struct
 import tarfile
 import threading
+import tracemalloc
 import zipfile
 import zlib
 from collections import Counter
@@ -844,6 +845,34 @@ def test_an_archive_that_unpacks_to_far_more_than_it_holds_is_refused_and_leaves
     assert Path(name).stat().st_size < most / 100
     assert "files of at most 256 MB" in (line := refused(path=name)) or "at most 100 times its own size" in line
     assert not list(Path(".scratch").rglob("*.png"))
+
+
+def test_a_tar_of_very_many_empty_files_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(archives, "LARGEST_FILE", 1 << 16)
+    Path("set.tar.gz").write_bytes(gzip.compress(tarfile.TarInfo("a.png").tobuf() * 17))
+    with pytest.raises(BadInput, match="at most 100 times its own size"):
+        archives.unpacked(Path("set.tar.gz"))
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_no_more_of_a_member_of_a_zip_is_unpacked_than_it_claims(tmp_path, kind):
+    good, path = bytes(range(256)), tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        archive.writestr("good.png", good)
+        archive.writestr("bad.png", bytes(1 << 24))
+    packed = bytearray(path.read_bytes())
+    struct.pack_into("<I", packed, packed.rindex(b"PK\1\2") + 24, 1000)  # the directory says a thousand bytes
+    path.write_bytes(packed)
+    readers = archives.members(path)
+    tracemalloc.start()
+    try:
+        assert readers["good.png"]() == good
+        with pytest.raises(zipfile.BadZipFile, match="Bad CRC-32"):
+            readers["bad.png"]()
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000, "at most the dictionary of LZMA, 8 MB"
+    finally:
+        tracemalloc.stop()
 
 
 BAD = {
