@@ -229,6 +229,8 @@ def _archives() -> Iterator[tuple[str, Case]]:
         "a zip with escape codes",
         (lambda: written("set.zip", zipped(GOOD | {f"a/{ESCAPES}.png": b"bad"})) | {"max_unreadable": 0.5}, ""),
     )
+    dead = tar({"a/1.png": b""}, kind=tarfile.LNKTYPE, link="a/2.png")
+    yield "a tar with a hard link to nothing", (lambda: written("set.tar", dead), "'a/2.png' not found")
     yield "a zip in a zip", (lambda: written("set.zip", zipped({"a.zip": zipped(GOOD)})), "holds no images")
     yield "a file of zeros", (lambda: written("set.bin", bytes(10_000)), None)
     yield "an empty file", (lambda: written("set.bin", b""), "a folder, a zip")

@@ -99,6 +99,11 @@ class _Member(tarfile.TarInfo):  # type: ignore[misc]  # the backport has no typ
         try:
             return super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # zeros, as behind the last member
+            rest = archive.fileobj.read(tarfile.RECORDSIZE + 1)  # to its end, where a stream has its checksum
+            if any(rest) or len(rest) > tarfile.RECORDSIZE:
+                raise tarfile.ReadError(
+                    f"cut or damaged behind byte {archive.offset}: more follows than its end"
+                ) from None
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"cut or damaged behind byte {archive.offset}: {error}") from None
@@ -119,5 +124,8 @@ def unpacked(path: Path) -> Path:
                 size += member.size
                 if size > most:
                     raise refuse_path(path, f"a tar whose files take at most {MOST_TIMES} times its own size")
-            archive.extractall(temporary, filter="data")
+            try:
+                archive.extractall(temporary, filter="data")
+            except KeyError as error:  # for a hard link
+                raise tarfile.ReadError(*error.args) from None
     return folder

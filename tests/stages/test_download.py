@@ -309,6 +309,26 @@ def test_a_tar_with_a_flipped_bit_in_a_header_is_refused(refused):
             assert "a file that is intact (cut or damaged behind byte" in refused(path="set.tar"), (start, place)
 
 
+def test_a_tar_of_which_a_part_became_zeros_is_refused(refused):
+    """As after a power loss, or with a second tar behind the first."""
+    whole = as_tar({f"{kind}/{k}.png": k for kind in "ab" for k in range(20)}).read_bytes()
+    with tarfile.open("set.tar") as archive:
+        start = archive.getmembers()[7].offset
+    zeros = [whole[:start] + bytes(size) + whole[start + size :] for size in (512, 4096, len(whole) - start)]
+    for content in [*zeros, bytes(512) + whole[512:], whole + whole]:
+        Path("set.tar").write_bytes(content)
+        assert "follows than its end" in refused(path="set.tar")
+
+
+def test_a_stream_is_read_to_its_checksum(refused):
+    whole = as_tar({"a/1.png": np.random.default_rng(0).integers(0, 256, (64, 64))}, mode="w:gz").read_bytes()
+    flipped = bytearray(whole)
+    flipped[-5] ^= 1  # of the checksum itself: what lies before is as it was
+    for content in (flipped, whole[:-8]):
+        Path("set.tar").write_bytes(content)
+        assert "a file that is intact (" in refused(path="set.tar")
+
+
 # --- digits
 
 
