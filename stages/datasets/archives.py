@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path, PurePath, PurePosixPath
+from typing import IO
 
 import polars as pl
 import pyarrow as pa
@@ -25,7 +26,9 @@ from stages.common.harness import is_disk_full
 from stages.common.paths import EXPERIMENT, SCRATCH
 
 LARGEST_FILE = 1 << 28  # bytes of a zip's member, which is read whole
+LARGEST_HEADER = 1 << 20  # bytes of a tar's member before its content: a name, and what a system adds to it
 MOST_TIMES = 100  # its size, a tar may have unpacked: no images shrink so
+LEAST_OF_FILE = 1 << 12  # bytes that a file takes, even an empty one
 DEEPEST = 100  # folders within folders: deeper ones are a mistake or an attack, and end in limits of the system
 DAMAGED: tuple[type[Exception], ...] = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
 DAMAGED += (OSError, pa.ArrowInvalid, pl.exceptions.ComputeError)
@@ -91,11 +94,25 @@ def _member(path: Path, name: str) -> bytes:
     return content
 
 
+class _Header:
+    """The file of a tar while a header is read, which the library does whole, however large it is and however deep."""
+
+    def __init__(self, file: IO[bytes]):
+        self.tell, self._read, self._left = file.tell, file.read, LARGEST_HEADER
+
+    def read(self, size: int) -> bytes:
+        self._left -= size
+        if self._left < 0:
+            raise tarfile.TarError(f"a header of more than {LARGEST_HEADER >> 20} MB")
+        return self._read(size)
+
+
 class _Member(tarfile.TarInfo):  # type: ignore[misc]  # the backport has no types
     """A member of a tar whose header must be whole: the library takes a damaged one, or none, for the end."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        file, archive.fileobj = archive.fileobj, _Header(archive.fileobj)
         try:
             return super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # zeros, as behind the last member
@@ -105,8 +122,19 @@ class _Member(tarfile.TarInfo):  # type: ignore[misc]  # the backport has no typ
                     f"cut or damaged behind byte {archive.offset}: more follows than its end"
                 ) from None
             raise
-        except tarfile.HeaderError as error:
+        except (tarfile.HeaderError, ValueError, RecursionError) as error:
             raise tarfile.ReadError(f"cut or damaged behind byte {archive.offset}: {error}") from None
+        finally:
+            archive.fileobj = file
+
+
+def is_tar(path: Path) -> bool:
+    """Whether a file is a tar. Raises TarError where its first header is an attack."""
+    try:
+        tarfile.open(path, tarinfo=_Member).close()
+    except tarfile.ReadError:
+        return False
+    return True
 
 
 def unpacked(path: Path) -> Path:
@@ -121,7 +149,7 @@ def unpacked(path: Path) -> Path:
             size, most = 0, max(LARGEST_FILE, MOST_TIMES * path.stat().st_size)
             for member in archive:
                 check_depth(PurePosixPath(member.name), path)
-                size += member.size
+                size += member.size + LEAST_OF_FILE
                 if size > most:
                     raise refuse_path(path, f"a tar whose files take at most {MOST_TIMES} times its own size")
             try:

@@ -15,8 +15,6 @@ from itertools import pairwise
 from pathlib import Path, PurePath, PurePosixPath
 from typing import NoReturn
 
-from backports import tarfile  # Python before 3.11.4 has no safe filter
-
 from stages.common import fetch
 from stages.common.errors import BadInput, printable, refuse
 from stages.common.images import IMAGE_SUFFIXES
@@ -95,7 +93,7 @@ def _from_file(path: Path, data: Data, sha256: str | None = None) -> list[Item]:
             return parquet.items([path], path.parent, data)
         if zipfile.is_zipfile(path):
             return _zip(path, data)
-        if tarfile.is_tarfile(path):
+        if archives.is_tar(path):
             return _from_folder(archives.unpacked(path), data)
     raise refuse_path(path, "a folder, a zip, a tar, a Parquet file or IDX images")
 
