@@ -8,6 +8,7 @@ import lzma
 import shutil
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -31,7 +32,7 @@ MOST_TIMES = 100  # its size, a tar may have unpacked: no images shrink so
 LEAST_OF_FILE = 1 << 12  # bytes that a file takes, even an empty one
 DEEPEST = 100  # folders within folders: deeper ones are a mistake or an attack, and end in limits of the system
 DAMAGED: tuple[type[Exception], ...] = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
-DAMAGED += (OSError, pa.ArrowInvalid, pl.exceptions.ComputeError)
+DAMAGED += (OSError, pa.ArrowInvalid, pl.exceptions.ComputeError, NotImplementedError, UnicodeDecodeError)
 
 
 def refuse_path(path: PurePath, allowed: str) -> BadInput:
@@ -62,7 +63,15 @@ def members(path: Path) -> dict[str, Callable[[], bytes]]:
     """The members of a zip: name -> reader. Nothing is unpacked, so no member can escape a folder."""
     _opened.cache_clear()
     archive = _opened(path)
-    for member in archive.infolist():
+    found = archive.infolist()
+    with open(path, "rb") as file:
+        claimed = zipfile._EndRecData(file)[zipfile._ECD_ENTRIES_TOTAL]  # type: ignore[attr-defined]  # else nobody counts
+    if (len(found) - claimed) % 65536:  # some writers keep 16 bits of the number
+        raise zipfile.BadZipFile(f"it holds {len(found)} files, and claims {claimed}")
+    for name, count in Counter(archive.namelist()).items():
+        if count > 1:
+            raise refuse_path(path / name, "names that are there once in a zip")
+    for member in found:
         if member.file_size > LARGEST_FILE:
             raise refuse_path(path / member.filename, f"files of at most {LARGEST_FILE >> 20} MB in a zip")
     return {name: partial(_member, path, name) for name in archive.namelist()}
@@ -116,11 +125,10 @@ class _Member(tarfile.TarInfo):  # type: ignore[misc]  # the backport has no typ
         try:
             return super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # zeros, as behind the last member
-            rest = archive.fileobj.read(tarfile.RECORDSIZE + 1)  # to its end, where a stream has its checksum
+            rest = file.read(tarfile.RECORDSIZE + 1)  # to its end, where a stream has its checksum
             if any(rest) or len(rest) > tarfile.RECORDSIZE:
-                raise tarfile.ReadError(
-                    f"cut or damaged behind byte {archive.offset}: more follows than its end"
-                ) from None
+                about = f"cut or damaged behind byte {archive.offset}: more follows than its end"
+                raise tarfile.ReadError(about) from None
             raise
         except (tarfile.HeaderError, ValueError, RecursionError) as error:
             raise tarfile.ReadError(f"cut or damaged behind byte {archive.offset}: {error}") from None

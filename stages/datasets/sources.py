@@ -252,11 +252,11 @@ def _check_classes(
 ) -> None:
     """Raises BadInput for a folder beside those of classes that holds no image: without it, labels would shift."""
     known, homes = set(kinds.values()), set()
-    folders = {(p[:-1], kinds[name]): name for name, p in parts.items()}
-    for (folder, kind), name in folders.items():
-        if kind in folder[has_splits:]:
-            around = PurePosixPath(name).parts[: -len(folder) - 1]
-            homes.add(around + folder[: folder.index(kind, has_splits)])
+    examples = {(p[:-1], kinds[name]): name for name, p in parts.items()}
+    for (inner, kind), name in examples.items():
+        if kind in inner[has_splits:]:
+            around = PurePosixPath(name).parts[: -len(inner) - 1]
+            homes.add(around + inner[: inner.index(kind, has_splits)])
     for path in sorted({PurePosixPath(name.rpartition("/")[0]) for name in others}):
         for folder in (path, *path.parents):
             if folder.name and folder.parent.parts in homes and folder.name not in known:

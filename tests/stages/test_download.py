@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import errno
 import gzip
 import hashlib
@@ -315,7 +316,7 @@ def test_a_tar_of_which_a_part_became_zeros_is_refused(refused):
     with tarfile.open("set.tar") as archive:
         start = archive.getmembers()[7].offset
     zeros = [whole[:start] + bytes(size) + whole[start + size :] for size in (512, 4096, len(whole) - start)]
-    for content in [*zeros, bytes(512) + whole[512:], whole + whole]:
+    for content in [*zeros, whole + whole]:
         Path("set.tar").write_bytes(content)
         assert "follows than its end" in refused(path="set.tar")
 
@@ -327,6 +328,31 @@ def test_a_stream_is_read_to_its_checksum(refused):
     for content in (flipped, whole[:-8]):
         Path("set.tar").write_bytes(content)
         assert "a file that is intact (" in refused(path="set.tar")
+
+
+def test_a_zip_with_another_number_of_files_than_it_claims_is_refused(refused):
+    """A longer comment of a member hides those behind it."""
+    files = {f"a/{k:04}": b"" for k in range(99)} | {"a/1.png": 10}
+    content = bytearray(as_zip(files).read_bytes())
+    content[content.index(b"PK\1\2") + 32] = 2 * (46 + len("a/0001"))  # the length of its comment
+    Path("set.zip").write_bytes(content)
+    assert "a file that is intact (it holds 98 files, and claims 100)" in refused(path="set.zip")
+
+
+def test_a_flipped_bit_in_the_directory_of_a_zip_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = as_zip({"a/1.png": 10, "b/2.png": 20, "b/3.png": 30}).read_bytes()
+
+    def found() -> dict[str, bytes]:
+        return {name: read() for name, read in archives.members(Path("set.zip")).items()}
+
+    expected, start = found(), whole.index(b"PK\1\2")
+    for place in range(8 * start, 8 * len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        Path("set.zip").write_bytes(damaged)
+        with contextlib.suppress(*archives.DAMAGED, BadInput, RuntimeError):  # of encrypted members
+            assert found() == expected, place
 
 
 # --- digits
