@@ -189,6 +189,7 @@ def _zip(path: Path, data: Data) -> list[Item]:
     """Items of the images in a zip; as of a folder, what is hidden is left out, and folders that hold something."""
     members = archives.members(path)
     names = sorted(name for name in members if not _is_hidden(name))
+    archives.check_names(path, members.keys() - set(filter(_is_image, names)))
     full = {name for name, after in pairwise(names) if name.endswith("/") and after.startswith(name)}
     readers = {name: members[name] for name in names if name not in full}
     if not any(map(_is_image, readers)):

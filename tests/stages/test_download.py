@@ -339,6 +339,13 @@ def test_a_zip_with_another_number_of_files_than_it_claims_is_refused(refused):
     assert "a file that is intact (it holds 98 files, and claims 100)" in refused(path="set.zip")
 
 
+@pytest.mark.parametrize("name", [b".0/2.png", b"n0/2.pog", b"n0/2/png"])
+def test_an_image_that_the_directory_of_a_zip_gives_another_name_is_refused(refused, name):
+    before, _, after = as_zip({"n0/1.png": 10, "n0/2.png": 20}).read_bytes().rpartition(b"n0/2.png")
+    Path("set.zip").write_bytes(before + name + after)
+    assert f"File name in directory {name.decode()!r} and header b'n0/2.png' differ" in refused(path="set.zip")
+
+
 def test_a_flipped_bit_in_the_directory_of_a_zip_is_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     whole = as_zip({"a/1.png": 10, "b/2.png": 20, "b/3.png": 30}).read_bytes()
