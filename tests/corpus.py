@@ -196,6 +196,8 @@ def _folders() -> Iterator[tuple[str, Case]]:
     yield "an empty image", (lambda: put(GOOD | {"a/bad.png": b""}) | few, "")
     yield "bad images alone", (lambda: put({"a/1.png": b"", "b/2.png": b"bad"}), "cannot be read")
     yield "all images of a class are bad", (lambda: put(GOOD | {"c/1.png": b"bad"}) | few, "no image of the class c")
+    icons = {f"a/{form}.png": image(form=form, mode="RGB", side=16) for form in ("ICO", "ICNS", "TGA")}
+    yield "icons", (lambda: put(icons), "3 of 3 images cannot be read")
     yield (
         "splits and others",
         (lambda: put({"train/1.png": image(), "test/2.png": image(), "x/3.png": image()}), "every image in a folder"),

@@ -20,7 +20,7 @@ from stages.common.images import IMAGE_SUFFIXES
 from stages.common.paths import EXPERIMENT
 from stages.datasets import archives, captions, digits, idx, layouts, parquet
 from stages.datasets.archives import check_depth, refuse_path, whole
-from stages.datasets.item import SPLITS, Item, png, split_by_hash, split_in
+from stages.datasets.item import SPLITS, Item, content, png, split_by_hash, split_in
 from stages.schema.data import Data
 
 ARCHIVE_SUFFIXES = {".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2"}
@@ -98,7 +98,7 @@ def _from_file(path: Path, data: Data, sha256: str | None = None) -> list[Item]:
 def _from_folder(folder: Path, data: Data, sha256: str | None = None) -> list[Item]:
     """Items of the images in a folder, or if it has none, of its Parquet or IDX files or its single archive."""
     files = _files(folder)
-    readers = {name: partial(_read, path) for name, path in files.items()}
+    readers = {name: partial(content, path) for name, path in files.items()}
     tables = sorted(path for path in files.values() if path.suffix == ".parquet")
     arrays = sorted(path for path in files.values() if idx.is_images(path))
     archives = [path for path in files.values() if path.suffix in ARCHIVE_SUFFIXES]
@@ -142,12 +142,6 @@ def _files(folder: Path) -> dict[str, Path]:
         except UnicodeEncodeError:
             raise refuse_path(PurePath(name), f"names in UTF-8 in {folder}") from None
     return found
-
-
-def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise FileNotFoundError("a link that leads nowhere, or no file")  # reading from a pipe would never end
-    return path.read_bytes()
 
 
 def _is_hidden(name: str) -> bool:
