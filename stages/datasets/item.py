@@ -1,4 +1,4 @@
-"""One image of a source, and its split: named by a word of its path, or by a hash."""
+"""One image of a source, and its split: named by a word of its path, or by a hash; how files and images are read."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from stages.common.errors import BadInput
 from stages.schema.data import Data
 
 SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation"}
@@ -32,6 +34,18 @@ class Item:
     read: Callable[[], bytes]
     kind: str = ""  # the name of its class
     caption: str = ""  # none, where the data has no captions
+
+
+@contextmanager
+def readable(place: object, allowed: str) -> Iterator[None]:
+    """Turns whatever libraries raise at a damaged file into BadInput, which names it."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:  # of too many kinds to name
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise BadInput(f"{place}: {why}; allowed: {allowed}") from None
 
 
 def content(path: Path) -> bytes:
