@@ -45,7 +45,7 @@ def readable(place: object, allowed: str) -> Iterator[None]:
         raise
     except Exception as error:  # of too many kinds to name
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise BadInput(f"{place}: {why}; allowed: {allowed}") from None
+        raise BadInput(f"{place}: cannot be read ({why}); allowed: {allowed}") from None
 
 
 def content(path: Path) -> bytes:

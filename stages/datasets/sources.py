@@ -91,6 +91,10 @@ def _from_file(path: Path, data: Data, sha256: str | None = None) -> list[Item]:
         if zipfile.is_zipfile(path):
             return _zip(path, data)
         if archives.is_tar(path):
+            if archives.UNPACKED in path.parents:
+                key = "path" if data.source == "files" else "url"
+                allowed = f"a tar of images, without a tar ({path.name}) in it"
+                raise refuse(EXPERIMENT, f"data.{key}", getattr(data, key), allowed)
             return _from_folder(archives.unpacked(path), data)
     raise refuse_path(path, "a folder, a zip, a tar, a Parquet file or IDX images")
 

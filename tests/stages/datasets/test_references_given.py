@@ -131,15 +131,15 @@ def test_an_empty_folder_and_a_damaged_picture_are_one_line_each(tmp_path, monke
             references.of(params(reference=str(tmp_path)))
         (tmp_path / f"{name}.png").write_bytes(b"nothing")
     given = references.of(params(reference=str(tmp_path)))
-    with pytest.raises(BadInput, match="a.png: ValueError: no image of a known format; allowed: an image"):
+    with pytest.raises(BadInput, match=r"a.png: cannot be read \(ValueError: no image of a known format\)"):
         given.rows(torch.tensor([0]))
     monkeypatch.setattr(item, "LARGEST", 99)
     Image.new("L", (10, 10)).save(tmp_path / "a.png")
-    with pytest.raises(BadInput, match="a.png: ValueError: 10 x 10 pixels, more than 99 in all; allowed: an image"):
+    with pytest.raises(BadInput, match=r"a.png: cannot be read \(ValueError: 10 x 10 pixels, more than 99 in all\)"):
         given.rows(torch.tensor([0]))
     (tmp_path / "b.png").unlink()
     os.mkfifo(tmp_path / "b.png")
-    with pytest.raises(BadInput, match="b.png: ValueError: a link that leads nowhere, or no file; allowed: an image"):
+    with pytest.raises(BadInput, match=r"b.png: cannot be read \(ValueError: a link that leads nowhere, or no file\)"):
         given.rows(torch.tensor([1]))
 
 
