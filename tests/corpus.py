@@ -183,6 +183,13 @@ def _folders() -> Iterator[tuple[str, Case]]:
     yield "a device among images", (with_good(lambda path: path.symlink_to("/dev/zero"), "set/a/d.png"), "")
     for name in ("set/a.parquet", "set/a.zip", "set/a-idx3-ubyte"):
         yield f"a pipe {name}", (special(os.mkfifo, name), "a regular file")
+    told = {"caption_column": "text"}
+    for name in ("metadata.csv", "metadata.jsonl", "captions_x.json", "a/10.txt"):
+        pipe = with_good(os.mkfifo, f"set/{name}")
+        yield (
+            f"a pipe {name}",
+            (lambda pipe=pipe: pipe() | told, "cannot be read (ValueError: a link that leads nowhere"),
+        )
     yield "a link to itself", (with_good(lambda path: path.symlink_to(path.name), "set/a/l.png"), "")
     yield "a link to a folder around it", (with_good(lambda path: path.symlink_to(".."), "set/a/up"), "around it")
     yield "a folder of 150 levels", (deep, "levels deep")
@@ -196,6 +203,8 @@ def _folders() -> Iterator[tuple[str, Case]]:
     yield "an empty image", (lambda: put(GOOD | {"a/bad.png": b""}) | few, "")
     yield "bad images alone", (lambda: put({"a/1.png": b"", "b/2.png": b"bad"}), "cannot be read")
     yield "all images of a class are bad", (lambda: put(GOOD | {"c/1.png": b"bad"}) | few, "no image of the class c")
+    icons = {f"a/{form}.png": image(form=form, mode="RGB", side=16) for form in ("ICO", "ICNS", "TGA")}
+    yield "icons", (lambda: put(icons), "3 of 3 images cannot be read")
     yield (
         "splits and others",
         (lambda: put({"train/1.png": image(), "test/2.png": image(), "x/3.png": image()}), "every image in a folder"),
@@ -235,6 +244,12 @@ def _archives() -> Iterator[tuple[str, Case]]:
     yield "a zip of a later version", (lambda: written("set.zip", newer), "zip file version 8.4")
     twice = zipped({"a/1.png": image(1), "a/2.png": image(2)}).replace(b"a/2.png", b"a/1.png")
     yield "a zip with a name twice", (lambda: written("set.zip", twice), "names that are there once")
+    nested = {"x.tar": tar({"y.tgz": tar(GOOD, "w:gz")})}
+    yield (
+        "a tar in a tar",
+        (lambda: put(nested), "'set' is not allowed; allowed: a tar of images, without a tar (y.tgz)"),
+    )
+    yield "a zip in a tar", (lambda: written("set.tar", tar({"a.zip": zipped(GOOD)})), "")
     yield "a zip in a zip", (lambda: written("set.zip", zipped({"a.zip": zipped(GOOD)})), "holds no images")
     yield "a file of zeros", (lambda: written("set.bin", bytes(10_000)), None)
     yield "an empty file", (lambda: written("set.bin", b""), "a folder, a zip")
@@ -275,6 +290,11 @@ def _tables() -> Iterator[tuple[str, Case]]:
         return make
 
     yield "a Parquet", (table(image=images, label=labels), "")
+    doubled = pa.table([pa.array(images), pa.array(images), pa.array(labels)], names=["image", "image", "label"])
+    yield (
+        "two columns of one name",
+        (lambda: pq.write_table(doubled, "set.parquet") or {"path": "set.parquet"}, "more than one"),
+    )
     yield "a column row", (table(image=images, label=labels, row=labels), "")
     yield "a label row", (lambda: table(image=images, row=labels)() | {"label_column": "row"}, "")
     for kind, split in {
@@ -302,13 +322,14 @@ def _tables() -> Iterator[tuple[str, Case]]:
     yield "labels of escape codes", (table(image=images, label=[ESCAPES, "b"] * 5), "")
     for about in (
         b"{",
+        b"[" * 5000,
         [],
         7,
         {"info": []},
         {"info": {"features": 3}},
         {"info": {"features": {"label": {"names": 4}}}},
     ):
-        yield f"names of classes as {about!r}", (named(about), "")
+        yield f"names of classes as {about!r:.40}", (named(about), "")
 
 
 def _arrays() -> Iterator[tuple[str, Case]]:

@@ -31,8 +31,9 @@ LARGEST_HEADER = 1 << 20  # bytes of a tar's member before its content: a name, 
 MOST_TIMES = 100  # its size, a tar may have unpacked: no images shrink so
 LEAST_OF_FILE = 1 << 12  # bytes that a file takes, even an empty one
 DEEPEST = 100  # folders within folders: deeper ones are a mistake or an attack, and end in limits of the system
+UNPACKED = Path(SCRATCH, "unpacked")  # /DIGEST
 DAMAGED: tuple[type[Exception], ...] = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
-DAMAGED += (OSError, pa.ArrowInvalid, pl.exceptions.ComputeError, NotImplementedError, UnicodeDecodeError)
+DAMAGED += (OSError, pa.ArrowInvalid, pl.exceptions.PolarsError, NotImplementedError, UnicodeDecodeError)
 
 
 def refuse_path(path: PurePath, allowed: str) -> BadInput:
@@ -154,7 +155,7 @@ def is_tar(path: Path) -> bool:
 
 def unpacked(path: Path) -> Path:
     """The folder in .scratch that holds the files of a tar, unpacked there unless they are there already."""
-    folder = Path(SCRATCH, "unpacked", fetch.sha256_of(path)[:16])
+    folder = UNPACKED / fetch.sha256_of(path)[:16]
     for other in set(folder.parent.glob("*")) - {folder}:  # of another archive, or of one whose unpacking was killed
         shutil.rmtree(other, ignore_errors=True)
     if folder.exists():

@@ -21,7 +21,7 @@ from stages.common.images import IMAGE_SUFFIXES
 from stages.common.paths import EXPERIMENT
 from stages.datasets import archives, captions, digits, idx, layouts, parquet
 from stages.datasets.archives import check_depth, refuse_path, whole
-from stages.datasets.item import SPLITS, Item, png, split_by_hash, split_in
+from stages.datasets.item import SPLITS, Item, content, png, split_by_hash, split_in
 from stages.schema.data import Data
 
 ARCHIVE_SUFFIXES = {".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2"}
@@ -94,6 +94,10 @@ def _from_file(path: Path, data: Data, sha256: str | None = None) -> list[Item]:
         if zipfile.is_zipfile(path):
             return _zip(path, data)
         if archives.is_tar(path):
+            if archives.UNPACKED in path.parents:
+                key = "path" if data.source == "files" else "url"
+                allowed = f"a tar of images, without a tar ({path.name}) in it"
+                raise refuse(EXPERIMENT, f"data.{key}", getattr(data, key), allowed)
             return _from_folder(archives.unpacked(path), data)
     raise refuse_path(path, "a folder, a zip, a tar, a Parquet file or IDX images")
 
@@ -101,7 +105,7 @@ def _from_file(path: Path, data: Data, sha256: str | None = None) -> list[Item]:
 def _from_folder(folder: Path, data: Data, sha256: str | None = None) -> list[Item]:
     """Items of the images in a folder, or if it has none, of its Parquet or IDX files or its single archive."""
     found = _files(folder)
-    readers = {name: partial(_read, path) for name, path in found.items()}
+    readers = {name: partial(content, path) for name, path in found.items()}
     files = {name: path for name, path in found.items() if not name.endswith("/")}
     tables = sorted(path for path in files.values() if path.suffix == ".parquet")
     arrays = sorted(path for path in files.values() if idx.is_images(path))
@@ -157,12 +161,6 @@ def _files(folder: Path) -> dict[str, Path]:
         except UnicodeEncodeError:
             raise refuse_path(PurePath(name), f"names in UTF-8 in {folder}") from None
     return found
-
-
-def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise FileNotFoundError("a link that leads nowhere, or no file")  # reading from a pipe would never end
-    return path.read_bytes()
 
 
 def _is_hidden(name: str) -> bool:

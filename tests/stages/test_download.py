@@ -1232,7 +1232,7 @@ def test_captions_are_a_column_of_parquet(fetch):
     [
         ({"train/1.png": 10, "train/2.png": 20, "train/2.txt": b"two"}, "captions of all images, train/1.png has none"),
         ({"train/1.png": 10, "train/1.txt": b" \n"}, "train/1.png has none"),
-        ({"train/1.png": 10, "train/1.txt": b"\xff\xfe\xff"}, "train/1.txt: not text"),
+        ({"train/1.png": 10, "train/1.txt": b"\xff\xfe\xff"}, "train/1.txt: cannot be read (UnicodeDecodeError"),
         (
             {"1.png": 10, "metadata.csv": b"name,text\n1.png,one\n"},
             "['name', 'text'] is not allowed; allowed: a column",
