@@ -197,9 +197,7 @@ def main(params: Experiment) -> None:
         splits = check(params, items, unreadable)
     except BadInput:
         for shard in written:
-            if shards.about_of(
-                shard
-            ):  # what cannot be read may be next time, and no file need tell by its time or size
+            if shards.about_of(shard):  # what cannot be read may be next time, with no file's time or size changed
                 shard.unlink()
         raise
     with atomic_folder(PIXELS) as folder:
