@@ -11,6 +11,8 @@ Sources (params: data):
   hub      a dataset of the Hugging Face hub, data.url at data.revision
 
 Folders are read as split/class/name.jpg, class/name.jpg or flat. Without splits, a hash of the names decides the split.
+Images that cannot be read are named and left out, data.max_unreadable of all at most; also those of formats not read,
+such as HEIC, and parts of images, such as name.jpg.part. A folder of a class that holds no image is refused.
 The names of the classes, where the data has some, stand in the metadata of the Parquet. Images with captions
 (data.caption_column, digit-pairs) have a further column `caption`.
 """
