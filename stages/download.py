@@ -10,6 +10,7 @@ Sources (params: data):
   url      a zip, tar or Parquet at data.url, checked against data.sha256
   hub      a dataset of the Hugging Face hub, data.url at data.revision
 
+Images are PNG, JPEG, WebP, BMP, GIF, PPM or TIFF, of at most 50 million pixels; others count as unreadable.
 Folders are read as split/class/name.jpg, class/name.jpg or flat. Without splits, a hash of the names decides the split.
 The names of the classes, where the data has some, stand in the metadata of the Parquet. Images with captions
 (data.caption_column, digit-pairs) have a further column `caption`.
