@@ -10,6 +10,7 @@ Sources (params: data):
   url      a zip, tar or Parquet at data.url, checked against data.sha256
   hub      a dataset of the Hugging Face hub, data.url at data.revision
 
+Images are PNG, JPEG, WebP, BMP, GIF, PPM or TIFF, of at most 50 million pixels; others count as unreadable.
 Folders are read as split/class/name.jpg, class/name.jpg or flat. Without splits, a hash of the names decides the split.
 Images that cannot be read are named and left out, data.max_unreadable of all at most; also those of formats not read,
 such as HEIC, and parts of images, such as name.jpg.part. A folder of a class that holds no image is refused.
