@@ -10,7 +10,10 @@ Sources (params: data):
   url      a zip, tar or Parquet at data.url, checked against data.sha256
   hub      a dataset of the Hugging Face hub, data.url at data.revision
 
+Images are PNG, JPEG, WebP, BMP, GIF, PPM or TIFF, of at most 50 million pixels; others count as unreadable.
 Folders are read as split/class/name.jpg, class/name.jpg or flat. Without splits, a hash of the names decides the split.
+Images that cannot be read are named and left out, data.max_unreadable of all at most; also those of formats not read,
+such as HEIC, and parts of images, such as name.jpg.part. A folder of a class that holds no image is refused.
 The names of the classes, where the data has some, stand in the metadata of the Parquet. Images with captions
 (data.caption_column, digit-pairs) have a further column `caption`.
 """
@@ -22,7 +25,6 @@ from stages.common.harness import command
 if __name__ == "__main__":  # first: the imports below take seconds
     command(__doc__)
 
-import io
 import json
 import math
 import shutil
@@ -36,7 +38,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from multiscale.core import intact
 from multiscale.core.storage import CHECKSUM, atomic_file, atomic_folder, write_json
@@ -45,19 +47,15 @@ from stages.common.errors import BadInput, printable, refuse
 from stages.common.images import CAPTION, CLASS_NAMES, FACTORS, SCHEMA
 from stages.common.paths import EXPERIMENT, IMAGES, PIXELS
 from stages.datasets import compose, references, sources
-from stages.datasets.item import Item
+from stages.datasets.item import Item, opened
 from stages.schema import Experiment
 from stages.schema.data import Data
-
-LARGEST = 50_000_000  # of the largest image that is decoded: a few bytes can claim gigabytes
 
 
 def fit_image(encoded: bytes, resolution: int, channels: int, resize: str = "area") -> np.ndarray:
     """Decodes an image and makes it a square of the resolution (see RESIZES), uint8 (C, H, W)."""
-    with Image.open(io.BytesIO(encoded)) as opened:
-        if opened.width * opened.height > LARGEST:
-            raise ValueError(f"{opened.width} x {opened.height} pixels, more than {LARGEST:,} in all")
-        image = to_eight_bits(ImageOps.exif_transpose(opened)).convert("L" if channels == 1 else "RGB")
+    with opened(encoded) as found:
+        image = to_eight_bits(ImageOps.exif_transpose(found)).convert("L" if channels == 1 else "RGB")
     pixels = np.asarray(RESIZES[resize](image, resolution))
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
@@ -122,8 +120,6 @@ def area_average(pixels: np.ndarray, resolution: int) -> np.ndarray:
 
 def reason(error: Exception) -> str:
     """Why an image cannot be read, in a few words."""
-    if isinstance(error, UnidentifiedImageError):  # its text has the address of our buffer
-        return "no image of a known format"
     return " ".join(str(error).split())[:100] or type(error).__name__
 
 
@@ -200,7 +196,13 @@ def main(params: Experiment) -> None:
     unreadable = {name: why for shard in written for name, why in shards.about_of(shard).items()}
     for name in (item.id for item in items if item.id in unreadable):
         print(printable(f"unreadable: {name} ({unreadable[name]})"), file=sys.stderr)
-    splits = check(params, items, unreadable)
+    try:
+        splits = check(params, items, unreadable)
+    except BadInput:
+        for shard in written:
+            if shards.about_of(shard):  # what cannot be read may be next time, with no file's time or size changed
+                shard.unlink()
+        raise
     with atomic_folder(PIXELS) as folder:
         for split in splits:
             shards.take((shard for shard in written if shard.parent.name == split), folder / split)

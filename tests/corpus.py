@@ -73,6 +73,13 @@ def tar(files: dict[str, bytes], mode: str = "w", kind: bytes = tarfile.REGTYPE,
     return content.getvalue()
 
 
+def header(kind: bytes, size: int) -> bytes:
+    """The header of a member of a tar that claims a size."""
+    member = tarfile.TarInfo("a/1.png")
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
 def zipped(files: dict[str, bytes], kind: int = zipfile.ZIP_STORED) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", kind) as archive:
@@ -176,6 +183,13 @@ def _folders() -> Iterator[tuple[str, Case]]:
     yield "a device among images", (with_good(lambda path: path.symlink_to("/dev/zero"), "set/a/d.png"), "")
     for name in ("set/a.parquet", "set/a.zip", "set/a-idx3-ubyte"):
         yield f"a pipe {name}", (special(os.mkfifo, name), "a regular file")
+    told = {"caption_column": "text"}
+    for name in ("metadata.csv", "metadata.jsonl", "captions_x.json", "a/10.txt"):
+        pipe = with_good(os.mkfifo, f"set/{name}")
+        yield (
+            f"a pipe {name}",
+            (lambda pipe=pipe: pipe() | told, "cannot be read (ValueError: a link that leads nowhere"),
+        )
     yield "a link to itself", (with_good(lambda path: path.symlink_to(path.name), "set/a/l.png"), "")
     yield "a link to a folder around it", (with_good(lambda path: path.symlink_to(".."), "set/a/up"), "around it")
     yield "a folder of 150 levels", (deep, "levels deep")
@@ -189,6 +203,8 @@ def _folders() -> Iterator[tuple[str, Case]]:
     yield "an empty image", (lambda: put(GOOD | {"a/bad.png": b""}) | few, "")
     yield "bad images alone", (lambda: put({"a/1.png": b"", "b/2.png": b"bad"}), "cannot be read")
     yield "all images of a class are bad", (lambda: put(GOOD | {"c/1.png": b"bad"}) | few, "no image of the class c")
+    icons = {f"a/{form}.png": image(form=form, mode="RGB", side=16) for form in ("ICO", "ICNS", "TGA")}
+    yield "icons", (lambda: put(icons), "3 of 3 images cannot be read")
     yield (
         "splits and others",
         (lambda: put({"train/1.png": image(), "test/2.png": image(), "x/3.png": image()}), "every image in a folder"),
@@ -222,12 +238,35 @@ def _archives() -> Iterator[tuple[str, Case]]:
         "a zip with escape codes",
         (lambda: written("set.zip", zipped(GOOD | {f"a/{ESCAPES}.png": b"bad"})) | {"max_unreadable": 0.5}, ""),
     )
+    dead = tar({"a/1.png": b""}, kind=tarfile.LNKTYPE, link="a/2.png")
+    yield "a tar with a hard link to nothing", (lambda: written("set.tar", dead), "'a/2.png' not found")
+    newer = zipped(GOOD).replace(b"PK\1\2\x14\x03\x14", b"PK\1\2\x14\x03\x54")
+    yield "a zip of a later version", (lambda: written("set.zip", newer), "zip file version 8.4")
+    twice = zipped({"a/1.png": image(1), "a/2.png": image(2)}).replace(b"a/2.png", b"a/1.png")
+    yield "a zip with a name twice", (lambda: written("set.zip", twice), "names that are there once")
+    nested = {"x.tar": tar({"y.tgz": tar(GOOD, "w:gz")})}
+    yield (
+        "a tar in a tar",
+        (lambda: put(nested), "'set' is not allowed; allowed: a tar of images, without a tar (y.tgz)"),
+    )
+    yield "a zip in a tar", (lambda: written("set.tar", tar({"a.zip": zipped(GOOD)})), "")
     yield "a zip in a zip", (lambda: written("set.zip", zipped({"a.zip": zipped(GOOD)})), "holds no images")
     yield "a file of zeros", (lambda: written("set.bin", bytes(10_000)), None)
     yield "an empty file", (lambda: written("set.bin", b""), "a folder, a zip")
     yield "a text", (lambda: written("set.bin", b"text"), "a folder, a zip")
     yield "half the magic of Parquet", (lambda: written("set.bin", b"PAR1"), "a file that is intact")
     yield "two archives", (lambda: put({"a.zip": b"", "b.zip": b""}), "holds neither")
+    for kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
+        long = header(kind, 1 << 33) + bytes(2000)
+        yield (
+            f"a tar of a name of gigabytes, {kind!r}",
+            (lambda long=long: written("set.tar", long), "a header of more"),
+        )
+    within = header(tarfile.REGTYPE, 0) + header(tarfile.GNUTYPE_LONGNAME, 0) * 1900
+    yield "a tar of a name of a name of a name", (lambda: written("set.tar", within), "cut or damaged")
+    sparse = header(tarfile.XHDTYPE, 512) + b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n".ljust(512, b"\0")
+    sparse = header(tarfile.REGTYPE, 0) + sparse + header(tarfile.REGTYPE, 512) + b"x\n" * 256
+    yield "a sparse tar of no numbers", (lambda: written("set.tar", sparse), "cut or damaged")
     bomb = zipped({"a/1.png": bytes(300_000_000)}, zipfile.ZIP_DEFLATED)
     yield "a zip bomb", (lambda: written("set.zip", bomb), "MB in a zip")
 
@@ -251,6 +290,11 @@ def _tables() -> Iterator[tuple[str, Case]]:
         return make
 
     yield "a Parquet", (table(image=images, label=labels), "")
+    doubled = pa.table([pa.array(images), pa.array(images), pa.array(labels)], names=["image", "image", "label"])
+    yield (
+        "two columns of one name",
+        (lambda: pq.write_table(doubled, "set.parquet") or {"path": "set.parquet"}, "more than one"),
+    )
     yield "a column row", (table(image=images, label=labels, row=labels), "")
     yield "a label row", (lambda: table(image=images, row=labels)() | {"label_column": "row"}, "")
     for kind, split in {
@@ -278,13 +322,14 @@ def _tables() -> Iterator[tuple[str, Case]]:
     yield "labels of escape codes", (table(image=images, label=[ESCAPES, "b"] * 5), "")
     for about in (
         b"{",
+        b"[" * 5000,
         [],
         7,
         {"info": []},
         {"info": {"features": 3}},
         {"info": {"features": {"label": {"names": 4}}}},
     ):
-        yield f"names of classes as {about!r}", (named(about), "")
+        yield f"names of classes as {about!r:.40}", (named(about), "")
 
 
 def _arrays() -> Iterator[tuple[str, Case]]:

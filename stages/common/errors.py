@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 from multiscale.core.intact import Damaged
-from stages.common.paths import made_by
+from stages.common.paths import EXPERIMENT, made_by
 
 LONGEST = 1000  # characters of a line
 
@@ -30,7 +32,9 @@ def refuse(file: object, key: str, value: object, allowed: str) -> BadInput:
 
 
 def missing(path: object) -> BadInput:
-    """The error for a missing output of an earlier stage."""
+    """The error for a missing output of an earlier stage, or for a link among the images, which DVC reads before us."""
+    if os.path.islink(str(path)):  # no stage makes links
+        return refuse(EXPERIMENT, "data.path", str(path), "links that lead to a file or a folder")
     return BadInput(f"{path}: missing; an earlier stage makes it: run dvc repro")
 
 

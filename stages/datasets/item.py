@@ -1,19 +1,26 @@
-"""One image of a source, and its split: named by a word of its path, or by a hash."""
+"""One image of a source, and its split: named by a word of its path, or by a hash; how files and images are read."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from stages.common.errors import BadInput
 from stages.schema.data import Data
 
 SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation"}
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")  # an icon holds images larger than it says
+LARGEST = 50_000_000  # pixels of the largest image that is decoded: a few bytes can claim gigabytes
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # above LARGEST
 SPLITS |= {"test": "test", "testing": "test"}
 
 
@@ -27,6 +34,36 @@ class Item:
     read: Callable[[], bytes]
     kind: str = ""  # the name of its class
     caption: str = ""  # none, where the data has no captions
+
+
+@contextmanager
+def readable(place: object, allowed: str) -> Iterator[None]:
+    """Turns whatever libraries raise at a damaged file into BadInput, which names it."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:  # of too many kinds to name
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise BadInput(f"{place}: cannot be read ({why}); allowed: {allowed}") from None
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a file. Raises ValueError for what is none."""
+    if not path.is_file():
+        raise ValueError("a link that leads nowhere, or no file")  # reading from a pipe would never end
+    return path.read_bytes()
+
+
+def opened(encoded: bytes) -> Image.Image:
+    """An image, not decoded yet. Raises ValueError for another format and for too many pixels."""
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    except UnidentifiedImageError:  # its text has the address of our buffer
+        raise ValueError("no image of a known format") from None
+    if image.width * image.height > LARGEST:
+        raise ValueError(f"{image.width} x {image.height} pixels, more than {LARGEST:,} in all")
+    return image
 
 
 def split_in(stem: str) -> str | None:

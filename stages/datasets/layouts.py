@@ -22,6 +22,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from stages.common.errors import BadInput
+from stages.datasets.item import readable
 
 Paths = Mapping[str, tuple[str, ...]]  # of images: name -> its parts
 Readers = Mapping[str, Callable[[], bytes]]  # of all files
@@ -61,26 +62,32 @@ def imagenet(paths: Paths, readers: Readers) -> dict[str, Place] | None:
     flat = {name: found for name, found in held_out.items() if not WNID.fullmatch(paths[name][-2:][0])}
     if not flat:
         return None
-    kinds = _validation_classes(readers) if any(found[1] == "val" for found in flat.values()) else {}
+    numbers = [int(found[2]) for found in flat.values() if found[1] == "val"]
+    kinds = _validation_classes(readers, numbers) if numbers else {}
     placed = {name: Place("validation", kinds[int(found[2])]) for name, found in flat.items() if found[1] == "val"}
     inside = {name: p for name, p in paths.items() if len(p) > 1 and WNID.fullmatch(p[-2])}
     return placed | {name: Place("validation" if name in held_out else "train", p[-2]) for name, p in inside.items()}
 
 
-def _validation_classes(readers: Readers) -> dict[int, str]:
-    """The class of each validation image by its number, from Kaggle's table or the devkit."""
+def _validation_classes(readers: Readers, numbers: list[int]) -> dict[int, str]:
+    """The classes of validation images by their numbers, from Kaggle's table or the devkit."""
     if table := _file(readers, "LOC_val_solution.csv"):
-        rows = csv.DictReader(io.StringIO(table[1]().decode()))
-        return {int(row["ImageId"].rpartition("_")[2]): row["PredictionString"].split()[0] for row in rows}
+        with readable(table[0], "the columns ImageId and PredictionString, for all images"):
+            rows = csv.DictReader(io.StringIO(table[1]().decode()))
+            kinds = {int(row["ImageId"].rpartition("_")[2]): row["PredictionString"].split()[0] for row in rows}
+            return {number: kinds[number] for number in numbers}
     truth, meta = _file(readers, "ILSVRC2012_validation_ground_truth.txt"), _file(readers, "meta.mat")
     if not truth or not meta:
         wanted = "LOC_val_solution.csv, or ILSVRC2012_validation_ground_truth.txt and meta.mat of the devkit"
         raise BadInput(f"ILSVRC2012_val_*.JPEG: their classes are not known; allowed: folders of classes, or {wanted}")
     from scipy.io import loadmat
 
-    synsets = loadmat(io.BytesIO(meta[1]()), squeeze_me=True)["synsets"]
-    wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-    return {number: wnids[int(label)] for number, label in enumerate(truth[1]().split(), 1)}
+    with readable(meta[0], "the file of the devkit, which has synsets"):
+        synsets = loadmat(io.BytesIO(meta[1]()), squeeze_me=True)["synsets"]
+        wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+    with readable(truth[0], f"for each image a line with a number of {meta[0]}"):
+        labels = dict(enumerate(truth[1]().split(), 1))
+        return {number: wnids[int(labels[number])] for number in numbers}
 
 
 def _partition(readers: Readers) -> dict[str, str] | None:
@@ -88,11 +95,10 @@ def _partition(readers: Readers) -> dict[str, str] | None:
     found = _file(readers, "list_eval_partition.txt", "list_eval_partition.csv")
     if not found:
         return None
-    rows = [re.split(r"[\s,]+", line.strip()) for line in found[1]().decode().splitlines()]
-    try:
-        return {row[0]: PARTITION[int(row[1])] for row in rows if len(row) == 2 and row[0] != "image_id"}
-    except (ValueError, IndexError) as error:
-        raise BadInput(f"{found[0]}: {error}; allowed: lines such as '000001.jpg 0', with 0, 1 or 2") from None
+    with readable(found[0], "lines such as '000001.jpg 0', with 0, 1 or 2"):
+        rows = [re.split(r"[\s,]+", line.strip()) for line in found[1]().decode().splitlines()]
+        splits = dict(enumerate(PARTITION))
+        return {row[0]: splits[int(row[1])] for row in rows if len(row) == 2 and row[0] != "image_id"}
 
 
 def celeba(paths: Paths, readers: Readers) -> dict[str, Place] | None:
@@ -110,8 +116,11 @@ def celeba_hq(paths: Paths, readers: Readers) -> dict[str, Place] | None:
     if not chosen:
         return None
     split_of, mapping = _partition(readers) or {}, _file(readers, "CelebA-HQ-to-CelebA-mapping.txt")
-    rows = [line.split() for line in mapping[1]().decode().splitlines()[1:]] if mapping else []
-    original = {row[0]: row[2] for row in rows if len(row) == 3}
+    original: dict[str, str] = {}
+    if mapping:
+        with readable(mapping[0], "a title, then lines such as '0 119613 119614.jpg'"):
+            rows = [line.split() for line in mapping[1]().decode().splitlines()[1:]]
+        original = {row[0]: row[2] for row in rows if len(row) == 3}
     return {name: Place(split_of.get(original.get(p[-1].split(".")[0], ""))) for name, p in chosen.items()}
 
 

@@ -47,7 +47,7 @@ def _label_names(path: Path, column: str | None) -> dict[Any, str]:
         for key in ("info", "features", column or "", "names"):
             names = names[key]
         return dict(enumerate(map(str, names)))
-    except (ValueError, LookupError, TypeError):  # another form of the metadata
+    except (ValueError, LookupError, TypeError, RecursionError):  # another form of the metadata
         return {}
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import math
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +18,15 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from multiscale.core.storage import digest_files
-from stages.common.errors import BadInput, refuse
+from stages.common.errors import refuse
 from stages.common.images import IMAGE_SUFFIXES
 from stages.common.paths import EXPERIMENT
+from stages.datasets.item import content, opened, readable
 from stages.schema import Experiment
 
 KEY, INCEPTION = "evaluate.reference", "inception-v3-compat"
 STATISTICS = {"real": ("mu", "sigma", 2048), "spatial": ("mu_s", "sigma_s", 2023)}  # ADM's names, features of Inception
+LONGEST_HEADER = 1 << 16  # bytes that tell the shape and type of an array
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -51,12 +56,31 @@ def of(params: Experiment) -> Given | None:
         return found
     if not path.is_file():
         raise refuse(EXPERIMENT, KEY, given, "an existing .npz, as ADM's reference batches are, or folder of images")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return _batch(path, file, params, edge, mode)
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        why = " ".join(str(error).split())[:200]
-        raise refuse(EXPERIMENT, KEY, given, f"a whole .npz, as ADM's reference batches are ({why})") from None
+    with _whole(path), np.load(path, allow_pickle=False) as file:
+        return _batch(path, file, params, edge, mode)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    with readable(f"{EXPERIMENT}: {KEY}: {str(path)!r}", "a whole .npz, as ADM's reference batches are"):
+        if not zipfile.is_zipfile(path):  # of which an array claims to be of any size
+            raise ValueError("no zip")
+        yield
+
+
+def _header(file: Any, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """The shape and type of an array, before gigabytes are read. Raises ValueError where it does not hold as much."""
+    member = file.zip.getinfo(f"{name}.npy")
+    with file.zip.open(member) as array:
+        start = io.BytesIO(array.read(LONGEST_HEADER))
+    version = np.lib.format.read_magic(start)
+    if version not in HEADERS:
+        raise ValueError(f"{name} is of version {version}")
+    shape, _, dtype = HEADERS[version](start)
+    size = math.prod(shape) * dtype.itemsize
+    if start.tell() + size != member.file_size:
+        raise ValueError(f"{name} claims {size} bytes, {member.file_size - start.tell()} are there")
+    return shape, dtype
 
 
 def _batch(path: Path, file: Any, params: Experiment, edge: int, mode: str) -> Given:
@@ -67,18 +91,17 @@ def _batch(path: Path, file: Any, params: Experiment, edge: int, mode: str) -> G
     for layer, (mu, sigma, size) in STATISTICS.items():
         if mu not in held:
             continue
-        made = {"mu": file[mu], "sigma": file[sigma] if sigma in held else np.zeros(0)}
-        if made["mu"].shape != (size,) or made["sigma"].shape != (size, size):
+        shapes = _header(file, mu)[0], _header(file, sigma)[0] if sigma in held else ()
+        if shapes != ((size,), (size, size)):
             what = f"{mu} and {sigma} of Inception's {size} features"
-            raise refuse(EXPERIMENT, KEY, str(path), f"{what} (it has {made['mu'].shape}, {made['sigma'].shape})")
-        found[layer] = made
+            raise refuse(EXPERIMENT, KEY, str(path), f"{what} (it has {shapes[0]}, {shapes[1]})")
+        found[layer] = {"mu": file[mu], "sigma": file[sigma]}
     if found and section.extractor != INCEPTION:
         allowed = f"{INCEPTION}, since {path} has statistics of its features"
         raise refuse(EXPERIMENT, "evaluate.extractor", section.extractor, allowed)
     count = 0
     if "arr_0" in held:
-        with file.zip.open("arr_0.npy") as array:  # the header alone: the images are gigabytes
-            shape, _, dtype = HEADERS[np.lib.format.read_magic(array)](array)
+        shape, dtype = _header(file, "arr_0")
         count, fits = (*shape, 0)[0], section.resolution or (len(shape) == 4 and shape[1:3] == (edge, edge))
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not fits:
             allowed = f"arr_0 of uint8 (N, {edge}, {edge}, 3), as large as the samples (it has {dtype} {shape})"
@@ -88,7 +111,8 @@ def _batch(path: Path, file: Any, params: Experiment, edge: int, mode: str) -> G
 
     def rows(numbers: Tensor) -> Tensor:
         if not read:
-            read.append(np.load(path)["arr_0"])
+            with _whole(path), np.load(path, allow_pickle=False) as whole:
+                read.append(whole["arr_0"])
         chosen = (Image.fromarray(each).convert(mode) for each in read[0][numbers.numpy()])
         return _stack(fitted(image, section.resolution) for image in chosen)
 
@@ -106,11 +130,8 @@ def _folder(folder: Path, edge: int, mode: str) -> Given:
         raise refuse(EXPERIMENT, KEY, str(folder), "a folder of images, or an .npz")
 
     def read(path: Path) -> Image.Image:
-        try:
-            with Image.open(path) as image:
-                return fitted(image.convert(mode), edge)
-        except OSError as error:
-            raise BadInput(f"{path}: {error}; allowed: an image (see {KEY} in {EXPERIMENT})") from None
+        with readable(path, f"an image (see {KEY} in {EXPERIMENT})"), opened(content(path)) as image:
+            return fitted(image.convert(mode), edge)
 
     def rows(numbers: Tensor) -> Tensor:
         with ThreadPoolExecutor(2) as pool:

@@ -8,13 +8,12 @@ import hashlib
 import os
 import sys
 import zipfile
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
 from pathlib import Path, PurePath, PurePosixPath
 from typing import NoReturn
-
-from backports import tarfile  # Python before 3.11.4 has no safe filter
 
 from stages.common import fetch
 from stages.common.errors import BadInput, printable, refuse
@@ -22,10 +21,12 @@ from stages.common.images import IMAGE_SUFFIXES
 from stages.common.paths import EXPERIMENT
 from stages.datasets import archives, captions, digits, idx, layouts, parquet
 from stages.datasets.archives import check_depth, refuse_path, whole
-from stages.datasets.item import SPLITS, Item, png, split_by_hash, split_in
+from stages.datasets.item import SPLITS, Item, content, png, split_by_hash, split_in
 from stages.schema.data import Data
 
 ARCHIVE_SUFFIXES = {".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2"}
+OTHER_FORMATS = {".avif", ".heic", ".heif", ".jxl"}  # of images, and not read
+PARTS = {".crdownload", ".part", ".partial"}  # behind the ending of a file that is not there in full
 
 
 def items(data: Data) -> list[Item]:
@@ -92,15 +93,20 @@ def _from_file(path: Path, data: Data, sha256: str | None = None) -> list[Item]:
             return parquet.items([path], path.parent, data)
         if zipfile.is_zipfile(path):
             return _zip(path, data)
-        if tarfile.is_tarfile(path):
+        if archives.is_tar(path):
+            if archives.UNPACKED in path.parents:
+                key = "path" if data.source == "files" else "url"
+                allowed = f"a tar of images, without a tar ({path.name}) in it"
+                raise refuse(EXPERIMENT, f"data.{key}", getattr(data, key), allowed)
             return _from_folder(archives.unpacked(path), data)
     raise refuse_path(path, "a folder, a zip, a tar, a Parquet file or IDX images")
 
 
 def _from_folder(folder: Path, data: Data, sha256: str | None = None) -> list[Item]:
     """Items of the images in a folder, or if it has none, of its Parquet or IDX files or its single archive."""
-    files = _files(folder)
-    readers = {name: partial(_read, path) for name, path in files.items()}
+    found = _files(folder)
+    readers = {name: partial(content, path) for name, path in found.items()}
+    files = {name: path for name, path in found.items() if not name.endswith("/")}
     tables = sorted(path for path in files.values() if path.suffix == ".parquet")
     arrays = sorted(path for path in files.values() if idx.is_images(path))
     archives = [path for path in files.values() if path.suffix in ARCHIVE_SUFFIXES]
@@ -121,23 +127,34 @@ def _from_folder(folder: Path, data: Data, sha256: str | None = None) -> list[It
 def _files(folder: Path) -> dict[str, Path]:
     """The files in a folder and in all folders below, through links too: name -> path; what is hidden is left out.
 
-    A link that leads nowhere is among them, to be counted as an image that cannot be read. Raises BadInput for a folder
-    that cannot be read, since nobody knows what is in it, and for a link to a folder around it.
+    A folder that holds nothing is among them, as NAME/. So is a link that leads nowhere and has the name of an image,
+    to be counted as one that cannot be read. Raises BadInput where nobody knows what is missing, for any other link
+    that leads nowhere and for a folder that cannot be read, and for a link by which a folder is there twice.
     """
 
     def unread(error: OSError) -> NoReturn:
         raise refuse_path(Path(error.filename), f"folders that can be read ({error.strerror})")
 
     found: dict[str, Path] = {}
+    seen: dict[tuple[int, int], Path] = {}
     for place, below, names in os.walk(folder, onerror=unread, followlinks=True):
         here = Path(place)
         check_depth(here.relative_to(folder), folder)
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        below[:] = sorted(name for name in below if not _is_hidden(name))
         for name in below:
             if here.resolve().is_relative_to((here / name).resolve()):
                 raise refuse_path(here / name, "folders, none of them a link to a folder around it")
-        paths = [here / name for name in sorted(names) if not name.startswith(".")]
+            about = (here / name).stat()
+            other = seen.setdefault((about.st_dev, about.st_ino), here / name)
+            if other != here / name:
+                raise refuse_path(here / name, f"folders that are there once (it is {other})")
+        paths = [here / name for name in sorted(names) if not _is_hidden(name)]
+        for path in paths:
+            if not (_is_image(path.name) or path.exists()):
+                raise refuse_path(path, "links that lead to a file or a folder")
         found |= {path.relative_to(folder).as_posix(): path for path in paths}
+        if not (paths or below):
+            found[f"{here.relative_to(folder).as_posix()}/"] = here
     for name in found:
         try:
             name.encode()
@@ -146,23 +163,33 @@ def _files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise FileNotFoundError("a link that leads nowhere, or no file")  # reading from a pipe would never end
-    return path.read_bytes()
-
-
 def _is_hidden(name: str) -> bool:
     """Whether a file is hidden, or in a hidden folder such as .ipynb_checkpoints."""
-    return any(part.startswith(".") for part in PurePosixPath(name).parts)
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
 def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(name)
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_lost(name: str) -> bool:
+    """Whether a file is an image that is not read: of another format, or a part of one."""
+    path = PurePosixPath(name)
+    ending = path.suffix.lower()
+    return ending in OTHER_FORMATS or (ending in PARTS and _is_image(path.stem))
+
+
+def _lost(name: str) -> bytes:
+    raise ValueError(f"{PurePosixPath(name).suffix} is not read")
 
 
 def _zip(path: Path, data: Data) -> list[Item]:
-    readers = archives.members(path)
+    """Items of the images in a zip; as of a folder, what is hidden is left out, and folders that hold something."""
+    members = archives.members(path)
+    names = sorted(name for name in members if not _is_hidden(name))
+    archives.check_names(path, members.keys() - set(filter(_is_image, names)))
+    full = {name for name, after in pairwise(names) if name.endswith("/") and after.startswith(name)}
+    readers = {name: members[name] for name in names if name not in full}
     if not any(map(_is_image, readers)):
         raise no_images(path, "holds no images", data)
     return _named(readers, data)
@@ -170,8 +197,11 @@ def _zip(path: Path, data: Data) -> list[Item]:
 
 def _named(readers: Mapping[str, Callable[[], bytes]], data: Data) -> list[Item]:
     """Items of the images among files, from paths split/class/name, class/name or name, also below a common folder."""
-    parts = {name: PurePosixPath(name).parts for name in readers if _is_image(name)}
-    _tell_of_others([name for name in readers if name not in parts and not name.endswith("/")])
+    lost = {name: partial(_lost, name) for name in readers if _is_lost(name)}
+    readers = {**readers, **lost}
+    parts = {name: PurePosixPath(name).parts for name in readers if name in lost or _is_image(name)}
+    others = [name for name in readers if name not in parts]
+    _tell_of(others)
     places = layouts.places(parts, readers)
     if places is not None:
         parts = {name: parts[name] for name in places}
@@ -193,6 +223,7 @@ def _named(readers: Mapping[str, Callable[[], bytes]], data: Data) -> list[Item]
     if "" in kinds and len(kinds) > 1:
         odd = next("/".join(parts[name]) for name, place in places.items() if not place.kind)
         raise refuse_path(PurePosixPath(odd), "images in folders of classes, or all of them in none")
+    _check_classes(parts, {name: place.kind for name, place in places.items()}, others, has_splits)
     labels = {kind: index for index, kind in enumerate(sorted(kinds))}
     found = []
     for name, p in sorted(parts.items(), key=lambda entry: entry[1]):
@@ -203,12 +234,32 @@ def _named(readers: Mapping[str, Callable[[], bytes]], data: Data) -> list[Item]
     return found
 
 
-def _tell_of_others(names: list[str]) -> None:
-    """Counts the files beside images, which are none by their endings, in a line on stderr."""
-    if names:
-        kinds = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in names)
-        told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        print(printable(f"no images by their endings: {told}"), file=sys.stderr)
+def _tell_of(others: list[str]) -> None:
+    """Counts what is beside the images, files that are none by their endings and empty folders, in a line on stderr."""
+    found = defaultdict(list)
+    for name in others:
+        ending = PurePosixPath(name).suffix.lower() or "no ending"
+        found["empty folder" if name.endswith("/") else ending].append(name)
+    ordered = sorted(found.items(), key=lambda entry: -len(entry[1]))
+    told = [f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})" for kind, names in ordered]
+    if told:
+        print(printable(f"no images by their endings: {', '.join(told)}"), file=sys.stderr)
+
+
+def _check_classes(
+    parts: Mapping[str, tuple[str, ...]], kinds: Mapping[str, str], others: list[str], has_splits: bool
+) -> None:
+    """Raises BadInput for a folder beside those of classes that holds no image: without it, labels would shift."""
+    known, homes = set(kinds.values()), set()
+    examples = {(p[:-1], kinds[name]): name for name, p in parts.items()}
+    for (inner, kind), name in examples.items():
+        if kind in inner[has_splits:]:
+            around = PurePosixPath(name).parts[: -len(inner) - 1]
+            homes.add(around + inner[: inner.index(kind, has_splits)])
+    for path in sorted({PurePosixPath(name.rpartition("/")[0]) for name in others}):
+        for folder in (path, *path.parents):
+            if folder.name and folder.parent.parts in homes and folder.name not in known:
+                raise refuse_path(folder, "folders that hold images, beside those of the classes")
 
 
 def _idx(paths: list[Path], folder: Path, data: Data) -> list[Item]:

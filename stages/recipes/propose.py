@@ -5,7 +5,6 @@ What it measures decides the resolution, the channels, the budgets and the numbe
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import time
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from multiscale.core.settings import LARGEST
 from multiscale.core.storage import write_text
@@ -25,6 +24,7 @@ from stages.common import enough
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES
 from stages.datasets import sources
+from stages.datasets.item import opened
 from stages.download import reason, to_eight_bits
 from stages.schema.data import Data
 from stages.schema.rendering import plain
@@ -115,8 +115,8 @@ def look(name: str, path: Path) -> tuple[Data, Survey]:
     chosen = items[:: -(-len(items) // LOOKED_AT)]
     for item in chosen:
         try:
-            with Image.open(io.BytesIO(item.read())) as opened:
-                image = to_eight_bits(ImageOps.exif_transpose(opened)).convert("RGB")
+            with opened(item.read()) as raw:
+                image = to_eight_bits(ImageOps.exif_transpose(raw)).convert("RGB")
         except Exception as error:  # decoders and archives raise all kinds of errors on damaged bytes
             faults.append(f"{item.id}: {reason(error)}")
             continue

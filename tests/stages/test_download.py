@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import errno
 import gzip
 import hashlib
@@ -13,6 +14,7 @@ import shutil
 import struct
 import tarfile
 import threading
+import tracemalloc
 import zipfile
 import zlib
 from collections import Counter
@@ -32,6 +34,7 @@ from PIL import Image
 
 from stages.common import enough, settings
 from stages.common.errors import BadInput
+from stages.common.harness import guarded
 from stages.common.images import SCHEMA, class_names, classes, factors, pixel_table
 from stages.common.paths import IMAGES, PIXELS
 from stages.datasets import archives, sources
@@ -162,6 +165,16 @@ def test_a_link_that_leads_nowhere_is_an_unreadable_image_and_no_label_shifts(pr
     assert refused(max_unreadable=0.19).startswith("set: 1 of 5 images cannot be read (20.0%); allowed: data.max_unr")
 
 
+def test_a_link_that_leads_nowhere_is_one_line_too_where_dvc_reads_the_set_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    link = Path("x.png")
+    link.symlink_to("gone")
+    with pytest.raises(SystemExit):
+        guarded(link.read_bytes)
+    line = "error: params.yaml: data.path: 'x.png' is not allowed; allowed: links that lead to a file or a folder\n"
+    assert capsys.readouterr().err == line
+
+
 def pl_of(done) -> pl.DataFrame:
     assert done.returncode == 0, done.stderr
     return stored()
@@ -172,12 +185,12 @@ def test_a_folder_that_cannot_be_read_is_refused_by_name(refused, monkeypatch):
     put(CLASSES)
     scandir = os.scandir
 
-    def guarded(path):
+    def closed(path):
         if str(path) == "set/b":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", guarded)
+    monkeypatch.setattr(os, "scandir", closed)
     line = "params.yaml: data.path: 'set/b' is not allowed; allowed: folders that can be read (Permission denied)"
     assert refused() == line
 
@@ -186,6 +199,19 @@ def test_a_link_to_a_folder_around_it_is_refused(refused):
     put(CLASSES)
     Path("set/b/all").symlink_to("..")
     assert "'set/b/all' is not allowed; allowed: folders, none of them a link to a folder around it" in refused()
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "named", "other"),
+    [("d", "a", "d", "a"), ("a/b", "../b", "a/b", "b"), ("c/x", "../b", "c/x", "b"), ("d", "../more/a", "c/a", "d")],
+)
+def test_a_folder_that_is_there_twice_is_refused_by_name(refused, link, target, named, other):
+    put(CLASSES)
+    put({"a/1.png": 1}, "more")
+    Path("set/c/a").symlink_to("../../more/a")
+    Path("set", link).symlink_to(target)
+    line = f"data.path: 'set/{named}' is not allowed; allowed: folders that are there once (it is set/{other})"
+    assert refused().endswith(line)
 
 
 def test_a_pipe_among_the_images_is_not_waited_for(project):
@@ -205,9 +231,58 @@ def test_a_set_of_another_number_of_classes_is_refused(refused):
     assert refused(classes=4) == "params.yaml: data.classes: 4 is not allowed; allowed: null, or 3, as many as set has"
 
 
-def test_files_that_are_no_images_by_their_endings_are_counted(project):
-    put(CLASSES | {"a/x.avif": b"x", "a/y.AVIF": b"x", "README": b"x", ".hidden": b"x"})
-    assert "no images by their endings: 2 .avif, 1 no ending\n" in run(project).stderr
+def test_files_that_are_no_images_by_their_endings_are_counted_and_the_first_named(project):
+    put(CLASSES | {f"a/{k}.{end}": b"x" for k, end in enumerate(["txt", "TXT", "txt", "txt"])} | {".hidden": b"x"})
+    put({"README": b"x"})
+    os.makedirs("set/b/none")
+    line = "no images by their endings: 4 .txt (a/0.txt, a/1.TXT, a/2.txt, ...), 1 no ending (README), "
+    assert line + "1 empty folder (b/none/)\n" in run(project).stderr
+
+
+def hidden(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.rename(path.with_name(f".{path.name}"))
+
+
+GONE = {
+    "an empty folder": (lambda a: clear(a), "'a'", "folders that hold images, beside those of the classes"),
+    "other files": (lambda a: put({"notes.txt": b"x"}, clear(a)), "'a'", "folders that hold images, beside those of"),
+    "hidden files": (hidden, "'a'", "folders that hold images, beside those of the classes"),
+    "a link": (lambda a: (shutil.rmtree(a), a.symlink_to("gone")), "'set/a'", "links that lead to a file or a folder"),
+    "a link in it": (lambda a: (a / "more").symlink_to("gone"), "'set/a/more'", "links that lead to a file or a fold"),
+}
+
+
+def clear(folder: Path) -> Path:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(("spoil", "named", "said"), GONE.values(), ids=GONE.keys())
+def test_a_class_that_is_gone_is_refused_by_name_and_no_label_shifts(refused, spoil, named, said):
+    put(CLASSES | {"README.md": b"x", "about.json": b"x"})
+    spoil(Path("set/a"))
+    assert refused().startswith(f"params.yaml: data.path: {named} is not allowed; allowed: {said}")
+
+
+def test_a_class_that_is_gone_from_an_archive_or_from_splits_is_refused_by_name(refused):
+    put({f"train/{name}": tone for name, tone in CLASSES.items()} | {"val/a/3.png": 1, "notes/x.txt": b"x"})
+    for split, kind in (("train", "b"), ("val", "d")):
+        Path("set", split, kind).mkdir(parents=True, exist_ok=True)
+        hidden(Path("set", split, kind))
+        shutil.make_archive("packed", "zip", "set")
+        for path in ("set", "packed.zip"):
+            assert f"'{split}/{kind}' is not allowed; allowed: folders that hold images" in refused(path=path)
+        shutil.rmtree(Path("set", split, kind))
+
+
+def test_images_that_are_not_read_and_parts_of_images_are_unreadable_ones(project, refused):
+    put(CLASSES | {"a/x.HEIC": b"x", "d/1.png.part": 10, "a/set.tar.part": b"x"})
+    assert refused(max_unreadable=0.28).startswith("set: 2 of 7 images cannot be read (28.6%)")
+    assert refused(max_unreadable=0.3) == "set: no image of the class d can be read; allowed: one or more in each class"
+    shutil.rmtree("set/d")
+    assert "unreadable: a/x.HEIC (.HEIC is not read)" in run(project, max_unreadable=0.3).stderr
 
 
 @pytest.mark.parametrize("ending", ["", ".gz"])
@@ -233,6 +308,58 @@ def test_a_tar_with_a_flipped_bit_in_a_header_is_refused(refused):
             damaged[start + place] ^= 1
             Path("set.tar").write_bytes(damaged)
             assert "a file that is intact (cut or damaged behind byte" in refused(path="set.tar"), (start, place)
+
+
+def test_a_tar_of_which_a_part_became_zeros_is_refused(refused):
+    """As after a power loss, or with a second tar behind the first."""
+    whole = as_tar({f"{kind}/{k}.png": k for kind in "ab" for k in range(20)}).read_bytes()
+    with tarfile.open("set.tar") as archive:
+        start = archive.getmembers()[7].offset
+    zeros = [whole[:start] + bytes(size) + whole[start + size :] for size in (512, 4096, len(whole) - start)]
+    for content in [*zeros, whole + whole]:
+        Path("set.tar").write_bytes(content)
+        assert "follows than its end" in refused(path="set.tar")
+
+
+def test_a_stream_is_read_to_its_checksum(refused):
+    whole = as_tar({"a/1.png": np.random.default_rng(0).integers(0, 256, (64, 64))}, mode="w:gz").read_bytes()
+    flipped = bytearray(whole)
+    flipped[-5] ^= 1  # of the checksum itself: what lies before is as it was
+    for content in (flipped, whole[:-8]):
+        Path("set.tar").write_bytes(content)
+        assert "a file that is intact (" in refused(path="set.tar")
+
+
+def test_a_zip_with_another_number_of_files_than_it_claims_is_refused(refused):
+    """A longer comment of a member hides those behind it."""
+    files = {f"a/{k:04}": b"" for k in range(99)} | {"a/1.png": 10}
+    content = bytearray(as_zip(files).read_bytes())
+    content[content.index(b"PK\1\2") + 32] = 2 * (46 + len("a/0001"))  # the length of its comment
+    Path("set.zip").write_bytes(content)
+    assert "a file that is intact (it holds 98 files, and claims 100)" in refused(path="set.zip")
+
+
+@pytest.mark.parametrize("name", [b".0/2.png", b"n0/2.pog", b"n0/2/png"])
+def test_an_image_that_the_directory_of_a_zip_gives_another_name_is_refused(refused, name):
+    before, _, after = as_zip({"n0/1.png": 10, "n0/2.png": 20}).read_bytes().rpartition(b"n0/2.png")
+    Path("set.zip").write_bytes(before + name + after)
+    assert f"File name in directory {name.decode()!r} and header b'n0/2.png' differ" in refused(path="set.zip")
+
+
+def test_a_flipped_bit_in_the_directory_of_a_zip_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = as_zip({"a/1.png": 10, "b/2.png": 20, "b/3.png": 30}).read_bytes()
+
+    def found() -> dict[str, bytes]:
+        return {name: read() for name, read in archives.members(Path("set.zip")).items()}
+
+    expected, start = found(), whole.index(b"PK\1\2")
+    for place in range(8 * start, 8 * len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        Path("set.zip").write_bytes(damaged)
+        with contextlib.suppress(*archives.DAMAGED, BadInput, RuntimeError):  # of encrypted members
+            assert found() == expected, place
 
 
 # --- digits
@@ -773,6 +900,34 @@ def test_an_archive_that_unpacks_to_far_more_than_it_holds_is_refused_and_leaves
     assert not list(Path(".scratch").rglob("*.png"))
 
 
+def test_a_tar_of_very_many_empty_files_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(archives, "LARGEST_FILE", 1 << 16)
+    Path("set.tar.gz").write_bytes(gzip.compress(tarfile.TarInfo("a.png").tobuf() * 17))
+    with pytest.raises(BadInput, match="at most 100 times its own size"):
+        archives.unpacked(Path("set.tar.gz"))
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_no_more_of_a_member_of_a_zip_is_unpacked_than_it_claims(tmp_path, kind):
+    good, path = bytes(range(256)), tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        archive.writestr("good.png", good)
+        archive.writestr("bad.png", bytes(1 << 24))
+    packed = bytearray(path.read_bytes())
+    struct.pack_into("<I", packed, packed.rindex(b"PK\1\2") + 24, 1000)  # the directory says a thousand bytes
+    path.write_bytes(packed)
+    readers = archives.members(path)
+    tracemalloc.start()
+    try:
+        assert readers["good.png"]() == good
+        with pytest.raises(zipfile.BadZipFile, match="Bad CRC-32"):
+            readers["bad.png"]()
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000, "at most the dictionary of LZMA, 8 MB"
+    finally:
+        tracemalloc.stop()
+
+
 BAD = {
     "no image": b"no image",
     "an empty file": b"",
@@ -806,6 +961,19 @@ def test_more_unreadable_images_than_the_share_refuse_the_set(project, fetch, re
 def test_a_refused_set_still_names_what_could_not_be_read(project):
     put({"a.png": 1, "bad.png": b""})
     assert "unreadable: bad.png (" in run(project).stderr
+
+
+def test_what_a_refused_set_could_not_read_is_read_anew(project, refused):
+    """As after `chmod`, which changes neither the size nor the time of a file; it does not keep root out."""
+    bad = put(NAMES) / "train/boot/b1.png"
+    content, about = bad.read_bytes(), bad.stat()
+    bad.write_bytes(bytes(about.st_size))
+    os.utime(bad, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert "cannot be read" in refused()
+    bad.write_bytes(content)
+    os.utime(bad, ns=(about.st_atime_ns, about.st_mtime_ns))
+    done = run(project)
+    assert len(pl_of(done)) == 6 and "download: 3 of 6 images are there already" in done.stderr
 
 
 def test_a_refused_set_leaves_the_images_before_it(project, fetch):
@@ -1064,7 +1232,7 @@ def test_captions_are_a_column_of_parquet(fetch):
     [
         ({"train/1.png": 10, "train/2.png": 20, "train/2.txt": b"two"}, "captions of all images, train/1.png has none"),
         ({"train/1.png": 10, "train/1.txt": b" \n"}, "train/1.png has none"),
-        ({"train/1.png": 10, "train/1.txt": b"\xff\xfe\xff"}, "train/1.txt: not text"),
+        ({"train/1.png": 10, "train/1.txt": b"\xff\xfe\xff"}, "train/1.txt: cannot be read (UnicodeDecodeError"),
         (
             {"1.png": 10, "metadata.csv": b"name,text\n1.png,one\n"},
             "['name', 'text'] is not allowed; allowed: a column",

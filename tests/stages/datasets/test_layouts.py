@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,12 @@ def put(files: dict[str, str | bytes | None]) -> None:
     for name, content in files.items():
         path = Path("set", name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(
-            buffer.getvalue() if content is None else content.encode() if type(content) is str else content
-        )
+        if content is os.mkfifo:
+            os.mkfifo(path)
+        else:
+            path.write_bytes(
+                buffer.getvalue() if content is None else content.encode() if type(content) is str else content
+            )
 
 
 @pytest.fixture
@@ -113,9 +117,42 @@ def test_celeba_has_its_published_splits_and_no_classes(found, table):
     assert rows == dict(zip(names, [(split, 0, "") for split in ("train", "validation", "test", "train")]))
 
 
-def test_a_partition_that_is_none_is_refused(found):
-    with pytest.raises(BadInput, match=r"^list_eval_partition.txt: .*; allowed: lines such as '000001.jpg 0'"):
-        found(images("img_align_celeba/000001.jpg") | {"list_eval_partition.txt": "000001.jpg three\n"})
+def kaggle(*rows: str) -> dict[str, str]:
+    return {"LOC_val_solution.csv": "\n".join(["ImageId,PredictionString", *rows])}
+
+
+def devkit(truth: str, content: bytes) -> dict[str, str | bytes]:
+    return {"ILSVRC2012_validation_ground_truth.txt": truth, "meta.mat": content}
+
+
+FEW = images("ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000002.JPEG")
+CELEBA, MAPPING = images("img_align_celeba/000001.jpg"), "CelebA-HQ-to-CelebA-mapping.txt"
+DAMAGED = {
+    "no number": CELEBA | {"list_eval_partition.txt": "000001.jpg three\n"},
+    "a negative number": CELEBA | {"list_eval_partition.txt": "000001.jpg -1\n"},
+    "a partition in Latin-1": CELEBA | {"list_eval_partition.txt": b"\xff 0\n"},
+    "a pipe": CELEBA | {"list_eval_partition.txt": os.mkfifo},
+    "a mapping in Latin-1": images("CelebA-HQ-img/0.jpg") | {MAPPING: b"\xff\n"},
+    "a pipe as a mapping": images("CelebA-HQ-img/0.jpg") | {MAPPING: os.mkfifo},
+    "other columns": FEW | {"LOC_val_solution.csv": "a,b\n1,2\n"},
+    "another name": FEW | kaggle("one,n01440764 1 2 3 4"),
+    "no class": FEW | kaggle("ILSVRC2012_val_00000001,"),
+    "too few rows": FEW | kaggle("ILSVRC2012_val_00000001,n01440764 1 2 3 4"),
+    "a long field": FEW | kaggle("x" * 200_000 + ",n01440764"),
+    "classes in Latin-1": FEW | {"LOC_val_solution.csv": b"\xff"},
+    "a pipe of classes": FEW | {"LOC_val_solution.csv": os.mkfifo},
+    "no synsets": FEW | devkit("1\n2\n", b""),
+    "damaged synsets": FEW | devkit("1\n2\n", meta()[:128] + bytes(500)),
+    "too few labels": FEW | devkit("1\n", meta()),
+    "unknown labels": FEW | devkit("1\n7\n", meta()),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_file_beside_images_is_refused_by_its_name(found, case):
+    names = "|".join(name for name, content in DAMAGED[case].items() if content is not None)
+    with pytest.raises(BadInput, match=rf"^({names}): cannot be read \(.+\); allowed: .+"):
+        found(DAMAGED[case])
 
 
 def test_celeba_hq_is_without_its_masks_and_in_the_splits_of_celeba(found):
@@ -170,7 +207,10 @@ def test_coco_without_captions_has_none(found):
     assert len(found(COCO)) == 2 and set(found.captions.values()) == {""}
 
 
-@pytest.mark.parametrize("content", ["{", '{"images": []}', "[]"])
+NUMBERS = json.dumps({"images": [], "annotations": [7]})
+
+
+@pytest.mark.parametrize("content", ["{", '{"images": []}', "[]", NUMBERS, annotations((7, 9, 7)), "[" * 200_000])
 def test_annotations_that_are_not_cocos_are_refused(found, content):
-    with pytest.raises(BadInput, match=r"data.caption_column: 'caption' .*captions_train2017.json as COCO writes it"):
+    with pytest.raises(BadInput, match=r"data.caption_column: 'caption': .*captions_train2017.json as COCO writes it"):
         found(COCO | {"annotations/captions_train2017.json": content}, **CAPTION)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ import polars as pl
 import pytest
 import torch
 from conftest import sealed, write_images
+from corpus import zipped
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -18,7 +21,7 @@ from multiscale.evaluation import metrics
 from stages import evaluate, reference
 from stages.common.errors import BadInput
 from stages.common.paths import CLASSIFIER, MEASUREMENTS, SAMPLES
-from stages.datasets import references
+from stages.datasets import item, references
 from stages.reporting import leaderboard
 from stages.reporting.rows import grouped
 from stages.schema.data import Evaluate, Run
@@ -75,7 +78,24 @@ def test_a_folder_is_read_in_the_order_of_its_names_by_lanczos_and_centre_crop(t
     assert references.resized(square, None) is square
 
 
+def claimed(shape: tuple[int, ...], version: int = 1, kind: str = "|u1") -> bytes:
+    """An array that claims a shape, and holds nothing."""
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, {"descr": kind, "fortran_order": False, "shape": shape})
+    return content.getvalue().replace(b"NUMPY\1", b"NUMPY%c" % version)
+
+
+def packed(**members: bytes) -> bytes:
+    return zipped({f"{name}.npy": content for name, content in members.items()})
+
+
 CASES = {
+    "an array of terabytes": (packed(arr_0=claimed((10**9, EDGE, EDGE, 3))), {}, "a whole .npz"),
+    "an array cut short": (packed(arr_0=claimed((6, EDGE, EDGE, 3)) + b"x"), {}, "a whole .npz"),
+    "another version": (packed(arr_0=claimed((6, EDGE, EDGE, 3), 3)), {}, "a whole .npz"),
+    "statistics of terabytes": (packed(mu=claimed((1 << 40,), kind="<f8")), {}, "a whole .npz"),
+    "an array alone": (claimed((10**9, EDGE, EDGE, 3)), {}, "a whole .npz"),
+    "no array": (zipped({"arr_0": b""}), {}, "a whole .npz"),
     "nothing": (None, {}, "an existing .npz"),
     "damaged": (b"PK\3\4 cut", {}, "a whole .npz"),
     "text": (b"anything", {}, "a whole .npz"),
@@ -103,15 +123,33 @@ def test_a_reference_of_another_protocol_is_one_line(case, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_an_empty_folder_and_a_damaged_picture_are_one_line_each(tmp_path):
+def test_an_empty_folder_and_a_damaged_picture_are_one_line_each(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="allowed: a folder of images, or an .npz"):
         references.of(params(reference=str(tmp_path)))
     for name in "abcd":
         with pytest.raises(BadInput, match="images"):
             references.of(params(reference=str(tmp_path)))
         (tmp_path / f"{name}.png").write_bytes(b"nothing")
-    with pytest.raises(BadInput, match="a.png: cannot identify image file"):
-        references.of(params(reference=str(tmp_path))).rows(torch.tensor([0]))
+    given = references.of(params(reference=str(tmp_path)))
+    with pytest.raises(BadInput, match=r"a.png: cannot be read \(ValueError: no image of a known format\)"):
+        given.rows(torch.tensor([0]))
+    monkeypatch.setattr(item, "LARGEST", 99)
+    Image.new("L", (10, 10)).save(tmp_path / "a.png")
+    with pytest.raises(BadInput, match=r"a.png: cannot be read \(ValueError: 10 x 10 pixels, more than 99 in all\)"):
+        given.rows(torch.tensor([0]))
+    (tmp_path / "b.png").unlink()
+    os.mkfifo(tmp_path / "b.png")
+    with pytest.raises(BadInput, match=r"b.png: cannot be read \(ValueError: a link that leads nowhere, or no file\)"):
+        given.rows(torch.tensor([1]))
+
+
+def test_a_batch_that_was_damaged_since_it_was_checked_is_one_line(tmp_path):
+    path = tmp_path / "batch.npz"
+    np.savez(path, arr_0=images(6))
+    given = references.of(params(reference=str(path)))
+    path.write_bytes(path.read_bytes().replace(images(6).tobytes()[:99], bytes(99)))
+    with pytest.raises(BadInput, match="evaluate.reference: .*Bad CRC-32 .*allowed: a whole .npz"):
+        given.rows(torch.tensor([0]))
 
 
 def test_a_folder_without_dinov2_is_one_line_before_and_after_the_settings_are_read(tmp_path):

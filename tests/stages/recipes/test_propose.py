@@ -15,6 +15,7 @@ from stages import recipe
 from stages.common import settings
 from stages.common.errors import BadInput
 from stages.common.images import class_names, count
+from stages.datasets import item
 from stages.recipes import propose
 
 
@@ -161,6 +162,12 @@ def test_what_cannot_be_used_is_refused_in_one_line_and_nothing_is_written(proje
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("error: recipe new: ") and said in done.stderr, done.stderr
     assert project.files() == before
+
+
+def test_an_image_of_too_many_pixels_is_not_decoded(project, monkeypatch):
+    monkeypatch.setattr(item, "LARGEST", 90 * 70 - 1)
+    with pytest.raises(BadInput, match=r"100 of 100 cannot; boot/0.png: 90 x 70 pixels, more than 6,299 in all"):
+        propose.look("mine", folder(100))
 
 
 def test_a_valid_recipe_is_what_the_stages_read(project):
