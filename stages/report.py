@@ -26,7 +26,7 @@ from multiscale.core import intact
 from multiscale.core.storage import atomic_file, atomic_folder, read_sealed_json, write_json, write_text
 from stages import assumptions, summary
 from stages.common.images import class_names
-from stages.common.paths import IMAGES, METRICS, NEIGHBOURS, REPORTS, SAMPLES, histories, parts_of
+from stages.common.paths import IMAGES, METRICS, NEIGHBOURS, PAIRED, REPORTS, SAMPLES, histories, parts_of
 from stages.reporting import claims, figures, findings, leaderboard, measured, observed, page, pairs, views, wavelets
 from stages.reporting.rows import grouped, rows_of
 from stages.schema import Experiment
@@ -66,7 +66,7 @@ def check_picture(path: Path) -> None:
 
 def main(params: Experiment) -> None:
     published = claims.load()
-    intact.check(IMAGES)
+    intact.check(IMAGES, *(PAIRED / f"{name}.parquet" for name in params.methods))
     rows = rows_of(params)
     groups, real = grouped(rows), [row["label_accuracy"] for row in rows if row["method"] == "real"]
     accuracy = real[0] if real else read_sealed_json(METRICS / "classifier.json")["held_out_accuracy"]  # on real images

@@ -106,6 +106,7 @@ def put_measured(name: str, metrics: dict, protocol: dict) -> None:
         Path("reports/paired").mkdir(exist_ok=True)
         images = {"seed": np.arange(40), "label": rows["label"], "kid": draws.normal(0, 0.1, 40)}
         pl.DataFrame(images | {"correct": draws.random(40) < 0.5}).write_parquet(f"reports/paired/{name}.parquet")
+        sealed(f"reports/paired/{name}.parquet")
 
 
 @pytest.fixture

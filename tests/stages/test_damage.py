@@ -41,6 +41,7 @@ INPUTS = {
         IMAGES: "download",
         "models/msf/msf-1/history.jsonl": "train@msf-1 or distill@msf-1",
         "reports/measurements/msf.json": "evaluate@msf or floor@msf",
+        "reports/paired/msf.parquet": "evaluate@msf",
         "samples/msf/costs.json": "sample@msf or floor@msf",
     },
 }
@@ -48,8 +49,10 @@ INPUTS = {
 
 @pytest.fixture
 def made(trained, working_copy) -> Project:
-    """A project whose stages have run; of SwD there are sealed folders without contents of use."""
+    """A project whose stages have run; of SwD and other methods there are sealed files without contents of use."""
     project = Project(working_copy(trained))
+    for name in project.read()["methods"].keys() - {"msf"}:
+        shutil.copy("reports/paired/msf.parquet", f"reports/paired/{name}.parquet")
     for folder in ("data/decomposed/pyramid", "models/swd-teacher/swd-teacher"):
         shutil.copytree("data/decomposed/full", folder)
     return project
