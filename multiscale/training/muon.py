@@ -47,7 +47,8 @@ class Muon(torch.optim.Optimizer):
                     alike[min(rows.shape), max(rows.shape)].append((weight, rows))
             for (short, long), entries in alike.items():
                 wide = torch.stack([rows if len(rows) == short else rows.mT for _, rows in entries])
-                rate = group["lr"] * 0.2 * math.sqrt(long)
+                # In fp32, infinite if need be: torch refuses a larger factor, and the loop tells of weights that break.
+                rate = torch.tensor(group["lr"] * 0.2 * math.sqrt(long)).item()
                 for (weight, rows), found in zip(entries, orthogonal(wide)):
                     update = found if len(rows) == short else found.mT
                     shape = (weight.shape[0], *weight.shape[2:], weight.shape[1])  # inputs last, as in `rows`
