@@ -132,6 +132,7 @@ def test_a_seal_by_hand_is_taken(made):
 
 # Where a stage would write there is a file, as on a disk that is read-only: it says so and writes nothing.
 BLOCKED = {"latents 32": "data/latents", "decompose full": "data/decomposed", "sample msf": "samples"}
+BLOCKED |= {"vae": "models/vae", "classifier": "reports/timing", "train dit": "models/dit"}  # before they train
 
 
 @pytest.mark.parametrize("stage", BLOCKED)
@@ -143,5 +144,5 @@ def test_a_place_that_cannot_be_written_is_one_line(stage, made):
     done = made.stage(*stage.split())
     written = made.files().keys() - before.keys()
     assert all(name.startswith(".scratch/shards/") for name in written), "which the next run takes over"
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "train " not in done.stderr, done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"error: {place}"), done.stderr
