@@ -64,10 +64,20 @@ def check_picture(path: Path) -> None:
         raise intact.Damaged(path, f"damaged: {' '.join(str(error).split())}") from None
 
 
+def _picture(name: str, kind: str) -> Path:
+    return NEIGHBOURS / f"{name}.png" if kind == "neighbours" else SAMPLES / name / f"{kind}.png"
+
+
 def main(params: Experiment) -> None:
     published = claims.load()
     intact.check(IMAGES, *(PAIRED / f"{name}.parquet" for name in params.methods))
     rows = rows_of(params)
+    shown = {row["method"]: PICTURES[row["kind"]] for row in rows}
+    gallery = {f"{name}-{kind}.png": _picture(name, kind) for name, kinds in shown.items() for kind in kinds}
+    for name in shown:
+        intact.check_folder(SAMPLES / name, "images.safetensors")
+    for path in gallery.values():
+        check_picture(path)
     groups, real = grouped(rows), [row["label_accuracy"] for row in rows if row["method"] == "real"]
     accuracy = real[0] if real else read_sealed_json(METRICS / "classifier.json")["held_out_accuracy"]  # on real images
     ordered = [row for group in groups for row in group.methods] + [row for row in rows if row["kind"] == "floor"]
@@ -86,13 +96,9 @@ def main(params: Experiment) -> None:
     write_text(REPORTS / "quality-flops.csv", pl.DataFrame(quality).write_csv())
     repeated = [part.name for name, each in params.methods.items() if each.repeat_of for part in parts_of(name)]
     figures.training(training.filter(~pl.col("part").is_in(repeated)), TRAINING)
-    shown = {row["method"]: PICTURES[row["kind"]] for row in rows}
     with atomic_folder(GALLERIES) as folder:
-        for name, kinds in shown.items():
-            for kind in kinds:
-                made = NEIGHBOURS / f"{name}.png" if kind == "neighbours" else SAMPLES / name / f"{kind}.png"
-                check_picture(made)
-                shutil.copyfile(made, folder / f"{name}-{kind}.png")
+        for name, path in gallery.items():
+            shutil.copyfile(path, folder / name)
         sections = [*assumptions.sections(observed.look(params), list(findings.ANALYSES)), *wavelets.sections(folder)]
     sampling = measured.of_sampling()
     timed, remarks = measured.beside(groups, sampling, params), measured.remarks(sampling)
