@@ -23,7 +23,14 @@ import polars as pl
 from PIL import Image
 
 from multiscale.core import intact
-from multiscale.core.storage import atomic_file, atomic_folder, read_sealed_json, write_json, write_text
+from multiscale.core.storage import (
+    atomic_file,
+    atomic_folder,
+    read_sealed_json,
+    write_json,
+    write_sealed_json,
+    write_text,
+)
 from stages import assumptions, summary
 from stages.common.images import class_names
 from stages.common.paths import IMAGES, METRICS, NEIGHBOURS, PAIRED, REPORTS, SAMPLES, histories, parts_of
@@ -107,7 +114,7 @@ def main(params: Experiment) -> None:
         figures.quality_time(timed, QUALITY_TIME)
     here = replace(evidence, rows={row["method"]: row for group in timed for row in group.methods}, sampling=sampling)
     judged = claims.evaluate(published, here)
-    write_json(claims.SECONDS, judged)
+    write_sealed_json(claims.SECONDS, judged)
     board = leaderboard.markdown(timed, accuracy, measured.COLUMNS, remarks)
     write_text(REPORTS / "report.md", f"{board}\n{claims.markdown(judged)}")
     floors = {row["method"]: row for group in timed for row in group.floors}

@@ -43,6 +43,7 @@ MAKERS = {
     f"{METRICS}/classifier.json": "classifier",
     f"{REFERENCE}": "reference",
     f"{COSTS}": "timing",
+    f"{TIMINGS}/claims.json": "report",
     f"{LATENTS}/[0-9]*": "latents@NAME",
     f"{EMBEDDINGS}/*": "embeddings@NAME",
     f"{TEXT}/*": "encoder@NAME",
