@@ -47,9 +47,8 @@ def _plain_errors(path: Path) -> Iterator[None]:
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
 
-def _make_place(path: Path, folder: bool) -> None:
-    """Makes the folder around an output. Raises OSError where a file is in the place of a folder, or the reverse."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _check_kind(path: Path, folder: bool) -> None:
+    """Raises OSError where a file is in the place of a folder, or the reverse."""
     if path.exists() and path.is_dir() != folder:
         code = errno.ENOTDIR if folder else errno.EISDIR
         raise OSError(code, os.strerror(code), str(path))
@@ -57,9 +56,9 @@ def _make_place(path: Path, folder: bool) -> None:
 
 def check_place(path: Path, folder: bool) -> None:
     """Raises OSError where a folder, or a file, could not be written: asked before the work whose result it is."""
-    _make_place(path, folder)
-    with tempfile.TemporaryFile(dir=path.parent):
-        pass
+    _check_kind(path, folder)
+    _check_kind(around := next(each for each in path.parents if each.exists()), folder=True)
+    tempfile.TemporaryFile(dir=around).close()
 
 
 @contextmanager
@@ -69,7 +68,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Temporary files of killed processes are removed.
     """
     path = Path(path)
-    _make_place(path, folder=False)
+    _check_kind(path, folder=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
     remove_left(path.parent, path.name)
     temporary = path.with_name(temporary_name(path.name))
     try:
@@ -90,7 +90,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Until then an older folder stays in place. Temporary folders of killed processes are removed.
     """
     path = Path(path)
-    _make_place(path, folder=True)
+    _check_kind(path, folder=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     remove_left(path.parent, path.name)
     temporary = path.with_name(temporary_name(path.name))
     older = path.with_name(temporary_name(path.name, ".old"))
