@@ -33,6 +33,7 @@ from torch import Tensor
 from multiscale import pictures
 from multiscale.core import intact
 from multiscale.core.storage import (
+    CHECKSUM,
     Table,
     atomic_file,
     digest_files,
@@ -210,8 +211,10 @@ def write_contributions(name: str, first: int, labels: Tensor, kid: Tensor, righ
     """Writes what each image adds to KID, and whether it shows its class; null without classes."""
     columns = {"seed": first + np.arange(len(labels)), "label": labels.numpy(), "kid": kid.numpy()}
     known = right.numpy() if right is not None else [None] * len(labels)
+    rows = pl.DataFrame(columns).with_columns(correct=pl.Series(known, dtype=pl.Boolean))
     with atomic_file(PAIRED / f"{name}.parquet") as temporary:
-        pl.DataFrame(columns).with_columns(correct=pl.Series(known, dtype=pl.Boolean)).write_parquet(temporary)
+        rows.write_parquet(temporary, metadata={CHECKSUM: intact.BLANK})
+        intact.seal_file(temporary)
 
 
 def of_prompts(name: str, section: Evaluate, found: Tensor, real: Tensor | None, pixels: Tensor) -> tuple[Row, Row]:

@@ -77,9 +77,13 @@ def run(folder: str, page: bool = False, into: str | None = None) -> None:
         _parts(Path(into))  # refused before anything is written
     rows = rows_of(params)
     board = REPORTS / "leaderboard.json"
-    if read_json(board) != {row["method"]: row for row in rows}:
+    try:
+        found = read_json(board)
+    except ValueError:
+        found = {}
+    if found != {row["method"]: row for row in rows}:
         raise BadInput(f"{board}: not of the results in place; allowed: those of `dvc repro report`")
-    sampling, judged = measured.of_sampling(), read_json(claims.SECONDS)
+    sampling, judged = measured.of_sampling(), read_sealed_json(claims.SECONDS)
     if not sampling:
         raise BadInput(f"{report.QUALITY_TIME}: seconds were not measured here; run `{measured.COMMAND}`")
     groups = measured.beside(grouped(rows), sampling, params)

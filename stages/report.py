@@ -23,10 +23,17 @@ import polars as pl
 from PIL import Image
 
 from multiscale.core import intact
-from multiscale.core.storage import atomic_file, atomic_folder, read_sealed_json, write_json, write_text
+from multiscale.core.storage import (
+    atomic_file,
+    atomic_folder,
+    read_sealed_json,
+    write_json,
+    write_sealed_json,
+    write_text,
+)
 from stages import assumptions, summary
 from stages.common.images import class_names
-from stages.common.paths import IMAGES, METRICS, NEIGHBOURS, REPORTS, SAMPLES, histories, parts_of
+from stages.common.paths import IMAGES, METRICS, NEIGHBOURS, PAIRED, REPORTS, SAMPLES, histories, parts_of
 from stages.reporting import claims, figures, findings, leaderboard, measured, observed, page, pairs, views, wavelets
 from stages.reporting.rows import grouped, rows_of
 from stages.schema import Experiment
@@ -64,10 +71,20 @@ def check_picture(path: Path) -> None:
         raise intact.Damaged(path, f"damaged: {' '.join(str(error).split())}") from None
 
 
+def _picture(name: str, kind: str) -> Path:
+    return NEIGHBOURS / f"{name}.png" if kind == "neighbours" else SAMPLES / name / f"{kind}.png"
+
+
 def main(params: Experiment) -> None:
     published = claims.load()
-    intact.check(IMAGES)
+    intact.check(IMAGES, *(PAIRED / f"{name}.parquet" for name in params.methods))
     rows = rows_of(params)
+    shown = {row["method"]: PICTURES[row["kind"]] for row in rows}
+    gallery = {f"{name}-{kind}.png": _picture(name, kind) for name, kinds in shown.items() for kind in kinds}
+    for name in shown:
+        intact.check_folder(SAMPLES / name, "images.safetensors")
+    for path in gallery.values():
+        check_picture(path)
     groups, real = grouped(rows), [row["label_accuracy"] for row in rows if row["method"] == "real"]
     accuracy = real[0] if real else read_sealed_json(METRICS / "classifier.json")["held_out_accuracy"]  # on real images
     ordered = [row for group in groups for row in group.methods] + [row for row in rows if row["kind"] == "floor"]
@@ -86,13 +103,9 @@ def main(params: Experiment) -> None:
     write_text(REPORTS / "quality-flops.csv", pl.DataFrame(quality).write_csv())
     repeated = [part.name for name, each in params.methods.items() if each.repeat_of for part in parts_of(name)]
     figures.training(training.filter(~pl.col("part").is_in(repeated)), TRAINING)
-    shown = {row["method"]: PICTURES[row["kind"]] for row in rows}
     with atomic_folder(GALLERIES) as folder:
-        for name, kinds in shown.items():
-            for kind in kinds:
-                made = NEIGHBOURS / f"{name}.png" if kind == "neighbours" else SAMPLES / name / f"{kind}.png"
-                check_picture(made)
-                shutil.copyfile(made, folder / f"{name}-{kind}.png")
+        for name, path in gallery.items():
+            shutil.copyfile(path, folder / name)
         sections = [*assumptions.sections(observed.look(params), list(findings.ANALYSES)), *wavelets.sections(folder)]
     sampling = measured.of_sampling()
     timed, remarks = measured.beside(groups, sampling, params), measured.remarks(sampling)
@@ -101,7 +114,7 @@ def main(params: Experiment) -> None:
         figures.quality_time(timed, QUALITY_TIME)
     here = replace(evidence, rows={row["method"]: row for group in timed for row in group.methods}, sampling=sampling)
     judged = claims.evaluate(published, here)
-    write_json(claims.SECONDS, judged)
+    write_sealed_json(claims.SECONDS, judged)
     board = leaderboard.markdown(timed, accuracy, measured.COLUMNS, remarks)
     write_text(REPORTS / "report.md", f"{board}\n{claims.markdown(judged)}")
     floors = {row["method"]: row for group in timed for row in group.floors}

@@ -106,6 +106,7 @@ def put_measured(name: str, metrics: dict, protocol: dict) -> None:
         Path("reports/paired").mkdir(exist_ok=True)
         images = {"seed": np.arange(40), "label": rows["label"], "kid": draws.normal(0, 0.1, 40)}
         pl.DataFrame(images | {"correct": draws.random(40) < 0.5}).write_parquet(f"reports/paired/{name}.parquet")
+        sealed(f"reports/paired/{name}.parquet")
 
 
 @pytest.fixture
@@ -129,6 +130,7 @@ def measured(project) -> Callable:
             sealed(f"samples/{method}")
         for floor, own in FLOORS.items():
             put_measured(floor, {**REST, **own, "kid_second": 0.01, "kid_test": None}, {**PROTOCOL, "seeds": None})
+            sealed(f"samples/{floor}")
         put_json("reports/metrics/classifier.json", {"held_out_accuracy": 0.96875})
         sealed("reports/metrics/classifier.json")
         write_images(Path("data/images.parquet"), 10)

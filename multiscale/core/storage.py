@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +47,20 @@ def _plain_errors(path: Path) -> Iterator[None]:
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
 
+def _check_kind(path: Path, folder: bool) -> None:
+    """Raises OSError where a file is in the place of a folder, or the reverse."""
+    if path.exists() and path.is_dir() != folder:
+        code = errno.ENOTDIR if folder else errno.EISDIR
+        raise OSError(code, os.strerror(code), str(path))
+
+
+def check_place(path: Path, folder: bool) -> None:
+    """Raises OSError where a folder, or a file, could not be written: asked before the work whose result it is."""
+    _check_kind(path, folder)
+    _check_kind(around := next(each for each in path.parents if each.exists()), folder=True)
+    tempfile.TemporaryFile(dir=around).close()
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success the file is synced and renamed, otherwise removed.
@@ -52,6 +68,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Temporary files of killed processes are removed.
     """
     path = Path(path)
+    _check_kind(path, folder=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_left(path.parent, path.name)
     temporary = path.with_name(temporary_name(path.name))
@@ -73,6 +90,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Until then an older folder stays in place. Temporary folders of killed processes are removed.
     """
     path = Path(path)
+    _check_kind(path, folder=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_left(path.parent, path.name)
     temporary = path.with_name(temporary_name(path.name))

@@ -38,6 +38,7 @@ class Checkpoints:
 
     def __init__(self, scratch: Path, name: str, key: str):
         self.folder = Path(scratch) / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        self.skipped: set[Path] = set()  # of more images than were gone on from, so that they would count as the newest
 
     def save(
         self,
@@ -46,19 +47,22 @@ class Checkpoints:
         state: dict[str, Any],
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        """Writes the state after `images` training images and deletes all but the newest two.
+        """Writes the state after `images` training images and deletes all but the newest two, and those skipped.
 
         With a group its workers call it together, each with its own shards.
         """
-        path = self.folder / f"{images:012d}"
+        path = self.folder / (f"{images:012d}" if group else f"{images:012d}.safetensors")
         if group:
             shards.save(path, tensors, state, group)
         else:
-            with atomic_file(path.with_suffix(".safetensors")) as temporary:
+            with atomic_file(path) as temporary:
                 whole = {key: value.detach().contiguous() for key, value in tensors.items()}
                 save_file(whole, temporary, {"state": json.dumps({CHECKSUM: intact.BLANK, **state})})  # near the start
                 intact.seal_file(temporary)
-        for old in self._newest_first()[KEEP:] if not group or dist.get_rank(group) == 0 else ():
+        self.skipped.discard(path)
+        found = self._newest_first()
+        kept = [each for each in found if each not in self.skipped][:KEEP]
+        for old in set(found) - set(kept) if not group or dist.get_rank(group) == 0 else ():
             shutil.rmtree(old, ignore_errors=True)
             old.unlink(missing_ok=True)  # a worker of a lost node may still be writing the same files
 
@@ -79,6 +83,7 @@ class Checkpoints:
             except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
                 place = getattr(error, "path", path)  # of a folder the shard
                 log.warning("skipping the checkpoint %s: %s", place, getattr(error, "why", error))
+                self.skipped.add(path)
         return None
 
     def clear(self) -> None:

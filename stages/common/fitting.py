@@ -15,7 +15,7 @@ import torch
 from multiscale.core.device import default_device, describe, peak_memory_bytes, resolve_precision
 from multiscale.core.memory import keep_freed_memory
 from multiscale.core.settings import Bad
-from multiscale.core.storage import Table, sealed_folder, write_json
+from multiscale.core.storage import Table, check_place, sealed_folder, write_json
 from multiscale.training import operations
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Result, fit
@@ -87,6 +87,8 @@ def part_job(
 
 def train(job: Job, run: Run) -> None:
     """Trains, and writes weights, config and history into `job.out` and the timing into reports/timing."""
+    check_place(Path(os.path.relpath(job.out)), folder=True)
+    timings.check_place(job.name)
     title, images = f"train {job.name}", job.training.images
     if run.workers:
         cluster.train(title, run, images, _worker, {"job": job, "run": run})

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from multiscale.core.intact import Damaged
 from multiscale.core.terminal import announce
 from stages.common.errors import BadInput, damaged, missing, printable
+from stages.common.paths import places_of
 
 
 def command(doc: str, arguments: dict[str, str] | None = None) -> NoReturn:
@@ -56,6 +57,7 @@ def _run(name: str, given: dict[str, str]) -> None:
 
     from multiscale.core.memory import keep_freed_memory
     from multiscale.core.models import ForeignModel
+    from multiscale.core.storage import check_place
     from stages.common import settings
 
     stage = importlib.import_module(name)
@@ -64,6 +66,8 @@ def _run(name: str, given: dict[str, str]) -> None:
     params = settings.load()
     torch.set_num_threads(params.run.threads)
     keep_freed_memory()
+    for place in places_of(name.rpartition(".")[2]):
+        check_place(place, folder=False)
     try:
         stage.main(params, **given)
     except ForeignModel as error:

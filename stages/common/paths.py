@@ -1,5 +1,6 @@
 """The paths of the stages' inputs and outputs, as in dvc.yaml."""
 
+import re
 from pathlib import Path
 
 EXPERIMENT = Path("params.yaml")
@@ -43,6 +44,7 @@ MAKERS = {
     f"{METRICS}/classifier.json": "classifier",
     f"{REFERENCE}": "reference",
     f"{COSTS}": "timing",
+    f"{TIMINGS}/claims.json": "report",
     f"{LATENTS}/[0-9]*": "latents@NAME",
     f"{EMBEDDINGS}/*": "embeddings@NAME",
     f"{TEXT}/*": "encoder@NAME",
@@ -54,6 +56,12 @@ MAKERS = {
     f"{NEIGHBOURS}/*": "evaluate@NAME or floor@NAME",
     f"{PAIRED}/*": "evaluate@NAME",
 }
+
+
+def places_of(stage: str) -> list[Path]:
+    """A path, of nothing, in each folder where a stage writes."""
+    patterns = [pattern for pattern, made in MAKERS.items() if stage in re.split("@NAME| or ", made)]
+    return [Path(f"{pattern.partition('*')[0]}.tmp") for pattern in patterns]
 
 
 def made_by(path: Path) -> tuple[Path, str] | None:

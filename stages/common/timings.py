@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from multiscale.core import storage
 from multiscale.core.intact import Damaged
 from multiscale.core.storage import read_sealed_json, write_sealed_json
 from stages.common.paths import TIMINGS
@@ -19,6 +20,11 @@ from stages.common.paths import TIMINGS
 def write(name: str, of: Path, measured: Mapping[str, Any]) -> None:
     """Writes what was measured while the file `of` was made into reports/timing/NAME.json."""
     write_sealed_json(TIMINGS / f"{name}.json", {"of": _digest(of), **measured})
+
+
+def check_place(name: str) -> None:
+    """Raises OSError where `write` could not write."""
+    storage.check_place(TIMINGS / f"{name}.json", folder=False)
 
 
 def read(name: str, of: Path) -> dict[str, Any]:

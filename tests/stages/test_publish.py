@@ -7,10 +7,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from conftest import flipped
 from PIL import Image
 from results import FLOORS, METRICS, made
 
-from multiscale.core.storage import write_json
+from multiscale.core.intact import Damaged
+from multiscale.core.storage import read_sealed_json
 from stages import publish
 from stages.common.errors import BadInput
 from stages.reporting import figures
@@ -41,7 +43,7 @@ def test_the_folder_has_the_rows_the_pictures_and_the_page(reported, capsys):
     assert {*board["method"]} == {*names} and board["seconds_per_image"].drop_nulls().len() == len(METRICS)
     assert {*json.loads((folder / "measurements.json").read_text())} == {*names}
     findings = json.loads((folder / "claims.json").read_text())
-    assert findings == json.loads(Path("reports/timing/claims.json").read_text())
+    assert findings == read_sealed_json(Path("reports/timing/claims.json"))
     for name in ("quality-time.png", "training.png", "pairs.csv", "training.csv", "report.html"):
         assert (folder / name).read_bytes() == Path("reports", name).read_bytes()
     text = (folder / "results.md").read_text()
@@ -58,11 +60,15 @@ def test_the_folder_has_the_rows_the_pictures_and_the_page(reported, capsys):
 
 
 def test_a_report_of_other_results_is_not_published(reported):
-    board = json.loads(Path("reports/leaderboard.json").read_text())
-    board["msf"]["kid"] += 0.001
-    write_json(Path("reports/leaderboard.json"), board)
-    with pytest.raises(BadInput, match=r"^reports/leaderboard.json: not of the results in place; allowed: those of"):
+    path = Path("reports/leaderboard.json")
+    with flipped(Path("reports/timing/claims.json"), 9, 3), pytest.raises(Damaged, match="claims.json: damaged"):
         publish.run("docs/toy")
+    board = json.loads(path.read_text())
+    board["msf"]["kid"] += 0.001
+    for content in (json.dumps(board), "", "\0"):
+        path.write_text(content)
+        with pytest.raises(BadInput, match=r"^reports/leaderboard.json: not of the results in place; allowed: those"):
+            publish.run("docs/toy")
     assert not Path("docs/toy").exists()
 
 

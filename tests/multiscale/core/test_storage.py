@@ -97,6 +97,19 @@ def test_success_leaves_the_result_alone_in_its_folder(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"result", "value.json"}
 
 
+def test_a_file_in_the_place_of_a_folder_or_the_reverse_is_refused_and_stays(tmp_path):
+    put(tmp_path, OLD)
+    (tmp_path / "result" / "a").mkdir(parents=True)
+    for replace, path, kind in (
+        (replace_folder, tmp_path / "a", NotADirectoryError),
+        (replace_file, tmp_path / "result", IsADirectoryError),
+    ):
+        with pytest.raises(kind) as refused:
+            replace(path)
+        assert Path(refused.value.filename).name == "a"
+    assert {path.name for path in tmp_path.rglob("*")} == {*OLD, "result"}
+
+
 @pytest.mark.parametrize("replace", [replace_file, replace_folder])
 def test_who_has_the_old_result_open_goes_on_reading_it(replace, tmp_path):
     put(tmp_path / "result", OLD)

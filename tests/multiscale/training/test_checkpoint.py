@@ -60,6 +60,16 @@ def test_with_all_torn_the_run_starts_anew(checkpoints):
     assert checkpoints.load() is None
 
 
+def test_checkpoints_of_a_run_that_starts_anew_stay_and_those_torn_go(checkpoints):
+    for path in files(checkpoints):
+        path.write_bytes(b"torn")
+    assert checkpoints.load() is None
+    for kept in ([1], [1, 30], [30, 31]):  # 30 is written anew
+        checkpoints.save(kept[-1], {"x": torch.zeros(9)}, {"seen": kept[-1]})
+        assert checkpoints.load()[1] == {"seen": kept[-1]}
+        assert [int(path.stem) for path in files(checkpoints)] == kept
+
+
 def test_a_leftover_of_a_killed_write_is_no_checkpoint(checkpoints):
     (checkpoints.folder / ".000000200000.safetensors.1.tmp").write_bytes(b"half")
     assert checkpoints.load()[1] == {"seen": 100_000}

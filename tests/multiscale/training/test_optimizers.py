@@ -49,6 +49,13 @@ def test_a_convolution_is_updated_as_the_matrix_of_its_taps_by_torchs_muon(monke
         torch.testing.assert_close(net.bias.data, twin.bias.data)
 
 
+def test_a_learning_rate_beyond_fp32_breaks_the_weights_as_that_of_adamw_does():
+    for optimizer in ("muon", "adamw"):
+        net = convolution()
+        stepped(net, optimizers(net, replace(MUON, lr=1e300, optimizer=optimizer)), 1)
+        assert not net.weight.isfinite().any()
+
+
 def test_weights_of_all_shapes_are_updated_as_by_torchs_muon(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, refused, sealed
+from conftest import ROOT, flipped, refused, sealed
 from PIL import Image
 from results import (
     COST,
@@ -229,6 +229,16 @@ def test_a_report_without_one_of_its_inputs_is_one_line_that_names_it(measured, 
     Path(path).unlink()
     refused(project.stage("report"), path)
     assert not Path("reports/report.html").exists()
+
+
+def test_a_report_of_damaged_images_is_refused_before_anything_is_written(measured):
+    project = measured()
+    for place in ("samples/dit/images.safetensors", "samples/real/images.safetensors", "reports/neighbours/real.png"):
+        path = Path(place)
+        with flipped(path, path.stat().st_size // 2, 3):
+            before = project.files()
+            refused(project.stage("report"), f"error: {place}: damaged", "makes it")
+            assert project.files() == before
 
 
 def test_an_empty_folder_of_samples_is_one_line(measured):
