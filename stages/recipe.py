@@ -65,7 +65,8 @@ from stages.common.paths import (
     TEXT,
     VAE,
 )
-from stages.common.settings import EXPERIMENT, TAGS, BadInput, parse_yaml, read_yaml, refuse, validate
+from stages.common.reading import parse_yaml, read_bytes, read_yaml
+from stages.common.settings import EXPERIMENT, TAGS, BadInput, refuse, validate
 from stages.schema import Experiment
 from stages.schema.rendering import render
 
@@ -170,7 +171,7 @@ def _is_saved() -> bool:
     if not EXPERIMENT.exists():
         return True
     committed = subprocess.run(["git", "show", f"HEAD:./{EXPERIMENT}"], capture_output=True).stdout
-    if committed == EXPERIMENT.read_bytes():
+    if committed == read_bytes(EXPERIMENT):
         return True
     with suppress(BadInput):
         current = validate(read_yaml(EXPERIMENT), EXPERIMENT)
