@@ -390,7 +390,6 @@ TEXTS = {
             "a key": "{? X : 1}",
             "a key of a value": "seed: {? X : 1}",
             "a key of a list": "{? [X] : 1}",
-            "a key of a mapping": "{? {? X : 1} : 1}",
             "a set": "seed: !!set {X}",
             "an ordered mapping": "seed: !!omap [? X : 1]",
             "a list of pairs": "seed: !!pairs [? X : 1]",

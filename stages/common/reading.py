@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +86,7 @@ def _check_size(value: Any, path: Path) -> None:
             raise BadInput(f"{path}: aliases stand for too much; allowed: {MOST} values in all")
         if isinstance(node, int) and node.bit_length() > LONGEST:
             raise BadInput(f"{path}: an integer of {node.bit_length()} bits; allowed: {LONGEST}")
-        if isinstance(node, Mapping):
+        if isinstance(node, dict):
             left += [*node, *node.values()]
         elif isinstance(node, list | tuple | set | frozenset):
             left += node
