@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from flows.sweeps import SWEEPS
-from multiscale.core.settings import Bad, Count, Name, Positive, Section
+from multiscale.core.settings import Bad, Few, Name, Samples, Section, Seed
 from stages.common import settings
 from stages.common.errors import refuse
 from stages.common.paths import EXPERIMENT
@@ -78,17 +78,17 @@ class Sweep(Section):
     """whose parts are trained, a key of `methods`"""
     metric: Literal[tuple(METRICS)]
     """what ranks the trials"""
-    trials: Positive = 16
+    trials: Annotated[int, Field(gt=0, le=10_000)] = 16
     """of a searched space"""
     budget: Annotated[float, Field(gt=0, le=1)] = 1.0
     """share of each part's training images"""
-    images: Annotated[int, Field(ge=4)] = 200
+    images: Annotated[Samples, Field(ge=4)] = 200
     """samples a trial"""
-    concurrency: Positive = 1
+    concurrency: Few = 1
     """trials at once; each asks for run.threads and run.gpus"""
     stop_early: bool = False
     """ASHA ends trials whose validation loss is behind"""
-    seed: Count = 0
+    seed: Seed = 0
     """of the search"""
     settings: Point = {}
     """the same in every trial"""
