@@ -70,6 +70,7 @@ from stages.common.settings import EXPERIMENT, TAGS, BadInput, refuse, validate
 from stages.schema import Experiment
 from stages.schema.rendering import render
 
+MOST = 30  # trainings of each method: to check more takes minutes
 Tree = dict[str, Any]
 
 
@@ -136,8 +137,8 @@ def experiment_of(name: str) -> Experiment:
     """The validated experiment of a recipe, with the repeated trainings of `seeds`."""
     path, tree = RECIPES / f"{name}.yaml", resolve(name) | {"recipe": name}
     seeds = tree.pop("seeds", 1)
-    if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
-        raise refuse(path, "seeds", seeds, "the number of trainings of each method, an integer from 1 on")
+    if not isinstance(seeds, int) or isinstance(seeds, bool) or not 1 <= seeds <= MOST:
+        raise refuse(path, "seeds", seeds, f"the number of trainings of each method, an integer from 1 to {MOST}")
     once = validate(tree, path)
     return once if seeds == 1 else validate(_repeated(once.model_dump(), seeds, path), path)
 

@@ -39,6 +39,8 @@ METRICS = {  # and which way is better
 }
 KINDS = ("log", "uniform", "int", "choice", "grid")
 
+MOST = 1000  # points of all grids, or ends and choices: each is checked as an experiment of its own
+
 Point = dict[str, Any]  # a value for each varied key
 
 
@@ -105,6 +107,9 @@ class Sweep(Section):
             raise Bad("space", grids, "grid for all settings, or for none")
         if len(self.spaces) > 1 and not grids:
             raise Bad("space", f"{len(self.spaces)} spaces", "one space, unless all are grids")
+        sizes = [[len(axis.values) for axis in space.values()] for space in self.spaces]
+        if sum(map(math.prod if grids else sum, sizes)) > MOST:
+            raise Bad("space", f"over {MOST} points", f"at most {MOST} points of all grids, or values of all choices")
         if self.stop_early:
             for key, _ in axes:
                 setting = key.split(".", 2)[-1]
