@@ -32,6 +32,7 @@ from flows.sweeps import SWEEPS
 from multiscale.core.temporary import is_left
 from stages.common.errors import BadInput
 from stages.common.paths import EXPERIMENT, SCRATCH
+from stages.common.reading import read_text
 
 CACHE = Path(".dvc/cache")  # one elsewhere may be others' too
 MADE = ("data", "models", "params", "reports", "samples", str(SCRATCH), ".dvc/tmp")
@@ -81,7 +82,7 @@ def _left() -> Iterator[Path]:
 
 def _of_older_settings() -> Iterator[Path]:
     """What a run of today's settings, or of a recipe, would not look for."""
-    named = "".join(path.read_text() for path in [EXPERIMENT, *Path("params").rglob("*.yaml")] if path.exists())
+    named = "".join(read_text(path) for path in [EXPERIMENT, *Path("params").rglob("*.yaml")] if path.exists())
     for archive in (SCRATCH / "downloads").glob("*"):
         if archive.name.partition("-")[0] not in named:  # begins with the checksum in data.sha256
             yield archive

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from dvc.utils.serialize import load_yaml
-
 from flows.graph import Stage, is_sample
 from stages.common.paths import EXPERIMENT, SCRATCH
+from stages.common.reading import read_yaml
 
 RECORD = SCRATCH / "seconds.json"  # stage -> seconds of its last run; `flows/seconds` holds copies of such files
 TABLES = Path(__file__).parent / "seconds"  # RECIPE.json, of a quiet machine
@@ -123,7 +122,7 @@ class Estimate:
 
 def read() -> dict[str, float]:
     """The seconds that are known before a run."""
-    recipe = load_yaml(EXPERIMENT).get("recipe") if EXPERIMENT.exists() else None
+    recipe = read_yaml(EXPERIMENT).get("recipe") if EXPERIMENT.exists() else None
     return _read(TABLES / f"{recipe}.json") | _read(RECORD)
 
 

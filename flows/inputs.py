@@ -26,6 +26,7 @@ from flows import graph
 from multiscale.core.temporary import remove_left
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES
+from stages.common.reading import read_bytes, read_yaml
 
 LOCK = Path(".dvc/tmp/flow.lock")  # the system frees it when its holder dies
 SLOTS, OVERRIDES = 1024, 100  # at most
@@ -61,13 +62,15 @@ def prepared(
     if experiment:
         _check_name(experiment)
     with alone():
-        before = EXPERIMENT.read_bytes() if EXPERIMENT.exists() else None
+        before = read_bytes(EXPERIMENT) if EXPERIMENT.exists() else None
         try:
             if recipe:
                 _switch(recipe)
             kept = EXPERIMENT.read_bytes() if overrides and EXPERIMENT.exists() else None
             if overrides:
                 _override(overrides)
+            if before is not None:
+                read_yaml(EXPERIMENT)  # DVC would read whatever stands there, however long that takes
             stages = graph.plan(targets)
         except BaseException:
             if before is not None and EXPERIMENT.read_bytes() != before:
@@ -118,12 +121,12 @@ def _override(overrides: list[str]) -> None:
                 raise refuse("-S", "override", override, "KEY=VALUE")
             if "${" in override.replace("\\", ""):  # it may stand for a password of the environment
                 raise refuse("-S", key, value, f"a plain value: what it stands for would be written into {EXPERIMENT}")
-            tree = settings.read_yaml(copy)
+            tree = read_yaml(copy)
             try:
                 apply_overrides(copy, [override])
             except (DvcException, YAMLError, ValueError) as error:  # ValueError: of an integer of 5,000 digits
                 raise _not_applied(key, value, tree, error) from error
-        settings.validate(settings.read_yaml(copy), EXPERIMENT)
+        settings.validate(read_yaml(copy), EXPERIMENT)
         copy.replace(EXPERIMENT)
 
 

@@ -7,12 +7,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from dvc.utils.serialize import load_yaml
-
 from flows import graph, process, warm, work
 from flows.scheduler import Launch, Scheduler, Watcher
 from flows.work import Tell
 from stages.common.paths import EXPERIMENT
+from stages.common.reading import read_yaml
 
 
 def bring(
@@ -63,7 +62,7 @@ def _placed(asked: int | None, say: Tell) -> Iterator[Callable[[], int]]:
             say("one stage at a time: without run.workers, stages do not ask for their share of a GPU")
         return slots
 
-    if EXPERIMENT.exists() and (load_yaml(EXPERIMENT).get("run") or {}).get("workers"):
+    if EXPERIMENT.exists() and (read_yaml(EXPERIMENT).get("run") or {}).get("workers"):
         from flows import cluster
         from stages.common import settings
 

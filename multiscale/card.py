@@ -147,7 +147,7 @@ def written(
 def experiment_of(folder: Path) -> dict[str, Any]:
     """The experiment beside models/, params.yaml; empty where there is none. Raises ValueError for other files."""
     path = folder.absolute().parent.parent / "params.yaml"
-    if not path.exists():
+    if not path.is_file():
         return {}
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError

@@ -65,10 +65,12 @@ from stages.common.paths import (
     TEXT,
     VAE,
 )
-from stages.common.settings import EXPERIMENT, TAGS, BadInput, parse_yaml, read_yaml, refuse, validate
+from stages.common.reading import parse_yaml, read_bytes, read_yaml
+from stages.common.settings import EXPERIMENT, TAGS, BadInput, refuse, validate
 from stages.schema import Experiment
 from stages.schema.rendering import render
 
+MOST = 30  # trainings of each method: to check more takes minutes
 Tree = dict[str, Any]
 
 
@@ -135,8 +137,8 @@ def experiment_of(name: str) -> Experiment:
     """The validated experiment of a recipe, with the repeated trainings of `seeds`."""
     path, tree = RECIPES / f"{name}.yaml", resolve(name) | {"recipe": name}
     seeds = tree.pop("seeds", 1)
-    if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
-        raise refuse(path, "seeds", seeds, "the number of trainings of each method, an integer from 1 on")
+    if not isinstance(seeds, int) or isinstance(seeds, bool) or not 1 <= seeds <= MOST:
+        raise refuse(path, "seeds", seeds, f"the number of trainings of each method, an integer from 1 to {MOST}")
     once = validate(tree, path)
     return once if seeds == 1 else validate(_repeated(once.model_dump(), seeds, path), path)
 
@@ -170,7 +172,7 @@ def _is_saved() -> bool:
     if not EXPERIMENT.exists():
         return True
     committed = subprocess.run(["git", "show", f"HEAD:./{EXPERIMENT}"], capture_output=True).stdout
-    if committed == EXPERIMENT.read_bytes():
+    if committed == read_bytes(EXPERIMENT):
         return True
     with suppress(BadInput):
         current = validate(read_yaml(EXPERIMENT), EXPERIMENT)

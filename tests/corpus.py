@@ -429,6 +429,17 @@ TEXTS = {
     "an integer of 20,000 digits": "seed: " + "9" * 20_000,
     "an integer of 4,000 digits": "seed: " + "9" * 4_000,
     "a hexadecimal integer of 20,000 digits": "recipe: 0x" + "f" * 20_000,
+    **{
+        f"a hexadecimal integer of 20,000 digits in {where}": text.replace("X", "0x" + "f" * 20_000)
+        for where, text in {
+            "a key": "{? X : 1}",
+            "a key of a value": "seed: {? X : 1}",
+            "a key of a list": "{? [X] : 1}",
+            "a set": "seed: !!set {X}",
+            "an ordered mapping": "seed: !!omap [? X : 1]",
+            "a list of pairs": "seed: !!pairs [? X : 1]",
+        }.items()
+    },
     "a float of 20,000 digits": "seed: 1." + "9" * 20_000,
     "a key of 5,000 characters": f"{LONG}: 1",
     "a value of 5,000 characters": f"recipe: {LONG}",
@@ -448,6 +459,8 @@ TEXTS = {
     "an alias of nothing": "seed: *a",
     "an alias of itself": "seed: &a [*a]",
     "a key merged with itself": "seed: &a {<<: *a}",
+    "keys merged 30 times with themselves": "a0: &a0 {x: 1}\n" + "".join(f"a{k}: &a{k} {{<<: [*a{k - 1}, *a{k - 1}]}}\n" for k in range(1, 30)),
+    "1,000 keys merged 1,000 times": "a: &a {" + ", ".join(f"k{k}: 1" for k in range(1000)) + "}\nb: {<<: [" + "*a, " * 1000 + "]}",
     "a billion laughs": "a: &a [x, x]\n" + "".join(f"{chr(98 + k)}: &{chr(98 + k)} [{', '.join([f'*{chr(97 + k)}'] * 9)}]\n" for k in range(12)),
     "a tab": "a:\n\tb: 1",
     "a zero byte": "seed: \0",

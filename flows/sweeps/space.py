@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from flows.sweeps import SWEEPS
-from multiscale.core.settings import Bad, Count, Name, Positive, Section
+from multiscale.core.settings import Bad, Few, Name, Samples, Section, Seed
 from stages.common import settings
 from stages.common.errors import refuse
 from stages.common.paths import EXPERIMENT
@@ -38,6 +38,8 @@ METRICS = {  # and which way is better
     "flops_per_image": "min",
 }
 KINDS = ("log", "uniform", "int", "choice", "grid")
+
+MOST = 1000  # points of all grids, or ends and choices: each is checked as an experiment of its own
 
 Point = dict[str, Any]  # a value for each varied key
 
@@ -78,17 +80,17 @@ class Sweep(Section):
     """whose parts are trained, a key of `methods`"""
     metric: Literal[tuple(METRICS)]
     """what ranks the trials"""
-    trials: Positive = 16
+    trials: Annotated[int, Field(gt=0, le=10_000)] = 16
     """of a searched space"""
     budget: Annotated[float, Field(gt=0, le=1)] = 1.0
     """share of each part's training images"""
-    images: Annotated[int, Field(ge=4)] = 200
+    images: Annotated[Samples, Field(ge=4)] = 200
     """samples a trial"""
-    concurrency: Positive = 1
+    concurrency: Few = 1
     """trials at once; each asks for run.threads and run.gpus"""
     stop_early: bool = False
     """ASHA ends trials whose validation loss is behind"""
-    seed: Count = 0
+    seed: Seed = 0
     """of the search"""
     settings: Point = {}
     """the same in every trial"""
@@ -105,6 +107,9 @@ class Sweep(Section):
             raise Bad("space", grids, "grid for all settings, or for none")
         if len(self.spaces) > 1 and not grids:
             raise Bad("space", f"{len(self.spaces)} spaces", "one space, unless all are grids")
+        sizes = [[len(axis.values) for axis in space.values()] for space in self.spaces]
+        if sum(map(math.prod if grids else sum, sizes)) > MOST:
+            raise Bad("space", f"over {MOST} points", f"at most {MOST} points of all grids, or values of all choices")
         if self.stop_early:
             for key, _ in axes:
                 setting = key.split(".", 2)[-1]

@@ -10,8 +10,14 @@ from typing import Annotated, Any, Literal, Protocol, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 LARGEST = 2**53  # JSON, DVC and torch agree on integers up to here
-Positive = Annotated[int, Field(gt=0, le=LARGEST)]
-Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST)]
+Images = Annotated[int, Field(gt=0, le=10**11)]  # that only take time: 50 times the longest published training
+Count = Annotated[int, Field(ge=0, le=10**11)]
+Samples = Annotated[int, Field(gt=0, le=10**7)]  # images that are listed one by one before the first is made
+Positive = Annotated[int, Field(gt=0, le=65_536)]  # of the sides of a tensor, such as channels and batches
+Few = Annotated[int, Field(gt=0, le=1024)]  # of what is made one by one, such as layers and threads
+FewOr0 = Annotated[int, Field(ge=0, le=1024)]
+Halvings = Annotated[int, Field(gt=0, le=12)]  # of an image: after as many an edge of 4096 is one pixel
 Edge = Annotated[int, Field(gt=0, le=4096)]  # of an image: a network or a decomposition of more fits no memory
 Steps = Annotated[int, Field(gt=0, le=100_000)]  # of a process or a solver, which are listed one by one
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -72,7 +78,7 @@ class Trained(Section):
 
     method: Name
     """leaderboard row that it belongs to, a key of `methods`"""
-    seed: Count | None = None
+    seed: Seed | None = None
     """of this training; null: the experiment's seed"""
     kind: str
     """method that trains it, a folder of multiscale/methods"""

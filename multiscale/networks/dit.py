@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from multiscale.core.settings import Bad, Positive, Section, preset
+from multiscale.core.settings import Bad, Few, Positive, Section, preset
 from multiscale.networks.attention import attention
 from multiscale.networks.recompute import Recomputing
 
@@ -33,7 +33,7 @@ PRESETS = {
 class DiTNetwork(Section):
     """The size of a DiT; `preset: NAME` stands for all four numbers."""
 
-    depth: Positive
+    depth: Few
     """transformer blocks"""
     width: Positive
     """channels of a token"""

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from multiscale.core.resize import bilinear_to
-from multiscale.core.settings import Bad, Positive, Section, allowed_of, preset
+from multiscale.core.settings import Bad, Few, Positive, Section, allowed_of, preset
 from multiscale.networks.attention import attention
 from multiscale.networks.dit import LabelEmbedder, TimestepEmbedder
 from multiscale.networks.group_norm import GroupNorm
@@ -44,7 +44,7 @@ class UNetNetwork(Section):
     """base number of channels"""
     multipliers: Annotated[list[Positive], Field(min_length=1)]
     """of the width, one a level; each level halves the resolution"""
-    blocks: Positive
+    blocks: Few
     """residual blocks a level"""
     attention: list[Positive]
     """resolutions with self-attention"""

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from multiscale.core import models
-from multiscale.core.settings import Count, From0, Positive, Precision, Section
+from multiscale.core.settings import Count, From0, Images, Positive, Precision, Section
 from multiscale.core.streams import Draws, Held
 
 Nets = Mapping[str, nn.Module]
@@ -21,7 +21,7 @@ Loss = tuple[Tensor, dict[str, Tensor]]  # the scalar to minimise, and further s
 class Training(Section):
     """Budget and optimiser. Budgets and intervals count images, independently of the batch size."""
 
-    images: Positive
+    images: Images
     """budget in training images"""
     batch: Positive = 32
     """images a step, over all workers"""
@@ -49,7 +49,7 @@ class Training(Section):
     """activation checkpointing: the backward pass computes again what blocks would keep"""
     compile: bool = False
     """torch.compile each network, the frozen ones too, for each resolution"""
-    log_images: Positive = 2000
+    log_images: Images = 2000
     """images between two rows of the history"""
     validation_images: Count = 32
     """held-out images of the validation loss, at each tenth of the budget; 0: none"""

@@ -25,7 +25,10 @@ class BadInput(Exception):
 
 def refuse(file: object, key: str, value: object, allowed: str) -> BadInput:
     """The error for a bad value: file, key, value and what is allowed."""
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        shown = f"{type(value).__name__} of too many digits"
     return BadInput(
         f"{file}: {key}: {shown if len(shown) <= 120 else shown[:117] + '...'} is not allowed; allowed: {allowed}"
     )

@@ -1,4 +1,4 @@
-"""Reads `params.yaml` and recipes, and reports their errors in one line."""
+"""Checks `params.yaml` and recipes, and reports their errors in one line."""
 
 from __future__ import annotations
 
@@ -6,68 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from multiscale.core.settings import FAMILIES, MADE, Bad, Unknown
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES
+from stages.common.reading import parse_yaml, read_yaml
 from stages.schema import Experiment
 from stages.schema.rendering import written
 
 __all__ = ["EXPERIMENT", "RECIPES", "BadInput", "explain", "load", "parse_yaml", "read_yaml", "refuse", "validate"]
 
-MOST = 100_000  # values in a file of settings, those of an alias counted at each place
-LONGEST = 1000  # bits of an integer
 TAGS = ("kind", "role")  # keys that select the model of a section
 STEPS = ("[key]", *FAMILIES, *MADE)  # pydantic's own in the place of a fault, besides the values of TAGS
 OWN = ("parts", "students", "methods")  # sections that may leave out defaults
 OPTIONAL = ("run", "synthetic")  # the same, and may be left out themselves
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping from a YAML 1.2 file, as DVC reads it. Raises BadInput."""
-    try:
-        return parse_yaml(Path(path).read_text(), path)
-    except FileNotFoundError:
-        raise BadInput(f"{path}: the file is missing") from None
-    except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}; allowed: a YAML file") from None
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not valid YAML: {error}") from None
-
-
-def parse_yaml(text: str, path: Path) -> dict[str, Any]:
-    """A mapping from the text of a YAML 1.2 file. Raises BadInput."""
-    try:
-        value = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" line {where.line + 1}:" if where else ""
-        reason = str(getattr(error, "problem", None) or error)
-        raise BadInput(f"{path}:{line} not valid YAML: {' '.join(reason.split())}") from None
-    except RecursionError:
-        raise BadInput(f"{path}: nested too deeply; allowed: what the reader of YAML takes") from None
-    except Exception as error:  # of all kinds, from values that the tag or the form promises and that cannot be
-        raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    _check_size(value, path)
-    if not isinstance(value, dict):
-        raise BadInput(f"{path}: holds {type(value).__name__}; allowed: a mapping of sections")
-    return value
-
-
-def _check_size(value: Any, path: Path) -> None:
-    """Raises BadInput for what nobody means, and what would take for ever to check or to show."""
-    left, count = [value], 0
-    while left:
-        node = left.pop()
-        count += 1
-        if count > MOST:
-            raise BadInput(f"{path}: aliases stand for too much; allowed: {MOST} values in all")
-        if isinstance(node, int) and node.bit_length() > LONGEST:
-            raise BadInput(f"{path}: an integer of {node.bit_length()} bits; allowed: {LONGEST}")
-        inside = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-        left += inside
 
 
 def validate(value: dict[str, Any], file: Path) -> Experiment:

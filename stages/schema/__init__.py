@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from multiscale import methods
-from multiscale.core.settings import Bad, Count, Decomposed, Fetched, Name, Sampled, Section, Text, Trained
+from multiscale.core.settings import Bad, Decomposed, Fetched, Name, Sampled, Section, Seed, Text, Trained
 from multiscale.training.part import Training
 from stages.schema import prompts
 from stages.schema.data import VAE, Classifier, Data, Evaluate, Floor, Latents, Run, Sample, Timing
@@ -58,7 +58,7 @@ class Experiment(Section):
 
     recipe: Text
     """recipe that this file was written from; `python -m stages.recipe` lists all recipes"""
-    seed: Count
+    seed: Seed
     """of every training without a seed of its own"""
     run: Run = Run()
     """how the stages run; affects speed, not results (but for randomness), so an edit re-runs nothing"""

@@ -10,7 +10,23 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from multiscale.core.settings import Bad, Count, Edge, From0, Name, Positive, Precision, Section, Share, Text
+from multiscale.core.settings import (
+    Bad,
+    Edge,
+    Few,
+    FewOr0,
+    From0,
+    Halvings,
+    Images,
+    Name,
+    Positive,
+    Precision,
+    Samples,
+    Section,
+    Seed,
+    Share,
+    Text,
+)
 from multiscale.core.streams import Randomness
 from multiscale.training.part import Training
 from stages.datasets.compose import FACTORS
@@ -26,9 +42,9 @@ class Run(Section):
     threads are slow, as one waits for another that is not scheduled: running several stages at once uses cores better.
     """
 
-    workers: Count = 0
+    workers: FewOr0 = 0
     """Ray workers of a stage that trains, encodes, samples or extracts features; 0: no Ray"""
-    threads: Positive = 1
+    threads: Few = 1
     """of a stage or of each worker, which reserves as many cores"""
     gpus: From0 | None = None
     """of a worker, a fraction below 1 to share one; null: 1 if the cluster has any"""
@@ -40,7 +56,7 @@ class Run(Section):
     """of trainings; device: not the numbers of cpu, but drawn where they are needed"""
     checkpoint_seconds: From0 = 30.0
     """between two checkpoints, or more, so that they take 1 % of the time; 0: after every step"""
-    previews: Count = 8
+    previews: FewOr0 = 8
     """samples in the picture at each tenth of a training, eight a row; 0: no pictures"""
     tracker: Literal["tensorboard", "mlflow"] | None = None
     """is told each row of a training's history as it comes, an extra to install; null: none"""
@@ -75,7 +91,7 @@ class Data(Section):
     """of Parquet; null: an unlabelled dataset"""
     caption_column: Text | None = None
     """of Parquet or of metadata.csv or .jsonl, else name.txt beside each image; null: no captions"""
-    pictures: Positive | None = None
+    pictures: Samples | None = None
     """to compose of two digits with a caption (`digit-pairs`)"""
     resolution: Edge
     """of the square images after resizing, in pixels"""
@@ -135,7 +151,7 @@ class TrainedVAE(Section):
     """channels of a latent"""
     widths: Annotated[list[Positive], Field(min_length=1)] = [32, 64, 64]
     """channels of each level; every level after the first halves the resolution"""
-    layers: Positive = 1
+    layers: Few = 1
     """residual blocks a level"""
     groups: Positive = 8
     """of group normalisation"""
@@ -210,9 +226,9 @@ class Latents(Section):
 class Classifier(Section):
     """The classifier that measures whether samples show their class."""
 
-    width: Annotated[int, Field(gt=0, multiple_of=8)] = 32
+    width: Annotated[Positive, Field(multiple_of=8)] = 32
     """channels of the first layer; the first two stages double them"""
-    stages: Positive = 3
+    stages: Halvings = 3
     """each halves the resolution"""
     training: Training
 
@@ -220,28 +236,28 @@ class Classifier(Section):
 class Sample(Section):
     """How many images are sampled, and how."""
 
-    images: Annotated[int, Field(ge=4)]
+    images: Annotated[Samples, Field(ge=4)]
     """of each method; a standard error needs at least 4"""
     batch: Positive = 100
     """images a batch"""
-    first_seed: Count = 0
+    first_seed: Seed = 0
     """image k has the seed first_seed + k"""
     labels: Literal["uniform", "data"] = "uniform"
     """uniform: the classes in turn; data: drawn with their frequencies in the training images"""
     precision: Precision = "auto"
     """auto: bf16 where the hardware multiplies it natively"""
-    step_images: Annotated[int, Field(ge=4)] = 250
+    step_images: Annotated[Samples, Field(ge=4)] = 250
     """at most, of each of the further `steps` of a method"""
-    grid_columns: Positive = 10
+    grid_columns: Few = 10
     """of the picture of samples, one class each"""
-    grid_rows: Positive = 6
+    grid_rows: Few = 6
     """of the picture of samples"""
 
 
 class Timing(Section):
     """How the seconds of sampling are measured."""
 
-    rounds: Positive = 3
+    rounds: Few = 3
     """each times every method once; medians are reported"""
     batch: Positive | None = None
     """images a batch, on which seconds per image depend; null: sample.batch"""
@@ -258,7 +274,7 @@ class Evaluate(Section):
     """file with the weights of inception-v3-compat; null: downloaded"""
     reference: Text | None = None
     """ADM's reference batch (.npz of arr_0, or mu and sigma) or a folder of images; null: training images"""
-    reference_images: Positive | None = None
+    reference_images: Images | None = None
     """of the training split, spread evenly, or the first of `reference`; null: all"""
     resolution: Edge | None = None
     """resize images to this edge before the extractor, by Lanczos, as FID-30K does; null: leave them"""

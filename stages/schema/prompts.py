@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from multiscale.core.settings import Bad, Positive, Precision, Section
+from multiscale.core.settings import Bad, Few, Images, Positive, Precision, Section
 from multiscale.core.settings import Text as Words
 from multiscale.training.part import Training
 from stages.common.paths import IMAGES
@@ -19,7 +19,7 @@ class TrainedEncoder(Section):
     kind: Literal["train"]
     width: Positive = 64
     """channels of both towers, and of the pooled embedding"""
-    layers: Positive = 2
+    layers: Few = 2
     """transformer blocks of each tower"""
     heads: Positive = 2
     """of attention"""
@@ -74,7 +74,7 @@ class Prompts(Section):
     """the data set's name (`hub`)"""
     revision: Words | None = None
     """commit or tag (`hub`)"""
-    limit: Positive | None = None
+    limit: Images | None = None
     """how many, the first ones; null: all"""
 
     @model_validator(mode="after")

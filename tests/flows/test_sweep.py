@@ -80,6 +80,17 @@ INVALID = [
     ),
     ("a log range from zero", {"space": {LR: {"log": [0, 1]}}}, f"space.{LR}.log: [0, 1]", "above 0"),
     ("one end", {"space": {LR: {"log": [1]}}}, f"space.{LR}.log: [1]", "two numbers"),
+    (
+        "a grid without end",
+        {"space": dict.fromkeys("ab", {"grid": [*range(32)]})},
+        "space: 'over 1000",
+        "at most 1000",
+    ),
+    ("grids without end", {"space": [{LR: {"grid": [0.1]}}] * 1001}, "space: 'over 1000", "at most 1000"),
+    ("choices without end", {"space": {LR: {"choice": [0.1] * 1001}}}, "space: 'over 1000", "at most 1000"),
+    ("trials without end", {"trials": 2**53}, f"trials: {2**53}", "10000"),
+    ("trials at once without end", {"concurrency": 2**53}, f"concurrency: {2**53}", "1024"),
+    ("images without end", {"images": 2**900}, f"images: {2**900}"[:100], "10000000"),
     ("no choice", {"space": {LR: {"choice": []}}}, f"space.{LR}.choice: []", "at least one value"),
     ("an unknown kind", {"space": {LR: {"normal": [0, 1]}}}, f"space.{LR}: ", "log, uniform, int, choice, grid"),
     (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -15,8 +16,8 @@ import pytest
 from hypothesis import strategies
 
 from stages import download
-from stages.common import enough, settings
-from stages.common.harness import guarded
+from stages.common import enough, reading, settings
+from stages.common.harness import guarded, show
 from stages.common.paths import IMAGES
 from stages.schema.data import Data
 
@@ -56,6 +57,10 @@ def ended(action: Callable[[], None]) -> tuple[int, str, str]:
     return code, last, trouble
 
 
+def test_a_value_that_python_does_not_write_is_refused_in_one_line():
+    assert "a: list of too many digits is not allowed" in str(settings.refuse("file", "a", [10**5000], "less"))
+
+
 @pytest.fixture
 def experiment(tiny, monkeypatch):
     monkeypatch.setattr(enough, "check", lambda *given: None)  # the sets have a few images
@@ -88,6 +93,22 @@ def test_any_set_of_images_is_read_or_refused_in_one_line(experiment, tmp_path, 
     assert not wrong, "\n".join(f"{name}: {trouble}" for name, trouble in wrong.items())
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(os.mkfifo, id="a pipe"),
+        pytest.param(lambda path: path.symlink_to("/dev/null"), id="a device"),
+        pytest.param(Path.mkdir, id="a folder"),
+        pytest.param(lambda path: path.touch() or os.truncate(path, reading.LARGEST + 1), id="a huge file"),
+    ],
+)
+def test_what_is_no_file_of_settings_is_refused_in_one_line(tmp_path, make):
+    make(path := tmp_path / "params.yaml")
+    for read in (lambda: settings.read_yaml(path) and None, lambda: show(tmp_path)):
+        code, line, trouble = ended(read)
+        assert code == 2 and "a regular file of at most" in line and not trouble
+
+
 @hypothesis.settings(max_examples=400, deadline=None, derandomize=True, database=None)
 @hypothesis.given(data=strategies.data())
 def test_any_setting_is_taken_or_refused_in_one_line(tiny, data):
@@ -99,5 +120,6 @@ def test_any_setting_is_taken_or_refused_in_one_line(tiny, data):
 def test_any_file_of_settings_is_read_or_refused_in_one_line(tmp_path, name):
     path = Path(tmp_path, "params.yaml")
     path.write_text(corpus.TEXTS[name], errors="surrogatepass")
-    code, _, trouble = ended(lambda: settings.validate(settings.read_yaml(path), settings.EXPERIMENT) and None)
+    code, line, trouble = ended(lambda: settings.validate(settings.read_yaml(path), settings.EXPERIMENT) and None)
     assert code == 2 and not trouble
+    assert ("an integer of 80000 bits" in line) == name.startswith("a hexadecimal integer")

@@ -359,7 +359,7 @@ def test_a_part_is_trained_from_its_own_seed_or_from_the_experiments(project):
     assert "seeds" not in project.read()
 
 
-@pytest.mark.parametrize("seeds", ["0", "-1", "1.5", "true", "two", "[1, 2]", "null"])
+@pytest.mark.parametrize("seeds", ["0", "-1", "31", str(2**53), "1.5", "true", "two", "[1, 2]", "null"])
 def test_a_number_of_seeds_that_is_none_is_refused_in_one_line(project, seeds):
     write("a", f"extends: tiny\nseeds: {seeds}\n")
     before = project.files()

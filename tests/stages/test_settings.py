@@ -11,6 +11,7 @@ from multiscale.training.part import Training
 from stages import download, recipe, reference
 from stages.common import settings
 from stages.common.settings import BadInput, load
+from stages.schema import Experiment
 from stages.schema.data import Run
 
 SHA = "0" * 64
@@ -115,6 +116,12 @@ INVALID = [
     ("a process of all levels", {f"{SSD}.process.levels": 2**53}, f"{SSD}.process.levels", str(2**53), "4096"),
     ("a solver without end", {f"{CHAIN}.steps": 2**53}, f"{CHAIN}.steps", str(2**53), "100000"),
     ("wavelets without end", {"decompose.wavelet.levels": 2**53}, "decompose.wavelet.levels", str(2**53), "12"),
+    ("layers without end", {f"{DIT}.network.depth": 2**53}, f"{DIT}.network.depth", str(2**53), "1024"),
+    ("channels without end", {"classifier.width": 2**900}, "classifier.width", str(2**900)[:100], "65536"),
+    ("threads without end", {"run.threads": 10**6}, "run.threads", "1000000", "1024"),
+    ("a classifier that halves for ever", {"classifier.stages": 2**53}, "classifier.stages", str(2**53), "12"),
+    ("samples without end", {"sample.images": 2**900}, "sample.images", str(2**900)[:100], "10000000"),
+    ("a training without end", {f"{DIT}.training.images": 2**53}, f"{DIT}.training.images", str(2**53), "100000000000"),
     ("a seed that torch cannot hold", {"seed": 2**70}, "seed", "1180591620717411303424", "9007199254740992"),
     ("an empty path", {"data.path": ""}, "data.path", "''", "at least 1 character"),
     ("null for a mapping", {"sample": None}, "sample", "None", "dictionary"),
@@ -560,6 +567,28 @@ def test_a_file_that_is_no_text_is_one_line(project, content):
     with pytest.raises(BadInput) as error:
         load()
     assert line_of(error).startswith("params.yaml: ") and "YAML" in line_of(error)
+
+
+def integers(schema, at=""):
+    """The place and the bounds of every integer of a JSON schema, whatever it is an alternative to."""
+    for key, inside in schema.items() if isinstance(schema, dict) else enumerate(schema):
+        name = (
+            at if isinstance(key, int) or key in ("anyOf", "oneOf", "items", "properties", "$defs") else f"{at}.{key}"
+        )
+        if isinstance(inside, dict) and inside.get("type") == "integer":
+            yield name, inside
+        elif isinstance(inside, dict | list):
+            yield from integers(inside, name)
+
+
+def test_every_integer_but_a_seed_has_a_bound_far_below_what_json_holds():
+    found = dict(integers(Experiment.model_json_schema()))
+    most = {name: bounds.get("maximum", max(bounds.get("enum", [2**53]))) for name, bounds in found.items()}
+    assert len(most) > 100 and most[".DiTNetwork.depth"] == 1024 and most[".Training.microbatch"] == 65_536
+    assert {name.rpartition(".")[2] for name, bound in most.items() if bound >= 2**53} == {"seed", "first_seed"}
+    # More of these only takes longer, or there are as many as there are images; all else is made, or listed.
+    counts = ("images", "warmup_images", "ema_images", "log_images", "validation_images", "reference_images", "limit")
+    assert {name.rpartition(".")[2] for name, bound in most.items() if 10**7 < bound < 2**53} == set(counts)
 
 
 def test_a_missing_experiment_is_one_line(project):

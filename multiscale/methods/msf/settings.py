@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from multiscale.core.settings import Bad, Count, Decomposed, Experiment, From0, Positive, Sampled, Share, Trained
+from multiscale.core.settings import Bad, Decomposed, Experiment, FewOr0, From0, Positive, Sampled, Share, Trained
 from multiscale.flow import Solver, Timesteps
 from multiscale.networks.dit import DiTNetwork
 from multiscale.training.part import Training
@@ -31,7 +31,7 @@ class FlowPart(Trained):
     """The rectified-flow DiT of one scale of MSF; the control DiT is the only scale of one resolution."""
 
     kind: Literal["msf"]
-    index: Count
+    index: FewOr0
     """its scale; 0: the coarsest"""
     network: DiTNetwork
     label_dropout: Share = 0.1

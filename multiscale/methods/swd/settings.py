@@ -10,14 +10,15 @@ from multiscale.core.settings import (
     MADE,
     Above0,
     Bad,
-    Count,
     Decomposed,
     Experiment,
     Fetched,
+    FewOr0,
     From0,
     Name,
     Positive,
     Sampled,
+    Samples,
     Section,
     Share,
     Trained,
@@ -124,7 +125,7 @@ class Synthetic(Section):
     """decomposition that they are made like, with its classes or captions; a key of `decompose`"""
     texts: Literal["captions", "prompts"] = "captions"
     """of a decomposition with text: captions of its training images, or the prompts that `text` names"""
-    images: Positive
+    images: Samples
     """how many; published: 200000"""
     batch: Positive = 50
     """images a batch; an interrupted stage goes on after the last whole one"""
@@ -140,7 +141,7 @@ class Student(Trained):
     schedule: Schedule
     lora_rank: Positive | None = None
     """of adapters on the teacher, published: 64; null: full copies"""
-    block: Count
+    block: FewOr0
     """of the teacher, from zero, whose tokens MMD and the GAN take"""
     upscaling: Strategy = "B"
     """B: enlarge, then noise; controls: A (true latents), C (noise first)"""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from multiscale.core.settings import Above0, Positive, Section, Share, preset
+from multiscale.core.settings import Above0, Few, Positive, Section, Share, preset
 from multiscale.networks.group_norm import GroupNorm
 
 #              widths                        norm      head        parameters (6 -> 9 channels; 2 -> 3 for the small)
@@ -62,7 +62,7 @@ class DiscriminatorNetwork(Section):
 
     width: Positive
     """channels of the first layer; each block doubles them"""
-    blocks: Positive
+    blocks: Few
     """each halves the resolution"""
     norm: Norm
     """batch, or group: every image is normalised alone"""

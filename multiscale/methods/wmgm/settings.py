@@ -13,6 +13,7 @@ from multiscale.core.settings import (
     Decomposed,
     Experiment,
     From0,
+    Halvings,
     Positive,
     Sampled,
     Section,
@@ -48,7 +49,7 @@ class Wavelet(Decomposed):
     source: Literal["pixels"] = "pixels"
     filter: Text = "haar"
     """an orthogonal wavelet; pixels: residuals of averages, an ablation"""
-    levels: Annotated[int, Field(gt=0, le=12)] = 1
+    levels: Halvings = 1
     """each halves the resolution of the coarse band"""
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor
 
-from multiscale.core.settings import From0, Positive, preset
+from multiscale.core.settings import Few, From0, Positive, preset
 from multiscale.networks.published.network import Published, PublishedNetwork
 
 PACK = 2  # edge of a token, in latent pixels: the pipeline packs, not the network
@@ -74,9 +74,9 @@ class FluxNetwork(PublishedNetwork):
     network = Flux
     beside = frozenset({"guidance"})
 
-    num_layers: Positive
+    num_layers: Few
     """blocks of two streams"""
-    num_single_layers: Positive
+    num_single_layers: Few
     """blocks of one stream"""
     num_attention_heads: Positive
     """attention heads"""

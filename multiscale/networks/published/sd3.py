@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from multiscale.core.settings import Count, Positive, preset
+from multiscale.core.settings import Edge, Few, FewOr0, Positive, preset
 from multiscale.networks.published.network import CLIP, Published, PublishedNetwork
 
 # transformer/config.json of stabilityai/stable-diffusion-3.5-medium and -large. Their checkpoints also hold the table
@@ -95,21 +95,21 @@ class SD3Network(PublishedNetwork):
     network = SD3
     beside = frozenset({"positions"})
 
-    num_layers: Positive
+    num_layers: Few
     """transformer blocks"""
     num_attention_heads: Positive
     """attention heads"""
     caption_projection_dim: Positive
     """width of the text's tokens, equal to that of the image's"""
-    pos_embed_max_size: Positive
+    pos_embed_max_size: Edge
     """edge of the table of positions, in tokens"""
-    dual_attention_layers: list[Count] = []
+    dual_attention_layers: list[FewOr0] = []
     """blocks with a second attention over the image alone"""
     qk_norm: Literal["rms_norm"] | None = "rms_norm"
     """normalisation of queries and keys"""
     attention_head_dim: Positive = 64
     """channels of an attention head"""
-    sample_size: Positive = 128
+    sample_size: Edge = 128
     """edge of the latents that the distance of positions is counted in"""
     patch_size: Positive = 2
     """edge of a token, in latent pixels"""

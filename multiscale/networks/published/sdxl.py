@@ -13,7 +13,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from multiscale.core.settings import Positive, preset
+from multiscale.core.settings import Edge, Few, Positive, preset
 from multiscale.networks.published.network import CLIP, Published, PublishedNetwork
 
 # unet/config.json of stabilityai/stable-diffusion-xl-base-1.0: 2,567,463,684 parameters
@@ -125,7 +125,7 @@ class SDXLNetwork(PublishedNetwork):
     """channels at each resolution"""
     attention_head_dim: list[Positive]
     """attention heads at each resolution; diffusers keeps a misnomer"""
-    transformer_layers_per_block: list[Positive]
+    transformer_layers_per_block: list[Few]
     """transformers at each resolution that has some"""
     cross_attention_dim: Positive
     """of a token of the prompt"""
@@ -143,13 +143,13 @@ class SDXLNetwork(PublishedNetwork):
     """around the transformers, linear layers and no convolutions"""
     norm_num_groups: Positive = 32
     """groups of the group normalisation"""
-    sample_size: Positive = 128
+    sample_size: Edge = 128
     """edge of the latents it was trained at"""
     in_channels: Positive = 4
     """of the latents"""
     out_channels: Positive = 4
     """of the latents"""
-    size: Positive = 1024
+    size: Edge = 1024
     """edge of the picture in pixels, as the network is told"""
 
     @model_validator(mode="before")
