@@ -444,6 +444,8 @@ TEXTS = {
     "a key of 5,000 characters": f"{LONG}: 1",
     "a value of 5,000 characters": f"recipe: {LONG}",
     "a doubled key": "seed: 1\nseed: 2",
+    "a reference": "recipe: x${oc.env:HOME}",
+    "a reference as a key": "${oc.env:HOME}: 1",
     "two documents": "seed: 1\n---\nseed: 2",
     "a tag of Python": "seed: !!python/object/apply:os.system [touch pwn]",
     "a tag that does not fit": "seed: !!bool x",

@@ -86,6 +86,8 @@ def _check_size(value: Any, path: Path) -> None:
             raise BadInput(f"{path}: aliases stand for too much; allowed: {MOST} values in all")
         if isinstance(node, int) and node.bit_length() > LONGEST:
             raise BadInput(f"{path}: an integer of {node.bit_length()} bits; allowed: {LONGEST}")
+        if isinstance(node, str) and "${" in node:  # an override would write here what it stands for, be it a password
+            raise BadInput(f"{path}: {node[:100]!r}: a reference; allowed: plain values")
         if isinstance(node, dict):
             left += [*node, *node.values()]
         elif isinstance(node, list | tuple | set | frozenset):
