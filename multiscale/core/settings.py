@@ -117,7 +117,7 @@ class Sampled(Section):
     """method that samples it, a folder of multiscale/methods"""
     repeat_of: Name | None = None
     """method that this one repeats with another seed; null: none"""
-    steps: list[Steps] = []
+    steps: Annotated[list[Steps], Field(max_length=100)] = []
     """further numbers of solver steps, for the plot of quality against time"""
 
     def at(self, steps: int) -> Self:

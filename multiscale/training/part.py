@@ -51,7 +51,7 @@ class Training(Section):
     """torch.compile each network, the frozen ones too, for each resolution"""
     log_images: Images = 2000
     """images between two rows of the history"""
-    validation_images: Count = 32
+    validation_images: Annotated[int, Field(ge=0, le=10**6)] = 32
     """held-out images of the validation loss, at each tenth of the budget; 0: none"""
 
 

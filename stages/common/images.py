@@ -7,6 +7,8 @@ shards of safetensors that stages map into memory: no stage decodes them again.
 from __future__ import annotations
 
 import json
+import logging
+import warnings
 from typing import Any
 
 import polars as pl
@@ -23,6 +25,10 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".ti
 CAPTION = "caption"  # a further column of images with captions
 CLASS_NAMES = b"classes"  # metadata: a list in JSON, in the order of the labels
 FACTORS = b"factors"  # metadata: a list in JSON, the number of values of each factor that a label consists of
+
+# What Pillow says of a file that it reads names no file; a fault is one line of the stage, by the error that it raises.
+warnings.filterwarnings("ignore", module="PIL")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def _about(key: bytes) -> list[Any]:

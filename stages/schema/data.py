@@ -91,7 +91,7 @@ class Data(Section):
     """of Parquet; null: an unlabelled dataset"""
     caption_column: Text | None = None
     """of Parquet or of metadata.csv or .jsonl, else name.txt beside each image; null: no captions"""
-    pictures: Samples | None = None
+    pictures: Annotated[int, Field(gt=0, le=10**6)] | None = None
     """to compose of two digits with a caption (`digit-pairs`)"""
     resolution: Edge
     """of the square images after resizing, in pixels"""
@@ -149,7 +149,7 @@ class TrainedVAE(Section):
     kind: Literal["train"]
     latent_channels: Positive = 4
     """channels of a latent"""
-    widths: Annotated[list[Positive], Field(min_length=1)] = [32, 64, 64]
+    widths: Annotated[list[Positive], Field(min_length=1, max_length=13)] = [32, 64, 64]
     """channels of each level; every level after the first halves the resolution"""
     layers: Few = 1
     """residual blocks a level"""

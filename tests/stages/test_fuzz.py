@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 from hypothesis import strategies
 
 from stages import download
-from stages.common import enough, reading, settings
+from stages.common import enough, images, reading, settings
 from stages.common.harness import guarded, show
 from stages.common.paths import IMAGES
 from stages.schema.data import Data
@@ -107,6 +109,15 @@ def test_what_is_no_file_of_settings_is_refused_in_one_line(tmp_path, make):
     for read in (lambda: settings.read_yaml(path) and None, lambda: show(tmp_path)):
         code, line, trouble = ended(read)
         assert code == 2 and "a regular file of at most" in line and not trouble
+
+
+def test_what_a_decoder_warns_of_is_no_line_beside_that_of_the_stage():
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        importlib.reload(images)  # its filter; pytest sets its own before each test
+        with pytest.raises(ValueError, match="10000 x 10000 pixels"):
+            download.fit_image(b"P5 10000 10000 255\n", 8, 1)
+    assert told == []
 
 
 @hypothesis.settings(max_examples=400, deadline=None, derandomize=True, database=None)

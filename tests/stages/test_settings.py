@@ -118,6 +118,28 @@ INVALID = [
     ("wavelets without end", {"decompose.wavelet.levels": 2**53}, "decompose.wavelet.levels", str(2**53), "12"),
     ("layers without end", {f"{DIT}.network.depth": 2**53}, f"{DIT}.network.depth", str(2**53), "1024"),
     ("channels without end", {"classifier.width": 2**900}, "classifier.width", str(2**900)[:100], "65536"),
+    ("levels without end", {"vae.widths": [8] * 20_000}, "vae.widths", "[8, 8, 8", "at most 13 items"),
+    (
+        "levels of details without end",
+        {f"{DETAILS}.generator.widths": [8] * 20_000},
+        f"{DETAILS}.generator.widths",
+        "[8, 8",
+        "at most 13",
+    ),
+    (
+        "numbers of steps without end",
+        {"methods.dit.steps": [*range(2, 103)]},
+        "methods.dit.steps",
+        "[2, 3",
+        "at most 100",
+    ),
+    (
+        "held-out images without end",
+        {"vae.training.validation_images": 2**53},
+        "vae.training.validation_images",
+        str(2**53),
+        "1000000",
+    ),
     ("threads without end", {"run.threads": 10**6}, "run.threads", "1000000", "1024"),
     ("a classifier that halves for ever", {"classifier.stages": 2**53}, "classifier.stages", str(2**53), "12"),
     ("samples without end", {"sample.images": 2**900}, "sample.images", str(2**900)[:100], "10000000"),
@@ -587,7 +609,7 @@ def test_every_integer_but_a_seed_has_a_bound_far_below_what_json_holds():
     assert len(most) > 100 and most[".DiTNetwork.depth"] == 1024 and most[".Training.microbatch"] == 65_536
     assert {name.rpartition(".")[2] for name, bound in most.items() if bound >= 2**53} == {"seed", "first_seed"}
     # More of these only takes longer, or there are as many as there are images; all else is made, or listed.
-    counts = ("images", "warmup_images", "ema_images", "log_images", "validation_images", "reference_images", "limit")
+    counts = ("images", "warmup_images", "ema_images", "log_images", "reference_images", "limit")
     assert {name.rpartition(".")[2] for name, bound in most.items() if 10**7 < bound < 2**53} == set(counts)
 
 

@@ -35,7 +35,7 @@ SLOPE = 0.1
 class GeneratorNetwork(Section):
     """The generator of details; `preset: NAME` stands for all of it."""
 
-    widths: Annotated[list[Positive], Field(min_length=2)]
+    widths: Annotated[list[Positive], Field(min_length=2, max_length=13)]
     """channels of each level; each level halves the resolution"""
     norm: Norm
     """batch, or group: every image is normalised alone"""
