@@ -195,9 +195,7 @@ def test_what_has_no_defaults_is_refused_in_one_line(project, arguments):
     refused(project.stage("recipe", *arguments), "recipe: 'none'" if "none" in arguments else "seed: -1")
 
 
-@pytest.mark.parametrize(
-    "text", ["no", "on", "1e-3", "0123", "2020-01-01", "null", "a: b", "#x", "Ünï ☃", " x ", "$y"]
-)
+@pytest.mark.parametrize("text", ["no", "on", "1e-3", "0123", "2020-01-01", "null", "a: b", "#x", "Ünï ☃", " x ", "$y"])
 def test_text_that_looks_like_something_else_stays_text(project, tiny, text):
     given = Experiment.model_validate(tiny | {"data": tiny["data"] | {"revision": text}})
     EXPERIMENT.write_text(recipe.render(given))
