@@ -62,7 +62,8 @@ def _placed(asked: int | None, say: Tell) -> Iterator[Callable[[], int]]:
             say("one stage at a time: without run.workers, stages do not ask for their share of a GPU")
         return slots
 
-    if EXPERIMENT.exists() and (read_yaml(EXPERIMENT).get("run") or {}).get("workers"):
+    run = read_yaml(EXPERIMENT).get("run") if EXPERIMENT.exists() else None
+    if isinstance(run, dict) and run.get("workers"):  # the stage `code` refuses anything else
         from flows import cluster
         from stages.common import settings
 

@@ -492,6 +492,21 @@ def test_what_is_refused_leaves_the_experiment_as_it_was(repository, given, line
     assert repository.run("git", "status", "--porcelain") == ""
 
 
+@pytest.mark.parametrize(
+    "make, line",
+    [
+        pytest.param(lambda path: path.symlink_to("/dev/null"), "allowed: a regular file", id="a device"),
+        pytest.param(lambda path: path.write_text("a: 1\na: 1"), "not valid YAML: found dup", id="no YAML"),
+    ],
+)
+def test_an_experiment_that_cannot_be_read_is_one_line_before_dvc_reads_it(tmp_path, monkeypatch, make, line):
+    monkeypatch.chdir(tmp_path)
+    Path(".dvc").mkdir()
+    make(Path("params.yaml"))
+    with pytest.raises(BadInput, match=f"^params.yaml: .*{line}"), inputs.prepared([], None, [], None, None):
+        raise AssertionError("not refused")
+
+
 def test_a_secret_of_the_environment_is_never_written(repository, monkeypatch):
     monkeypatch.setenv("SECRET", "hunter2")
     before = EXPERIMENT.read_bytes()
