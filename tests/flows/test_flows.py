@@ -416,7 +416,7 @@ def main(*arguments: str) -> None:
     "arguments, line",
     [
         (["nope"], "error: dvc.yaml: target: 'nope' is not allowed; allowed: a stage (a, alone, evaluate, fast, slow)"),
-        (["--slots", "0"], "error: reproduce: slots: 0 is not allowed; allowed: 1 or more stages at once"),
+        (["--slots", "0"], "error: reproduce: slots: 0 is not allowed; allowed: 1 to 1024 stages at once"),
         (["--recipe", "nope"], "error: params/recipes: recipe: 'nope' is not allowed; allowed: one of "),
         (["--name", "a b"], "error: experiment: name: 'a b' is not allowed; allowed: "),
         (["-S", "other.yaml:a=1"], "error: -S: file: 'other.yaml' is not allowed; allowed: KEY=VALUE, of "),
