@@ -3,9 +3,8 @@
     python -m benchmarks.large [images]     # half an hour on one core; writes results/large.json
 
 One Parquet file of PNG (32 x 32) becomes pixels and latents; a DiT of a few thousand parameters, trained for seconds,
-samples as many images, and a twentieth of them and a half are evaluated. Each
-figure is of a process of its own: the most memory that no file backs, of which torch and the imports are the first
-quarter GB.
+samples as many images, and a twentieth of them and a half are evaluated. Each figure is of a process of its own: the
+most memory that no file backs, of which torch and the imports are the first quarter GB.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from stages.schema.data import Data
 SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")  # an icon holds images larger than it says
 LARGEST = 50_000_000  # pixels of the largest image that is decoded: a few bytes can claim gigabytes
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # above LARGEST
 SPLITS |= {"test": "test", "testing": "test"}
 
 
