@@ -4,7 +4,8 @@ python -m flows.clean    # make clean
 
 It shows each path that it frees, with its size. Results stay, and of .scratch what the next run would use: downloads
 and published models that params/ or params.yaml name, of each training and each sweep the newest checkpoints and
-records, logs, previews and the seconds of stages. It refuses to work while something else does in this folder.
+records, shards of interrupted stages, logs, previews and the seconds of stages. It refuses to work while something else
+does in this folder.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from stages.common.errors import BadInput
 from stages.common.paths import EXPERIMENT, SCRATCH
 from stages.common.reading import read_text
 
+GIVEN = Path("data/raw")  # people's own
 CACHE = Path(".dvc/cache")  # one elsewhere may be others' too
 MADE = ("data", "models", "params", "reports", "samples", str(SCRATCH), ".dvc/tmp")
 WORKS = re.compile(r"-m (stages\.|flows\.sweeps|flows\.reproduce)|/dvc (repro|exp|commit|checkout)")
@@ -74,7 +76,7 @@ def _left() -> Iterator[Path]:
     """What killed processes have left; only while they work does anything know of it."""
     yield from filter(is_left, Path().glob(".*.tmp"))
     for folder in map(Path, MADE):
-        yield from filter(is_left, folder.rglob(".*.tmp"))
+        yield from (path for path in folder.rglob(".*.tmp") if is_left(path) and GIVEN not in path.parents)
     yield from CACHE.rglob(".*.tmp")  # DVC's own copies in progress; none works here now
     yield from (SCRATCH / "unpacked").glob("*")  # what `download` reads of an archive, until it ends
     yield from (SCRATCH / "ray").glob("*")

@@ -26,13 +26,15 @@ if __name__ == "__main__":  # first: the imports below take seconds
 import json
 from collections.abc import Sequence
 from math import hypot
+from pathlib import Path
 from typing import Any
 
 from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from multiscale.core.storage import write_text
+from multiscale.core.intact import Damaged
+from multiscale.core.storage import parse_sealed_json, write_text
 from stages.common.errors import BadInput
 from stages.common.paths import MEASUREMENTS, REPORTS
 from stages.reporting import page, views
@@ -52,7 +54,10 @@ def measurements(revision: str) -> Measurements:
         files = DVCFileSystem(rev=None if revision == WORKSPACE else revision)
         folder = MEASUREMENTS.as_posix()
         names = sorted(files.ls(folder, detail=False)) if files.isdir(folder) else []
-        found = {name.rpartition("/")[2].removesuffix(".json"): json.loads(files.read_text(name)) for name in names}
+        paths = [Path(folder, name.rpartition("/")[2]) for name in names]
+        found = {path.stem: parse_sealed_json(files.read_bytes(name), path) for name, path in zip(names, paths)}
+    except Damaged as error:
+        raise BadInput(f"{revision}: {error}; allowed: the file as it was measured (see dvc pull)") from None
     except DvcException as error:
         raise BadInput(f"{revision}: {error}; allowed: a revision or experiment (git log, dvc exp list)") from None
     if not found:

@@ -35,6 +35,7 @@ def run(name: str, on_trial: OnTrial = lambda records, total: None) -> Path:
         raise refuse(plan.file, "stop_early", True, "false, as the data has no validation split: see validation_share")
     scratch = Path(SCRATCH, "sweeps", f"{name}-{pipeline.key}").absolute()
     records = Records(scratch / "records")
+    records.forget_damaged()
     total = len(plan.sweep.points) or plan.sweep.trials
     with progress(f"sweep {name}", total, "trial") as reach:
 

@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,8 +22,9 @@ from filelock import FileLock
 
 from flows import graph
 from flows.sweeps.space import Plan, Point, at
+from multiscale.core import intact
 from multiscale.core.settings import Fetched
-from multiscale.core.storage import read_json, read_sealed_json, write_json
+from multiscale.core.storage import read_json, read_sealed_json, write_sealed_json
 from stages import evaluate, sample, timing
 from stages.common import fitting, keys, paths
 from stages.schema import Experiment
@@ -169,8 +171,18 @@ class Records:
     def add(self, point: Point, state: str, **about: Any) -> None:
         """Keeps the outcome of a trial: 'done', 'stopped' or 'failed'. The first word on a trial stays."""
         if not self.path(point).exists():
-            write_json(self.path(point), {"point": point, "state": state, **about})
+            write_sealed_json(self.path(point), {"point": point, "state": state, **about})
 
     def all(self) -> list[dict[str, Any]]:
         """Every record, the oldest first."""
-        return [read_json(path) for path in sorted(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime)]
+        paths = sorted(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+        return [read_sealed_json(path) for path in paths]
+
+    def forget_damaged(self) -> None:
+        """Removes each record that is not as it was written, and says so: its trial runs again."""
+        for path in self.folder.glob("*.json"):
+            try:
+                intact.check_file(path)
+            except intact.Damaged as error:
+                path.unlink()
+                print(f"{error}; its trial runs again", file=sys.stderr)

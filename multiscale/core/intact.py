@@ -57,15 +57,19 @@ def check_file(path: Path) -> None:
     """Raises Damaged unless a file has the CRC-32 that it holds, FileNotFoundError if it is not there."""
     try:
         with open(path, "rb") as file:
-            place = _place(file, path)
-            file.seek(place)
-            told = file.read(DIGITS)
-            found = _digits(file, place)
+            check_opened(file, path)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise Damaged(path, f"cannot be read ({error.strerror})") from None
-    if told != found:
+
+
+def check_opened(file: BinaryIO, path: Path) -> None:
+    """Raises Damaged, for this path, unless an open file or a buffer has the CRC-32 that it holds."""
+    place = _place(file, path)
+    file.seek(place)
+    told = file.read(DIGITS)
+    if told != _digits(file, place):
         raise Damaged(path, "damaged: it does not have the checksum that it holds")
 
 
@@ -100,7 +104,7 @@ def check_folder(folder: Path, *names: str) -> None:
 
 def _place(file: BinaryIO, path: Path) -> int:
     """Where the digits are: near the end in Parquet and JSON, near the start in safetensors."""
-    start = max(0, os.fstat(file.fileno()).st_size - EDGE)
+    start = max(0, file.seek(0, os.SEEK_END) - EDGE)
     file.seek(start)
     found = file.read().rfind(MARK)
     if found < 0:

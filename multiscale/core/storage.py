@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -149,8 +150,14 @@ def write_sealed_json(path: Path, value: Mapping[str, object]) -> None:
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
     """Reads what `write_sealed_json` wrote. Raises Damaged."""
-    intact.check_file(path)
-    return {key: value for key, value in read_json(path).items() if key != CHECKSUM}
+    return parse_sealed_json(Path(path).read_bytes(), path)
+
+
+def parse_sealed_json(content: bytes, path: Path) -> dict[str, Any]:
+    """The same of the content of a file that is elsewhere; errors name `path`. Raises Damaged."""
+    intact.check_opened(io.BytesIO(content), path)
+    found: dict[str, Any] = json.loads(content)
+    return {key: value for key, value in found.items() if key != CHECKSUM}
 
 
 def read_json(path: Path) -> dict[str, Any]:

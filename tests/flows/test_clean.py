@@ -18,7 +18,8 @@ FREED = """
     .dvc/cache/files/md5/00/.Zm9v-YmFy.tmp .dvc/tmp/.rwlock.{gone}.tmp
 """
 KEPT = """
-    data/.images.parquet.{alive}.tmp data/images.parquet models/vae/x samples/dit/x
+    data/.images.parquet.{alive}.tmp data/images.parquet models/vae/x samples/dit/x data/raw/mine/.notes.{gone}.tmp
+    .scratch/shards/latents-24/0001/00000.safetensors
     .scratch/hub/models--someone--model/x
     .scratch/downloads/0123456789abcdef-set.zip .scratch/checkpoints/msf-0-0002/000.safetensors
     .scratch/checkpoints/msf-1-0001/000.safetensors .scratch/sweeps/dit-0002/records/a.json .scratch/logs/run.log

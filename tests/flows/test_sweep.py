@@ -20,6 +20,7 @@ from flows import graph
 from flows.sweeps import outcome, search, space, trial
 from flows.sweeps.space import load
 from flows.sweeps.trial import Pipeline
+from multiscale.core.intact import Damaged
 from multiscale.core.storage import write_json, write_sealed_json
 from stages import recipe
 from stages.common import keys, paths, settings
@@ -213,6 +214,23 @@ def test_a_trial_that_copies_comes_after_those_that_do_not_and_before_those_that
     records = [{"state": "done", "name": name, "metrics": {"kid": kid, "copies": c}} for name, kid, c in found]
     ranked = outcome.ranked(load("mine"), [{"state": "failed", "name": "failed"}, *records])
     assert [record["name"] for record in ranked] == ["good", "bad", "copier", "failed"]
+
+
+def test_a_damaged_record_is_forgotten_with_a_line_so_that_its_trial_runs_again(swept, monkeypatch, capsys):
+    swept("mine", SEARCH | {"space": {LR: {"grid": [0.1, 0.2]}}})
+    records = trial.Records(Path(".scratch/sweeps", f"mine-{Pipeline.read(load('mine')).key}", "records").absolute())
+    for rate in (0.1, 0.2):
+        records.add({LR: rate}, "done", metrics={"kid": rate})
+    whole, damaged = (records.path({LR: rate}) for rate in (0.1, 0.2))
+    damaged.write_text(damaged.read_text().replace('"kid": 0.2', '"kid": 0.0'))
+    with pytest.raises(Damaged):
+        records.all()
+    monkeypatch.setattr(search, "_search", None)
+    with pytest.raises(TypeError, match="not callable"):  # it would search on
+        search.run("mine")
+    assert [record["point"] for record in records.all()] == [{LR: 0.1}] and whole.exists() and not damaged.exists()
+    line = f"{damaged}: damaged: it does not have the checksum that it holds; its trial runs again"
+    assert line in capsys.readouterr().err.splitlines()
 
 
 def test_a_student_is_swept_with_its_own_settings_after_its_teacher(swept):

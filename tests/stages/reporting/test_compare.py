@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, Pipeline
 from results import METRICS, PROTOCOL, REST, put_json
 
+from multiscale.core.storage import write_sealed_json
 from stages import compare
 from stages.common.errors import BadInput
 
@@ -21,9 +22,8 @@ a:
 
 
 def measured(name: str, kid: float, error: float, **protocol: object) -> None:
-    path = Path(f"reports/measurements/{name}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"kid": kid, "kid_se": error, "protocol": {"metric": "EffLite0", "n": 40} | protocol}))
+    found = {"kid": kid, "kid_se": error, "protocol": {"metric": "EffLite0", "n": 40} | protocol}
+    write_sealed_json(Path(f"reports/measurements/{name}.json"), found)
 
 
 @pytest.fixture
@@ -64,6 +64,16 @@ def test_other_methods_and_protocols_are_shown_and_not_compared(compared):
         ["msf", "0.2500 +- 0.0300", "0.3500 +- 0.0400 (other protocol)"],
         ["ssd", "-", "0.5000 +- 0.0100"],
     ]
+
+
+def test_a_damaged_measurement_of_any_revision_is_refused(pipeline: Pipeline, compared):
+    path = Path("reports/measurements/msf.json")
+    path.write_text(path.read_text().replace("0.25", "0.21"))
+    pipeline.run("git", "commit", "-qam", "damaged")
+    for revision in ("HEAD", "workspace"):
+        with pytest.raises(BadInput, match=f"^{revision}: {path}: damaged: .*; allowed: the file as it was measured"):
+            compare.run([revision])
+    assert compared("HEAD~1")
 
 
 def ranked(**kid: float) -> None:
