@@ -7,6 +7,7 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from stages.common import trackers
 from stages.common.errors import BadInput
@@ -58,10 +59,7 @@ def test_without_a_tracker_and_in_every_worker_but_the_first_nobody_is_told(monk
             assert len(told) == 1 - rank
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("tensorboard"), reason="tensorboard is not installed")
 def test_an_event_file_holds_the_rows_and_a_resumed_training_replaces_what_it_tells_anew(tmp_path, monkeypatch):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     monkeypatch.chdir(tmp_path)
     tell("tensorboard")
     tell("tensorboard", [{"images": 32, "loss": 0.0625}])
@@ -146,6 +144,26 @@ def test_a_training_is_one_run_of_mlflow_also_where_it_went_on(server, monkeypat
     ]
     assert server.metrics[3:] == [("ditk", "loss", 0.125, 32), ("ditother", "loss", 0.125, 32)]
     assert server.ended == ["ditk", "ditk", "ditother"]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("mlflow"), reason="mlflow is not installed")
+def test_mlflow_itself_keeps_the_rows_of_a_training_in_one_run(tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / ".scratch").mkdir()
+    tell("mlflow", ROWS[:2])
+    tell("mlflow", ROWS[2:])
+    client = MlflowClient(f"sqlite:///{tmp_path}/.scratch/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("multiscale").experiment_id])
+    assert (run.info.run_name, run.info.status) == ("dit", "FINISHED")
+    found = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+    assert {name: [(each.step, each.value) for each in rows] for name, rows in found.items()} == {
+        "loss": [(16, 0.5), (32, 0.125)],
+        "lr": [(16, 1e-3)],
+        "validation_loss": [(16, 0.25)],
+    }
 
 
 def test_a_tracker_that_fails_is_a_warning_and_the_training_goes_on(server, monkeypatch):
