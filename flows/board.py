@@ -112,13 +112,15 @@ def _state(run: Scheduler, stage: Stage, now: float, closed: bool) -> dict[str, 
     if stage.address in run.running:
         percent, left = run.progress(stage.address, now)
         return _row(stage.address, "running", percent, clock(left) if left else "")
-    held = f"held back by {', '.join(sorted(set(stage.needs) - run.done))}"
-    return _row(stage.address, held if closed else "waiting")
+    if not closed:
+        return _row(stage.address, "waiting")
+    missing = ", ".join(sorted(set(stage.needs) - run.done))
+    return _row(stage.address, f"held back by {missing}" if missing else "not started")
 
 
 def _pictures() -> dict[Path, str]:
     """The pictures of samples and of the report that are there, with what tells whether one has changed."""
-    found = [*SAMPLES.glob("*/*.png"), *NEIGHBOURS.glob("*.png"), *REPORTS.glob("*.png")]
+    found = [*SAMPLES.glob("[!.]*/*.png"), *NEIGHBOURS.glob("*.png"), *REPORTS.glob("*.png")]
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
 

@@ -30,10 +30,17 @@ def password() -> tuple[str, bool]:
     try:
         descriptor = os.open(PASSWORD, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        return PASSWORD.read_text().strip(), False
+        found = PASSWORD.read_text().strip()
+        if ":" not in found:
+            raise BadInput(f"{PASSWORD}: holds no USER:PASSWORD; delete it, and a new one is made") from None
+        return found, False
     made = f"admin:{secrets.token_urlsafe(16)}"
-    with open(descriptor, "w") as file:
-        file.write(made + "\n")
+    try:
+        with open(descriptor, "w") as file:
+            file.write(made + "\n")
+    except OSError:  # a full disk
+        PASSWORD.unlink()
+        raise
     return made, True
 
 
@@ -53,7 +60,7 @@ def answers(url: str, auth: str | None) -> int | None:
     credentials = tuple(auth.split(":", 1)) if auth else None
     try:
         return httpx.get(f"{url}/admin/version", auth=credentials, timeout=10).status_code
-    except httpx.HTTPError:
+    except (httpx.HTTPError, httpx.InvalidURL):
         return None
 
 
@@ -68,6 +75,8 @@ def server() -> Iterator[bool]:
 
     url, auth = PREFECT_API_URL.value(), PREFECT_API_AUTH_STRING.value()
     found = {}
+    if auth and ":" not in auth:
+        raise BadInput("PREFECT_API_AUTH_STRING: is not allowed; allowed: USER:PASSWORD")
     if url:
         status = answers(url, auth)
         if status is None:

@@ -138,9 +138,12 @@ def ending_runs() -> Iterator[None]:
     try:
         yield
     finally:
-        runs = [child for child in psutil.Process().children() if "prefect.engine" in child.cmdline()]
-        for run in runs:
-            run.terminate()
+        runs = []
+        for child in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):  # Ctrl-C reaches it, too
+                if "prefect.engine" in child.cmdline():
+                    child.terminate()
+                    runs.append(child)
         psutil.wait_procs(runs, timeout=2 * process.GRACE)
 
 

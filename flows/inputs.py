@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,11 +23,13 @@ from ruamel.yaml.error import YAMLError
 
 from flows import graph
 from multiscale.core.temporary import remove_left
+from stages.common import lockfile
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES
 from stages.common.reading import read_bytes, read_yaml
 
 LOCK = Path(".dvc/tmp/flow.lock")  # the system frees it when its holder dies
+PASSING = Path(".dvc/tmp/params.passing")  # the experiment without and with the overrides of one run, until its end
 SLOTS, OVERRIDES = 1024, 100  # at most
 ENDS = 10.0  # seconds that a run has to end after a kill of whoever has started it
 EXPERIMENT_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # what git, DVC's command line and file systems all take
@@ -50,8 +51,9 @@ def prepared(
 ) -> Iterator[list[graph.Stage]]:
     """Writes the recipe and the overrides into the experiment's file and plans the stages; alone in this folder.
 
-    With `passing` the overrides hold for this run alone and are put back at its end, unless the file was edited
-    meanwhile. Raises BadInput; whatever ends the preparations, the file is as it was before.
+    With `passing` the overrides hold for this run alone and are put back at its end, or by the next run where this one
+    is killed. Raises BadInput; whatever ends the preparations, the file is as it was before. What somebody else has
+    written into it meanwhile stays.
     """
     if slots is not None and not 1 <= slots <= SLOTS:
         raise refuse("reproduce", "slots", slots, f"1 to {SLOTS} stages at once")
@@ -62,26 +64,43 @@ def prepared(
     if experiment:
         _check_name(experiment)
     with alone():
-        before = read_bytes(EXPERIMENT) if EXPERIMENT.exists() else None
+        before = ours = _written()
         try:
             if recipe:
-                _switch(recipe)
-            kept = EXPERIMENT.read_bytes() if overrides and EXPERIMENT.exists() else None
+                ours = _switched(recipe)
+                lockfile.replace(EXPERIMENT, ours)
+            kept = ours
             if overrides:
-                _override(overrides)
-            if before is not None:
+                ours = _overridden(overrides)
+                if passing:
+                    lockfile.replace(PASSING, json.dumps([text.decode("latin-1") for text in (kept, ours)]))
+                lockfile.replace(EXPERIMENT, ours)
+            if EXPERIMENT.exists():
                 read_yaml(EXPERIMENT)  # DVC would read whatever stands there, however long that takes
             stages = graph.plan(targets)
         except BaseException:
-            if before is not None and EXPERIMENT.read_bytes() != before:
-                EXPERIMENT.write_bytes(before)
+            _put_back(before, ours)
+            PASSING.unlink(missing_ok=True)
             raise
-        written = EXPERIMENT.read_bytes() if passing and overrides else None
+        if recipe:
+            _remove_leftovers()
         try:
             yield stages
         finally:
-            if kept is not None and written is not None and EXPERIMENT.read_bytes() == written:
-                EXPERIMENT.write_bytes(kept)
+            if passing:
+                _put_back(kept, ours)
+                PASSING.unlink(missing_ok=True)
+
+
+def _written() -> bytes:
+    """What stands in the experiment's file; nothing where there is none."""
+    return read_bytes(EXPERIMENT) if EXPERIMENT.exists() else b""
+
+
+def _put_back(before: bytes, ours: bytes) -> None:
+    """Writes what stood in the experiment's file before, unless it no longer holds what we have written."""
+    if before and before != ours and _written() == ours:
+        lockfile.replace(EXPERIMENT, before)
 
 
 @contextmanager
@@ -95,17 +114,30 @@ def alone() -> Iterator[None]:
     except Timeout:
         raise BadInput(f"{Path.cwd()}: another run is at work here; allowed: one at a time") from None
     with lock:
+        if PASSING.exists():
+            _put_back(*(text.encode("latin-1") for text in json.loads(PASSING.read_text())))
+            PASSING.unlink()
         yield
 
 
-def _switch(recipe: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "stages.recipe", recipe], capture_output=True, text=True)
-    if done.returncode:
-        raise BadInput(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+def _switched(name: str) -> bytes:
+    """The text of a recipe, if nobody's edits are lost with it."""
+    from stages import recipe  # knows every method, and so torch, which takes seconds
+    from stages.schema.rendering import render
+
+    return render(recipe.checked(name)).encode()
 
 
-def _override(overrides: list[str]) -> None:
-    """Writes `KEY=VALUE` settings as `dvc exp run -S` would, if the whole experiment is valid with them."""
+def _remove_leftovers() -> None:
+    """Deletes the outputs of another recipe, now that nothing refuses this one."""
+    from stages import recipe
+    from stages.common import settings
+
+    recipe.remove_leftovers(settings.load())
+
+
+def _overridden(overrides: list[str]) -> bytes:
+    """The experiment with `KEY=VALUE` settings, as `dvc exp run -S` would write them, if it is valid with them."""
     from stages.common import settings  # knows every method, and so torch, which takes seconds
 
     by_file = to_path_overrides(overrides)
@@ -127,7 +159,7 @@ def _override(overrides: list[str]) -> None:
             except (DvcException, YAMLError, ValueError) as error:  # ValueError: of an integer of 5,000 digits
                 raise _not_applied(key, value, tree, error) from error
         settings.validate(read_yaml(copy), EXPERIMENT)
-        copy.replace(EXPERIMENT)
+        return copy.read_bytes()
 
 
 def _not_applied(key: str, value: str, tree: object, error: Exception) -> BadInput:

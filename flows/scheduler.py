@@ -106,9 +106,11 @@ class Scheduler:
     def _start(self) -> None:
         """Starts stages whose needs are done, while slots are free."""
         for stage in self.estimate.choose(self.waiting, self.done, self.slots, self.slots - len(self.running)):
-            del self.waiting[stage.address]
-            self.running[stage.address] = Running(time.monotonic())
+            since = time.monotonic()
+            # First: the end of what could not be started would be waited for in vain.
             self.launch(stage, self._work(stage), lambda end, stage=stage: self.ended.put((stage, end)))
+            del self.waiting[stage.address]
+            self.running[stage.address] = Running(since)
 
     def _work(self, stage: Stage) -> Work:
         def is_bar(line: str) -> bool:

@@ -218,11 +218,17 @@ def outputs(experiment: Experiment) -> set[Path]:
     }
 
 
-def switch(name: str, force: bool) -> None:
-    """Writes a recipe into params.yaml."""
+def checked(name: str, force: bool = False) -> Experiment:
+    """The experiment of a recipe. Raises BadInput where edits of params.yaml would be lost with it."""
     experiment = experiment_of(name)
     if not force and not _is_saved():
         raise BadInput(f"{EXPERIMENT}: has uncommitted edits; commit them, or discard them with --force")
+    return experiment
+
+
+def switch(name: str, force: bool) -> None:
+    """Writes a recipe into params.yaml."""
+    experiment = checked(name, force)
     write_text(EXPERIMENT, render(experiment))
     remove_leftovers(experiment)
     print(f"{EXPERIMENT} is now the recipe '{name}'. Run it with `dvc repro`.")

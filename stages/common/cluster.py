@@ -249,13 +249,17 @@ def _cause(error: Exception) -> tuple[Exception, bool]:
     """What a worker raised, and whether that means that a worker was lost.
 
     When one dies, Ray says so in an error of its own, and the others fail too: their collective operations break off,
-    which torch calls a RuntimeError.
+    which torch calls a RuntimeError, or one of its own kinds of it. Out of memory is another kind.
     """
     failures = [getattr(cause, "_base_exc", cause) for cause in getattr(error, "worker_failures", {}).values()]
-    own = [cause for cause in failures if not (isinstance(cause, RuntimeError) or _of_ray(cause))]
+    own = [cause for cause in failures if not (_breaks_off(cause) or _of_ray(cause))]
     if own:
         return own[0], False
     return (failures or [error])[0], bool(failures) or _of_ray(error)
+
+
+def _breaks_off(error: Exception) -> bool:
+    return type(error) is RuntimeError or isinstance(error, torch.distributed.DistError)
 
 
 def _of_ray(error: Exception) -> bool:

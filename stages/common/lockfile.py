@@ -59,9 +59,9 @@ def read(path: Path) -> str:
     return path.read_text("utf-8", "replace") if path.exists() else ""
 
 
-def replace(path: Path, text: str) -> None:
+def replace(path: Path, content: str | bytes) -> None:
     """Writes a file that is whole at any moment."""
     remove_left(path.parent, path.name)
     temporary = path.with_name(temporary_name(path.name))
-    temporary.write_text(text, "utf-8")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     temporary.replace(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 from conftest import ROOT, Pipeline, called, free_port, processes, until
 from prefect import get_client, settings
@@ -254,6 +255,15 @@ def test_a_browser_shows_the_run_and_its_pictures(board, done, browser):
     browser.shows("document.body.innerText.includes('the report') && !location.search")
     hosts = {urlsplit(url).hostname for url in browser.asked.values() if not url.startswith(("data:", "blob:"))}
     assert hosts == {"127.0.0.1"}, "nobody else is asked for anything"
+
+
+def test_a_child_that_ends_by_itself_at_the_end_of_the_dashboard_is_no_error():
+    from flows import dashboard
+
+    with subprocess.Popen(["true"]) as child:
+        until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
+        with dashboard.ending_runs():
+            pass
 
 
 def test_a_restart_keeps_runs_schedules_and_password(board, done):

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -30,8 +31,9 @@ from PIL.PngImagePlugin import PngInfo
 from prefect import get_client, settings
 from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 
-from flows import board, inputs, process, terminal, work
+from flows import board, graph, inputs, process, terminal, work
 from flows.flow import reproduce
+from flows.scheduler import Scheduler
 from stages.common.errors import BadInput
 from stages.common.paths import EXPERIMENT
 
@@ -132,6 +134,24 @@ def test_what_the_longest_chain_or_most_stages_wait_for_goes_first(server, pipel
     assert (pipeline.folder / "order").read_text().split() == ["long", "many", "few"]
 
 
+def test_a_stage_that_cannot_be_started_ends_the_run(pipeline):
+    pipeline.write(DIAMOND)
+    raised = []
+
+    def launch(*given):
+        raise RuntimeError("can't start new thread")
+
+    def run() -> None:
+        with pytest.raises(RuntimeError, match="new thread") as error:
+            Scheduler(graph.plan(), launch, []).execute(lambda: 1)
+        raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert raised, "it waits for the stage"
+
+
 @pytest.mark.parametrize(
     "target, ran", [("x", {"a", "slow", "fast", "evaluate@x"}), ("slow", {"a", "slow"}), ("alone", {"alone"})]
 )
@@ -165,6 +185,20 @@ def test_the_table_has_first_what_runs_then_what_failed_then_what_is_done(server
     table = json.loads(artifacts(reproduce(slots=1, return_state=True))["stages"].data)
     assert [row["stage"] for row in table] == ["bad", "a", "other", "after"]
     assert table[-1]["state"] == "held back by bad"
+
+
+def test_what_a_stopped_run_has_not_begun_is_held_back_by_nothing():
+    run = SimpleNamespace(ends={}, running={}, done={"a"})
+    rows = [board._state(run, graph.Stage("b", needs, False, 0, False), 0.0, True) for needs in (("a",), ("a", "c"))]
+    assert [row["state"] for row in rows] == ["not started", "held back by c"]
+
+
+def test_a_grid_that_a_kill_has_left_half_way_is_no_picture_of_a_method(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("dit", ".dit.7.tmp"):
+        Path("samples", name).mkdir(parents=True)
+        Path("samples", name, "grid.png").touch()
+    assert list(map(str, board._pictures())) == ["samples/dit/grid.png"]
 
 
 def test_a_run_shows_the_pictures_that_it_changed_alone(server, pipeline):
@@ -530,6 +564,46 @@ def test_whatever_ends_the_preparations_puts_the_experiment_back(repository, mon
         with inputs.prepared([], None, ["seed=3"], None, 1):
             raise AssertionError("it is planned")
     assert b"seed: 3" in seen[0] and EXPERIMENT.read_bytes() == before
+
+
+def test_an_edit_that_is_made_during_the_plan_stays(repository, monkeypatch):
+    plan, edited = inputs.graph.plan, {}
+
+    def edit(targets):
+        EXPERIMENT.write_text(edited[len(targets)])
+        return plan(["nope"] if targets else [])
+
+    monkeypatch.setattr(inputs.graph, "plan", edit)
+    for targets in ([], ["refused"]):
+        edited[len(targets)] = EXPERIMENT.read_text() + f"# edit {len(targets)}\n"
+        with suppress(BadInput), inputs.prepared(targets, None, ["seed=3"], None, 1, passing=True):
+            assert not targets
+        assert EXPERIMENT.read_text() == edited[len(targets)]
+
+
+def test_a_refused_run_of_another_recipe_deletes_nothing(repository):
+    results = Path("samples/mine/grid.png")
+    results.parent.mkdir(parents=True)
+    results.touch()
+    for given in ([["nope"], "embedded", []], [[], "embedded", ["seed=x"]]):
+        with pytest.raises(BadInput):
+            with inputs.prepared(*given, None, 1):
+                raise AssertionError("not refused")
+    assert results.exists()
+    with inputs.prepared(["code"], "embedded", [], None, 1):
+        assert not results.exists()
+
+
+def test_overrides_of_a_passing_run_that_was_killed_are_put_back_by_the_next_but_no_edit(repository):
+    run = "from flows.inputs import prepared; from os import kill, getpid\n"
+    run += "with prepared(['code'], None, ['seed=3'], None, 1, passing=True): kill(getpid(), 9)"
+    for end in ("", "# an edit\n"):
+        before = EXPERIMENT.read_text()
+        killed = subprocess.run([sys.executable, "-c", run], env=os.environ | {"PYTHONPATH": str(repository.folder)})
+        assert killed.returncode == -9 and "seed: 3" in EXPERIMENT.read_text()
+        EXPERIMENT.write_text(left := EXPERIMENT.read_text() + end)
+        with inputs.alone():
+            assert EXPERIMENT.read_text() == (left if end else before) and not inputs.PASSING.exists()
 
 
 @pytest.mark.parametrize("name", ["-f", "-", "HEAD", "@", "a b", "a;b", "a/b", "x" * 101, "", ".x", "x.lock"])

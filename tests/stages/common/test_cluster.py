@@ -282,6 +282,22 @@ def test_more_than_the_cluster_ever_has_is_one_line(nodes, spread):
         cluster.connect(Run(workers=1, gpus=2.0))
 
 
+@pytest.mark.parametrize(
+    "cause, lost",
+    [
+        (RuntimeError("Connection closed by peer"), True),
+        (torch.distributed.DistNetworkError("timed out"), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+        (NotImplementedError("an operator"), False),
+        (ValueError("a value"), False),
+    ],
+)
+def test_what_a_worker_raises_of_its_own_is_not_taken_for_a_lost_worker(cause, lost):
+    error = RuntimeError("Ray's")
+    error.worker_failures = {0: RuntimeError("Connection closed by peer"), 1: cause}
+    assert cluster._cause(error) == (error.worker_failures[0] if lost else cause, lost)
+
+
 def test_a_cluster_that_does_not_start_in_time_is_one_line(monkeypatch):
     import ray
 
