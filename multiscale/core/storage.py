@@ -150,6 +150,7 @@ def write_sealed_json(path: Path, value: Mapping[str, object]) -> None:
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
     """Reads what `write_sealed_json` wrote. Raises Damaged."""
+    intact.check_file(path)
     return parse_sealed_json(Path(path).read_bytes(), path)
 
 
