@@ -108,7 +108,7 @@ def _from_folder(folder: Path, data: Data, sha256: str | None = None) -> list[It
     readers = {name: partial(content, path) for name, path in found.items()}
     files = {name: path for name, path in found.items() if not name.endswith("/")}
     tables = sorted(path for path in files.values() if path.suffix == ".parquet")
-    arrays = sorted(path for path in files.values() if idx.is_images(path))
+    arrays = idx.without_copies(sorted(path for path in files.values() if idx.is_images(path)))
     archives = [path for path in files.values() if path.suffix in ARCHIVE_SUFFIXES]
     has_images = any(map(_is_image, readers))
     if sha256 and (has_images or tables or arrays):
@@ -264,6 +264,9 @@ def _check_classes(
 
 def _idx(paths: list[Path], folder: Path, data: Data) -> list[Item]:
     """Items of files of images with their labels; the split is a word of the file's path, or decided by a hash."""
+    bare = [path for path in paths if not idx.labels_beside(path)]
+    if bare and len(bare) < len(paths):
+        raise refuse_path(bare[0], "IDX files of images, all with labels beside them or none")
     found = []
     for path in paths:
         with whole(path):

@@ -1136,6 +1136,23 @@ def test_idx_files_give_images_labels_and_the_splits_of_their_names(fetch, form)
     assert rows["label"].to_list() == [0, 2, 1, 0, 1, 2] and class_names() == ["3", "7", "9"]
 
 
+def test_idx_files_beside_their_gz_are_read_once(fetch):
+    levels = np.arange(10, 50, 10).reshape(4, 1, 1) * np.ones((1, 8, 8))
+    for form in ("", ".gz"):
+        as_idx(f"set/raw/t10k-images-idx3-ubyte{form}", levels)
+    as_idx("set/raw/train-images-idx3-ubyte.gz", levels + 100)
+    rows = fetch(channels=1)
+    assert rows["split"].to_list() == ["test"] * 4 + ["train"] * 4
+    assert list(grey(rows).values()) == [10, 20, 30, 40, 110, 120, 130, 140]
+
+
+def test_labels_beside_some_idx_files_alone_are_refused_by_the_name_of_one_without(refused):
+    for name in ("t10k", "train"):
+        as_idx(f"set/{name}-images-idx3-ubyte", np.zeros((4, 8, 8)))
+    as_idx("set/train-labels-idx1-ubyte.gz", np.arange(4))
+    assert refused().startswith("params.yaml: data.path: 'set/t10k-images-idx3-ubyte' is not allowed; allowed: IDX ")
+
+
 def test_one_file_of_idx_images_is_a_set_without_classes(fetch):
     path = as_idx("set/digits-idx3-ubyte", np.zeros((40, 8, 8)))
     rows = fetch(path=str(path), channels=1, test_share=0.3, validation_share=0.3)
