@@ -524,13 +524,19 @@ def test_a_tar_that_reaches_outside_is_refused_and_writes_nothing(refused, tmp_p
     assert not list(tmp_path.rglob("*.png")), "not the members before it either"
 
 
-def test_an_absolute_path_in_a_tar_is_one_inside_of_the_set(project, tmp_path):
-    other = Path(".scratch/unpacked/0123456789abcdef")  # of another archive
-    other.mkdir(parents=True)
+def test_an_absolute_path_in_a_tar_is_one_inside_of_the_set(fetch, tmp_path):
     as_tar({f"{tmp_path}/outside.png": 1})
-    run(project, path="set.tar", validation_share=0, test_share=0)
-    assert [".scratch" in path.parts for path in tmp_path.rglob("outside.png")] == [True]
-    assert not other.exists()
+    assert len(fetch(path="set.tar", validation_share=0, test_share=0)) == 1
+    assert not list(tmp_path.rglob("outside.png"))
+
+
+def test_what_is_unpacked_of_a_tar_goes_at_the_end_and_that_of_another_which_may_be_read_stays(fetch):
+    other = archives.UNPACKED / "0123456789abcdef"
+    left = archives.UNPACKED / ".fedcba9876543210.99999999.tmp"  # of a process that was killed
+    other.mkdir(parents=True)
+    left.mkdir()
+    fetch(path=str(as_tar(NAMES)))
+    assert list(archives.UNPACKED.iterdir()) == [other]
 
 
 @pytest.mark.parametrize("target", ["/etc", "../../.."])
