@@ -772,12 +772,14 @@ def served() -> Iterator[Callable]:
     """Serves content, or for None an error 404, at the URL that it returns."""
     servers = []
 
-    def served(content: bytes | None) -> str:
+    def served(content: bytes | None, *headers: tuple[str, str]) -> str:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 if content is None:
                     return self.send_error(404)
                 self.send_response(200)
+                for header in headers:
+                    self.send_header(*header)
                 self.end_headers()
                 self.wfile.write(content)
 
@@ -837,6 +839,13 @@ def test_a_url_that_leads_nowhere_is_refused(refused, served):
         assert line.startswith(f"params.yaml: data.url: cannot fetch {url}: ") and reason in line
 
 
+def test_a_download_that_the_server_cuts_short_is_no_wrong_checksum(refused, served):
+    url = served(bytes(1000), ("Content-Length", "1001"))
+    line = refused(source="url", url=url, sha256="0" * 64)
+    assert line == f"params.yaml: data.url: cannot fetch {url}: 1000 of 1001 bytes came"
+    assert not [path for path in Path(".scratch").rglob("*") if path.is_file()]
+
+
 # --- hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -865,6 +874,23 @@ def test_a_hub_set_is_read_from_its_cached_snapshot_while_offline(project):
 def test_a_malformed_name_of_a_hub_set_is_refused(refused, name):
     line = refused(source="hub", url=name, revision="main")
     assert line.startswith(f"params.yaml: data.url: cannot fetch {name} at main: ")
+
+
+def test_errors_of_the_network_that_are_no_oserrors_are_one_line_and_a_full_disk_is_told_as_such(refused, monkeypatch):
+    from stages.common import fetch
+
+    def failed(error: Exception) -> Callable:
+        def snapshot_download(*_, **__):
+            raise error
+
+        return snapshot_download
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", failed(Exception("403 Forbidden")))
+    line = refused(source="hub", url="someone/digits", revision="main")
+    assert line == "params.yaml: data.url: cannot fetch someone/digits at main: 403 Forbidden"
+    monkeypatch.setattr("huggingface_hub.snapshot_download", failed(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        fetch.snapshot("someone/digits", "main", "data.url")
 
 
 # --- unreadable images
