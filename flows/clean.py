@@ -78,7 +78,7 @@ def _left() -> Iterator[Path]:
     for folder in map(Path, MADE):
         yield from (path for path in folder.rglob(".*.tmp") if is_left(path) and GIVEN not in path.parents)
     yield from CACHE.rglob(".*.tmp")  # DVC's own copies in progress; none works here now
-    yield from (SCRATCH / "unpacked").glob("*")  # what `download` reads of an archive, until it ends
+    yield from (SCRATCH / "unpacked").glob("*")  # what `download` reads of a tar, until it ends
     yield from (SCRATCH / "ray").glob("*")
 
 

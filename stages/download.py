@@ -46,7 +46,7 @@ from stages.common import enough, keys, shards
 from stages.common.errors import BadInput, printable, refuse
 from stages.common.images import CAPTION, CLASS_NAMES, FACTORS, SCHEMA
 from stages.common.paths import EXPERIMENT, IMAGES, PIXELS
-from stages.datasets import compose, references, sources
+from stages.datasets import archives, compose, references, sources
 from stages.datasets.item import Item, opened
 from stages.schema import Experiment
 from stages.schema.data import Data
@@ -215,4 +215,5 @@ def main(params: Experiment) -> None:
         rows.write_parquet(temporary, compression="uncompressed", metadata={CHECKSUM: intact.BLANK, **metadata})
         intact.seal_file(temporary)
     shutil.rmtree(scratch)
+    archives.remove_unpacked()
     print(f"{len(rows)} images at {data.resolution}x{data.resolution}, {kinds} classes, splits {dict(splits)}")

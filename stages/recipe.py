@@ -61,6 +61,7 @@ from stages.common.paths import (
     METRICS,
     MODELS,
     NEIGHBOURS,
+    PAIRED,
     SAMPLES,
     TEXT,
     VAE,
@@ -196,6 +197,7 @@ def remove_leftovers(experiment: Experiment) -> None:
         MEASUREMENTS,
         METRICS,
         NEIGHBOURS,
+        PAIRED,
     ):
         for path in folder.glob("*"):
             if path not in keep and folder not in (VAE, CLASSIFIER) and not path.name.startswith("."):
@@ -215,6 +217,7 @@ def outputs(experiment: Experiment) -> set[Path]:
         *(MEASUREMENTS / f"{name}.json" for name in shown),
         *(METRICS / f"{name}.json" for name in (*shown, "classifier")),
         *(NEIGHBOURS / f"{name}.png" for name in shown),
+        *(PAIRED / f"{name}.parquet" for name in experiment.methods),
     }
 
 

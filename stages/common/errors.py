@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from multiscale.core.intact import Damaged
 from stages.common.paths import EXPERIMENT, made_by
@@ -35,10 +36,11 @@ def refuse(file: object, key: str, value: object, allowed: str) -> BadInput:
 
 
 def missing(path: object) -> BadInput:
-    """The error for a missing output of an earlier stage, or for a link among the images, which DVC reads before us."""
-    if os.path.islink(str(path)):  # no stage makes links
+    """The error for what is not there: an earlier stage's output, a program, or a link among images that DVC reads."""
+    if os.path.islink(str(path)):  # no stage makes links, and DVC reads them before us
         return refuse(EXPERIMENT, "data.path", str(path), "links that lead to a file or a folder")
-    return BadInput(f"{path}: missing; an earlier stage makes it: run dvc repro")
+    advice = "; an earlier stage makes it: run dvc repro" if made_by(Path(str(path))) else ""
+    return BadInput(f"{path}: missing{advice}")
 
 
 def damaged(error: Damaged) -> BadInput:

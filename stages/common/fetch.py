@@ -40,6 +40,8 @@ def archive(data: Data) -> Path:
                     while block := reply.read(1 << 20):
                         file.write(block)
                         reach(file.tell())
+                    if file.tell() < total:  # the library takes a connection that was cut for the end
+                        raise OSError(f"{file.tell()} of {total} bytes came")
                 verify(temporary, sha256, url)
         except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:
             if is_disk_full(error):
@@ -62,7 +64,6 @@ def snapshot(
     allow, ignore: patterns of its files; None: all of them, and none.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         folder = snapshot_download(
@@ -73,7 +74,9 @@ def snapshot(
             allow_patterns=allow,
             ignore_patterns=ignore,
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except Exception as error:  # of too many kinds to name: those of the network are not all OSErrors
+        if is_disk_full(error):
+            raise
         line = " ".join(str(error).split())
         advice = f"; {by_hand(name, revision, key)}" if repo_type == "model" else ""
         raise BadInput(f"{EXPERIMENT}: {key}: cannot fetch {name} at {revision}: {line}{advice}") from None

@@ -8,6 +8,7 @@ import gc
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from multiscale.core.intact import Damaged
 from multiscale.core.terminal import announce
 from stages.common.errors import BadInput, damaged, missing, printable
-from stages.common.paths import places_of
+from stages.common.paths import made_by, places_of
 
 
 def command(doc: str, arguments: dict[str, str] | None = None) -> NoReturn:
@@ -93,7 +94,8 @@ def guarded(action: Callable[..., None], **arguments: object) -> None:
     except Damaged as error:
         _end(f"error: {damaged(error)}", 2)
     except FileNotFoundError as error:
-        name = error.filename or str(error).splitlines()[0]  # polars and pyarrow set no filename
+        text = str(error).partition("\n")[0]  # polars and pyarrow set no filename, it is a word of theirs
+        name = error.filename or next((word for word in re.split("[ ':]+", text) if made_by(Path(word))), text)
         _end(f"error: {missing(name)}", 2)
     except FloatingPointError as error:
         _end(f"error: {error}", 1)

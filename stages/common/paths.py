@@ -32,7 +32,7 @@ STEPS = "steps.json"  # of a folder in SAMPLES: what other numbers of solver ste
 PAIRED = Path("reports/paired")  # /METHOD.parquet: what each image adds to the metrics
 COSTS = Path("reports/costs.json")  # of each method: network calls, floating-point operations, parameters
 NEIGHBOURS = Path("reports/neighbours")  # /METHOD.png, /FLOOR.png
-TIMINGS = Path("reports/timing")  # /PART.json, /sample-METHOD.json, /sampling.json; see `timings`
+TIMINGS = Path("reports/timing")  # /PART.json, /sample-METHOD.json, /sampling.json, /claims.json; see `timings`
 REPORTS = Path("reports")
 
 # What the stages make, as patterns of `Path.match`, and the address of the stage that makes it.

@@ -21,6 +21,7 @@ from backports import tarfile  # Python before 3.11.4 has no safe filter
 
 from multiscale.core import intact
 from multiscale.core.storage import sealed_folder
+from multiscale.core.temporary import remove_left, temporary_name
 from stages.common import fetch
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import is_disk_full
@@ -32,6 +33,7 @@ MOST_TIMES = 100  # its size, a tar may have unpacked: no images shrink so
 LEAST_OF_FILE = 1 << 12  # bytes that a file takes, even an empty one
 DEEPEST = 100  # folders within folders: deeper ones are a mistake or an attack, and end in limits of the system
 UNPACKED = Path(SCRATCH, "unpacked")  # /DIGEST
+_in_use: set[Path] = set()  # folders in UNPACKED that this process reads
 DAMAGED: tuple[type[Exception], ...] = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
 DAMAGED += (OSError, pa.ArrowInvalid, pl.exceptions.PolarsError, NotImplementedError, UnicodeDecodeError)
 
@@ -156,8 +158,7 @@ def is_tar(path: Path) -> bool:
 def unpacked(path: Path) -> Path:
     """The folder in .scratch that holds the files of a tar, unpacked there unless they are there already."""
     folder = UNPACKED / fetch.sha256_of(path)[:16]
-    for other in set(folder.parent.glob("*")) - {folder}:  # of another archive, or of one whose unpacking was killed
-        shutil.rmtree(other, ignore_errors=True)
+    remove_left(UNPACKED)  # folders of other archives stay: another process may read them
     if folder.exists():
         intact.check(folder)
     else:
@@ -172,4 +173,14 @@ def unpacked(path: Path) -> Path:
                 archive.extractall(temporary, filter="data")
             except KeyError as error:  # for a hard link
                 raise tarfile.ReadError(*error.args) from None
+    _in_use.add(folder)
     return folder
+
+
+def remove_unpacked() -> None:
+    """Removes what this process has unpacked, or found unpacked, once nothing reads it any more."""
+    for folder in _in_use:
+        with suppress(FileNotFoundError):  # another process has read the same tar, and ended before
+            gone = folder.rename(folder.with_name(temporary_name(folder.name)))  # half of it would count as damaged
+            shutil.rmtree(gone, ignore_errors=True)
+    _in_use.clear()

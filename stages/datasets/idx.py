@@ -16,6 +16,11 @@ def is_images(path: Path) -> bool:
     return path.name.removesuffix(".gz").endswith("idx3-ubyte")
 
 
+def without_copies(paths: list[Path]) -> list[Path]:
+    """The files without a .gz beside what was unpacked from it, which would give each image twice."""
+    return [path for path in paths if path.suffix != ".gz" or path.with_suffix("") not in paths]
+
+
 def read(path: Path, dimensions: int) -> np.ndarray:
     """The uint8 array of so many dimensions in a file. Raises ValueError for any other contents."""
     if not path.is_file():
@@ -33,11 +38,16 @@ def read(path: Path, dimensions: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
+def labels_beside(images: Path) -> Path | None:
+    """The file of the labels of a file of images; None: there is none."""
+    name = images.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
+    return next((path for path in (images.with_name(name), images.with_name(f"{name}.gz")) if path.exists()), None)
+
+
 def labels(images: Path, count: int) -> np.ndarray:
     """The labels (count,) of a file of images, zeros if none are beside it. Raises ValueError."""
-    name = images.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
-    beside = [path for path in (images.with_name(name), images.with_name(f"{name}.gz")) if path.exists()]
-    found = read(beside[0], 1) if beside else np.zeros(count, np.uint8)
+    beside = labels_beside(images)
+    found = read(beside, 1) if beside else np.zeros(count, np.uint8)
     if len(found) != count:
         raise ValueError(f"{len(found)} labels for {count} images")
     return found

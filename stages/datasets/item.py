@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -44,6 +44,11 @@ def readable(place: object, allowed: str) -> Iterator[None]:
     except Exception as error:  # of too many kinds to name
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise BadInput(f"{place}: cannot be read ({why}); allowed: {allowed}") from None
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file is hidden, or in a hidden folder such as .ipynb_checkpoints."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
 def content(path: Path) -> bytes:

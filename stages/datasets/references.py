@@ -21,7 +21,7 @@ from multiscale.core.storage import digest_files
 from stages.common.errors import refuse
 from stages.common.images import IMAGE_SUFFIXES
 from stages.common.paths import EXPERIMENT
-from stages.datasets.item import content, opened, readable
+from stages.datasets.item import content, is_hidden, opened, readable
 from stages.schema import Experiment
 
 KEY, INCEPTION = "evaluate.reference", "inception-v3-compat"
@@ -125,7 +125,8 @@ def _enough(path: Path, count: int, neighbours: int) -> None:
 
 
 def _folder(folder: Path, edge: int, mode: str) -> Given:
-    paths = sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(path for path in found if not is_hidden(path.relative_to(folder).as_posix()))
     if not paths:
         raise refuse(EXPERIMENT, KEY, str(folder), "a folder of images, or an .npz")
 

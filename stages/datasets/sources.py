@@ -21,7 +21,7 @@ from stages.common.images import IMAGE_SUFFIXES
 from stages.common.paths import EXPERIMENT
 from stages.datasets import archives, captions, digits, idx, layouts, parquet
 from stages.datasets.archives import check_depth, refuse_path, whole
-from stages.datasets.item import SPLITS, Item, content, png, split_by_hash, split_in
+from stages.datasets.item import SPLITS, Item, content, is_hidden, png, split_by_hash, split_in
 from stages.schema.data import Data
 
 ARCHIVE_SUFFIXES = {".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2"}
@@ -108,7 +108,7 @@ def _from_folder(folder: Path, data: Data, sha256: str | None = None) -> list[It
     readers = {name: partial(content, path) for name, path in found.items()}
     files = {name: path for name, path in found.items() if not name.endswith("/")}
     tables = sorted(path for path in files.values() if path.suffix == ".parquet")
-    arrays = sorted(path for path in files.values() if idx.is_images(path))
+    arrays = idx.without_copies(sorted(path for path in files.values() if idx.is_images(path)))
     archives = [path for path in files.values() if path.suffix in ARCHIVE_SUFFIXES]
     has_images = any(map(_is_image, readers))
     if sha256 and (has_images or tables or arrays):
@@ -140,7 +140,7 @@ def _files(folder: Path) -> dict[str, Path]:
     for place, below, names in os.walk(folder, onerror=unread, followlinks=True):
         here = Path(place)
         check_depth(here.relative_to(folder), folder)
-        below[:] = sorted(name for name in below if not _is_hidden(name))
+        below[:] = sorted(name for name in below if not is_hidden(name))
         for name in below:
             if here.resolve().is_relative_to((here / name).resolve()):
                 raise refuse_path(here / name, "folders, none of them a link to a folder around it")
@@ -148,7 +148,7 @@ def _files(folder: Path) -> dict[str, Path]:
             other = seen.setdefault((about.st_dev, about.st_ino), here / name)
             if other != here / name:
                 raise refuse_path(here / name, f"folders that are there once (it is {other})")
-        paths = [here / name for name in sorted(names) if not _is_hidden(name)]
+        paths = [here / name for name in sorted(names) if not is_hidden(name)]
         for path in paths:
             if not (_is_image(path.name) or path.exists()):
                 raise refuse_path(path, "links that lead to a file or a folder")
@@ -161,11 +161,6 @@ def _files(folder: Path) -> dict[str, Path]:
         except UnicodeEncodeError:
             raise refuse_path(PurePath(name), f"names in UTF-8 in {folder}") from None
     return found
-
-
-def _is_hidden(name: str) -> bool:
-    """Whether a file is hidden, or in a hidden folder such as .ipynb_checkpoints."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
 def _is_image(name: str) -> bool:
@@ -186,7 +181,7 @@ def _lost(name: str) -> bytes:
 def _zip(path: Path, data: Data) -> list[Item]:
     """Items of the images in a zip; as of a folder, what is hidden is left out, and folders that hold something."""
     members = archives.members(path)
-    names = sorted(name for name in members if not _is_hidden(name))
+    names = sorted(name for name in members if not is_hidden(name))
     archives.check_names(path, members.keys() - set(filter(_is_image, names)))
     full = {name for name, after in pairwise(names) if name.endswith("/") and after.startswith(name)}
     readers = {name: members[name] for name in names if name not in full}
@@ -264,6 +259,9 @@ def _check_classes(
 
 def _idx(paths: list[Path], folder: Path, data: Data) -> list[Item]:
     """Items of files of images with their labels; the split is a word of the file's path, or decided by a hash."""
+    bare = [path for path in paths if not idx.labels_beside(path)]
+    if bare and len(bare) < len(paths):
+        raise refuse_path(bare[0], "IDX files of images, all with labels beside them or none")
     found = []
     for path in paths:
         with whole(path):

@@ -196,7 +196,7 @@ class Experiment(Section):
                 raise Bad(f"text.{name}.encoder.patch", text.encoder.patch, allowed)
 
     def _check_part(self, key: str, name: str, part: AnyPart | Student) -> None:
-        if name in (*STAGES, "sampling") or name.startswith(("sample-", "text-")):
+        if name in (*STAGES, "sampling", "claims") or name.startswith(("sample-", "text-")):
             raise Bad(key, name, "another name: reports/timing already has a file of this name")
         known = self.decompose | (self.synthetic if name in self.students else {})
         fitting = [other for other, section in known.items() if section.kind in METHODS[part.kind].DATASETS]

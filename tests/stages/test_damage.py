@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from conftest import Project, flipped, refused, sealed
 
 from multiscale.core import intact
+from stages.common.harness import guarded
 from stages.common.paths import made_by
 
 IMAGES, CLASSIFIER, REFERENCE = "data/images.parquet", "models/classifier", "data/reference"
@@ -120,6 +124,28 @@ def test_a_neighbour_picture_that_is_damaged_is_found_by_its_own_checksums(made)
 
 def test_what_no_stage_makes_is_made_by_none():
     assert made_by(Path("params.yaml")) is made_by(Path(".scratch/synthetic/x/targets.safetensors")) is None
+
+
+REMEDY = "; an earlier stage makes it: run dvc repro"
+
+
+@pytest.mark.parametrize(
+    "name, read, remedy",
+    [
+        ("git", lambda: subprocess.run(["git"], env={"PATH": ""}), ""),
+        (IMAGES, lambda: Path(IMAGES).read_bytes(), REMEDY),
+        (IMAGES, lambda: pl.read_parquet(IMAGES), REMEDY),
+        (IMAGES, lambda: pq.read_metadata(IMAGES), REMEDY),
+    ],
+    ids=["git", "file", "polars", "pyarrow"],
+)
+def test_what_is_missing_is_named_and_a_stage_is_advised_only_where_one_makes_it(
+    name, read, remedy, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        guarded(read)
+    assert capsys.readouterr().err == f"error: {name}: missing{remedy}\n"
 
 
 def test_a_seal_by_hand_is_taken(made):

@@ -524,13 +524,19 @@ def test_a_tar_that_reaches_outside_is_refused_and_writes_nothing(refused, tmp_p
     assert not list(tmp_path.rglob("*.png")), "not the members before it either"
 
 
-def test_an_absolute_path_in_a_tar_is_one_inside_of_the_set(project, tmp_path):
-    other = Path(".scratch/unpacked/0123456789abcdef")  # of another archive
-    other.mkdir(parents=True)
+def test_an_absolute_path_in_a_tar_is_one_inside_of_the_set(fetch, tmp_path):
     as_tar({f"{tmp_path}/outside.png": 1})
-    run(project, path="set.tar", validation_share=0, test_share=0)
-    assert [".scratch" in path.parts for path in tmp_path.rglob("outside.png")] == [True]
-    assert not other.exists()
+    assert len(fetch(path="set.tar", validation_share=0, test_share=0)) == 1
+    assert not list(tmp_path.rglob("outside.png"))
+
+
+def test_what_is_unpacked_of_a_tar_goes_at_the_end_and_that_of_another_which_may_be_read_stays(fetch):
+    other = archives.UNPACKED / "0123456789abcdef"
+    left = archives.UNPACKED / ".fedcba9876543210.99999999.tmp"  # of a process that was killed
+    other.mkdir(parents=True)
+    left.mkdir()
+    fetch(path=str(as_tar(NAMES)))
+    assert list(archives.UNPACKED.iterdir()) == [other]
 
 
 @pytest.mark.parametrize("target", ["/etc", "../../.."])
@@ -766,12 +772,14 @@ def served() -> Iterator[Callable]:
     """Serves content, or for None an error 404, at the URL that it returns."""
     servers = []
 
-    def served(content: bytes | None) -> str:
+    def served(content: bytes | None, *headers: tuple[str, str]) -> str:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 if content is None:
                     return self.send_error(404)
                 self.send_response(200)
+                for header in headers:
+                    self.send_header(*header)
                 self.end_headers()
                 self.wfile.write(content)
 
@@ -831,6 +839,13 @@ def test_a_url_that_leads_nowhere_is_refused(refused, served):
         assert line.startswith(f"params.yaml: data.url: cannot fetch {url}: ") and reason in line
 
 
+def test_a_download_that_the_server_cuts_short_is_no_wrong_checksum(refused, served):
+    url = served(bytes(1000), ("Content-Length", "1001"))
+    line = refused(source="url", url=url, sha256="0" * 64)
+    assert line == f"params.yaml: data.url: cannot fetch {url}: 1000 of 1001 bytes came"
+    assert not [path for path in Path(".scratch").rglob("*") if path.is_file()]
+
+
 # --- hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -859,6 +874,23 @@ def test_a_hub_set_is_read_from_its_cached_snapshot_while_offline(project):
 def test_a_malformed_name_of_a_hub_set_is_refused(refused, name):
     line = refused(source="hub", url=name, revision="main")
     assert line.startswith(f"params.yaml: data.url: cannot fetch {name} at main: ")
+
+
+def test_errors_of_the_network_that_are_no_oserrors_are_one_line_and_a_full_disk_is_told_as_such(refused, monkeypatch):
+    from stages.common import fetch
+
+    def failed(error: Exception) -> Callable:
+        def snapshot_download(*_, **__):
+            raise error
+
+        return snapshot_download
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", failed(Exception("403 Forbidden")))
+    line = refused(source="hub", url="someone/digits", revision="main")
+    assert line == "params.yaml: data.url: cannot fetch someone/digits at main: 403 Forbidden"
+    monkeypatch.setattr("huggingface_hub.snapshot_download", failed(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        fetch.snapshot("someone/digits", "main", "data.url")
 
 
 # --- unreadable images
@@ -1134,6 +1166,23 @@ def test_idx_files_give_images_labels_and_the_splits_of_their_names(fetch, form)
     assert rows["split"].to_list() == ["test"] * 2 + ["train"] * 4
     assert list(grey(rows).values()) == [110, 120, 10, 20, 30, 40]
     assert rows["label"].to_list() == [0, 2, 1, 0, 1, 2] and class_names() == ["3", "7", "9"]
+
+
+def test_idx_files_beside_their_gz_are_read_once(fetch):
+    levels = np.arange(10, 50, 10).reshape(4, 1, 1) * np.ones((1, 8, 8))
+    for form in ("", ".gz"):
+        as_idx(f"set/raw/t10k-images-idx3-ubyte{form}", levels)
+    as_idx("set/raw/train-images-idx3-ubyte.gz", levels + 100)
+    rows = fetch(channels=1)
+    assert rows["split"].to_list() == ["test"] * 4 + ["train"] * 4
+    assert list(grey(rows).values()) == [10, 20, 30, 40, 110, 120, 130, 140]
+
+
+def test_labels_beside_some_idx_files_alone_are_refused_by_the_name_of_one_without(refused):
+    for name in ("t10k", "train"):
+        as_idx(f"set/{name}-images-idx3-ubyte", np.zeros((4, 8, 8)))
+    as_idx("set/train-labels-idx1-ubyte.gz", np.arange(4))
+    assert refused().startswith("params.yaml: data.path: 'set/t10k-images-idx3-ubyte' is not allowed; allowed: IDX ")
 
 
 def test_one_file_of_idx_images_is_a_set_without_classes(fetch):

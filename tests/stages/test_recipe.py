@@ -504,13 +504,13 @@ def test_a_missing_experiment_is_written(project):
 LEFT = ["data/latents/48/x", "data/decomposed/old/x", "models/ssd/unet/x", "models/msf/msf-2/x", "samples/ssd/x"]
 LEFT += ["data/captions/words/x", "data/latents/text/words/x", "models/text/words/x"]
 LEFT += ["reports/metrics/ssd.json", "reports/measurements/ssd.json", "reports/neighbours/ssd.png"]
-LEFT += ["reports/neighbours/ssd-seed-1.png"]
+LEFT += ["reports/neighbours/ssd-seed-1.png", "reports/paired/ssd.parquet"]
 KEPT = ["data/latents/24/x", "data/decomposed/full/x", "models/msf/msf-1/x", "models/dit/dit/x", "samples/msf/x"]
 KEPT += ["reports/metrics/dit.json", "reports/metrics/classifier.json", "reports/timing/msf-2.json"]
 KEPT += ["reports/measurements/dit.json", "reports/measurements/real.json"]
 KEPT += ["samples/real/x", "samples/autoencoder/x", "reports/metrics/real.json", "reports/neighbours/real.png"]
 KEPT += ["models/vae/config.json", "models/classifier/config.json", "reports/costs.json"]
-KEPT += ["reports/neighbours/dit.png"]
+KEPT += ["reports/neighbours/dit.png", "reports/paired/dit.parquet"]
 KEPT += ["reports/leaderboard.json", "reports/galleries/ssd-grid.png"]
 KEPT += ["data/images.parquet", "data/pixels/train/x"]
 KEPT += ["data/reference/x", "data/raw/digits/x", ".scratch/x", "samples/.gitignore"]
@@ -543,7 +543,7 @@ def test_the_outputs_that_a_recipe_keeps_are_those_that_dvc_declares(project):
     with Repo() as repo:
         declared = {Path(out.def_path) for stage in repo.index.stages for out in stage.outs}
     whole = (recipe.LATENTS, recipe.DECOMPOSED, recipe.MODELS, recipe.SAMPLES)
-    whole += (recipe.MEASUREMENTS, recipe.METRICS, recipe.NEIGHBOURS)
+    whole += (recipe.MEASUREMENTS, recipe.METRICS, recipe.NEIGHBOURS, recipe.PAIRED)
     of_folders = {path for path in declared if any(folder in path.parents for folder in whole)}
     singles = {recipe.VAE, recipe.CLASSIFIER}
     assert recipe.outputs(recipe.experiment_of("tiny")) == of_folders - singles

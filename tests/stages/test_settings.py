@@ -158,6 +158,7 @@ INVALID = [
     ("a classifier whose width is odd", {"classifier.width": 12}, "classifier.width", "12", "multiple of 8"),
     ("a method named as a folder of models", {"methods.vae": METHOD}, "methods.vae", "'vae'", "another name"),
     ("a part named as another's timing", {"parts.sample-dit": PART}, "parts.sample-dit", "'sample-dit'", "another"),
+    ("a part named as the claims about seconds", {"parts.claims": PART}, "parts.claims", "'claims'", "another"),
     ("a part named as the methods' timing", {"parts.sampling": PART}, "parts.sampling", "'sampling'", "another"),
     ("zero steps", {"methods.msf.scales.1.steps": 0}, "methods.msf.scales.1.steps", "0", "greater than 0"),
     ("a share above one", {"data.test_share": 1.5}, "data.test_share", "1.5", "less than or equal to 1"),

@@ -68,8 +68,8 @@ def test_a_comment_leaves_a_key_as_it_is(given, tmp_path):
 
 
 def test_an_input_that_is_not_there_is_one_line(given):
-    with pytest.raises(BadInput, match=r"^data/gone: missing; an earlier stage makes it: run dvc repro"):
-        keys.key(given["settings"], [Path("data/gone")], given["lists"])
+    with pytest.raises(BadInput, match=r"^data/reference: missing; an earlier stage makes it: run dvc repro"):
+        keys.key(given["settings"], [Path("data/reference")], given["lists"])
 
 
 def test_the_key_of_a_training_follows_the_code_of_its_own_method(sources, working_copy, monkeypatch):

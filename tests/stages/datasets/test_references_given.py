@@ -65,6 +65,8 @@ def test_a_folder_is_read_in_the_order_of_its_names_by_lanczos_and_centre_crop(t
     Image.fromarray(wide).save(tmp_path / "people" / "b.png")
     Image.fromarray(tall).save(tmp_path / "a.png")
     (tmp_path / "captions.txt").write_text("none")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".ipynb_checkpoints" / "a-checkpoint.png").write_bytes((tmp_path / "a.png").read_bytes())
     given = references.of(params(reference=str(tmp_path), resolution=4, prc_neighborhood=1))
     assert given.count == 2 and given.statistics == {}
     small = [
