@@ -86,7 +86,7 @@ def prepared(
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """One run in a folder at a time: the next one would change the settings under the first."""
+    """One run or sweep in a folder at a time: the next would change settings and results under the first."""
     if not LOCK.parents[1].is_dir():
         raise BadInput(f"{Path.cwd()}: not a DVC project; allowed: the folder that holds .dvc")
     LOCK.parent.mkdir(exist_ok=True)  # a fresh clone has none

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flows import inputs
 from flows.cluster import connect
 from flows.sweeps import outcome, trial
 from flows.sweeps.space import Plan, Point, load
@@ -27,6 +28,7 @@ NAME = "validation_loss"  # what trials are compared by, until they sample
 OnTrial = Callable[[list[dict[str, Any]], int], None]  # (records so far, how many there will be)
 
 
+@inputs.alone()  # trials link to the results that stand here
 def run(name: str, on_trial: OnTrial = lambda records, total: None) -> Path:
     """Runs what is left of a sweep and writes reports/sweeps/NAME and the winner's recipe. Gives the table's path."""
     plan = load(name)

@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT, Project, as_yaml, called, sealed
 from PIL import Image
 
-from flows import graph
+from flows import graph, inputs
 from flows.sweeps import outcome, search, space, trial
 from flows.sweeps.space import load
 from flows.sweeps.trial import Pipeline
@@ -178,6 +178,16 @@ def test_before_the_pipeline_has_run_a_sweep_is_one_line_and_no_trial_is_taken_f
     with pytest.raises(BadInput, match=r"^data/reference: missing; an earlier stage makes it: run dvc repro$"):
         search.run("mine")
     assert not Path(".scratch/sweeps").exists()
+
+
+def test_beside_a_run_in_the_same_folder_a_sweep_is_refused(swept, monkeypatch):
+    monkeypatch.setattr(inputs, "ENDS", 0.1)
+    monkeypatch.setattr(search, "load", None)
+    swept("mine", SEARCH)
+    with inputs.alone(), pytest.raises(BadInput, match="another run is at work here"):
+        search.run("mine")
+    with pytest.raises(TypeError, match="not callable"):  # it would begin
+        search.run("mine")
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("params/sweeps/*.yaml")))
