@@ -188,8 +188,8 @@ class Plan:
                 training[key] = max(min(training[key], training["batch"]), round(training[key] * sweep.budget))
         tree["methods"][sweep.method]["steps"] = []  # a trial is one point
         tree["sample"]["images"] = sweep.images
-        tree["evaluate"]["second_extractor"] = None  # one extractor ranks the trials
-        tree["run"]["workers"] = 0  # a trial is one process
+        tree["evaluate"] |= {"second_extractor": None, "dinov2": None}  # one extractor ranks the trials
+        tree["run"] |= {"workers": 0, "previews": 0, "tracker": None}  # a trial is one process, whose folder goes
         return settings.validate(tree, self.file)
 
     @property

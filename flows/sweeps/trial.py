@@ -140,7 +140,7 @@ def _bring(verb: str, name: str, params: Experiment, pipeline: Pipeline, made: P
     with FileLock(place.with_suffix(".lock")):  # another trial may be making it
         if not place.exists():
             if job:
-                fitting.work(job, params.run.model_copy(update={"previews": 0}), lambda seen: None, rows, counted=False)
+                fitting.work(job, params.run, lambda seen: None, rows, counted=False)
             else:
                 module.main(params, name)
             os.replace(stage.out, place)

@@ -199,13 +199,16 @@ def test_every_shipped_sweep_suits_the_shipped_experiment(name, monkeypatch):
 
 
 def test_a_trial_is_the_one_method_at_the_budget(swept):
-    swept("half", SEARCH | {"budget": 0.5})
+    project = swept("half", SEARCH | {"budget": 0.5})
+    write_json(Path("dino/config.json"), {})
+    project.change({"evaluate.dinov2": "dino", "run.tracker": "tensorboard"})
     found = load("half").trial({LR: 0.25})
     assert set(found.methods) == set(found.parts) == {"dit"} and found.sample.images == 12
     assert found.parts["dit"].training.images == 16, "at least one batch"
     assert found.parts["dit"].training.lr == 0.25
     assert load("half").changed({LR: 0.25}).parts["dit"].training.images == 16
-    assert found.evaluate.second_extractor is None, "one extractor ranks"
+    assert found.evaluate.second_extractor is found.evaluate.dinov2 is None, "one extractor ranks"
+    assert found.run.tracker is None and found.run.previews == 0, "a trial's folder goes with what is told there"
     more = swept("more", SEARCH | {"method": "msf", "space": {STEPS: {"grid": [1]}}})
     more.change({"methods.msf.steps": [2]})
     plan = load("more")
