@@ -17,7 +17,7 @@ from conftest import ROOT, Project, as_yaml, called, sealed
 from PIL import Image
 
 from flows import graph, inputs
-from flows.sweeps import outcome, search, space, trial
+from flows.sweeps import charts, outcome, search, space, trial
 from flows.sweeps.space import load
 from flows.sweeps.trial import Pipeline
 from multiscale.core.intact import Damaged
@@ -269,6 +269,18 @@ def test_a_student_is_swept_with_its_own_settings_after_its_teacher(swept):
         BadInput, match="keys below methods.swd, students.swd, decompose.pyramid, and latents.resolutions"
     ):
         load("teacher")
+
+
+def test_where_a_trial_does_not_have_a_setting_its_line_leaves_it_out(swept):
+    details = "parts.wmgm-details"
+    width = f"{details}.discriminator.width"
+    off = {f"{details}.discriminator": None, f"{details}.loss.adversarial": 0.0, f"{details}.loss.draws": 1}
+    spaces = [{width: {"grid": [8]}}, {key: {"grid": [value]} for key, value in off.items()}]
+    swept("details", SEARCH | {"method": "wmgm", "space": spaces})
+    plan = load("details")
+    rows = [{"point": point, "state": "done", "metrics": {"kid": 0.1}} for point in plan.sweep.points]
+    charts.parallel(plan, [width, *off], rows, Path("parallel.png"))
+    assert Image.open("parallel.png").width > 300
 
 
 def test_points_of_several_grids_are_tried_once_each(swept):
