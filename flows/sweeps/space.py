@@ -70,7 +70,7 @@ class Axis:
                 allowed = "ends above 0"
         if allowed:
             raise Bad(f"space.{key}.{kind}", values, allowed)
-        return cls(kind, tuple(values))
+        return cls(kind, tuple(map(float, values) if kind in ("log", "uniform") else values))  # as they are searched
 
 
 class Sweep(Section):

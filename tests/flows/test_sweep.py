@@ -101,6 +101,12 @@ INVALID = [
         "grid",
     ),
     ("an end that no experiment has", {"space": {LR: {"uniform": [-1, 1]}}}, f"{LR}: -1", "greater than 0"),
+    (
+        "a range of numbers for a whole one",
+        {"space": {"parts.dit.training.ema_images": {"uniform": [500, 8000]}}},
+        "ema_images: 500.0",
+        "integer",
+    ),
     ("a text for a number", {"space": {"parts.dit.network.depth": {"choice": ["deep"]}}}, "depth: 'deep'", "integer"),
     (
         "a grid point that cannot be",
