@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,6 +39,7 @@ METRICS = {  # and which way is better
     "flops_per_image": "min",
 }
 KINDS = ("log", "uniform", "int", "choice", "grid")
+NAMED = "[a-z0-9-]+"  # what the keys of the dashboard's artifacts are made of
 
 MOST = 1000  # points of all grids, or ends and choices: each is checked as an experiment of its own
 
@@ -232,6 +234,8 @@ def load(name: str) -> Plan:
     known = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
     if name not in known:
         raise refuse(SWEEPS, "sweep", name, f"one of {', '.join(known) or 'none yet'}")
+    if not re.fullmatch(NAMED, name):
+        raise refuse(SWEEPS, "sweep", name, "a name of a-z, 0-9 and '-' alone, as the dashboard takes them")
     file = SWEEPS / f"{name}.yaml"
     value = settings.read_yaml(file)
     try:

@@ -136,6 +136,12 @@ def test_an_invalid_sweep_is_one_line(swept, change, fault, allowed):
     assert fault in shown and allowed in rest
 
 
+def test_a_sweep_whose_name_the_dashboard_would_not_take_is_one_line(swept):
+    swept("My_sweep", SEARCH)
+    with pytest.raises(BadInput, match=r"^params/sweeps: sweep: 'My_sweep' is not allowed; allowed: a name of a-z, 0-"):
+        load("My_sweep")
+
+
 def test_early_stopping_without_a_validation_loss_is_one_line(swept):
     setting = "parts.dit.training.validation_images"
     swept("none", SEARCH | {"stop_early": True, "settings": {setting: 0}})
