@@ -74,6 +74,13 @@ class Axis:
             raise Bad(f"space.{key}.{kind}", values, allowed)
         return cls(kind, tuple(map(float, values) if kind in ("log", "uniform") else values))  # as they are searched
 
+    @property
+    def size(self) -> float:
+        """How many values there are."""
+        if self.kind == "int":
+            return int(self.values[1] - self.values[0] + 1)
+        return len(self.values) if self.kind in ("choice", "grid") else math.inf
+
 
 class Sweep(Section):
     """A file of params/sweeps."""
@@ -140,6 +147,12 @@ class Sweep(Section):
             for values in itertools.product(*(axis.values for axis in grid.values()))
         ]
         return [point for index, point in enumerate(points) if point not in points[:index]]
+
+    @property
+    def count(self) -> int:
+        """How many trials there will be: all points of a grid, of a searched space no more than it has."""
+        sizes = [min(axis.size, self.trials) for space in self.spaces for axis in space.values()]
+        return len(self.points) or int(min(self.trials, math.prod(sizes)))
 
 
 @dataclass(frozen=True)

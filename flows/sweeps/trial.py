@@ -168,6 +168,11 @@ class Records:
         """The file of a point's record."""
         return self.folder / f"{hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:16]}.json"
 
+    def of(self, point: Point) -> dict[str, Any] | None:
+        """The record of a point, if it has one."""
+        path = self.path(point)
+        return read_sealed_json(path) if path.exists() else None
+
     def add(self, point: Point, state: str, **about: Any) -> None:
         """Keeps the outcome of a trial: 'done', 'stopped' or 'failed'. The first word on a trial stays."""
         if not self.path(point).exists():

@@ -161,7 +161,7 @@ def test_trials_are_stopped_by_their_validation_loss(swept, monkeypatch):
     monkeypatch.setattr(tune, "report", told.append)
     swept("early", SEARCH | {"stop_early": True})
     plan = load("early")
-    _, options = search._searched(plan, trial.Records(Path("records")), 3)
+    _, options = search._searched(plan, trial.Records(Path("records")))
     assert options["scheduler"].metric == "validation_loss"
 
     def run(method, params, pipeline, scratch, on_row):
@@ -173,6 +173,43 @@ def test_trials_are_stopped_by_their_validation_loss(swept, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         search._trial({LR: 1e-3}, plan, Pipeline(Path.cwd(), plan.experiment, {}, ""), Path("scratch"))
     assert told == [{"images": 116, "validation_loss": 0.5}]
+
+
+def test_a_point_that_is_proposed_again_is_not_run_again(swept, monkeypatch):
+    from ray import tune
+
+    told, ran = [], []
+    monkeypatch.setattr(tune, "report", told.append)
+
+    def run(method, params, pipeline, scratch, on_row):
+        ran.append(params.parts["dit"].training.lr)
+        if ran[-1] == 0.2:
+            raise FloatingPointError("the loss diverged")
+        return {"metrics": {"kid": 0.5}}
+
+    monkeypatch.setattr(trial, "run", run)
+    swept("few", SEARCH | {"space": {LR: {"choice": [0.1, 0.2]}}})
+    plan = load("few")
+    pipeline = Pipeline.read(plan)
+    scratch = Path(".scratch/sweeps", f"few-{pipeline.key}").absolute()
+    for index in (0, 0):
+        search._trial({LR: index}, plan, pipeline, scratch)
+    with pytest.raises(FloatingPointError):
+        search._trial({LR: 1}, plan, pipeline, scratch)
+    search._trial({LR: 1}, plan, pipeline, scratch)
+    assert ran == [0.1, 0.2] and [each["objective"] for each in told] == [0.5, 0.5, None]
+
+    monkeypatch.setattr(outcome, "write", lambda plan, records: [record["state"] for record in records])
+    monkeypatch.setattr(search, "_search", None)
+    assert search.run("few") == ["done", "failed"], "with both values tried it ends, though it may have three trials"
+
+
+@pytest.mark.parametrize("kind, values, count", [("int", [1, 2], 2), ("int", [1, 9], 3), ("choice", [1, 2, 4, 8], 3)])
+def test_a_search_has_no_more_trials_than_its_space_has_points(kind, values, count, swept):
+    swept("few", SEARCH | {"space": {"parts.dit.network.depth": {kind: values}}})
+    assert load("few").sweep.count == count
+    swept("more", SEARCH | {"space": {"parts.dit.network.depth": {kind: values}, LR: {"log": [1e-4, 1e-2]}}})
+    assert load("more").sweep.count == 3
 
 
 def test_an_unknown_sweep_ends_in_one_line_that_lists_those_there_are(swept):
