@@ -93,10 +93,15 @@ def _of_older_settings() -> Iterator[Path]:
             yield model
     for kind in ("checkpoints", "sweeps"):  # NAME-KEY, where the key stands for all that decides the result
         newest: dict[str, Path] = {}
-        for folder in sorted((SCRATCH / kind).glob("*-*"), key=lambda path: path.stat().st_mtime):
+        for folder in sorted((SCRATCH / kind).glob("*-*"), key=_written):
             name = folder.name.rpartition("-")[0]
             if name in newest:
                 yield newest[name]
             newest[name] = folder
             if kind == "sweeps" and not (SWEEPS / f"{name}.yaml").exists():
                 yield folder
+
+
+def _written(folder: Path) -> float:
+    """When a folder, or one in it, got or lost its last file: a sweep that goes on writes into those in its own."""
+    return max(path.stat().st_mtime for path in (folder, *folder.glob("*")))

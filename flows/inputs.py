@@ -105,7 +105,7 @@ def _put_back(before: bytes, ours: bytes) -> None:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """One run in a folder at a time: the next one would change the settings under the first."""
+    """One run or sweep in a folder at a time: the next would change settings and results under the first."""
     if not LOCK.parents[1].is_dir():
         raise BadInput(f"{Path.cwd()}: not a DVC project; allowed: the folder that holds .dvc")
     LOCK.parent.mkdir(exist_ok=True)  # a fresh clone has none

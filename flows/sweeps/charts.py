@@ -8,6 +8,7 @@ from typing import Any
 
 from flows.sweeps.space import Plan, at
 from stages.reporting.figures import drawing, plt
+from stages.schema import Experiment
 
 
 class Scale:
@@ -61,11 +62,11 @@ def settings(plan: Plan, keys: list[str], rows: list[dict[str, Any]], path: Path
 def parallel(plan: Plan, keys: list[str], rows: list[dict[str, Any]], path: Path) -> None:
     """Parallel coordinates: a line a trial through its settings to its metric, coloured by the metric.
 
-    A setting that a trial left alone stands at the experiment's own value. Trials without a metric, which were stopped
-    or failed, are grey and end before it.
+    A setting that a trial left alone stands at the experiment's own value, one that it does not have nowhere. Trials
+    without a metric, which were stopped or failed, are grey and end before it.
     """
     trials = [plan.changed(row["point"]) for row in rows]
-    scales = [*(Scale([at(trial, key) for trial in trials]) for key in keys), Scale(_metric(plan, rows))]
+    scales = [*(Scale([_value(trial, key) for trial in trials]) for key in keys), Scale(_metric(plan, rows))]
     colours = plt.get_cmap("viridis_r" if plan.sweep.mode == "max" else "viridis")
     with drawing(path, figsize=(2.6 * len(scales) + 1, 4.5)) as (panel,):
         panel.grid(False)
@@ -92,3 +93,11 @@ def parallel(plan: Plan, keys: list[str], rows: list[dict[str, Any]], path: Path
 
 def _metric(plan: Plan, rows: list[dict[str, Any]]) -> list[float | None]:
     return [row["metrics"][plan.sweep.metric] if row["state"] == "done" else None for row in rows]
+
+
+def _value(trial: Experiment, key: str) -> Any:
+    """The value of a setting in a trial; None where a section that holds it is left out or of another kind there."""
+    try:
+        return at(trial, key)
+    except (LookupError, AttributeError):
+        return None

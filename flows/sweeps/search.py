@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flows import inputs
 from flows.cluster import connect
 from flows.sweeps import outcome, trial
 from flows.sweeps.space import Plan, Point, load
@@ -27,6 +28,7 @@ NAME = "validation_loss"  # what trials are compared by, until they sample
 OnTrial = Callable[[list[dict[str, Any]], int], None]  # (records so far, how many there will be)
 
 
+@inputs.alone()  # trials link to the results that stand here
 def run(name: str, on_trial: OnTrial = lambda records, total: None) -> Path:
     """Runs what is left of a sweep and writes reports/sweeps/NAME and the winner's recipe. Gives the table's path."""
     plan = load(name)
@@ -36,7 +38,7 @@ def run(name: str, on_trial: OnTrial = lambda records, total: None) -> Path:
     scratch = Path(SCRATCH, "sweeps", f"{name}-{pipeline.key}").absolute()
     records = Records(scratch / "records")
     records.forget_damaged()
-    total = len(plan.sweep.points) or plan.sweep.trials
+    total = plan.sweep.count
     with progress(f"sweep {name}", total, "trial") as reach:
 
         def tell() -> None:
@@ -46,15 +48,13 @@ def run(name: str, on_trial: OnTrial = lambda records, total: None) -> Path:
 
         tell()
         if len(records.all()) < total:
-            _search(plan, pipeline, scratch, records, total, tell)
+            _search(plan, pipeline, scratch, records, tell)
             total = len(records.all())  # fewer where a setting with few values was proposed twice
             tell()
     return outcome.write(plan, records.all())
 
 
-def _search(
-    plan: Plan, pipeline: Pipeline, scratch: Path, records: Records, total: int, tell: Callable[[], None]
-) -> None:
+def _search(plan: Plan, pipeline: Pipeline, scratch: Path, records: Records, tell: Callable[[], None]) -> None:
     """Runs the trials that have no record yet."""
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # only the last report holds the objective
@@ -64,7 +64,7 @@ def _search(
     from ray import tune
 
     asked = cluster.request(one)
-    space, options = _grid(plan, records) if plan.sweep.points else _searched(plan, records, total)
+    space, options = _grid(plan, records) if plan.sweep.points else _searched(plan, records)
     trainable = partial(_trial, plan=plan, pipeline=pipeline, scratch=scratch)
     run_config = tune.RunConfig(
         storage_path=str(scratch / "tune"), verbose=0, callbacks=[_watcher(plan, records, tell)]
@@ -84,7 +84,7 @@ def _grid(plan: Plan, records: Records) -> tuple[dict[str, Any], dict[str, Any]]
     return {"index": tune.grid_search(left)}, {}
 
 
-def _searched(plan: Plan, records: Records, total: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _searched(plan: Plan, records: Records) -> tuple[dict[str, Any], dict[str, Any]]:
     """Optuna's search, told of the trials that are done, and ASHA on the images seen."""
     import optuna
     from ray import tune
@@ -122,7 +122,7 @@ def _searched(plan: Plan, records: Records, total: int) -> tuple[dict[str, Any],
         max_t=2 * plan.images,  # at plan.images it would end a trial before its samples
     )
     options = {"scheduler": scheduler} if sweep.stop_early else {}
-    return {}, {"search_alg": search, "num_samples": total - len(found), **options}
+    return {}, {"search_alg": search, "num_samples": sweep.trials - len(found), **options}
 
 
 def _point(config: dict[str, Any], plan: Plan) -> Point:
@@ -134,11 +134,16 @@ def _point(config: dict[str, Any], plan: Plan) -> Point:
 
 
 def _trial(config: dict[str, Any], plan: Plan, pipeline: Pipeline, scratch: Path) -> None:
-    """The trainable: runs a trial and records it, also where it fails."""
+    """The trainable: runs a trial and records it, also where it fails; of a point with a record it tells that."""
     from ray import tune
 
     os.chdir(pipeline.folder)
     point, records, started = _point(config, plan), Records(scratch / "records"), time.monotonic()
+
+    if known := records.of(point):  # of few values Optuna proposes some again
+        # Without a number in it Ray would print a line.
+        tune.report({"images": 0, "objective": known.get("metrics", {}).get(plan.sweep.metric)})
+        return
 
     def on_row(before: int, row: dict[str, float]) -> None:
         if NAME in row:

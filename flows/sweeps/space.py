@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,6 +39,7 @@ METRICS = {  # and which way is better
     "flops_per_image": "min",
 }
 KINDS = ("log", "uniform", "int", "choice", "grid")
+NAMED = "[a-z0-9-]+"  # what the keys of the dashboard's artifacts are made of
 
 MOST = 1000  # points of all grids, or ends and choices: each is checked as an experiment of its own
 
@@ -70,7 +72,14 @@ class Axis:
                 allowed = "ends above 0"
         if allowed:
             raise Bad(f"space.{key}.{kind}", values, allowed)
-        return cls(kind, tuple(values))
+        return cls(kind, tuple(map(float, values) if kind in ("log", "uniform") else values))  # as they are searched
+
+    @property
+    def size(self) -> float:
+        """How many values there are."""
+        if self.kind == "int":
+            return int(self.values[1] - self.values[0] + 1)
+        return len(self.values) if self.kind in ("choice", "grid") else math.inf
 
 
 class Sweep(Section):
@@ -139,6 +148,12 @@ class Sweep(Section):
         ]
         return [point for index, point in enumerate(points) if point not in points[:index]]
 
+    @property
+    def count(self) -> int:
+        """How many trials there will be: all points of a grid, of a searched space no more than it has."""
+        sizes = [min(axis.size, self.trials) for space in self.spaces for axis in space.values()]
+        return len(self.points) or int(min(self.trials, math.prod(sizes)))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -188,8 +203,8 @@ class Plan:
                 training[key] = max(min(training[key], training["batch"]), round(training[key] * sweep.budget))
         tree["methods"][sweep.method]["steps"] = []  # a trial is one point
         tree["sample"]["images"] = sweep.images
-        tree["evaluate"]["second_extractor"] = None  # one extractor ranks the trials
-        tree["run"]["workers"] = 0  # a trial is one process
+        tree["evaluate"] |= {"second_extractor": None, "dinov2": None}  # one extractor ranks the trials
+        tree["run"] |= {"workers": 0, "previews": 0, "tracker": None}  # a trial is one process, whose folder goes
         return settings.validate(tree, self.file)
 
     @property
@@ -232,6 +247,8 @@ def load(name: str) -> Plan:
     known = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
     if name not in known:
         raise refuse(SWEEPS, "sweep", name, f"one of {', '.join(known) or 'none yet'}")
+    if not re.fullmatch(NAMED, name):
+        raise refuse(SWEEPS, "sweep", name, "a name of a-z, 0-9 and '-' alone, as the dashboard takes them")
     file = SWEEPS / f"{name}.yaml"
     value = settings.read_yaml(file)
     try:

@@ -29,13 +29,7 @@ from stages import evaluate, sample, timing
 from stages.common import fitting, keys, paths
 from stages.schema import Experiment
 
-GIVEN = (
-    paths.IMAGES,
-    paths.PIXELS,
-    paths.REFERENCE,
-    paths.VAE,
-    paths.CLASSIFIER,
-)  # what every trial takes from the pipeline
+GIVEN = (paths.IMAGES, paths.PIXELS, paths.REFERENCE, paths.VAE, paths.CLASSIFIER)  # see `given`
 Row = Callable[[dict[str, float]], None]  # told each row of a history
 OnRow = Callable[[int, dict[str, float]], None]  # the same, after the images of the parts before
 
@@ -51,6 +45,11 @@ def stages_of(params: Experiment) -> list[str]:
         *(f"synthetic@{name}" for name in params.synthetic),
         *(f"distill@{name}" for name in params.students),
     ]
+
+
+def given(params: Experiment) -> list[Path]:
+    """What every trial takes from the pipeline; with text also the captions and prompts, which decompositions read."""
+    return [*GIVEN, *([paths.EMBEDDINGS] if params.text else [])]
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Pipeline:
         run = [*stages_of(plan.trial({})), f"sample@{method}", f"evaluate@{method}"]
         stages = graph.declared([*run, *(f"latents@{resolution}" for resolution in resolutions)])
         lists = {name for address in run for name in _of(stages, address).code}
-        return cls(Path.cwd(), plan.experiment, stages, keys.key(plan.settings, GIVEN, lists))
+        return cls(Path.cwd(), plan.experiment, stages, keys.key(plan.settings, given(plan.experiment), lists))
 
     def has(self, stage: graph.Declared, params: Experiment) -> bool:
         """Whether the pipeline's result of a stage stands, and has these settings and the inputs here."""
@@ -99,8 +98,8 @@ def run(method: str, params: Experiment, pipeline: Pipeline, scratch: Path, on_r
     """
     folder = scratch / "work" / hashlib.sha256(params.model_dump_json().encode()).hexdigest()[:16]
     section = params.evaluate  # whose paths are absolute, or relative to the project
-    given = [Path(path) for path in (section.weights, section.clip_score, section.pick_score) if path]
-    for path in (*GIVEN, *(path for path in given if not path.is_absolute())):
+    weights = [Path(path) for path in (section.weights, section.clip_score, section.pick_score) if path]
+    for path in (*given(params), *(path for path in weights if not path.is_absolute())):
         _link(folder / path, pipeline.folder / path)
     os.chdir(folder)
     own, before = params.parts_of(method), 0
@@ -140,7 +139,7 @@ def _bring(verb: str, name: str, params: Experiment, pipeline: Pipeline, made: P
     with FileLock(place.with_suffix(".lock")):  # another trial may be making it
         if not place.exists():
             if job:
-                fitting.work(job, params.run.model_copy(update={"previews": 0}), lambda seen: None, rows, counted=False)
+                fitting.work(job, params.run, lambda seen: None, rows, counted=False)
             else:
                 module.main(params, name)
             os.replace(stage.out, place)
@@ -167,6 +166,11 @@ class Records:
     def path(self, point: Point) -> Path:
         """The file of a point's record."""
         return self.folder / f"{hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:16]}.json"
+
+    def of(self, point: Point) -> dict[str, Any] | None:
+        """The record of a point, if it has one."""
+        path = self.path(point)
+        return read_sealed_json(path) if path.exists() else None
 
     def add(self, point: Point, state: str, **about: Any) -> None:
         """Keeps the outcome of a trial: 'done', 'stopped' or 'failed'. The first word on a trial stays."""

@@ -41,8 +41,9 @@ def littered(pipeline) -> tuple[set[Path], set[Path]]:
     for age, path in enumerate([*sorted(freed), *sorted(kept)]):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("12345")
-        for each in (path, *list(path.parents)[:3]):
-            os.utime(each, (age, age))
+        # What a sweep writes is in the folders of its own: it leaves the time of that one as it was.
+        for each, when in ((path, age), (path.parent, age), (path.parents[1], -age)):
+            os.utime(each, (when, when))
     return freed, kept
 
 

@@ -16,8 +16,8 @@ import pytest
 from conftest import ROOT, Project, as_yaml, called, sealed
 from PIL import Image
 
-from flows import graph
-from flows.sweeps import outcome, search, space, trial
+from flows import graph, inputs
+from flows.sweeps import charts, outcome, search, space, trial
 from flows.sweeps.space import load
 from flows.sweeps.trial import Pipeline
 from multiscale.core.intact import Damaged
@@ -101,6 +101,12 @@ INVALID = [
         "grid",
     ),
     ("an end that no experiment has", {"space": {LR: {"uniform": [-1, 1]}}}, f"{LR}: -1", "greater than 0"),
+    (
+        "a range of numbers for a whole one",
+        {"space": {"parts.dit.training.ema_images": {"uniform": [500, 8000]}}},
+        "ema_images: 500.0",
+        "integer",
+    ),
     ("a text for a number", {"space": {"parts.dit.network.depth": {"choice": ["deep"]}}}, "depth: 'deep'", "integer"),
     (
         "a grid point that cannot be",
@@ -130,6 +136,12 @@ def test_an_invalid_sweep_is_one_line(swept, change, fault, allowed):
     assert fault in shown and allowed in rest
 
 
+def test_a_sweep_whose_name_the_dashboard_would_not_take_is_one_line(swept):
+    swept("My_sweep", SEARCH)
+    with pytest.raises(BadInput, match=r"^params/sweeps: sweep: 'My_sweep' is not allowed; allowed: a name of a-z, 0-"):
+        load("My_sweep")
+
+
 def test_early_stopping_without_a_validation_loss_is_one_line(swept):
     setting = "parts.dit.training.validation_images"
     swept("none", SEARCH | {"stop_early": True, "settings": {setting: 0}})
@@ -149,7 +161,7 @@ def test_trials_are_stopped_by_their_validation_loss(swept, monkeypatch):
     monkeypatch.setattr(tune, "report", told.append)
     swept("early", SEARCH | {"stop_early": True})
     plan = load("early")
-    _, options = search._searched(plan, trial.Records(Path("records")), 3)
+    _, options = search._searched(plan, trial.Records(Path("records")))
     assert options["scheduler"].metric == "validation_loss"
 
     def run(method, params, pipeline, scratch, on_row):
@@ -161,6 +173,43 @@ def test_trials_are_stopped_by_their_validation_loss(swept, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         search._trial({LR: 1e-3}, plan, Pipeline(Path.cwd(), plan.experiment, {}, ""), Path("scratch"))
     assert told == [{"images": 116, "validation_loss": 0.5}]
+
+
+def test_a_point_that_is_proposed_again_is_not_run_again(swept, monkeypatch):
+    from ray import tune
+
+    told, ran = [], []
+    monkeypatch.setattr(tune, "report", told.append)
+
+    def run(method, params, pipeline, scratch, on_row):
+        ran.append(params.parts["dit"].training.lr)
+        if ran[-1] == 0.2:
+            raise FloatingPointError("the loss diverged")
+        return {"metrics": {"kid": 0.5}}
+
+    monkeypatch.setattr(trial, "run", run)
+    swept("few", SEARCH | {"space": {LR: {"choice": [0.1, 0.2]}}})
+    plan = load("few")
+    pipeline = Pipeline.read(plan)
+    scratch = Path(".scratch/sweeps", f"few-{pipeline.key}").absolute()
+    for index in (0, 0):
+        search._trial({LR: index}, plan, pipeline, scratch)
+    with pytest.raises(FloatingPointError):
+        search._trial({LR: 1}, plan, pipeline, scratch)
+    search._trial({LR: 1}, plan, pipeline, scratch)
+    assert ran == [0.1, 0.2] and [each["objective"] for each in told] == [0.5, 0.5, None]
+
+    monkeypatch.setattr(outcome, "write", lambda plan, records: [record["state"] for record in records])
+    monkeypatch.setattr(search, "_search", None)
+    assert search.run("few") == ["done", "failed"], "with both values tried it ends, though it may have three trials"
+
+
+@pytest.mark.parametrize("kind, values, count", [("int", [1, 2], 2), ("int", [1, 9], 3), ("choice", [1, 2, 4, 8], 3)])
+def test_a_search_has_no_more_trials_than_its_space_has_points(kind, values, count, swept):
+    swept("few", SEARCH | {"space": {"parts.dit.network.depth": {kind: values}}})
+    assert load("few").sweep.count == count
+    swept("more", SEARCH | {"space": {"parts.dit.network.depth": {kind: values}, LR: {"log": [1e-4, 1e-2]}}})
+    assert load("more").sweep.count == 3
 
 
 def test_an_unknown_sweep_ends_in_one_line_that_lists_those_there_are(swept):
@@ -180,6 +229,16 @@ def test_before_the_pipeline_has_run_a_sweep_is_one_line_and_no_trial_is_taken_f
     assert not Path(".scratch/sweeps").exists()
 
 
+def test_beside_a_run_in_the_same_folder_a_sweep_is_refused(swept, monkeypatch):
+    monkeypatch.setattr(inputs, "ENDS", 0.1)
+    monkeypatch.setattr(search, "load", None)
+    swept("mine", SEARCH)
+    with inputs.alone(), pytest.raises(BadInput, match="another run is at work here"):
+        search.run("mine")
+    with pytest.raises(TypeError, match="not callable"):  # it would begin
+        search.run("mine")
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("params/sweeps/*.yaml")))
 def test_every_shipped_sweep_suits_the_shipped_experiment(name, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -189,13 +248,16 @@ def test_every_shipped_sweep_suits_the_shipped_experiment(name, monkeypatch):
 
 
 def test_a_trial_is_the_one_method_at_the_budget(swept):
-    swept("half", SEARCH | {"budget": 0.5})
+    project = swept("half", SEARCH | {"budget": 0.5})
+    write_json(Path("dino/config.json"), {})
+    project.change({"evaluate.dinov2": "dino", "run.tracker": "tensorboard"})
     found = load("half").trial({LR: 0.25})
     assert set(found.methods) == set(found.parts) == {"dit"} and found.sample.images == 12
     assert found.parts["dit"].training.images == 16, "at least one batch"
     assert found.parts["dit"].training.lr == 0.25
     assert load("half").changed({LR: 0.25}).parts["dit"].training.images == 16
-    assert found.evaluate.second_extractor is None, "one extractor ranks"
+    assert found.evaluate.second_extractor is found.evaluate.dinov2 is None, "one extractor ranks"
+    assert found.run.tracker is None and found.run.previews == 0, "a trial's folder goes with what is told there"
     more = swept("more", SEARCH | {"method": "msf", "space": {STEPS: {"grid": [1]}}})
     more.change({"methods.msf.steps": [2]})
     plan = load("more")
@@ -256,6 +318,18 @@ def test_a_student_is_swept_with_its_own_settings_after_its_teacher(swept):
         BadInput, match="keys below methods.swd, students.swd, decompose.pyramid, and latents.resolutions"
     ):
         load("teacher")
+
+
+def test_where_a_trial_does_not_have_a_setting_its_line_leaves_it_out(swept):
+    details = "parts.wmgm-details"
+    width = f"{details}.discriminator.width"
+    off = {f"{details}.discriminator": None, f"{details}.loss.adversarial": 0.0, f"{details}.loss.draws": 1}
+    spaces = [{width: {"grid": [8]}}, {key: {"grid": [value]} for key, value in off.items()}]
+    swept("details", SEARCH | {"method": "wmgm", "space": spaces})
+    plan = load("details")
+    rows = [{"point": point, "state": "done", "metrics": {"kid": 0.1}} for point in plan.sweep.points]
+    charts.parallel(plan, [width, *off], rows, Path("parallel.png"))
+    assert Image.open("parallel.png").width > 300
 
 
 def test_points_of_several_grids_are_tried_once_each(swept):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import called, sealed
+from conftest import as_yaml, called, sealed
 from PIL import Image
 
 from multiscale import sampling
@@ -145,3 +147,25 @@ def test_text_that_does_not_fit_is_refused_in_one_line(key, value, allowed, told
         load()
     where = "parts.teacher.dataset" if value is ... else key
     assert str(error.value).startswith(f"params.yaml: {where}: ") and f"; allowed: {allowed}" in str(error.value)
+
+
+def test_a_trial_of_a_sweep_that_decomposes_anew_reads_the_texts_of_the_pipeline(told):
+    from flows.sweeps import space, trial
+
+    Path(".dvc").mkdir()
+    Path(".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    sweep = {
+        "method": "teacher",
+        "metric": "kid",
+        "images": 12,
+        "space": {"methods.teacher.solver.steps": {"grid": [1]}},
+    }
+    Path("params/sweeps/told.yaml").write_text(as_yaml(sweep))
+    plan, root = space.load("told"), Path.cwd()
+    with pytest.raises(BadInput, match="^data/latents/text: missing; an earlier stage makes it: run dvc repro$"):
+        trial.Pipeline.read(plan)
+    run(told, "captions words", "encoder words", "embeddings words")
+    pipeline = trial.Pipeline.read(plan)
+    assert not any(stage.current for stage in pipeline.stages.values()), "DVC knows of none"
+    found = trial.run("teacher", plan.trial({}), pipeline, root / ".scratch/sweeps/told", lambda *row: None)
+    assert found["metrics"]["diversity"] > 0
