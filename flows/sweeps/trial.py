@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from flows import graph
 from flows.sweeps.space import Plan, Point, at
-from multiscale.core import intact
+from multiscale.core.intact import Damaged
 from multiscale.core.settings import Fetched
 from multiscale.core.storage import read_json, read_sealed_json, write_sealed_json
 from stages import evaluate, sample, timing
@@ -186,7 +186,7 @@ class Records:
         """Removes each record that is not as it was written, and says so: its trial runs again."""
         for path in self.folder.glob("*.json"):
             try:
-                intact.check_file(path)
-            except intact.Damaged as error:
+                read_sealed_json(path)
+            except Damaged as error:
                 path.unlink()
                 print(f"{error}; its trial runs again", file=sys.stderr)
