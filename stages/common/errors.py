@@ -39,7 +39,8 @@ def missing(path: object) -> BadInput:
     """The error for what is not there: an earlier stage's output, a program, or a link among images that DVC reads."""
     if os.path.islink(str(path)):  # no stage makes links, and DVC reads them before us
         return refuse(EXPERIMENT, "data.path", str(path), "links that lead to a file or a folder")
-    advice = "; an earlier stage makes it: run dvc repro" if made_by(Path(str(path))) else ""
+    made = made_by(Path(str(path))) or made_by(Path(str(path), "*"))  # what is in it, of a folder of results
+    advice = "; an earlier stage makes it: run dvc repro" if made else ""
     return BadInput(f"{path}: missing{advice}")
 
 

@@ -67,7 +67,8 @@ def test_a_comment_leaves_a_key_as_it_is(given, tmp_path):
     assert keys.key(**given) == before
 
 
-def test_an_input_that_is_not_there_is_one_line(given):
+def test_an_input_that_is_not_there_is_one_line(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # in the project itself it may be there
     with pytest.raises(BadInput, match=r"^data/reference: missing; an earlier stage makes it: run dvc repro"):
         keys.key(given["settings"], [Path("data/reference")], given["lists"])
 
