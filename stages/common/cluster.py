@@ -241,8 +241,21 @@ def train(title: str, run: Run, total: int, function: Callable[[dict[str, Any]],
                 raise cause from None
             first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             print(f"{title}: lost a worker ({first}); going on from the last checkpoint", file=sys.stderr)
+            _free_reserved()
         finally:
             shutil.rmtree(storage / name, ignore_errors=True)
+
+
+def _free_reserved() -> None:
+    """Gives back what this process has reserved: a controller of Ray Train that dies early leaves it to nobody."""
+    import ray
+    from ray.util import placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    job = ray.get_runtime_context().get_job_id()
+    for name, about in placement_group_table().items():
+        if name.endswith(job) and about["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
 
 
 def _cause(error: Exception) -> tuple[Exception, bool]:

@@ -298,6 +298,20 @@ def test_what_a_worker_raises_of_its_own_is_not_taken_for_a_lost_worker(cause, l
     assert cluster._cause(error) == (error.worker_failures[0] if lost else cause, lost)
 
 
+def test_what_a_lost_controller_has_reserved_is_given_back(nodes, spread):
+    import ray
+    from ray.util import placement_group
+
+    cluster.connect(Run(workers=2))
+    ray.get(placement_group([{"CPU": 2}, {"CPU": 2}]).ready())
+    other = placement_group([{"CPU": 1}])
+    assert not other.wait(1), "all is reserved"
+    cluster._free_reserved()
+    again = placement_group([{"CPU": 2}, {"CPU": 2}])
+    assert again.wait(30)
+    cluster._free_reserved()
+
+
 def test_a_cluster_that_does_not_start_in_time_is_one_line(monkeypatch):
     import ray
 
