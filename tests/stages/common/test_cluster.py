@@ -302,13 +302,12 @@ def test_what_a_lost_controller_has_reserved_is_given_back(nodes, spread):
     import ray
     from ray.util import placement_group
 
-    cluster.connect(Run(workers=2))
-    ray.get(placement_group([{"CPU": 2}, {"CPU": 2}]).ready())
-    other = placement_group([{"CPU": 1}])
-    assert not other.wait(1), "all is reserved"
+    cluster.connect(Run(workers=1))
+    everything = [{"CPU": 1}] * int(ray.cluster_resources()["CPU"])
+    assert placement_group(everything).wait(30)
+    assert not placement_group(everything).wait(1)
     cluster._free_reserved()
-    again = placement_group([{"CPU": 2}, {"CPU": 2}])
-    assert again.wait(30)
+    assert placement_group(everything).wait(30)
     cluster._free_reserved()
 
 
