@@ -151,14 +151,17 @@ def write_sealed_json(path: Path, value: Mapping[str, object]) -> None:
 def read_sealed_json(path: Path) -> dict[str, Any]:
     """Reads what `write_sealed_json` wrote. Raises Damaged."""
     intact.check_file(path)
-    return parse_sealed_json(Path(path).read_bytes(), path)
+    return _unsealed(Path(path).read_bytes())
 
 
 def parse_sealed_json(content: bytes, path: Path) -> dict[str, Any]:
     """The same of the content of a file that is elsewhere; errors name `path`. Raises Damaged."""
     intact.check_opened(io.BytesIO(content), path)
-    found: dict[str, Any] = json.loads(content)
-    return {key: value for key, value in found.items() if key != CHECKSUM}
+    return _unsealed(content)
+
+
+def _unsealed(content: bytes) -> dict[str, Any]:
+    return {key: value for key, value in json.loads(content).items() if key != CHECKSUM}
 
 
 def read_json(path: Path) -> dict[str, Any]:
