@@ -2,8 +2,8 @@
 
 A picture shows one digit above another, or one to the left of another. Its content is (arrangement, first digit, second
 digit), its label the number of the content, row-major in FACTORS, and its caption one of the sentences that describe
-the content. Picture k of a split has the content k modulo their number. It depends on the split, k and the digits of
-the split alone.
+the content. Each 200 pictures of a split in a row have every content once, in an order of their own: a part of the split
+at any stride is like the whole. A picture depends on the split, its number and the digits of the split alone.
 """
 
 from __future__ import annotations
@@ -46,9 +46,16 @@ def names() -> list[str]:
     return [captions(*each)[0] for each in product(*map(range, FACTORS))]
 
 
+def label_of(split: str, index: int) -> int:
+    """The label of a picture."""
+    block, place = divmod(index, math.prod(FACTORS))
+    order = torch.randperm(math.prod(FACTORS), generator=generator(0, f"pairs/{split}/contents", block))
+    return int(order[place])
+
+
 def described(split: str, index: int) -> tuple[int, str]:
     """The label of a picture, and one of the sentences that describe its content."""
-    label = index % math.prod(FACTORS)
+    label = label_of(split, index)
     sentences = captions(*content(label))
     chosen = torch.randint(len(sentences), (), generator=generator(0, f"pairs/{split}/caption", index))
     return label, sentences[int(chosen)]
@@ -69,7 +76,7 @@ class Composer:
     def pixels(self, index: int) -> np.ndarray:
         """The pixels uint8 (H, H) of the picture `index` of the split."""
         draws = generator(0, f"pairs/{self.split}", index)
-        arrangement, *pair = content(index % math.prod(FACTORS))
+        arrangement, *pair = content(label_of(self.split, index))
         canvas = np.zeros((self.resolution, self.resolution), np.uint8)
         for half, digit in zip((0.25, 0.75), pair):
             same = self.of_class[digit]

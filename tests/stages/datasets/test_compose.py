@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from stages.common.errors import BadInput
+from stages.common.images import evenly
 from stages.datasets import compose, digits
 from stages.datasets.compose import Composer, described
 from stages.datasets.item import split_by_hash
@@ -51,10 +52,11 @@ def test_labels_are_contents_row_by_row_and_no_sentence_has_two_meanings():
 
 def test_contents_take_turns_and_all_of_their_sentences_are_told():
     told = defaultdict(Counter)
-    for index in range(200 * 40):
-        label, caption = described("train", index)
-        assert label == index % 200
-        told[label][caption] += 1
+    for block in range(40):
+        pairs = [described("train", index) for index in range(200 * block, 200 * (block + 1))]
+        assert sorted(label for label, _ in pairs) == list(range(200))
+        for label, caption in pairs:
+            told[label][caption] += 1
     for label in (73, 149, 111):  # the last one is "two ones" in a third of the pictures
         sentences = compose.captions(*compose.content(label))
         assert told[label].keys() == set(sentences)
@@ -62,12 +64,19 @@ def test_contents_take_turns_and_all_of_their_sentences_are_told():
         assert all(abs(count - 40 / len(sentences)) <= spread for count in told[label].values())
 
 
+def test_a_part_of_a_split_at_any_stride_is_like_the_whole():
+    """1,000 of 2,000 pictures, as `sample` takes their prompts: without replacement some 194 of 200 contents."""
+    labels = [compose.label_of("test", index) for index in evenly(2000, 1000).tolist()]
+    assert len(set(labels)) > 185 and abs(np.mean(np.array(labels) % 2) - 0.5) < 0.05
+    assert labels != [compose.label_of("train", index) for index in evenly(2000, 1000).tolist()]
+
+
 @pytest.mark.parametrize("resolution", [32, 64])
 @pytest.mark.parametrize("label", [12, 112])
 def test_digits_lie_where_the_caption_says(label, resolution):
     """One above two, one left of two: the squares' grey levels are 20 and 30."""
     composer, edges, corners = Composer("train", SQUARES, resolution), set(), set()
-    for index in range(label, label + 200 * 30, 200):
+    for index in (index for index in range(200 * 30) if compose.label_of("train", index) == label):
         canvas = composer.pixels(index)
         assert canvas.shape == (resolution, resolution) and set(np.unique(canvas)) == {0, 20, 30}
         if label == 112:
