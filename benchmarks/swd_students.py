@@ -59,7 +59,7 @@ SIZES = {
     "embedded": Size(
         four=[4, 6, 6, 8],
         six=[4, 4, 6, 6, 6, 8],
-        network=DiTNetwork(depth=6, width=192, heads=3, patch=2),
+        network=DiTNetwork(depth=4, width=192, heads=3, patch=2),
         batch=50,
         guided=24,
         repeats=9,

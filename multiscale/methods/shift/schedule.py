@@ -15,6 +15,9 @@ from multiscale.core.resize import bicubic_to
 from multiscale.core.settings import Bad, Positive, Section
 
 
+ROUNDING = 1e-6  # the times of steps are fp32: 0.8 is a little more than the level 0.8
+
+
 class Schedule(Section):
     """The resolutions of a sampling, and from which level of noise on each is used."""
 
@@ -36,7 +39,8 @@ class Schedule(Section):
 
     def at(self, level: float) -> int:
         """The resolution of a step at this level of noise: that of the lowest level which is not below it."""
-        return [each for each, first in zip(self.resolutions, self.levels) if level <= first][-1]
+        reached = level - ROUNDING
+        return [each for each, first in zip(self.resolutions, self.levels) if reached <= first][-1]
 
 
 def corrected(level: Tensor, ratio: float) -> Tensor:

@@ -33,7 +33,7 @@ from multiscale.training.part import Training
 #                form            mse   ssim  adversarial  r1   r1_every  discriminator_every  draws  levels
 LOSSES = {
     # the released code's weights lambda, nu, alpha; the squared error is that of images in [0, 2^(j-1)], where the
-    # decomposition has `standardised: false`
+    # part has `standardised: false`
     "official":   ("sigmoid-mean", 20.0, 0.5,  0.1,         0.0, 16,       4,                   1,     "pass"),
     # the squared error is that of standardised bands (`standardised: true`), and of their mean over two draws
     "stabilised": ("logistic",     5.0,  0.0,  0.4,         1.0, 16,       1,                   2,     "random"),

@@ -70,6 +70,16 @@ def config() -> ShiftConfig:
 STEPS = {True: [(4, 1.0), (4, 0.6), (8, 0.5), (8, 0.25)], False: [(4, 1.0), (4, 0.75), (8, 0.5), (8, 0.25)]}
 
 
+@pytest.mark.parametrize("steps", [5, 10, 20, 50])
+def test_a_level_at_the_time_of_a_step_is_reached_by_it(steps):
+    """0.8 in fp32 is a little more than the level 0.8, and 0.6 a little more than 0.6."""
+    times = torch.linspace(1, 0, steps + 1)
+    for level in (0.8, 0.6, 0.4, 0.2):
+        schedule = Schedule(resolutions=[16, 32], levels=[1.0, level])
+        low = [round(float(time), 4) for time in times if schedule.at(float(time)) == 16]
+        assert low == [round(1 - k / steps, 4) for k in range(steps) if k * 10 < steps * round(10 - 10 * level)]
+
+
 @pytest.mark.parametrize("correction", STEPS)
 def test_the_first_steps_are_small_and_their_noise_is_corrected(correction):
     z = torch.rand(1, 1, 8, 8)
