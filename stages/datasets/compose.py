@@ -2,8 +2,8 @@
 
 A picture shows one digit above another, or one to the left of another. Its content is (arrangement, first digit, second
 digit), its label the number of the content, row-major in FACTORS, and its caption one of the sentences that describe
-the content. Each 200 pictures of a split in a row have every content once, in an order of their own: a part of the split
-at any stride is like the whole. A picture depends on the split, its number and the digits of the split alone.
+the content. Each 200 pictures of a split in a row have every content once, in an order of their own, so that a part of
+the split at any stride is like the whole. A picture depends on the split, its number and the digits of the split alone.
 """
 
 from __future__ import annotations

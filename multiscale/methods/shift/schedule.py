@@ -14,7 +14,6 @@ from multiscale import flow
 from multiscale.core.resize import bicubic_to
 from multiscale.core.settings import Bad, Positive, Section
 
-
 ROUNDING = 1e-6  # the times of steps are fp32: 0.8 is a little more than the level 0.8
 
 
