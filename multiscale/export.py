@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import multiscale
-from multiscale import card, methods, prompts, sampling
+from multiscale import card, methods, model, prompts
 from multiscale.core import models
 from multiscale.core.models import first_line
 from multiscale.core.settings import Sampled
@@ -73,9 +73,9 @@ def export(folder: Path, to: Path, settings: Sampled, licence: str, repo: str | 
         raise ValueError(f"--to: {to} is there already; allowed: a folder that is not there yet")
     if repo:
         check_repo(repo)
-    parts = sampling.parts_in(folder)
+    parts = model.parts_in(folder)
     kind = models.about(parts[0])["kind"]
-    sampler = sampling.load(folder, settings, "fp32")  # refuses what is damaged, incomplete or foreign
+    sampler = model.load(folder, settings, "fp32")  # refuses what is damaged, incomplete or foreign
     if methods.component(kind) is None:
         raise ValueError(f"{folder}: kind: {kind!r} is not allowed; allowed: a method with a module `component`")
     if prompts.reads_text(folder):
