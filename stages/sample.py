@@ -179,7 +179,7 @@ def main(params: Experiment, method_name: str) -> None:
         write_json(folder / COSTS.name, cost)
         if others := params.methods[method_name].steps:
             tell(title, f"with {', '.join(map(str, others))} steps")
-            rest = (workers, folder, section, seeds, told, labels)
-            write_json(folder / STEPS, {str(steps): with_steps(steps, *rest) for steps in others})
+            costs = {str(steps): with_steps(steps, workers, folder, section, seeds, told, labels) for steps in others}
+            write_json(folder / STEPS, costs)
         reach(done + SHOWN + COUNTED)
     timings.write(f"sample-{method_name}", SAMPLES / method_name / COSTS.name, memory)
