@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import in_turn, ratio, save
-from multiscale import sampling
+from multiscale import model
 from multiscale.methods.msf.settings import MSFMethod
 from multiscale.networks.dit import DiTNetwork
 from stages.common import settings
@@ -42,7 +42,7 @@ def main() -> None:
     longer = MSFMethod(kind="msf", scales=[solver.model_copy(update={"steps": sum(steps)})])
     folders = {"msf": ("msf", msf), "dit": ("dit", dit), LONGER: ("dit", longer)}
     samplers = {
-        name: sampling.load(MODELS / folder, section, params.sample.precision)
+        name: model.load(MODELS / folder, section, params.sample.precision)
         for name, (folder, section) in folders.items()
     }
     whole = params.sample.batch

@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks.common import RESULTS, save
 from benchmarks.quality import Quality
-from multiscale import sampling
+from multiscale import model, sampling
 from multiscale.core.storage import read_json
 from multiscale.evaluation import features
 from multiscale.methods.wmgm.parts import build_part
@@ -41,7 +41,7 @@ def point(name: str, solver: str, steps: int, params: Experiment, labels: torch.
     # All else of the solver stays, such as the interval that is guided.
     changed = section.solver.model_copy(update={"name": solver, "steps": steps})
     method = section.model_copy(update={"solver": changed})
-    sampler = sampling.load(MODELS / name, method, params.sample.precision)
+    sampler = model.load(MODELS / name, method, params.sample.precision)
     batch, seeds = params.sample.batch, list(range(params.sample.first_seed, params.sample.first_seed + len(labels)))
     sampler(seeds[:batch], labels[:batch])  # warm
     started = time.perf_counter()

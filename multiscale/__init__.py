@@ -15,15 +15,14 @@ if TYPE_CHECKING:
 
 
 def load(folder: str | Path, settings: Sampled | None = None, precision: str = "auto") -> Model:
-    """The trained method in a folder, models/METHOD, with its sampler; see `multiscale.sampling.load`.
+    """The trained method in a folder, models/METHOD, with its sampler; see `multiscale.model.load`.
 
     settings: its solvers, a `METHOD` of the method's `settings`; None: the default ones. precision: 'auto', 'fp32' or
     'bf16'. Raises ValueError for a folder that is no trained method of this version, or is damaged.
     """
-    from multiscale import prompts, sampling  # here, because torch takes seconds to import
+    from multiscale import model, prompts  # here, because torch takes seconds to import
     from multiscale.core import models
-    from multiscale.model import Model, classes_of
 
-    sampler = sampling.load(Path(folder), settings, precision)
-    configs = [models.about(part) for part in sampling.parts_in(Path(folder))]
-    return Model(sampler, 0 if prompts.reads_text(Path(folder)) else classes_of(configs))
+    sampler = model.load(Path(folder), settings, precision)
+    configs = [models.about(part) for part in model.parts_in(Path(folder))]
+    return model.Model(sampler, 0 if prompts.reads_text(Path(folder)) else model.classes_of(configs))

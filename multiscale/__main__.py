@@ -99,7 +99,7 @@ def sample(given: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from multiscale import pictures, prompts, sampling
+    from multiscale import model, pictures, prompts, sampling
     from multiscale.core import models
 
     folder, seeds, out = given.folder, given.seeds, Path(given.out)
@@ -108,13 +108,13 @@ def sample(given: argparse.Namespace) -> None:
         raise ValueError(
             f"--out: {given.out!r} is not allowed; allowed: FILE.png for a grid, FOLDER/ for single images"
         )
-    configs = [models.about(part) for part in sampling.parts_in(folder)]
+    configs = [models.about(part) for part in model.parts_in(folder)]
     reads = prompts.reads_text(folder)
     if not reads and (given.prompts or given.encoder):
         raise ValueError(f"--prompts: {folder} reads no text; allowed: --classes, or neither")
     if reads and (given.classes or not given.prompts):
         raise ValueError(f"--classes: {given.classes} is not allowed; allowed: --prompts, since {folder} reads text")
-    sampler = sampling.load(folder, settings_of(configs[0]["kind"], given.set))
+    sampler = model.load(folder, settings_of(configs[0]["kind"], given.set))
     if reads:
         try:
             asked = of_prompts(prompts.read(given.prompts))
@@ -150,10 +150,10 @@ def export(given: argparse.Namespace) -> None:
             "--license: --push publishes the weights, so it must be given; allowed: the hub's, as apache-2.0"
         )
     announce("loading torch and diffusers")
-    from multiscale import export, sampling
+    from multiscale import export, model
     from multiscale.core import models
 
-    kind = models.about(sampling.parts_in(given.folder)[0])["kind"]
+    kind = models.about(model.parts_in(given.folder)[0])["kind"]
     export.export(given.folder, given.to, settings_of(kind, given.set), given.license or "other", given.push)
     print(given.to)
     if given.push:

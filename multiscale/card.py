@@ -12,25 +12,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from multiscale import methods
 from multiscale.core import models
 from multiscale.core.settings import Sampled, fault_of
 from multiscale.core.storage import read_sealed_json
 from multiscale.model import classes_of
 
-PAPERS = {  # of each method, by their numbers on arXiv
-    "msf": {"2501.13349": "MSF: Efficient Diffusion Model via Multi-Scale Latent Factorize"},
-    "pyramidal": {
-        "2410.05954": "Pyramidal Flow Matching for Efficient Video Generative Modeling",
-        "2504.07963": "PixelFlow: Pixel-Space Generative Models with Flow",
-    },
-    "shift": {
-        "2403.03206": "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis",
-        "2503.18940": "Training-free Diffusion Acceleration with Bottleneck Sampling",
-    },
-    "ssd": {"2603.08709": "Scale Space Diffusion"},
-    "swd": {"2503.16397": "Scale-wise Distillation of Diffusion Models"},
-    "wmgm": {"2411.09356": "Multi-scale Generative Modeling for Fast Sampling"},
-}
 METRICS = {
     "kid": "KID-{metric}",
     "fd": "FD-{metric}",
@@ -115,7 +102,8 @@ def written(
     about = [models.about(part) for part in parts]
     kind, count = str(settings.kind), classes_of(about)
     data = experiment.get("data", {})
-    links = [f"[{title}](https://arxiv.org/abs/{number})" for number, title in PAPERS.get(kind, {}).items()]
+    papers: dict[str, str] = getattr(methods.component(kind), "PAPERS", {})
+    links = [f"[{title}](https://arxiv.org/abs/{number})" for number, title in papers.items()]
     steps = [each["schedule"] for each in about if "schedule" in each]
     front = ModelCardData(
         license=licence,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import multiscale
-from multiscale import card, methods, prompts, sampling
+from multiscale import card, methods, model, prompts
 from multiscale.core import models
 from multiscale.core.models import first_line
 from multiscale.core.settings import Sampled
@@ -24,7 +24,6 @@ from multiscale.core.storage import atomic_folder, write_json
 from multiscale.networks import autoencoder
 
 PACKAGES = ("diffusers", "numpy", "pillow", "pydantic", "safetensors", "torch", "tqdm")
-OF_METHOD = {"wmgm": ("PyWavelets",)}
 LEFT = ("__pycache__", "evaluation")  # folders of the package that no sampler imports
 RESERVED = ("channels", "self", "settings", "vae")
 
@@ -74,10 +73,10 @@ def export(folder: Path, to: Path, settings: Sampled, licence: str, repo: str | 
         raise ValueError(f"--to: {to} is there already; allowed: a folder that is not there yet")
     if repo:
         check_repo(repo)
-    parts = sampling.parts_in(folder)
+    parts = model.parts_in(folder)
     kind = models.about(parts[0])["kind"]
-    sampler = sampling.load(folder, settings, "fp32")  # refuses what is damaged, incomplete or foreign
-    if not (Path(methods.__file__).parent / str(kind) / "component.py").exists():
+    sampler = model.load(folder, settings, "fp32")  # refuses what is damaged, incomplete or foreign
+    if methods.component(kind) is None:
         raise ValueError(f"{folder}: kind: {kind!r} is not allowed; allowed: a method with a module `component`")
     if prompts.reads_text(folder):
         raise ValueError(f"{folder}: reads text; allowed: a method without classes, or with them")
@@ -129,7 +128,8 @@ def write_code(name: str, kind: str, out: Path) -> None:
     shutil.copytree(package, out / "multiscale", ignore=shutil.ignore_patterns(*LEFT, *others))
     if (terms := package.parent / "LICENSE").exists():
         shutil.copyfile(terms, out / "LICENSE")
-    needs = [f"{each}>={version(each).partition('+')[0]}" for each in (*PACKAGES, *OF_METHOD.get(kind, ()))]
+    packages = (*PACKAGES, *getattr(methods.component(kind), "PACKAGES", ()))
+    needs = [f"{each}>={version(each).partition('+')[0]}" for each in packages]
     (out / "pyproject.toml").write_text(
         PROJECT.format(version=version("multiscale"), name=name, needs=json.dumps(needs))
     )

@@ -1,14 +1,44 @@
-"""A trained method in use: images of classes and seeds in one call."""
+"""A trained method in use: its sampler, from its folder, and images of classes and seeds in one call."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from multiscale import methods
+from multiscale.core import intact, models
+from multiscale.core.settings import Sampled
+from multiscale.networks import autoencoder
 from multiscale.sampling import Sampler, Trace, generate
+
+
+def load(folder: Path, settings: Sampled | None = None, precision: str = "auto") -> Sampler:
+    """The sampler of the trained method in a folder, models/METHOD.
+
+    settings: the method's section of an experiment; None takes the default solvers. Raises ForeignModel for a folder
+    without trained parts, or with parts of several methods.
+    """
+    parts = parts_in(folder)
+    intact.check(*parts)
+    kind = models.about(parts[0])["kind"]
+    if kind not in methods.names() or any(models.about(part)["kind"] != kind for part in parts):
+        allowed = f"parts of one method ({', '.join(methods.names())})"
+        raise models.ForeignModel(f"{folder}: kind: {kind!r} is not allowed; allowed: {allowed}")
+    section = settings or methods.settings(kind).METHOD(kind=kind)
+    sampler: Sampler = methods.sampler(kind).load_sampler(parts, section, autoencoder.beside(parts[0]), precision)
+    return sampler
+
+
+def parts_in(folder: Path) -> list[Path]:
+    """The folders of a method's trained parts. Raises ForeignModel where there are none."""
+    parts = sorted(path.parent for path in Path(folder).glob(f"[!.]*/{models.CONFIG}"))
+    if not parts:
+        raise models.ForeignModel(f"{folder}: holds no trained parts; allowed: the folder of a method, models/METHOD")
+    return parts
 
 
 def classes_of(configs: Iterable[Mapping[str, Any]]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -27,8 +26,11 @@ from diffusers.configuration_utils import register_to_config  # noqa: E402
 
 
 def component(kind: str) -> ModuleType:
-    """What makes the networks of a method components, and a sampler of them."""
-    return importlib.import_module(f"multiscale.methods.{kind}.component")
+    """What makes the networks of a method components, and a sampler of them. Raises ValueError for other methods."""
+    found = methods.component(kind)
+    if found is None:
+        raise ValueError(f"kind: {kind!r} is not allowed; allowed: a method with a module `component`")
+    return found
 
 
 class Network(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has no types

@@ -12,8 +12,8 @@ import torch
 from multiscale.condition import Prompts
 from multiscale.core.models import EMBEDDINGS, READER, TEXT, first_line
 from multiscale.core.storage import Table, read_json
+from multiscale.model import parts_in
 from multiscale.networks import text
-from multiscale.sampling import parts_in
 
 
 def reads_text(method: Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
@@ -11,10 +10,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from multiscale.core import intact, models
 from multiscale.core.device import autocast, cast_weights, default_device, layout_of, placed, resolve_precision
 from multiscale.core.pixels import to_pixels
-from multiscale.core.settings import Sampled
 
 Net = TypeVar("Net", bound=nn.Module)
 Trace = Callable[[str, Tensor], None]  # (caption, images in [0, 1] of any resolution): called after each step
@@ -101,31 +98,3 @@ def flops_per_image(sampler: Sampler, labels: Tensor) -> int:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         sampler([0], labels[:1])
     return int(counter.get_total_flops())
-
-
-def load(folder: Path, settings: Sampled | None = None, precision: str = "auto") -> Sampler:
-    """The sampler of the trained method in a folder, models/METHOD.
-
-    settings: the method's section of an experiment; None takes the default solvers. Raises ForeignModel for a folder
-    without trained parts, or with parts of several methods.
-    """
-    from multiscale import methods
-    from multiscale.networks import autoencoder
-
-    parts = parts_in(folder)
-    intact.check(*parts)
-    kind = models.about(parts[0])["kind"]
-    if kind not in methods.names() or any(models.about(part)["kind"] != kind for part in parts):
-        allowed = f"parts of one method ({', '.join(methods.names())})"
-        raise models.ForeignModel(f"{folder}: kind: {kind!r} is not allowed; allowed: {allowed}")
-    section = settings or methods.settings(kind).METHOD(kind=kind)
-    sampler: Sampler = methods.sampler(kind).load_sampler(parts, section, autoencoder.beside(parts[0]), precision)
-    return sampler
-
-
-def parts_in(folder: Path) -> list[Path]:
-    """The folders of a method's trained parts. Raises ForeignModel where there are none."""
-    parts = sorted(path.parent for path in Path(folder).glob(f"[!.]*/{models.CONFIG}"))
-    if not parts:
-        raise models.ForeignModel(f"{folder}: holds no trained parts; allowed: the folder of a method, models/METHOD")
-    return parts

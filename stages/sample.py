@@ -27,7 +27,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from multiscale import pictures, sampling
+from multiscale import model, pictures, sampling
 from multiscale.core import intact
 from multiscale.core.device import default_device, describe, peak_memory_bytes
 from multiscale.core.pixels import to_pixels
@@ -39,7 +39,7 @@ from stages.common.cluster import Pool, pool
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress, tell
 from stages.common.images import class_counts, class_names, classes, evenly
-from stages.common.paths import COSTS, IMAGES, MODELS, PROMPTS, SAMPLES, STEPS
+from stages.common.paths import COSTS, IMAGES, MODELS, PROMPTS, SAMPLES, STEPS, parts_of
 from stages.schema import Experiment
 from stages.schema.data import Sample
 
@@ -51,7 +51,7 @@ COUNTED = 2  # images that are sampled to count what one costs
 def check(name: str, params: Experiment) -> None:
     """Raises BadInput unless exactly the method's parts are trained."""
     wanted = set(params.parts_of(name))
-    found = {path.name for path in (MODELS / name).glob("[!.]*")}
+    found = {path.name for path in parts_of(name)}
     if not found:
         raise BadInput(f"{MODELS / name}: {name} is not trained yet; run dvc repro sample@{name}")
     if found != wanted:
@@ -65,7 +65,7 @@ class Artist:
         self.name, self.section, method = name, params.sample, params.methods[name]
         settings: dict[int | None, Sampled] = {None: method, **{steps: method.at(steps) for steps in method.steps}}
         self.samplers = {
-            steps: sampling.load(MODELS / name, each, self.section.precision) for steps, each in settings.items()
+            steps: model.load(MODELS / name, each, self.section.precision) for steps, each in settings.items()
         }
 
     def make(self, seeds: list[int], labels: Tensor, steps: int | None = None) -> Tensor:
@@ -179,7 +179,7 @@ def main(params: Experiment, method_name: str) -> None:
         write_json(folder / COSTS.name, cost)
         if others := params.methods[method_name].steps:
             tell(title, f"with {', '.join(map(str, others))} steps")
-            rest = (workers, folder, section, seeds, told, labels)
-            write_json(folder / STEPS, {str(steps): with_steps(steps, *rest) for steps in others})
+            costs = {str(steps): with_steps(steps, workers, folder, section, seeds, told, labels) for steps in others}
+            write_json(folder / STEPS, costs)
         reach(done + SHOWN + COUNTED)
     timings.write(f"sample-{method_name}", SAMPLES / method_name / COSTS.name, memory)

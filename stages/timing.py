@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from multiscale import sampling, timing
+from multiscale import model, sampling, timing
 from multiscale.core import intact
 from multiscale.core.device import default_device, describe
 from multiscale.core.pixels import to_pixels
@@ -38,7 +38,7 @@ def calls(name: str, batch: int, params: Experiment) -> list[Callable[[], object
     """
     method = params.methods[name]
     own, *others = (
-        sampling.load(MODELS / name, settings, params.sample.precision)
+        model.load(MODELS / name, settings, params.sample.precision)
         for settings in (method, *map(method.at, method.steps))
     )
 

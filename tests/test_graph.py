@@ -70,6 +70,7 @@ FOLLOWS = {  # the lists that an edit of a file changes
     },
     "multiscale/decomposition.py": of(*KINDS, verbs="decompose"),
     "multiscale/sampling.py": {"timing", *of("swd", verbs="synthetic distill"), *of(*KINDS, verbs="sample")},
+    "multiscale/model.py": {"timing", *of(*KINDS, verbs="sample")},
     "multiscale/timing.py": {"timing", "report"},
     "multiscale/pictures.py": {"evaluate", "floor", *of(*KINDS, verbs="sample")},
     "multiscale/networks/clip.py": {"encoder", "embeddings"},

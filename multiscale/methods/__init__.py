@@ -8,7 +8,8 @@ Each folder has these modules, found by name, so that a change of one method lea
     parts           build_part(name, settings, folder) -> Part: one of its networks, on the decomposition in a folder
     sampler         load_sampler(folders, settings, codec, precision) -> Sampler: from the folders of its trained parts
     component       built(about) -> (config, network) of a config that was saved, and sampler(parts, settings, codec,
-                    precision) -> Sampler: of such pairs, with their weights; only with it can the method be exported
+                    precision) -> Sampler: of such pairs, with their weights; only with it can the method be exported.
+                    Optional: PAPERS, titles by number on arXiv, and PACKAGES, which this method alone needs
     preview         sampler_of(part, net, rows, codec, precision) -> Sampler: of one part while it is trained; `rows` of
                     its data stand for what other parts make. Its images are shown, and decide nothing; optional
 

@@ -125,10 +125,20 @@ def work(
     flops = _flops_per_image(job, part) if counted else None
     checkpoints = Checkpoints(Path(SCRATCH, "checkpoints"), job.name, f"{job.key} {run.randomness}")
     observe = previews.observer(part, job.training, job.decomposition, run.previews)
-    spread = (run.parallel, run.checkpoint_seconds, observe, run.randomness)
     try:
         with trackers.tracking(run.tracker, job.name, job.key) as told:
-            result = fit(part, job.training, job.seed, checkpoints, [*on_row, *told], on_step, *spread)
+            result = fit(
+                part,
+                job.training,
+                job.seed,
+                checkpoints,
+                on_row=[*on_row, *told],
+                on_step=on_step,
+                parallel=run.parallel,
+                checkpoint_seconds=run.checkpoint_seconds,
+                observe=observe,
+                randomness=run.randomness,
+            )
     except Bad as error:
         raise refuse(EXPERIMENT, error.key, error.value, error.allowed) from None
     group = torch.distributed.is_initialized()

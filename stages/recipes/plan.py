@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from multiscale import methods, sampling
+from multiscale import methods, model, sampling
 from multiscale.condition import beside
 from multiscale.core.device import autocast
 from multiscale.core.models import AUTOENCODER, CONFIG, EMBEDDINGS, TEXT
@@ -206,7 +206,7 @@ class Planner:
         if joins is None:
             for name, each in parts.items():
                 self.saved(name, each)
-            sampler = sampling.load(self.folder / "models" / method, section, "fp32")
+            sampler = model.load(self.folder / "models" / method, section, "fp32")
             return sampler, [self.stand(net).instead() for net in sampler.networks.values()]
         made = [self.part(name, each) for name, each in parts.items()]
         stands = [self.stand(part.networks[part.main]).instead() for part in made]

@@ -15,7 +15,7 @@ from conftest import ROOT, called, sealed
 from torch import nn
 
 import multiscale
-from multiscale import card
+from multiscale import card, methods
 from multiscale.core import models
 from multiscale.core.storage import write_sealed_json
 from multiscale.methods.msf.component import built as scale
@@ -166,9 +166,9 @@ def test_a_folder_holds_the_code_of_its_method_alone_and_what_installs_it(tmp_pa
 
 
 def test_each_method_has_its_papers_which_the_documentation_cites():
-    assert card.PAPERS.keys() == {path.parent.name for path in ROOT.glob("multiscale/methods/*/settings.py")}
     told = "".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
-    for papers in card.PAPERS.values():
+    for component in filter(None, map(methods.component, methods.names())):
+        papers = getattr(component, "PAPERS", {})
         assert papers and all(f"](https://arxiv.org/abs/{number})" in told for number in papers)
 
 
@@ -235,6 +235,18 @@ def test_what_cannot_be_exported_is_one_line_and_writes_nothing(asked, line, tmp
     assert done.returncode == 2 and done.stderr.count("\n") <= 2 and "Traceback" not in done.stderr
     assert line in done.stderr
     assert sorted(map(str, tmp_path.rglob("*"))) == before
+
+
+def test_a_method_without_components_is_neither_exported_nor_opened(tmp_path, monkeypatch):
+    from multiscale.pipeline import Network
+
+    folder, out = trained(tmp_path, "ssd-2l"), tmp_path / "out"
+    monkeypatch.setattr(methods, "component", lambda kind: None)
+    done = called("multiscale", "export", str(folder), "--to", str(out))
+    line = "kind: 'ssd' is not allowed; allowed: a method with a module `component`"
+    assert done.returncode == 2 and f"{line}\n" in done.stderr and not out.exists()
+    with pytest.raises(ValueError, match=f"^{line}$"):
+        Network(SSD)
 
 
 def test_what_is_interrupted_leaves_nothing(tmp_path, monkeypatch):

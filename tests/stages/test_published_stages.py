@@ -13,7 +13,7 @@ import torch
 from conftest import Project, sealed
 from safetensors.torch import load_file
 
-from multiscale import sampling
+from multiscale import model
 from multiscale.core.compat import make_torchvision_importable
 from multiscale.core.models import ForeignModel
 from multiscale.core.storage import write_sealed_json
@@ -210,7 +210,7 @@ def test_a_published_teacher_is_fetched_distilled_and_sampled(published):
     for spoil in (lambda: place.write_bytes(place.read_bytes()[:-2] + b"\1\1"), place.unlink):
         spoil()
         with pytest.raises(ForeignModel, match=f"{place}: .*; allowed: the teacher") as error:
-            sampling.load(MODELS / "student-sd3", load().methods["student-sd3"])
+            model.load(MODELS / "student-sd3", load().methods["student-sd3"])
         assert "\n" not in str(error.value)
         done = published.stage("sample", "student-sd3")
         assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "allowed: the teacher" in done.stderr

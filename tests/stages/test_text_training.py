@@ -11,7 +11,7 @@ import torch
 from conftest import as_yaml, called, sealed
 from PIL import Image
 
-from multiscale import sampling
+from multiscale import model, sampling
 from multiscale.condition import Condition
 from multiscale.core.storage import Table, read_json
 from multiscale.networks import text
@@ -103,7 +103,7 @@ def test_images_are_made_for_the_prompts_that_they_are_told(told):
     for name in ("teacher", "student"):
         made = Table.open(SAMPLES / name / "images.safetensors")[slice(None)]
         assert made["label"].tolist() == [label for _, label in chosen]
-        sampler = sampling.load(MODELS / name, load().methods[name], section.precision)
+        sampler = model.load(MODELS / name, load().methods[name], section.precision)
         sampler.conditioner = lambda index: Condition(tuple(each[index] for each in given), null)
         wanted = torch.cat(list(sampling.generate(sampler, seeds, torch.arange(section.images), section.batch)))
         off = (made["pixels"].int() - wanted.int()).abs()

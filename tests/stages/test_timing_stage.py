@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import flipped, sealed
 
-from multiscale import sampling
+from multiscale import model
 from stages import timing
 from stages.common import settings, timings
 from stages.common.paths import COSTS, MODELS, SAMPLES, TIMINGS
@@ -58,7 +58,7 @@ def test_the_figures_are_those_of_one_image(sampled, monkeypatch):
             asked.append((self.name, seeds, labels.tolist()))
             return labels.float()
 
-    monkeypatch.setattr(sampling, "load", lambda folder, section, precision: Counting(folder.name))
+    monkeypatch.setattr(model, "load", lambda folder, section, precision: Counting(folder.name))
     lap = timing.timing.Lap
     monkeypatch.setattr(timing.timing, "reference", lambda: lambda: asked.append("reference"))
 
@@ -94,7 +94,7 @@ def test_other_numbers_of_steps_are_timed_with_their_own_solvers(sampled, monkey
             steps.append((self.steps, len(seeds)))
             return labels.float()
 
-    monkeypatch.setattr(sampling, "load", lambda folder, section, precision: Counting(section))
+    monkeypatch.setattr(model, "load", lambda folder, section, precision: Counting(section))
     monkeypatch.setattr(timing.timing, "reference", lambda: lambda: steps.append((1, 1)))
 
     def timed(call):

@@ -11,6 +11,8 @@ from multiscale.methods.msf.settings import MSFMethod
 from multiscale.networks.autoencoder import Codec
 from multiscale.networks.dit import DiT
 
+PAPERS = {"2501.13349": "MSF: Efficient Diffusion Model via Multi-Scale Latent Factorize"}
+
 
 def built(about: dict[str, Any]) -> tuple[ScaleConfig, DiT]:
     """The config that `about` holds, and its network with random weights."""

@@ -11,6 +11,11 @@ from multiscale.methods.pyramidal.settings import PyramidalMethod
 from multiscale.networks.autoencoder import Codec
 from multiscale.networks.dit import DiT
 
+PAPERS = {
+    "2410.05954": "Pyramidal Flow Matching for Efficient Video Generative Modeling",
+    "2504.07963": "PixelFlow: Pixel-Space Generative Models with Flow",
+}
+
 
 def built(about: dict[str, Any]) -> tuple[PyramidalConfig, DiT]:
     """The config that `about` holds, and its network with random weights."""

@@ -12,6 +12,11 @@ from multiscale.methods.shift.sampler import ShiftSampler
 from multiscale.methods.shift.settings import ShiftMethod
 from multiscale.networks.autoencoder import Codec
 
+PAPERS = {
+    "2403.03206": "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis",
+    "2503.18940": "Training-free Diffusion Acceleration with Bottleneck Sampling",
+}
+
 
 def built(about: dict[str, Any]) -> tuple[ShiftConfig, nn.Module]:
     """The config that `about` holds, and its network with random weights."""

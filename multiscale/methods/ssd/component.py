@@ -11,6 +11,8 @@ from multiscale.methods.ssd.settings import SSDMethod
 from multiscale.networks.autoencoder import Codec
 from multiscale.networks.unet import FlexiUNet
 
+PAPERS = {"2603.08709": "Scale Space Diffusion"}
+
 
 def built(about: dict[str, Any]) -> tuple[SSDConfig, FlexiUNet]:
     """The config that `about` holds, and its network with random weights."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,11 +16,9 @@ from multiscale.guidance import Predict, guided_by
 from multiscale.methods.ssd.model import SSDConfig, build_network, prediction
 from multiscale.methods.ssd.process import CLEAN, respaced
 from multiscale.methods.ssd.settings import AncestralSolver, SSDMethod
+from multiscale.networks.autoencoder import Codec
 from multiscale.networks.unet import FlexiUNet
 from multiscale.sampling import NetworkSampler, Trace
-
-if TYPE_CHECKING:  # importing diffusers takes seconds, which a method in pixels need not spend
-    from multiscale.networks.autoencoder import Codec
 
 
 class ScaleSpaceSampler(NetworkSampler):

@@ -13,6 +13,7 @@ from multiscale.methods.swd.sampler import SwDSampler, sampler_around
 from multiscale.methods.swd.settings import SwDMethod
 from multiscale.networks.autoencoder import Codec
 
+PAPERS = {"2503.16397": "Scale-wise Distillation of Diffusion Models"}
 CONFIGS: dict[Any, type[StudentConfig] | type[TeacherConfig]] = {"student": StudentConfig, "teacher": TeacherConfig}
 
 

@@ -13,6 +13,8 @@ from multiscale.methods.wmgm.sampler import WMGMSampler, config_of, sampler_of
 from multiscale.methods.wmgm.settings import WMGMMethod
 from multiscale.networks.autoencoder import Codec
 
+PAPERS = {"2411.09356": "Multi-scale Generative Modeling for Fast Sampling"}
+PACKAGES = ("PyWavelets",)
 Config = CoarseConfig | DetailsConfig | ScoreDetailsConfig
 
 
