@@ -12,7 +12,6 @@ if __name__ == "__main__":  # first: the imports below take seconds
     command(__doc__, {"name": "a key of `text`"})
 
 import shutil
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +42,8 @@ def build(name: str, section: TrainedEncoder, channels: int, resolution: int) ->
 
 def publish(section: PublishedEncoder, key: str, out: Path) -> None:
     """Copies the text encoders and tokenizers of a published model. Raises BadInput for what is none."""
+    from huggingface_hub.utils import filter_repo_objects  # takes long to import, and a trained encoder does without
+
     source, place = Path(section.source), f"{key}.source"
     if not source.exists():
         source = fetch.snapshot(section.source, str(section.revision), place, "model", FILES, COPIES)
@@ -52,7 +53,7 @@ def publish(section: PublishedEncoder, key: str, out: Path) -> None:
     if index.get("_class_name") not in PIPELINES:
         raise refuse(EXPERIMENT, place, index.get("_class_name"), f"a model of {', '.join(PIPELINES)}")
     files = (path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
-    chosen = sorted(path for path in files if _is_any(path, FILES) and not _is_any(path, COPIES))
+    chosen = sorted(filter_repo_objects(files, allow_patterns=FILES, ignore_patterns=COPIES))  # as of a download
     weighted = {path.split("/")[0] for path in chosen if path.endswith(".safetensors")}
     for part in filter(is_text, index):
         if part.startswith(clip.ENCODER) and part not in weighted:
@@ -61,10 +62,6 @@ def publish(section: PublishedEncoder, key: str, out: Path) -> None:
         for path in chosen:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / path, folder / path)
-
-
-def _is_any(path: str, patterns: list[str]) -> bool:
-    return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def main(params: Experiment, name: str) -> None:
