@@ -41,6 +41,7 @@ from stages.common.errors import BadInput
 from stages.common.paths import EXPERIMENT, MEASUREMENTS, REPORTS, SAMPLES
 from stages.reporting import claims, leaderboard, measured, provenance, views
 from stages.reporting.rows import Group, Row, grouped, rows_of
+from stages.reporting.tables import markdown
 from stages.schema import Experiment
 
 COLUMNS = {
@@ -145,11 +146,11 @@ def text(
         "## Samples",
         *(f"### {row['method']}\n\n![Samples of {row['method']}](grid-{row['method']}.png)" for row in rows),
         "## Where it ran",
-        _table(["", ""], about),
+        markdown(["", ""], about),
         "## What makes each row again",
-        _table(["method", "command", "images", "SHA-256 of the images"], provenance.commands(rows)),
+        markdown(["method", "command", "images", "SHA-256 of the images"], provenance.commands(rows)),
         "## Files",
-        _table(["file", "holds"], FILES.items()),
+        markdown(["file", "holds"], FILES.items()),
     ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
@@ -167,8 +168,3 @@ def _parts(page: Path) -> tuple[str, str]:
     if not (first and last):
         raise BadInput(f"{page}: has no place for results; allowed: a page with the lines {MARKS[0]} and {MARKS[1]}")
     return before, after
-
-
-def _table(headings: Sequence[str], rows: Any) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from stages.common import settings
 from stages.common.paths import CLAIMS, TIMINGS
-from stages.reporting import analyses
+from stages.reporting import analyses, tables
 from stages.reporting.analyses import Lacking, Measured, Unmeasured
 from stages.reporting.page import Section
 from stages.reporting.rows import Row, standard_error
@@ -231,5 +231,4 @@ def section(findings: Mapping[str, Finding]) -> Section:
 def markdown(findings: Mapping[str, Finding]) -> str:
     """The findings as Markdown."""
     shown = section(findings)
-    rows = [shown.headings, ["---"] * len(shown.headings), *shown.rows]
-    return "\n".join([f"## {TITLE}", "", *(f"| {' | '.join(row)} |" for row in rows), "", KEY, ""])
+    return "\n".join([f"## {TITLE}", "", tables.markdown(shown.headings, shown.rows), "", KEY, ""])
