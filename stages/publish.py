@@ -87,7 +87,7 @@ def run(folder: str, page: bool = False, into: str | None = None) -> None:
     sampling, judged = measured.of_sampling(), read_sealed_json(claims.SECONDS)
     if not sampling:
         raise BadInput(f"{report.QUALITY_TIME}: seconds were not measured here; run `{measured.COMMAND}`")
-    groups = measured.beside(grouped(rows), sampling, params)
+    groups = measured.with_seconds(grouped(rows), sampling, params)
     ordered = [row for group in groups for row in group.methods] + [row for row in rows if row["kind"] == "floor"]
     for path in (*COPIED, *([report.PAGE] if page else [])):
         with atomic_file(to / path.name) as temporary:

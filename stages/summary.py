@@ -51,7 +51,7 @@ def run(methods: list[str]) -> None:
         print(text(grouped(rows_of(_only(methods, params)))))
     else:
         groups = grouped(rows_of(params))
-        print(text(measured.beside(groups, measured.of_sampling(), params)))
+        print(text(measured.with_seconds(groups, measured.of_sampling(), params)))
 
 
 def _only(methods: Sequence[str], params: Experiment) -> Experiment:
