@@ -15,6 +15,8 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # as its documentation has it
+
 from multiscale.core import intact
 from multiscale.core.storage import Table, read_json, sealed_folder
 from multiscale.networks import clip
@@ -42,8 +44,6 @@ def build(name: str, section: TrainedEncoder, channels: int, resolution: int) ->
 
 def publish(section: PublishedEncoder, key: str, out: Path) -> None:
     """Copies the text encoders and tokenizers of a published model. Raises BadInput for what is none."""
-    from huggingface_hub.utils import filter_repo_objects  # takes long to import, and a trained encoder does without
-
     source, place = Path(section.source), f"{key}.source"
     if not source.exists():
         source = fetch.snapshot(section.source, str(section.revision), place, "model", FILES, COPIES)
