@@ -12,15 +12,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from benchmarks.common import RESULTS
+from stages.reporting.tables import markdown
 
 GLIBC = "glibc's allocator"  # a version without a bar
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = [list(head)]
-    lines.append(["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [*lines, *map(list, rows)])
 
 
 def raw(name: str) -> dict:
@@ -44,7 +39,7 @@ def setup(names: Iterable[str] = ("peers", "floor", "roofline", "growth")) -> st
         versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
         hardware = f"{about['processor']}, {about['device']}"
         rows.append([f"`{name}.json`", about["date"], hardware, f"Python {about['python']}, {versions}"])
-    return table(["raw file", "measured", "hardware", "versions"], rows)
+    return markdown(["raw file", "measured", "hardware", "versions"], rows)
 
 
 def peers() -> str:
@@ -58,7 +53,7 @@ def peers() -> str:
                 holds = {True: "yes", False: "**no**"}[row["holds"][name]] if name != GLIBC else "-"
                 rows.append([*about, name, spread(found), holds])
     head = ["what", "precision", "batch", "repeats", "ours", "against", "ours is faster (quartiles)", "bar holds"]
-    return table(head, rows)
+    return markdown(head, rows)
 
 
 def floor() -> str:
@@ -67,7 +62,7 @@ def floor() -> str:
         [what, f"{row['ratio']['median']:.3f}", f"{row['ratio']['q1']:.3f} to {row['ratio']['q3']:.3f}"]
         for what, row in about["rows"].items()
     ]
-    return table(["what", "ratio to plain torch", "quartiles"], rows)
+    return markdown(["what", "ratio to plain torch", "quartiles"], rows)
 
 
 def peaks() -> str:
@@ -81,7 +76,7 @@ def peaks() -> str:
         [f"triad in the {name}, GB/s".replace("in the memory", "in memory"), *(f"{each[n]:.1f}" for n in threads)]
         for name, each in about["gbytes_of_triads"].items()
     ]
-    return table(["peak", *(f"{n} thread{'s' * (n != '1')}" for n in threads)], rows)
+    return markdown(["peak", *(f"{n} thread{'s' * (n != '1')}" for n in threads)], rows)
 
 
 def roofline() -> str:
@@ -105,7 +100,7 @@ def roofline() -> str:
             ]
         )
     head = ["network", "pass", "precision", "batch", "GFLOP", "MB", "operators", "time", "GFLOP/s", "share"]
-    return table([*head, "of which products"], rows)
+    return markdown([*head, "of which products"], rows)
 
 
 def gaps() -> str:
@@ -113,7 +108,7 @@ def gaps() -> str:
     for row in raw("roofline")["largest_gaps"]:
         slow = ", ".join(f"`{each['operator']}` {each['share']:.0%}" for each in row["slowest"])
         rows.append([row["name"], seconds(row["gap_seconds"]), f"{row['passes']:,.0f}", slow])
-    return table(["network", "above the bound, in a training", "passes", "slowest operators of a pass"], rows)
+    return markdown(["network", "above the bound, in a training", "passes", "slowest operators of a pass"], rows)
 
 
 def growth() -> str:
@@ -126,7 +121,8 @@ def growth() -> str:
             times = f"{seconds(first['seconds'])} to {seconds(last['seconds'])}"
             exponents = [f"{found['seconds']:.2f}", f"{found['work']:.2f}", memory]
             rows.append([row["what"], sizes, times, f"{last['mib']:,.0f} MiB", *exponents])
-    return table(["what", "sizes", "time", "memory at the largest", "exponent of time", "of work", "of memory"], rows)
+    head = ["what", "sizes", "time", "memory at the largest", "exponent of time", "of work", "of memory"]
+    return markdown(head, rows)
 
 
 def timing() -> str:
@@ -138,7 +134,7 @@ def timing() -> str:
                 pairs = "; ".join(f"{pair} ({was:.2f})" for pair, was in swapped.items())
                 span = f"{moved['min']:.2f} to {moved['max']:.2f}"
                 rows.append([beside, batch, kind, f"{row['kendall_tau']:.2f}", span, pairs or "-"])
-    return table(
+    return markdown(
         ["beside", "batches", "figure", "Kendall's tau", "seconds over those of idle", "pairs that change places"], rows
     )
 

@@ -2,8 +2,8 @@
 
 python -m benchmarks.sd35
 
-Worked out from fake tensors at the published size, bf16 and one image. One block is really run on the CPU, with random
-weights. All without the autoencoder and the text encoders, which the published seconds include.
+Worked out from hollow tensors at the published size, bf16 and one image. One block is really run on the CPU, with
+random weights. All without the autoencoder and the text encoders, which the published seconds include.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def block_seconds(resolution: int) -> list[float]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    blocks = {resolution: block_seconds(resolution) for resolution in TIMED}  # before anything fake
+    blocks = {resolution: block_seconds(resolution) for resolution in TIMED}  # before anything hollow
     calls = {resolution: plan(NETWORK.build, shapes(resolution)) for resolution in RESOLUTIONS}
     samples = {}
     for name, (resolutions, seconds) in SAMPLES.items():

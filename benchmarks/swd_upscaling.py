@@ -49,7 +49,7 @@ def main(images: int) -> None:
     pyramid = DECOMPOSED / params.parts[TEACHER].dataset
     folder = MODELS / TEACHER / TEACHER
     solver = params.methods[TEACHER].solver or flow.Solver()
-    sampler = TeacherSampler(*load_teacher(folder), autoencoder.beside(folder), solver, "auto")
+    sampler = TeacherSampler(*load_teacher(folder), autoencoder.codec_of(folder), solver, "auto")
     quality = Quality(params.evaluate, params.run.batch)
     resolutions = [int(resolution) for resolution in Statistics.of(pyramid).grids]
     table = Table.open(pyramid / "targets.safetensors")

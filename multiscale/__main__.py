@@ -118,7 +118,7 @@ def sample(given: argparse.Namespace) -> None:
     if reads:
         try:
             asked = of_prompts(prompts.read(given.prompts))
-            prompts.tell(sampler, prompts.encoder(folder, given.encoder), asked.captions or [])
+            prompts.condition_sampler(sampler, prompts.encoder(folder, given.encoder), asked.captions or [])
         except ValueError as error:
             raise ValueError(f"--prompts: {error}") from None
     else:

@@ -50,7 +50,7 @@ def health(real: Tensor, fake: Tensor) -> dict[str, Tensor]:
 
 
 @contextmanager
-def listening(net: nn.Module) -> Iterator[nn.Module]:
+def frozen_averages(net: nn.Module) -> Iterator[nn.Module]:
     """Freezes the running averages of a network's batch norms while its adversary is updated."""
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
     before = [norm.track_running_stats for norm in norms]

@@ -86,8 +86,11 @@ class Prompts:
         return Condition((rows["prompt"], rows["pooled"]), self.null).to(index.device)
 
 
-def beside(folder: Path, classes: int) -> Conditioner:
-    """Of the text in the folder of a decomposition or a model, whose row 0 stands for no text; else of its classes."""
+def conditioner_of(folder: Path, classes: int) -> Conditioner:
+    """The conditioner that the folder of a decomposition or a model asks for: of its text, else of its classes.
+
+    Row 0 of the text stands for no text.
+    """
     path = folder / TEXT / EMBEDDINGS
     if not path.exists():
         return Classes(classes)

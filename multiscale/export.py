@@ -105,7 +105,7 @@ def write(name: str, kind: str, parts: list[Path], settings: Sampled, out: Path)
         network.save_pretrained(out / component)
         (out / component / "network.py").write_text(NETWORK)
         index[component] = ["network", "Network"]
-    codec = autoencoder.beside(parts[0])
+    codec = autoencoder.codec_of(parts[0])
     if codec.vae:
         codec.vae.save_pretrained(out / "vae")
         index["vae"] = ["diffusers", "AutoencoderKL"]

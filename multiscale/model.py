@@ -29,7 +29,7 @@ def load(folder: Path, settings: Sampled | None = None, precision: str = "auto")
         allowed = f"parts of one method ({', '.join(methods.names())})"
         raise models.ForeignModel(f"{folder}: kind: {kind!r} is not allowed; allowed: {allowed}")
     section = settings or methods.settings(kind).METHOD(kind=kind)
-    sampler: Sampler = methods.sampler(kind).load_sampler(parts, section, autoencoder.beside(parts[0]), precision)
+    sampler: Sampler = methods.sampler(kind).load_sampler(parts, section, autoencoder.codec_of(parts[0]), precision)
     return sampler
 
 

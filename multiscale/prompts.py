@@ -60,7 +60,7 @@ def encoder(method: Path, folder: Path | None = None) -> text.TextEncoder:
     return made
 
 
-def tell(sampler: Any, made: text.TextEncoder, prompts: Sequence[str]) -> None:
+def condition_sampler(sampler: Any, made: text.TextEncoder, prompts: Sequence[str]) -> None:
     """Makes the sampler of a method that reads text take the index of one of these prompts as the label of an image.
 
     Each is embedded by itself, so that an image depends on its seed and prompt alone. Raises ValueError for a prompt

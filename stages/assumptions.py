@@ -22,7 +22,8 @@ if __name__ == "__main__":  # first: the imports below take seconds
 from stages.common.errors import refuse
 from stages.reporting.findings import ANALYSES
 from stages.reporting.observed import Data, look
-from stages.reporting.page import Section, columns
+from stages.reporting.page import Section
+from stages.reporting.tables import columns
 from stages.schema import Experiment
 
 HEADINGS = ["assumption", "method", "data", "measured", "holds if", "holds", "in words"]

@@ -40,6 +40,7 @@ from stages.common.paths import MEASUREMENTS, REPORTS
 from stages.reporting import page, views
 from stages.reporting.leaderboard import COLUMNS
 from stages.reporting.rows import Row, grouped
+from stages.reporting.tables import columns
 
 WORKSPACE = "workspace"
 PAGE, BOARD = REPORTS / "compare.html", REPORTS / "leaderboard.json"
@@ -118,7 +119,7 @@ def table(found: dict[str, Measurements]) -> list[str]:
     names += sorted({name for each in found.values() for name in each} - set(names))
     metric = next(iter(first.values()))["protocol"]["metric"]
     rows = [[cell(each.get(name), first.get(name)) for each in found.values()] for name in names]
-    return page.columns([[f"KID-{metric}", *found], *([name, *row] for name, row in zip(names, rows))])
+    return columns([[f"KID-{metric}", *found], *([name, *row] for name, row in zip(names, rows))])
 
 
 def run(revisions: Sequence[str]) -> None:

@@ -12,9 +12,10 @@ if __name__ == "__main__":  # first: the imports below take seconds
     command(__doc__, {"name": "a key of `text`"})
 
 import shutil
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # as its documentation has it
 
 from multiscale.core import intact
 from multiscale.core.storage import Table, read_json, sealed_folder
@@ -52,7 +53,7 @@ def publish(section: PublishedEncoder, key: str, out: Path) -> None:
     if index.get("_class_name") not in PIPELINES:
         raise refuse(EXPERIMENT, place, index.get("_class_name"), f"a model of {', '.join(PIPELINES)}")
     files = (path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
-    chosen = sorted(path for path in files if _is_any(path, FILES) and not _is_any(path, COPIES))
+    chosen = sorted(filter_repo_objects(files, allow_patterns=FILES, ignore_patterns=COPIES))  # as of a download
     weighted = {path.split("/")[0] for path in chosen if path.endswith(".safetensors")}
     for part in filter(is_text, index):
         if part.startswith(clip.ENCODER) and part not in weighted:
@@ -61,10 +62,6 @@ def publish(section: PublishedEncoder, key: str, out: Path) -> None:
         for path in chosen:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / path, folder / path)
-
-
-def _is_any(path: str, patterns: list[str]) -> bool:
-    return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def main(params: Experiment, name: str) -> None:

@@ -19,9 +19,11 @@ from stages.common.harness import command
 if __name__ == "__main__":  # first: the imports below take seconds
     command(__doc__, {"method": "a key of `methods`"})
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -61,8 +63,7 @@ from stages.common.paths import (
     SAMPLES,
     STEPS,
 )
-from stages.datasets import references
-from stages.reference import Extractor, extract, further
+from stages.reference import Extractor, extract, fetched, further
 from stages.schema import Experiment
 from stages.schema.data import Evaluate
 
@@ -72,26 +73,72 @@ BATCH = 50  # images a batch in the scores of prompts
 Row = dict[str, Any]
 
 
-def measure(name: str, params: Experiment) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Reference:
+    """What data/reference holds: features by name, published statistics of their layers, and what they are of."""
+
+    features: dict[str, Tensor]
+    statistics: dict[str, metrics.Statistics]
+    about: Row
+
+    @classmethod
+    def read(cls) -> Self:
+        known = {path.stem.removesuffix("-statistics"): load_numpy(path) for path in REFERENCE.glob("*-statistics.*")}
+        return cls(load_file(REFERENCE / "features.safetensors"), known, read_json(REFERENCE / "reference.json"))
+
+    def kid(self, key: str, found: Tensor, dealt: Tensor | None) -> tuple[float, float]:
+        """`metrics.kid` of features against those of the name `key`; dealt: the classes, if their shares are fixed."""
+        return metrics.kid(found, self.features[key], dealt, self.about["within"][key])
+
+
+def measure(name: str, params: Experiment) -> Row:
     """Measures samples/NAME by the section `evaluate`, and returns the values that it writes."""
     intact.check(IMAGES, REFERENCE, CLASSIFIER, SAMPLES / name)
-    section = params.evaluate
-    path = SAMPLES / name / "images.safetensors"
-    table, title = Table.open(path), f"evaluate {name}"
-    fetch = lambda rows: references.resized(table[rows]["pixels"], section.resolution)  # noqa: E731
+    section, path, title = params.evaluate, SAMPLES / name / "images.safetensors", f"evaluate {name}"
+    table = Table.open(path)
     check_images(path, table, section)
     with pool(title, params.run, partial(Extractor, section.extractor, section.weights)) as workers:
-        found, logits, *spatial = extract(title, workers, fetch, len(table), params.run.batch)
-        others = [(about, _features(name, about["steps"], workers, params)) for about in _others(name)]
+        layers = extract(title, workers, fetched(table, section.resolution), len(table), params.run.batch)
+        others = [(about, *_features(name, about["steps"], workers, params)) for about in _others(name)]
     tell(title, "comparing features")
-    real, about = load_file(REFERENCE / "features.safetensors"), read_json(REFERENCE / "reference.json")
-    within = about["within"]
-    rows = table[slice(None)]
-    made = metadata_of(path)
+    reference, rows, made = Reference.read(), table[slice(None)], metadata_of(path)
     first = made.get("first_seed")  # None for images of the test split
     dealt = rows["label"] if made.get("labels") == "uniform" else None
-    known = {path.stem.removesuffix("-statistics"): load_numpy(path) for path in REFERENCE.glob("*-statistics.*")}
-    kid, error, added = metrics.kid_by_image(found, real["real"], dealt, within["real"])
+    values, added = against(reference, layers, dealt, section, tested=first is not None)
+    values |= by_further(title, table, reference, dealt, params)
+    tell(title, "looking for copies, classifying")
+    values["memorised"], values["copies"] = copies(name, rows["pixels"])
+    classifier = load(CLASSIFIER)
+    right = hits(classifier, rows["pixels"], rows["label"]) if classifier else None
+    values["label_accuracy"] = _share(right)
+    if others:
+        values["steps"] = [
+            cost | _of_steps(found, few, reference, classifier, dealt is not None) for cost, found, few in others
+        ]
+    if first is not None:
+        write_contributions(name, int(first), rows["label"], added, right)
+    real = reference.features["real"] if reference.about["split"] else None
+    of_text, how = of_prompts(name, section, layers[0], real, rows["pixels"])
+    protocol = protocol_of(section, reference.about, made, len(table), layers) | how
+    protocol |= published(section, reference.about, len(layers) > 2)
+    values |= of_text
+    write_sealed_json(MEASUREMENTS / f"{name}.json", {**values, "protocol": protocol})
+    write_json(METRICS / f"{name}.json", {key: values[key] for key in HEADLINE})
+    print(f"{name}: KID-{protocol['metric']} {values['kid']:.5f} +- {values['kid_se']:.5f}, N = {len(table)}")
+    return values
+
+
+def against(
+    reference: Reference, layers: Sequence[Tensor], dealt: Tensor | None, section: Evaluate, tested: bool
+) -> tuple[Row, Tensor]:
+    """What is measured against the reference by the first extractor, and what each image adds to KID.
+
+    layers: as `Extractor.extract` gives them. dealt: the classes, if their shares are fixed. tested: against the test
+    split too, if there is one.
+    """
+    found, logits, *spatial = layers
+    real, known = reference.features, reference.statistics
+    kid, error, added = metrics.kid_by_image(found, real["real"], dealt, reference.about["within"]["real"])
     values: Row = {"kid": kid, "kid_se": error}
     values |= metrics.distances(
         found,
@@ -100,47 +147,44 @@ def measure(name: str, params: Experiment) -> dict[str, Any]:
         is_splits=section.is_splits,
         prc_neighborhood=section.prc_neighborhood,
         known=known.get("real"),
-        equal=about.get("against") is None,
+        equal=reference.about.get("against") is None,
     )
-    for layer in spatial:
-        values["sfid"] = metrics.frechet(layer, known.get("spatial", real["spatial"]))
-    tested = "test" in real and first is not None
-    values["kid_test"], values["kid_test_se"] = (
-        metrics.kid(found, real["test"], dealt, within["test"]) if tested else (None, None)
-    )
-    second = section.second_extractor
+    if spatial:
+        values["sfid"] = metrics.frechet(spatial[0], known.get("spatial", real["spatial"]))
+    tested = tested and "test" in real
+    values["kid_test"], values["kid_test_se"] = reference.kid("test", found, dealt) if tested else (None, None)
+    return values, added
+
+
+def by_further(title: str, table: Table, reference: Reference, dealt: Tensor | None, params: Experiment) -> Row:
+    """What is measured against the reference by the further extractors of the protocol."""
+    values: Row = {}
+    section = params.evaluate
     for key, extractor, weights in further(section):
+        fetch = fetched(table, section.resolution)
         with pool(title, params.run, partial(Extractor, extractor, weights)) as workers:
-            seen, *_ = extract(f"{title}, {extractor}", workers, fetch, len(table), params.run.batch)
+            found, *_ = extract(f"{title}, {extractor}", workers, fetch, len(table), params.run.batch)
         if key == "second":
-            values["kid_second"], values["kid_second_se"] = metrics.kid(seen, real[key], dealt, within[key])
+            values["kid_second"], values["kid_second_se"] = reference.kid(key, found, dealt)
         else:
-            values["fd_dinov2"] = metrics.frechet(seen, real[key])
-    tell(title, "looking for copies, classifying")
-    values["memorised"], values["copies"] = copies(name, rows["pixels"])
-    classifier = load(CLASSIFIER)
-    right = hits(classifier, rows["pixels"], rows["label"]) if classifier else None
-    values["label_accuracy"] = right.float().mean().item() if right is not None else None
-    if others:
-        turns = dealt is not None
-        values["steps"] = [
-            cost | _of_steps(*each, real["real"], within["real"], classifier, turns) for cost, each in others
-        ]
-    if first is not None:
-        write_contributions(name, int(first), rows["label"], added, right)
-    of_text, how = of_prompts(name, section, found, real["real"] if about["split"] else None, rows["pixels"])
-    values |= of_text
-    protocol = {
+            values["fd_dinov2"] = metrics.frechet(found, reference.features[key])
+    return values
+
+
+def protocol_of(section: Evaluate, about: Row, made: Mapping[str, str], count: int, layers: Sequence[Tensor]) -> Row:
+    """How `count` images were measured; about: the reference. made: how the images were made."""
+    first, second = made.get("first_seed"), section.second_extractor
+    return {
         "extractor": section.extractor,
         "metric": features.LABELS[section.extractor],
         "resize": features.RESIZES[section.extractor],
-        "features": found.shape[1],
+        "features": layers[0].shape[1],
         "second_extractor": second,
         "second_metric": features.LABELS[second] if second else None,
         "second_resize": features.RESIZES[second] if second else None,
-        "n": len(table),
+        "n": count,
         "labels": made.get("labels"),
-        "seeds": None if first is None else f"{first}..{int(first) + len(table) - 1}",
+        "seeds": None if first is None else f"{first}..{int(first) + count - 1}",
         "n_reference": about["n"],
         "reference": about["reference"],
         "n_test": about["n_test"],
@@ -148,13 +192,7 @@ def measure(name: str, params: Experiment) -> dict[str, Any]:
         "estimator": "KID over all pairs",
         "is_splits": section.is_splits,
         "prc_neighborhood": section.prc_neighborhood,
-        **how,
-        **published(section, about, bool(spatial)),
     }
-    write_sealed_json(MEASUREMENTS / f"{name}.json", {**values, "protocol": protocol})
-    write_json(METRICS / f"{name}.json", {key: values[key] for key in HEADLINE})
-    print(f"{name}: KID-{protocol['metric']} {values['kid']:.5f} +- {values['kid_se']:.5f}, N = {len(table)}")
-    return values
 
 
 def published(section: Evaluate, about: Row, spatial: bool) -> Row:
@@ -194,17 +232,20 @@ def _others(name: str) -> list[Row]:
 def _features(name: str, steps: int, workers: Pool, params: Experiment) -> tuple[Tensor, Row]:
     """The features of the images of another number of steps, and the images."""
     table = Table.open(SAMPLES / name / f"images-{steps}.safetensors")
-    fetch = lambda rows: references.resized(table[rows]["pixels"], params.evaluate.resolution)  # noqa: E731
+    fetch = fetched(table, params.evaluate.resolution)
     found, *_ = extract(f"evaluate {name}, {steps} steps", workers, fetch, len(table), params.run.batch)
     return found, table[slice(None)]
 
 
-def _of_steps(found: Tensor, rows: Row, real: Tensor, within: float, classifier: Classifier | None, dealt: bool) -> Row:
+def _of_steps(found: Tensor, rows: Row, reference: Reference, classifier: Classifier | None, dealt: bool) -> Row:
     """What is measured of the images of another number of steps: KID, which does not depend on how many they are."""
-    kid, error = metrics.kid(found, real, rows["label"] if dealt else None, within)
+    kid, error = reference.kid("real", found, rows["label"] if dealt else None)
     right = hits(classifier, rows["pixels"], rows["label"]) if classifier else None
-    share = right.float().mean().item() if right is not None else None
-    return {"kid": kid, "kid_se": error, "label_accuracy": share, "n": len(found)}
+    return {"kid": kid, "kid_se": error, "label_accuracy": _share(right), "n": len(found)}
+
+
+def _share(right: Tensor | None) -> float | None:
+    return right.float().mean().item() if right is not None else None
 
 
 def write_contributions(name: str, first: int, labels: Tensor, kid: Tensor, right: Tensor | None) -> None:
@@ -261,7 +302,7 @@ def copies(name: str, pixels: Tensor) -> tuple[float | None, bool]:
     distances, rows = memorisation.nearest(memorisation.small(pixels), known["training"])
     ratios = memorisation.ratios(distances)
     order = ratios.argsort(stable=True)[:SHOWN]
-    pairs = torch.cat([pixels[order], images.some("train", rows[order])])
+    pairs = torch.cat([pixels[order], images.pixels_at("train", rows[order])])
     heads = [f"{first:.0f} / {second:.0f}" for first, second in distances[order].tolist()]
     title = f"{name}: the likeliest copies, and their nearest training images"
     picture = pictures.grid(pairs, len(order), heads, title)

@@ -41,6 +41,7 @@ from stages.common.errors import BadInput
 from stages.common.paths import EXPERIMENT, MEASUREMENTS, REPORTS, SAMPLES
 from stages.reporting import claims, leaderboard, measured, provenance, views
 from stages.reporting.rows import Group, Row, grouped, rows_of
+from stages.reporting.tables import markdown
 from stages.schema import Experiment
 
 COLUMNS = {
@@ -86,7 +87,7 @@ def run(folder: str, page: bool = False, into: str | None = None) -> None:
     sampling, judged = measured.of_sampling(), read_sealed_json(claims.SECONDS)
     if not sampling:
         raise BadInput(f"{report.QUALITY_TIME}: seconds were not measured here; run `{measured.COMMAND}`")
-    groups = measured.beside(grouped(rows), sampling, params)
+    groups = measured.with_seconds(grouped(rows), sampling, params)
     ordered = [row for group in groups for row in group.methods] + [row for row in rows if row["kind"] == "floor"]
     for path in (*COPIED, *([report.PAGE] if page else [])):
         with atomic_file(to / path.name) as temporary:
@@ -145,11 +146,11 @@ def text(
         "## Samples",
         *(f"### {row['method']}\n\n![Samples of {row['method']}](grid-{row['method']}.png)" for row in rows),
         "## Where it ran",
-        _table(["", ""], about),
+        markdown(["", ""], about),
         "## What makes each row again",
-        _table(["method", "command", "images", "SHA-256 of the images"], provenance.commands(rows)),
+        markdown(["method", "command", "images", "SHA-256 of the images"], provenance.commands(rows)),
         "## Files",
-        _table(["file", "holds"], FILES.items()),
+        markdown(["file", "holds"], FILES.items()),
     ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
@@ -167,8 +168,3 @@ def _parts(page: Path) -> tuple[str, str]:
     if not (first and last):
         raise BadInput(f"{page}: has no place for results; allowed: a page with the lines {MARKS[0]} and {MARKS[1]}")
     return before, after
-
-
-def _table(headings: Sequence[str], rows: Any) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

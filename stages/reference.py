@@ -90,6 +90,11 @@ def extract(title: str, workers: Pool, fetch: Callable[[slice], Tensor], count: 
     return tuple(torch.cat(layer) for layer in zip(*found))
 
 
+def fetched(table: Table, resolution: int | None) -> Callable[[slice | Tensor], Tensor]:
+    """Fetches rows of a table as the extractors see them: at the protocol's resolution."""
+    return lambda rows: references.resized(table[rows]["pixels"], resolution)
+
+
 def small(table: Table) -> Tensor:
     """`memorisation.small` of all images of a table, read block by block."""
     starts = range(0, len(table), memorisation.BLOCK)
@@ -109,12 +114,14 @@ def main(params: Experiment) -> None:
         table = pixel_table("train")
         enough.check_reference(params, len(table))
         real, chosen = _images(params, given, table)
-        layers = extract("reference", workers, real, chosen, batch_size)
-        tensors = {"real": layers[0], **dict(zip(("spatial",), layers[2:]))}
+        pooled, _, *spatial = extract("reference", workers, real, chosen, batch_size)
+        tensors = {"real": pooled}
+        if spatial:
+            tensors["spatial"] = spatial[0]
         if count("test") > 1:
             images.check("test")
             test = pixel_table("test")
-            held_out = lambda batch: references.resized(test[batch]["pixels"], section.resolution)  # noqa: E731
+            held_out = fetched(test, section.resolution)
             tensors["test"] = extract("reference, test split", workers, held_out, len(test), batch_size)[0]
     for key, name, weights in further(section):
         with pool(f"reference, {name}", params.run, partial(Extractor, name, weights)) as workers:
@@ -153,7 +160,8 @@ def _images(params: Experiment, given: references.Given | None, table: Table) ->
         return lambda batch: pictures.rows(torch.arange(chosen)[batch]), chosen
     chosen = min(section.reference_images or len(table), len(table))
     rows = evenly(len(table), chosen)  # the dataset may be sorted by class
-    return lambda batch: references.resized(table[rows[batch]]["pixels"], section.resolution), chosen
+    fetch = fetched(table, section.resolution)
+    return lambda batch: fetch(rows[batch]), chosen
 
 
 def further(section: Evaluate) -> Iterator[tuple[str, str, str | None]]:

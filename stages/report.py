@@ -108,7 +108,7 @@ def main(params: Experiment) -> None:
             shutil.copyfile(path, folder / name)
         sections = [*assumptions.sections(observed.look(params), list(findings.ANALYSES)), *wavelets.sections(folder)]
     sampling = measured.of_sampling()
-    timed, remarks = measured.beside(groups, sampling, params), measured.remarks(sampling)
+    timed, remarks = measured.with_seconds(groups, sampling, params), measured.remarks(sampling)
     QUALITY_TIME.unlink(missing_ok=True)
     if sampling:
         figures.quality_time(timed, QUALITY_TIME)

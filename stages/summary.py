@@ -23,6 +23,7 @@ from stages.common.errors import refuse
 from stages.common.paths import EXPERIMENT
 from stages.reporting import leaderboard, measured
 from stages.reporting.rows import Group, grouped, rows_of
+from stages.reporting.tables import columns
 from stages.schema import Experiment
 
 COLUMNS = {
@@ -50,7 +51,7 @@ def run(methods: list[str]) -> None:
         print(text(grouped(rows_of(_only(methods, params)))))
     else:
         groups = grouped(rows_of(params))
-        print(text(measured.beside(groups, measured.of_sampling(), params)))
+        print(text(measured.with_seconds(groups, measured.of_sampling(), params)))
 
 
 def _only(methods: Sequence[str], params: Experiment) -> Experiment:
@@ -69,12 +70,7 @@ def text(groups: Sequence[Group]) -> str:
 
 def _table(group: Group) -> str:
     heads, methods, floors = leaderboard.table(group, None, COLUMNS)
-    columns = [column for column in zip(heads, *methods, *floors) if set(column[1:]) != {"-"}]
-    widths = [max(map(len, column)) for column in columns]
-    lines = ["  ".join(map(_aligned, range(len(row)), row, widths)) for row in zip(*columns)]
+    shown = [column for column in zip(heads, *methods, *floors) if set(column[1:]) != {"-"}]
+    lines = columns(list(zip(*shown)), WORDS)
     rule, end = "-" * len(lines[0]), 1 + len(methods)
     return "\n".join([lines[0], rule, *lines[1:end], *([rule, *lines[end:]] if floors else [])])
-
-
-def _aligned(column: int, cell: str, width: int) -> str:
-    return cell.ljust(width) if column < WORDS else cell.rjust(width)

@@ -45,7 +45,7 @@ class Generator:
     def __init__(self, section: Synthetic, teacher: Path, dataset: Path, precision: str):
         self.made = images(section, teacher, dataset)
         self.sampler, self.batch = self.made.sampler(), section.batch
-        self.encoder = Encoder(autoencoder.beside(dataset), precision)
+        self.encoder = Encoder(autoencoder.codec_of(dataset), precision)
 
     def make(self, seeds: list[int], labels: Tensor) -> dict[str, Tensor]:
         """The latents of at most a batch."""

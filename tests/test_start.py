@@ -96,7 +96,7 @@ from multiscale.evaluation import features
 from multiscale.networks import autoencoder
 from stages.common import settings
 print(len(settings.load().parts) > 0)
-print(autoencoder.beside(Path({str(tmp_path)!r})).vae)  # of a model of pixels
+print(autoencoder.codec_of(Path({str(tmp_path)!r})).vae)  # of a model of pixels
 net = features.create("efficientnet-lite0", None, torch.device("cpu"))
 print(*(tuple(found.shape) for found in features.extract(net, torch.zeros(2, 1, 32, 32, dtype=torch.uint8))))
 """)

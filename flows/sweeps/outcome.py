@@ -15,6 +15,7 @@ from stages import recipe
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES, REPORTS
 from stages.common.settings import TAGS
+from stages.reporting.tables import markdown
 from stages.schema.rendering import plain
 
 SHOWN = ("kid", "kid_se", "fd", "memorised", "label_accuracy", "seconds_per_image")
@@ -71,26 +72,24 @@ def table(plan: Plan, keys: list[str], rows: list[dict[str, Any]]) -> str:
     sweep = plan.sweep
     shown = list(dict.fromkeys((sweep.metric, *SHOWN)))
     better = "lower" if sweep.mode == "min" else "higher"
-    lines = [
+    about = [
         f"# Sweep {plan.name}: {sweep.method} by {sweep.metric} ({better} is better)",
         "",
         f"{sweep.budget:g} of each part's training images, {sweep.images} samples a trial; recipe "
         f"{plan.experiment.recipe}. A setting left blank was not varied in that trial.",
         "",
-        _row(["rank", *keys, *shown, "seconds", "state"]),
-        _row(["---"] * (len(keys) + len(shown) + 3)),
     ]
+    lines = []
     for rank, row in enumerate(rows, 1):
         metrics = row.get("metrics", {})
         cells = [*map(row["point"].get, keys), *map(metrics.get, shown), row.get("seconds")]
         state = f"{row['state']}: {row['error']}" if row.get("error") else row["state"]
-        lines.append(_row([rank if metrics else "", *cells, state]))
-    return "\n".join(lines) + "\n"
+        lines.append(list(map(_text, [rank if metrics else "", *cells, state])))
+    return "\n".join([*about, markdown(["rank", *keys, *shown, "seconds", "state"], lines)]) + "\n"
 
 
-def _row(cells: list[Any]) -> str:
-    texts = ["" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells]
-    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+def _text(cell: Any) -> str:
+    return "" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
 def winner(plan: Plan, best: dict[str, Any]) -> str:

@@ -89,7 +89,7 @@ def load(folder: Path, channels: int) -> Codec:
     return Codec(use_in(checked(vae, folder).eval().requires_grad_(False)), channels)
 
 
-def beside(folder: Path) -> Codec:
+def codec_of(folder: Path) -> Codec:
     """The codec of the latents, decomposition or model in a folder; the identity for pixels."""
     own = folder / AUTOENCODER
     return load(own, read_json(own / IMAGES)["channels"]) if own.is_dir() else Codec(None, 0)

@@ -90,7 +90,7 @@ def check(split: str) -> None:
     intact.check(PIXELS / split)
 
 
-def some(split: str, rows: torch.Tensor) -> torch.Tensor:
+def pixels_at(split: str, rows: torch.Tensor) -> torch.Tensor:
     """The pixels (n, C, H, W) of some rows (n,) of a split; of its shards only those that hold them are read."""
     folder, table = PIXELS / split, pixel_table(split)
     names = [path.name for path in shards_in(folder)]

@@ -71,7 +71,7 @@ class Observer:
 
     @cached_property
     def _codec(self) -> Codec:
-        return autoencoder.beside(self.decomposition)
+        return autoencoder.codec_of(self.decomposition)
 
     def _draw(self, seen: int, weights: dict[str, Tensor]) -> None:
         name, budget = self.part.name, self.training.images

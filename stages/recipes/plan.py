@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from multiscale import methods, model, sampling
-from multiscale.condition import beside
+from multiscale.condition import conditioner_of
 from multiscale.core.device import autocast
 from multiscale.core.models import AUTOENCODER, CONFIG, EMBEDDINGS, TEXT
 from multiscale.core.normalisation import Normalisation
@@ -227,7 +227,7 @@ class Planner:
                 part = self.part(name, only)
                 net, config = part.networks[part.main], part.config
             stands, codec = [self.stand(net)], Codec(None, channels(self.experiment))
-            conditioner = beside(self.data(only.dataset), classes(self.experiment))
+            conditioner = conditioner_of(self.data(only.dataset), classes(self.experiment))
             sampler = around(stands[0], config, section, codec, "fp32", conditioner)
         else:
             sampler, stands = self.joined(method, parts)

@@ -7,17 +7,18 @@ that of the ratio or difference itself, `trainings.APART` standard errors to eit
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import hypot
+from math import hypot, isnan
 from typing import Any
 
 from pydantic import ValidationError
 
 from stages.common import settings
 from stages.common.paths import CLAIMS, TIMINGS
-from stages.reporting import analyses
+from stages.reporting import analyses, tables
 from stages.reporting.analyses import Lacking, Measured, Unmeasured
 from stages.reporting.page import Section
 from stages.reporting.rows import Row, standard_error
@@ -28,6 +29,7 @@ Finding = dict[str, Any]  # about one claim, as claims.json holds it
 SECONDS = TIMINGS / "claims.json"  # with the claims about seconds, which are of one machine
 IQR = 1.349  # interquartile range of a Gaussian, in standard deviations
 HOLDS = ("true", "false", "not shown", "not measured")
+MEETS = {"at_most": operator.le, "at_least": operator.ge, "below": operator.lt, "above": operator.gt}
 TITLE = "Published claims"
 HEADINGS = ["claim", "in our words", "holds", "measured", "interval", "asked", "published", "quantity", "why", "paper"]
 KEY = (
@@ -102,19 +104,16 @@ def _noted(why: str, claim: schema.Claim) -> str:
 
 
 def verdict(bounds: schema.Bounds, value: float, error: float | None) -> str:
-    """'true', 'false' or 'not shown' for a value and its standard error; None: nothing is shown."""
+    """'true', 'false' or 'not shown' for a value and its standard error; None, or not a number: nothing is shown."""
     if error is None:
         return "not shown"
-    low, high = value - APART * error, value + APART * error
-    inside = {"at_most": high, "at_least": -low, "below": high, "above": -low}  # the end that must not pass the bound
-    beyond = {"at_most": low, "at_least": -high, "below": low, "above": -high}
-    held = []
-    for key, bound in bounds.model_dump(exclude_unset=True).items():
-        limit, strict = (-bound if key in ("at_least", "above") else bound), key in ("below", "above")
-        if beyond[key] > limit or (strict and beyond[key] == limit):
-            return "false"
-        held.append(inside[key] < limit or (not strict and inside[key] == limit))
-    return "true" if all(held) else "not shown"
+    ends = value - APART * error, value + APART * error
+    if any(map(isnan, ends)):
+        return "not shown"
+    met = [[MEETS[key](end, bound) for end in ends] for key, bound in bounds.model_dump(exclude_unset=True).items()]
+    if not all(map(any, met)):
+        return "false"
+    return "true" if all(map(all, met)) else "not shown"
 
 
 def measure(quantity: schema.Quantity, evidence: Evidence) -> Measured:
@@ -232,5 +231,4 @@ def section(findings: Mapping[str, Finding]) -> Section:
 def markdown(findings: Mapping[str, Finding]) -> str:
     """The findings as Markdown."""
     shown = section(findings)
-    rows = [shown.headings, ["---"] * len(shown.headings), *shown.rows]
-    return "\n".join([f"## {TITLE}", "", *(f"| {' | '.join(row)} |" for row in rows), "", KEY, ""])
+    return "\n".join([f"## {TITLE}", "", tables.markdown(shown.headings, shown.rows), "", KEY, ""])

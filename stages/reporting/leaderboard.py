@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import hypot
 
+from stages.reporting import tables
 from stages.reporting.rows import BESIDE, NEEDS_EQUAL_N, OF_PROMPTS, Group, Row, standard_error
 from stages.reporting.trainings import APART
 
@@ -208,7 +209,6 @@ def markdown(
     parts = []
     for group in found:
         headings, methods, floors = table(group, accuracy, columns)
-        lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
-        lines += ["| " + " | ".join(row) + " |" for row in [*methods, *([f"*{row[0]}*", *row[1:]] for row in floors)]]
-        parts.append("\n".join([*lines, "", " ".join([*notes(group), *remarks])]))
+        rows = [*methods, *([f"*{row[0]}*", *row[1:]] for row in floors)]
+        parts += [tables.markdown(headings, rows, "---"), " ".join([*notes(group), *remarks])]
     return "\n\n".join(parts) + "\n"

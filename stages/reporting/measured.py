@@ -36,7 +36,7 @@ def of_sampling() -> dict[str, Any]:
     return timings.read("sampling", COSTS)
 
 
-def beside(groups: list[Group], sampling: dict[str, Any], params: Experiment) -> list[Group]:
+def with_seconds(groups: list[Group], sampling: dict[str, Any], params: Experiment) -> list[Group]:
     """The groups with what was measured on this machine in the rows of their methods."""
 
     def added(rows: list[Row]) -> list[Row]:

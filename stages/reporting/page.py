@@ -35,12 +35,6 @@ CONTENTS = {
 QUALITY = 88  # of pictures in WebP; the files in reports/galleries are exact
 
 
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines of text, a column under the other."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-
-
 @dataclass(frozen=True)
 class Table:
     """A table that the page sorts and filters.

@@ -94,11 +94,11 @@ def page(
     )
 
 
-def about(groups: Sequence[Group], params_images: int) -> str:
+def about(groups: Sequence[Group], images_each: int) -> str:
     """What was compared, in a line."""
     rows = sum(len(group.methods) for group in groups)
     return (
-        f"{rows} methods, {params_images:,} images of each. KID: lower is better. Everything here was measured by this "
+        f"{rows} methods, {images_each:,} images of each. KID: lower is better. Everything here was measured by this "
         "run; the protocol is at the end."
     )
 

@@ -1,6 +1,6 @@
 """The schema of `params.yaml`: one frozen model a section, and the checks across sections.
 
-The sections of a method and their checks are in the module `settings` of its folder. `text` writes an experiment.
+The sections of a method and their checks are in the module `settings` of its folder. `rendering` writes an experiment.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def test_latents_are_mean_and_deviation_of_the_posterior_of_images_averaged_in_p
         posterior = vae.encode(torch.from_numpy(small).float()).latent_dist
     assert torch.equal(held_out["label"], rows["label"]) and len(small) > 1
     near(held_out["mean"], posterior.mean.numpy(), 2e-3)
-    beside = autoencoder.beside(LATENTS / "24")
+    beside = autoencoder.codec_of(LATENTS / "24")
     assert beside.channels == 1
     with torch.no_grad():
         assert torch.allclose(beside.decode(posterior.mean), vae.decode(posterior.mean).sample, atol=1e-5)

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from multiscale import flow
-from multiscale.condition import Conditioner, beside
+from multiscale.condition import Conditioner, conditioner_of
 from multiscale.core import models
 from multiscale.core.models import ModelConfig
 from multiscale.core.normalisation import Normalisation
@@ -66,4 +66,4 @@ def build_student(name: str, settings: Shifted, folder: Path, teacher: Path) -> 
     column = f"z{schedule.resolutions[-1]}"
     table = Table.open(folder / "targets.safetensors", "label", column)
     net = models.load_weights(config.build(), teacher)
-    return ShiftPart(name, table, net, config, column, beside(folder, config.classes))
+    return ShiftPart(name, table, net, config, column, conditioner_of(folder, config.classes))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from multiscale import flow
-from multiscale.condition import Classes, Conditioner, beside
+from multiscale.condition import Classes, Conditioner, conditioner_of
 from multiscale.core import models
 from multiscale.core.streams import noise_of_seeds
 from multiscale.guidance import guided_by
@@ -66,4 +66,4 @@ def load_sampler(folders: Sequence[Path], settings: ShiftMethod, codec: Codec, p
     (folder,) = folders
     config = models.config(folder, ShiftConfig)
     net = models.load_weights(config.build(), folder)
-    return ShiftSampler(net, config, settings, codec, precision, beside(folder, config.classes))
+    return ShiftSampler(net, config, settings, codec, precision, conditioner_of(folder, config.classes))

@@ -73,8 +73,8 @@ def _teaching(experiment: Experiment, method: str) -> Any:
     """The only part of a method, if it is a teacher of kind swd that was trained here; else None."""
     parts = list(experiment.parts_of(method).values())
     one = parts[0] if len(parts) == 1 else None
-    made = isinstance(one, Fetched) or hasattr(one, "teacher")
-    return one if one and one.kind == "swd" and not made else None
+    fetched, distilled = isinstance(one, Fetched), hasattr(one, "teacher")
+    return one if one and one.kind == "swd" and not (fetched or distilled) else None
 
 
 def check_method(experiment: Experiment, key: str, method: ShiftMethod, parts: list[Shifted]) -> None:

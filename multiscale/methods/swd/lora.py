@@ -103,8 +103,9 @@ def _named(path: Path, net: Published) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise ForeignModel(f"{path}: {first_line(error)}; allowed: safetensors") from None
     prefix = INSIDE if path.name == RELEASED else f"{net.folder}."
-    if wrong := [key for key in weights if not key.startswith(prefix) or ".lora_" not in key] or not weights:
-        told = wrong[0] if isinstance(wrong, list) else "empty"
+    wrong = [key for key in weights if not key.startswith(prefix) or ".lora_" not in key]
+    if wrong or not weights:
+        told = wrong[0] if wrong else "empty"
         raise ForeignModel(f"{path}: {told}; allowed: keys {prefix}LAYER.lora_A.weight and .lora_B.weight")
     return {f"net.{key.removeprefix(prefix)}": value for key, value in weights.items()}
 

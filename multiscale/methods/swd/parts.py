@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from multiscale import flow
-from multiscale.condition import Conditioner, beside
+from multiscale.condition import Conditioner, conditioner_of
 from multiscale.core import models
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.pixels import per_channel
@@ -80,7 +80,7 @@ def build_part(name: str, settings: Teacher, folder: Path) -> TeacherPart:
     net = config.build()
     if isinstance(net, SD3):
         net.initialise()
-    return TeacherPart(name, table, net, config, settings, columns, beside(folder, config.classes))
+    return TeacherPart(name, table, net, config, settings, columns, conditioner_of(folder, config.classes))
 
 
 def publish(settings: PublishedTeacher, source: Path, folder: Path, out: Path) -> None:
@@ -191,4 +191,5 @@ def student_of(
     columns = sorted({f"z{resolution}" for resolution in resolutions})
     table = Table.open(folder / "targets.safetensors", "label", *columns)
     renormalise = renormalised(statistics.latent, about.latent)
-    return StudentPart(name, table, networks, config, settings, frozen, renormalise, beside(folder, config.classes))
+    conditioner = conditioner_of(folder, config.classes)
+    return StudentPart(name, table, networks, config, settings, frozen, renormalise, conditioner)

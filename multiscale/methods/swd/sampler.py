@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from multiscale import flow, solvers
-from multiscale.condition import Classes, Condition, Conditioner, beside
+from multiscale.condition import Classes, Condition, Conditioner, conditioner_of
 from multiscale.core import models
 from multiscale.core.streams import noise_of_seeds
 from multiscale.guidance import guided_by
@@ -135,7 +135,7 @@ def load_sampler(folders: Sequence[Path], settings: SwDMethod, codec: Codec, pre
         net: nn.Module = models.load_weights(config.build(), folder)
     else:
         net, config = load_adapted(folder) if role == "lora" else load_teacher(folder)
-    return sampler_around(net, config, settings, codec, precision, beside(folder, config.classes))
+    return sampler_around(net, config, settings, codec, precision, conditioner_of(folder, config.classes))
 
 
 def sampler_around(

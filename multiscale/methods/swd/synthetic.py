@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from multiscale.condition import Classes, beside
+from multiscale.condition import Classes, conditioner_of
 from multiscale.core.models import TEXT, TEXT_ROWS
 from multiscale.core.storage import Table
 from multiscale.methods.swd import teaching
@@ -45,13 +45,13 @@ class Images:
     def sampler(self) -> TeacherSampler:
         """The teacher's, with an autoencoder of its own, whose weights it casts."""
         net, config = load_teacher(self.teacher)
-        codec, conditioner = autoencoder.beside(self.pyramid), beside(self.pyramid, config.classes)
+        codec, conditioner = autoencoder.codec_of(self.pyramid), conditioner_of(self.pyramid, config.classes)
         return TeacherSampler(net, config, codec, self.settings.solver, "auto", conditioner)
 
     def labels(self) -> Tensor:
         """What the sampler is told of each image, (N,)."""
         turns = torch.arange(len(self.seeds))
-        if isinstance(beside(self.pyramid, self.statistics.classes), Classes):
+        if isinstance(conditioner_of(self.pyramid, self.statistics.classes), Classes):
             return turns % self.statistics.classes
         if self.settings.texts == "prompts":
             rows = load_file(self.pyramid / TEXT / TEXT_ROWS)["prompts"]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from multiscale import flow
-from multiscale.condition import beside
+from multiscale.condition import conditioner_of
 from multiscale.core import models
 from multiscale.core.device import default_device
 from multiscale.core.resize import area_to
@@ -57,7 +57,8 @@ def distance(teacher: Path, pyramid: Path, resolution: int) -> float:
     statistics, rows = Statistics.of(pyramid), judged_by(pyramid, f"z{resolution}")
     real = renormalised(statistics.latent, config.latent)(rows[f"z{resolution}"])
     grid = statistics.grids[str(resolution)]
-    labels, shape, conditioner = rows["label"].to(device), (real.shape[1], grid, grid), beside(pyramid, config.classes)
+    labels, shape = rows["label"].to(device), (real.shape[1], grid, grid)
+    conditioner = conditioner_of(pyramid, config.classes)
     generated = []
     with torch.inference_mode():
         for start in range(0, len(labels), BATCH):

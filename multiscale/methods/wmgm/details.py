@@ -236,7 +236,7 @@ class GeneratedDetails(Details):
             terms["ssim"] = adversarial.ssim((images[0] + 1) / 2, (truth + 1) / 2)
             total = total + weights.ssim * (1 - terms["ssim"])
         if "discriminator" in self.networks:
-            with adversarial.listening(self.networks["discriminator"]):
+            with adversarial.frozen_averages(self.networks["discriminator"]):
                 shown = self.levels.image(images[0], level - 1)
                 fake = self._logits(nets, shown, low, level, draws, "generator")
             terms["adversarial"] = adversarial.adversarial_for_generator(weights.form, fake)
@@ -247,7 +247,7 @@ class GeneratedDetails(Details):
         self, nets: Nets, level: int, low: Tensor, real: Tensor, condition: Tensor, draws: Draws
     ) -> Loss:
         weights, merge = self.weights, self.levels.transform.merge
-        with torch.no_grad(), adversarial.listening(self.networks["generator"]):
+        with torch.no_grad(), adversarial.frozen_averages(self.networks["generator"]):
             made, twin = (self._made(nets, condition, draws, k) for k in range(2))
         truth = merge(low, real)
         turn = draws.step // weights.discriminator_every

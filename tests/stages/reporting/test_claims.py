@@ -72,6 +72,8 @@ def found(made: Claim, experiment: claims.Evidence | None = None) -> dict:
         ({"at_least": 1.0, "at_most": 2.0}, 2.5, 0.24, "false"),
         ({"at_most": 1.0}, 0.5, None, "not shown"),
         ({"at_most": 1.0}, 9.5, None, "not shown"),
+        ({"at_most": 1.0}, float("nan"), 0.25, "not shown"),
+        ({"above": 1.0}, 1.5, float("nan"), "not shown"),
     ],
 )
 def test_a_claim_is_decided_by_the_whole_interval(bounds, value, error, holds):
