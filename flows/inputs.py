@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from ruamel.yaml.error import YAMLError
 
 from flows import graph
+from flows.mend import without_git
 from multiscale.core.temporary import remove_left
 from stages.common import lockfile
 from stages.common.errors import BadInput, refuse
@@ -185,7 +186,7 @@ def _check_name(experiment: str) -> None:
             check_ref_format(repo.scm, ExpRefInfo(baseline, experiment))
             taken = exp_refs_by_names(repo.scm, {experiment}).get(experiment, [])
     except SCMError as error:
-        raise graph.without_git(error) from error
+        raise without_git(error) from error
     except DvcException as error:
         raise refuse("experiment", "name", experiment, " ".join(str(error).split())) from error
     if any(ref.baseline_sha == baseline for ref in taken):
