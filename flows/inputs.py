@@ -27,18 +27,13 @@ from multiscale.core.temporary import remove_left
 from stages.common import lockfile
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES
-from stages.common.reading import read_bytes, read_yaml
+from stages.common.reading import named, read_bytes, read_yaml
 
 LOCK = Path(".dvc/tmp/flow.lock")  # the system frees it when its holder dies
 PASSING = Path(".dvc/tmp/params.passing")  # the experiment without and with the overrides of one run, until its end
 SLOTS, OVERRIDES = 1024, 100  # at most
 ENDS = 10.0  # seconds that a run has to end after a kill of whoever has started it
 EXPERIMENT_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # what git, DVC's command line and file systems all take
-
-
-def recipes() -> list[str]:
-    """The names of all recipes."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 @contextmanager
@@ -60,8 +55,8 @@ def prepared(
         raise refuse("reproduce", "slots", slots, f"1 to {SLOTS} stages at once")
     if len(overrides) > OVERRIDES:
         raise refuse("reproduce", "overrides", len(overrides), f"up to {OVERRIDES}; a recipe holds any number")
-    if recipe and recipe not in recipes():
-        raise refuse(RECIPES, "recipe", recipe, f"one of {', '.join(recipes())}")
+    if recipe and recipe not in named(RECIPES):
+        raise refuse(RECIPES, "recipe", recipe, f"one of {', '.join(named(RECIPES))}")
     if experiment:
         _check_name(experiment)
     with alone():

@@ -14,6 +14,7 @@ from multiscale.core.storage import atomic_file
 from stages import recipe
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES, REPORTS
+from stages.common.reading import named
 from stages.common.settings import TAGS
 from stages.schema.rendering import plain
 
@@ -96,8 +97,8 @@ def _row(cells: list[Any]) -> str:
 def winner(plan: Plan, best: dict[str, Any]) -> str:
     """The recipe of the best trial: it extends the experiment's own by the keys in which it differs."""
     name = plan.experiment.recipe
-    if name not in recipe.available():
-        raise refuse(EXPERIMENT, "recipe", name, f"one of {', '.join(recipe.available())}")
+    if name not in named(RECIPES):
+        raise refuse(EXPERIMENT, "recipe", name, f"one of {', '.join(named(RECIPES))}")
     tied = {"recipe", "run"}  # to the recipe's name, and to this machine
     base, chosen = recipe.experiment_of(name), plan.changed(best["point"])
     changes = difference(base.model_dump(exclude=tied), chosen.model_dump(exclude=tied))
