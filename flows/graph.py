@@ -15,6 +15,7 @@ from dvc.stage import Stage as DvcStage
 from dvc.utils.serialize import dumps_yaml, load_yaml, parse_yaml_for_update
 
 from flows.mend import patient, project
+from multiscale.core.temporary import write_whole
 from stages import code
 from stages.common import lockfile
 from stages.common.errors import refuse
@@ -138,7 +139,7 @@ def order_before() -> list[str]:
     except ValueError:  # torn, by a disk that was full or a machine that lost its power
         noted = None
     order = now if noted is None or now[: len(noted)] != noted else noted  # else of another branch
-    lockfile.replace(ORDER, json.dumps(order))
+    write_whole(ORDER, json.dumps(order))
     return order
 
 
@@ -152,5 +153,5 @@ def restore_order(before: list[str], stages: list[Stage]) -> None:
         with project():
             lock = parse_yaml_for_update(lockfile.read(lockfile.LOCK), LOCK_FILE)
             lock["stages"] = {address: lock["stages"][address] for address in wanted}
-            lockfile.replace(lockfile.LOCK, dumps_yaml(lock))
+            write_whole(lockfile.LOCK, dumps_yaml(lock))
             lockfile.keep()

@@ -23,8 +23,7 @@ from ruamel.yaml.error import YAMLError
 
 from flows import graph
 from flows.mend import without_git
-from multiscale.core.temporary import remove_left
-from stages.common import lockfile
+from multiscale.core.temporary import remove_left, write_whole
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES
 from stages.common.reading import named, read_bytes, read_yaml
@@ -64,13 +63,13 @@ def prepared(
         try:
             if recipe:
                 ours = _switched(recipe)
-                lockfile.replace(EXPERIMENT, ours)
+                write_whole(EXPERIMENT, ours)
             kept = ours
             if overrides:
                 ours = _overridden(overrides)
                 if passing:
-                    lockfile.replace(PASSING, json.dumps([text.decode("latin-1") for text in (kept, ours)]))
-                lockfile.replace(EXPERIMENT, ours)
+                    write_whole(PASSING, json.dumps([text.decode("latin-1") for text in (kept, ours)]))
+                write_whole(EXPERIMENT, ours)
             if EXPERIMENT.exists():
                 read_yaml(EXPERIMENT)  # DVC would read whatever stands there, however long that takes
             stages = graph.plan(targets)
@@ -96,7 +95,7 @@ def _written() -> bytes:
 def _put_back(before: bytes, ours: bytes) -> None:
     """Writes what stood in the experiment's file before, unless it no longer holds what we have written."""
     if before and before != ours and _written() == ours:
-        lockfile.replace(EXPERIMENT, before)
+        write_whole(EXPERIMENT, before)
 
 
 @contextmanager

@@ -41,6 +41,7 @@ from dvc.scm import SCMError
 from ruamel.yaml import YAML
 from voluptuous import Invalid
 
+from multiscale.core.temporary import write_whole
 from stages.common import lockfile, orphans
 from stages.common.errors import BadInput
 from stages.common.harness import tell
@@ -101,7 +102,7 @@ def _mend(repo: Repo) -> None:
     if not fault:
         lockfile.keep()
     elif whole := next(filter(_fits, (lockfile.read(lockfile.KEPT), lockfile.committed())), None):
-        lockfile.replace(lockfile.LOCK, whole)
+        write_whole(lockfile.LOCK, whole)
         tell("dvc.lock", f"{fault}; the last whole one is put back")
     else:
         lockfile.LOCK.unlink()
@@ -145,7 +146,7 @@ def _sweep(table: Path) -> None:
     writers = {path: entry for path, entry in locks["write"].items() if at_work(entry)}
     left = {"read": {path: entries for path, entries in readers.items() if entries}, "write": writers}
     if left != locks:
-        lockfile.replace(table, json.dumps(left))
+        write_whole(table, json.dumps(left))
         tell(str(table), "the locks of processes that are gone are removed")
 
 
