@@ -34,6 +34,7 @@ MEND = (sys.executable, "-m", "flows.mend")
 WORK = """
 import hashlib, os, shutil, sys, time
 from pathlib import Path
+from multiscale.core.temporary import write_whole
 from stages.common import lockfile, orphans
 orphans.end_with(orphans.starter())
 lockfile.keep()
@@ -45,10 +46,10 @@ done, value = kept.read_text().split() if kept.exists() else (0, hashlib.sha256(
 for link in range(int(done), links):
     time.sleep(0.02)
     value = hashlib.sha256(value.encode()).hexdigest()
-    lockfile.replace(kept, f"{link + 1} {value}")
+    write_whole(kept, f"{link + 1} {value}")
 out.mkdir(parents=True, exist_ok=True)
-lockfile.replace(out / "value", value)
-lockfile.replace(out / "more", value * 1000)
+write_whole(out / "value", value)
+write_whole(out / "more", value * 1000)
 kept.unlink()
 """
 PARTS = "abcd"

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import psutil
 
-from flows import graph, inputs
+from flows import inputs, mend
 from flows.sweeps import SWEEPS
 from multiscale.core.temporary import is_left
 from stages.common.errors import BadInput
@@ -45,7 +45,7 @@ def run() -> None:
     """Frees what nothing refers to in the working directory, and says how much that was."""
     with inputs.alone():
         _check_idle()
-        graph.mended()
+        mend.run()
         freed = 0
         for path in unreferenced():
             size = sum(file.lstat().st_size for file in (path, *path.rglob("*")) if file.is_file())

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean
 
 from flows.graph import Stage, is_sample
-from stages.common import lockfile
+from multiscale.core.temporary import write_whole
 from stages.common.paths import EXPERIMENT, SCRATCH
 from stages.common.reading import read_yaml
 
@@ -138,4 +138,4 @@ def _read(path: Path) -> dict[str, float]:
 def record(address: str, seconds: float) -> None:
     """Keeps what a stage took, for the runs to come."""
     RECORD.parent.mkdir(exist_ok=True)
-    lockfile.replace(RECORD, json.dumps(_read(RECORD) | {address: round(seconds, 1)}, indent=1) + "\n")
+    write_whole(RECORD, json.dumps(_read(RECORD) | {address: round(seconds, 1)}, indent=1) + "\n")

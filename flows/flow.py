@@ -21,10 +21,12 @@ from flows.graph import Stage
 from flows.scheduler import Launch, Watcher, Work
 from flows.work import End
 from stages.common.errors import BadInput
+from stages.common.paths import RECIPES
+from stages.common.reading import named
 
 STATES = {"Completed": Completed, "Cached": Completed, "Failed": Failed, "Cancelled": Cancelled}
 
-Recipe = Literal[tuple(inputs.recipes()) or ("",)]  # what the dashboard's form offers
+Recipe = Literal[tuple(named(RECIPES)) or ("",)]  # what the dashboard's form offers
 # Set by the command line, which refuses bad input in one line before a server is asked, and shows the run itself too.
 prepared: ContextVar[AbstractContextManager[list[Stage]] | None] = ContextVar("prepared", default=None)
 beside: ContextVar[Sequence[Watcher]] = ContextVar("beside", default=())

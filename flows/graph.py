@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import json
-import logging
-import random
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 import networkx as nx
 from dvc.dependency.param import ParamsDependency
 from dvc.dvcfile import LOCK_FILE, PROJECT_FILE
-from dvc.exceptions import DvcException
-from dvc.lock import LockError
-from dvc.repo import Repo, lock_repo
 from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
-from dvc.rwlock import RWLockFileCorruptedError
-from dvc.scm import SCMError
 from dvc.stage import Stage as DvcStage
 from dvc.utils.serialize import dumps_yaml, load_yaml, parse_yaml_for_update
 
-from flows.mend import PAUSES, mend
+from flows.mend import patient, project
+from multiscale.core.temporary import write_whole
 from stages import code
 from stages.common import lockfile
-from stages.common.errors import BadInput, refuse
+from stages.common.errors import refuse
 from stages.common.paths import CODE
 
-logging.getLogger("dvc").setLevel(logging.CRITICAL)  # no bars of its own in the terminal; its errors are raised
-
 ORDER = Path(".dvc/tmp/dvc.lock.order")
-
-Given = ParamSpec("Given")
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -61,55 +46,13 @@ class Declared:
     current: bool  # the result in the working tree is that of today's settings, inputs and code
 
 
-@contextmanager
-def _project() -> Iterator[Repo]:
-    """The DVC repository of the working directory, locked and mended. What DVC finds wrong with it becomes BadInput."""
-    try:
-        with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
-            mend(repo)
-            yield repo
-    except SCMError as error:
-        raise without_git(error) from error
-    except DvcException as error:
-        raise BadInput(" ".join(f"{PROJECT_FILE}: {error}".split())) from error
-
-
-def without_git(error: SCMError) -> BadInput:
-    """The error for a folder in which git cannot work."""
-    return BadInput(f"{error}, and DVC needs one; clone the project with git, or run git init and commit its files")
-
-
-def patient(ask: Callable[Given, Found]) -> Callable[Given, Found]:
-    """Asks once more where another DVC process is in the way: after a kill its processes take a moment to end."""
-
-    @wraps(ask)
-    def asked(*given: Given.args, **named: Given.kwargs) -> Found:
-        for pause in PAUSES:
-            try:
-                return ask(*given, **named)
-            except BadInput as error:
-                if not isinstance(error.__cause__, LockError | RWLockFileCorruptedError):
-                    raise
-                time.sleep(pause * random.uniform(1, 1.5))
-        return ask(*given, **named)
-
-    return asked
-
-
-@patient
-def mended() -> None:
-    """Mends what a kill has left of DVC's files; see `flows.mend`."""
-    with _project():
-        pass
-
-
 @patient
 def plan(targets: Iterable[str] = ()) -> list[Stage]:
     """The stages that targets need (all by default), in the order of `dvc repro`. Raises BadInput.
 
     A target is a stage, a group of stages, or the name of a method, which stands for that method's evaluation.
     """
-    with _project() as repo:
+    with project() as repo:
         whole = get_active_graph(repo.index.graph)  # an edge leads from a stage to one that it needs
         addresses = [_address(target, whole) for target in dict.fromkeys(targets)] or [PROJECT_FILE]
         needed = set(plan_repro(whole, collect_stages(repo, addresses)))
@@ -157,7 +100,7 @@ def _address(target: str, graph: Iterable[DvcStage]) -> str:
 def declared(addresses: Iterable[str]) -> dict[str, Declared]:
     """What DVC knows of those of the addresses that are stages. Raises BadInput."""
     wanted = set(addresses)
-    with _project() as repo:
+    with project() as repo:
         return {stage.addressing: _declared(stage) for stage in repo.index.stages if stage.addressing in wanted}
 
 
@@ -184,7 +127,7 @@ def _stands(stage: DvcStage) -> bool:
 @patient
 def locked() -> list[str]:
     """The addresses in dvc.lock, in their order there."""
-    with _project() as repo:
+    with project() as repo:
         return list(load_yaml(LOCK_FILE, fs=repo.fs).get("stages", {})) if repo.fs.exists(LOCK_FILE) else []
 
 
@@ -196,7 +139,7 @@ def order_before() -> list[str]:
     except ValueError:  # torn, by a disk that was full or a machine that lost its power
         noted = None
     order = now if noted is None or now[: len(noted)] != noted else noted  # else of another branch
-    lockfile.replace(ORDER, json.dumps(order))
+    write_whole(ORDER, json.dumps(order))
     return order
 
 
@@ -207,8 +150,8 @@ def restore_order(before: list[str], stages: list[Stage]) -> None:
     order = dict.fromkeys([*before, *(stage.address for stage in stages), *now])  # the first place of each
     wanted = [address for address in order if address in now]
     if now != wanted:
-        with _project():
+        with project():
             lock = parse_yaml_for_update(lockfile.read(lockfile.LOCK), LOCK_FILE)
             lock["stages"] = {address: lock["stages"][address] for address in wanted}
-            lockfile.replace(lockfile.LOCK, dumps_yaml(lock))
+            write_whole(lockfile.LOCK, dumps_yaml(lock))
             lockfile.keep()

@@ -22,22 +22,17 @@ from filelock import FileLock, Timeout
 from ruamel.yaml.error import YAMLError
 
 from flows import graph
-from multiscale.core.temporary import remove_left
-from stages.common import lockfile
+from flows.mend import without_git
+from multiscale.core.temporary import remove_left, write_whole
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES
-from stages.common.reading import read_bytes, read_yaml
+from stages.common.reading import named, read_bytes, read_yaml
 
 LOCK = Path(".dvc/tmp/flow.lock")  # the system frees it when its holder dies
 PASSING = Path(".dvc/tmp/params.passing")  # the experiment without and with the overrides of one run, until its end
 SLOTS, OVERRIDES = 1024, 100  # at most
 ENDS = 10.0  # seconds that a run has to end after a kill of whoever has started it
 EXPERIMENT_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # what git, DVC's command line and file systems all take
-
-
-def recipes() -> list[str]:
-    """The names of all recipes."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 @contextmanager
@@ -59,8 +54,8 @@ def prepared(
         raise refuse("reproduce", "slots", slots, f"1 to {SLOTS} stages at once")
     if len(overrides) > OVERRIDES:
         raise refuse("reproduce", "overrides", len(overrides), f"up to {OVERRIDES}; a recipe holds any number")
-    if recipe and recipe not in recipes():
-        raise refuse(RECIPES, "recipe", recipe, f"one of {', '.join(recipes())}")
+    if recipe and recipe not in named(RECIPES):
+        raise refuse(RECIPES, "recipe", recipe, f"one of {', '.join(named(RECIPES))}")
     if experiment:
         _check_name(experiment)
     with alone():
@@ -68,13 +63,13 @@ def prepared(
         try:
             if recipe:
                 ours = _switched(recipe)
-                lockfile.replace(EXPERIMENT, ours)
+                write_whole(EXPERIMENT, ours)
             kept = ours
             if overrides:
                 ours = _overridden(overrides)
                 if passing:
-                    lockfile.replace(PASSING, json.dumps([text.decode("latin-1") for text in (kept, ours)]))
-                lockfile.replace(EXPERIMENT, ours)
+                    write_whole(PASSING, json.dumps([text.decode("latin-1") for text in (kept, ours)]))
+                write_whole(EXPERIMENT, ours)
             if EXPERIMENT.exists():
                 read_yaml(EXPERIMENT)  # DVC would read whatever stands there, however long that takes
             stages = graph.plan(targets)
@@ -100,7 +95,7 @@ def _written() -> bytes:
 def _put_back(before: bytes, ours: bytes) -> None:
     """Writes what stood in the experiment's file before, unless it no longer holds what we have written."""
     if before and before != ours and _written() == ours:
-        lockfile.replace(EXPERIMENT, before)
+        write_whole(EXPERIMENT, before)
 
 
 @contextmanager
@@ -185,7 +180,7 @@ def _check_name(experiment: str) -> None:
             check_ref_format(repo.scm, ExpRefInfo(baseline, experiment))
             taken = exp_refs_by_names(repo.scm, {experiment}).get(experiment, [])
     except SCMError as error:
-        raise graph.without_git(error) from error
+        raise without_git(error) from error
     except DvcException as error:
         raise refuse("experiment", "name", experiment, " ".join(str(error).split())) from error
     if any(ref.baseline_sha == baseline for ref in taken):

@@ -21,37 +21,88 @@ if __name__ == "__main__":  # first: the imports below take seconds
     launch("flows.mend", "loading DVC")
 
 import json
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import psutil
-from dvc.lock import make_lock
-from dvc.repo import Repo
-from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK, SCHEMA
+from dvc.dvcfile import PROJECT_FILE
+from dvc.exceptions import DvcException
+from dvc.lock import LockError, make_lock
+from dvc.repo import Repo, lock_repo
+from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK, SCHEMA, RWLockFileCorruptedError
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from dvc.scm import SCMError
 from ruamel.yaml import YAML
 from voluptuous import Invalid
 
+from multiscale.core.temporary import write_whole
 from stages.common import lockfile, orphans
+from stages.common.errors import BadInput
 from stages.common.harness import tell
+
+logging.getLogger("dvc").setLevel(logging.CRITICAL)  # no bars of its own in the terminal; its errors are raised
 
 PAUSES = (1.0, 2.0, 4.0)  # seconds before another try where DVC is in the way of itself
 
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
 
+
+@contextmanager
+def project() -> Iterator[Repo]:
+    """The DVC repository of the working directory, locked and mended. What DVC finds wrong with it becomes BadInput."""
+    try:
+        with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
+            _mend(repo)
+            yield repo
+    except SCMError as error:
+        raise without_git(error) from error
+    except DvcException as error:
+        raise BadInput(" ".join(f"{PROJECT_FILE}: {error}".split())) from error
+
+
+def without_git(error: SCMError) -> BadInput:
+    """The error for a folder in which git cannot work."""
+    return BadInput(f"{error}, and DVC needs one; clone the project with git, or run git init and commit its files")
+
+
+def patient(ask: Callable[Given, Found]) -> Callable[Given, Found]:
+    """Asks once more where another DVC process is in the way: after a kill its processes take a moment to end."""
+
+    @wraps(ask)
+    def asked(*given: Given.args, **named: Given.kwargs) -> Found:
+        for pause in PAUSES:
+            try:
+                return ask(*given, **named)
+            except BadInput as error:
+                if not isinstance(error.__cause__, LockError | RWLockFileCorruptedError):
+                    raise
+                time.sleep(pause * random.uniform(1, 1.5))
+        return ask(*given, **named)
+
+    return asked
+
+
+@patient
 def run() -> None:
     """Mends the project of the working directory."""
-    from flows import graph  # knows this module
+    with project():
+        pass
 
-    graph.mended()
 
-
-def mend(repo: Repo) -> None:
+def _mend(repo: Repo) -> None:
     """Mends a repository whose lock is held: nobody else writes dvc.lock."""
     fault = _fault(lockfile.read(lockfile.LOCK)) if lockfile.LOCK.exists() else None
     if not fault:
         lockfile.keep()
     elif whole := next(filter(_fits, (lockfile.read(lockfile.KEPT), lockfile.committed())), None):
-        lockfile.replace(lockfile.LOCK, whole)
+        write_whole(lockfile.LOCK, whole)
         tell("dvc.lock", f"{fault}; the last whole one is put back")
     else:
         lockfile.LOCK.unlink()
@@ -95,7 +146,7 @@ def _sweep(table: Path) -> None:
     writers = {path: entry for path, entry in locks["write"].items() if at_work(entry)}
     left = {"read": {path: entries for path, entries in readers.items() if entries}, "write": writers}
     if left != locks:
-        lockfile.replace(table, json.dumps(left))
+        write_whole(table, json.dumps(left))
         tell(str(table), "the locks of processes that are gone are removed")
 
 

@@ -12,9 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows import connection, graph, process
+from flows import connection, mend, process
 from flows.graph import Stage
-from flows.mend import PAUSES
 from stages.common.paths import SCRATCH
 
 LOGS = SCRATCH / "logs"  # STAGE.log, each of the last run of the stage
@@ -78,7 +77,7 @@ def bring(
                 tell(line)
 
         try:
-            for pause in (*PAUSES, None):
+            for pause in (*mend.PAUSES, None):
                 lines.clear()
                 command = ["dvc", "--wait-for-lock", "repro", "-s", stage.address]
                 code = process.run(command, environment, note, stop)
@@ -87,7 +86,7 @@ def bring(
                     break
                 note(f"once more, because it may pass: {reason}")
                 stop.wait(pause * random.uniform(1, 1.5))  # so that two do not meet twice
-                graph.mended()
+                mend.run()
         except process.Stopped:
             return End("Cancelled", "stopped with its flow run")
     if code:

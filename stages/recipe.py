@@ -66,7 +66,7 @@ from stages.common.paths import (
     TEXT,
     VAE,
 )
-from stages.common.reading import parse_yaml, read_bytes, read_yaml
+from stages.common.reading import named, parse_yaml, read_bytes, read_yaml
 from stages.common.settings import EXPERIMENT, TAGS, BadInput, refuse, validate
 from stages.schema import Experiment
 from stages.schema.rendering import render
@@ -78,9 +78,9 @@ Tree = dict[str, Any]
 def resolve(name: str, seen: tuple[str, ...] = ()) -> Tree:
     """A recipe merged over the recipes that it extends. Raises BadInput."""
     path = RECIPES / f"{name}.yaml"
-    if name not in available():
+    if name not in named(RECIPES):
         where = (RECIPES / f"{seen[-1]}.yaml", "extends") if seen else (RECIPES, "recipe")
-        raise refuse(*where, name, f"one of {', '.join(available())}")
+        raise refuse(*where, name, f"one of {', '.join(named(RECIPES))}")
     if name in seen:
         raise refuse(path, "extends", name, f"a chain without cycles (this one is {' -> '.join((*seen, name))})")
     own = read_yaml(path)
@@ -127,11 +127,6 @@ def merge(base: Tree, over: Tree) -> Tree:
 
 def _is_like(value: Tree, before: Tree) -> bool:
     return "preset" not in value and all(value[tag] == before.get(tag) for tag in TAGS if tag in value)
-
-
-def available() -> list[str]:
-    """The names of all recipes."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def experiment_of(name: str) -> Experiment:

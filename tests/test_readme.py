@@ -31,6 +31,7 @@ from multiscale.__main__ import settings_of
 from multiscale.flow import Solver
 from stages import recipe
 from stages.common import harness, settings
+from stages.common.reading import named
 from stages.schema import Experiment
 from stages.schema.rendering import render
 
@@ -83,7 +84,7 @@ SHELL = [(block, command) for block in BLOCKS for command in block.commands()]
 def experiment_in(block: Block) -> Experiment:
     """The experiment that a block is about: the recipe that it switches to, else the embedded one."""
     switched = re.findall(r"stages\.recipe ([\w-]+)", block.text)
-    return experiment_of(next((name for name in switched if name in recipe.available()), "embedded"))
+    return experiment_of(next((name for name in switched if name in named(recipe.RECIPES)), "embedded"))
 
 
 @cache
@@ -122,7 +123,7 @@ def parsed(command: str, block: Block, folder: Path) -> None:
     valued = ("-S", "--name", "--slots")  # options of `flows.reproduce`
     names = [word for before, word in pairwise([module, *arguments]) if word[0] != "-" and before not in valued]
     if module == "stages.recipe" and names:
-        assert names[0] in {*recipe.available(), *OTHERS, FILLED["NAME"], "new"}
+        assert names[0] in {*named(recipe.RECIPES), *OTHERS, FILLED["NAME"], "new"}
     elif module == "flows.sweeps" and names:
         assert (ROOT / "params" / "sweeps" / f"{names[0]}.yaml").exists()
     elif module == "flows.reproduce":
@@ -188,7 +189,7 @@ def edited(command: str, block: Block, folder: Path) -> None:
     tool, script, source, into, _ = shlex.split(command)
     assert into == ">"
     done = subprocess.run([tool, script, source], cwd=ROOT, capture_output=True, text=True)
-    assert YAML(typ="safe").load(done.stdout)["extends"] in recipe.available()
+    assert YAML(typ="safe").load(done.stdout)["extends"] in named(recipe.RECIPES)
 
 
 def known_elsewhere(command: str, block: Block, folder: Path) -> None:

@@ -10,10 +10,11 @@ import polars as pl
 
 from flows.sweeps import charts
 from flows.sweeps.space import Plan
-from multiscale.core.storage import atomic_file
+from multiscale.core.storage import atomic_file, write_text
 from stages import recipe
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES, REPORTS
+from stages.common.reading import named
 from stages.common.settings import TAGS
 from stages.reporting.tables import markdown
 from stages.schema.rendering import plain
@@ -30,14 +31,12 @@ def write(plan: Plan, records: list[dict[str, Any]]) -> Path:
     keys = list(dict.fromkeys(key for row in rows for key in row["point"]))
     with atomic_file(folder / "trials.parquet") as temporary:
         frame(keys, rows).write_parquet(temporary)
-    with atomic_file(folder / "trials.md") as temporary:
-        temporary.write_text(table(plan, keys, rows))
+    write_text(folder / "trials.md", table(plan, keys, rows))
     if rows[0]["state"] != "done":
         raise BadInput(f"{plan.file}: no trial has finished; the first said: {rows[0].get('error')}; see {folder}")
     charts.settings(plan, keys, rows, folder / "settings.png")
     charts.parallel(plan, keys, rows, folder / "parallel.png")
-    with atomic_file(RECIPES / f"{plan.name}-best.yaml") as temporary:
-        temporary.write_text(winner(plan, rows[0]))
+    write_text(RECIPES / f"{plan.name}-best.yaml", winner(plan, rows[0]))
     return folder / "trials.md"
 
 
@@ -46,8 +45,8 @@ def ranked(plan: Plan, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     sign = 1 if plan.sweep.mode == "min" else -1
     done = [record for record in records if record["state"] == "done"]
     rest = sorted((record for record in records if record["state"] != "done"), key=lambda record: record["state"])
-    place = lambda metrics: (metrics["copies"], sign * metrics[plan.sweep.metric])  # noqa: E731
-    return sorted(done, key=lambda record: place(record["metrics"])) + rest[::-1]
+    done.sort(key=lambda record: (record["metrics"]["copies"], sign * record["metrics"][plan.sweep.metric]))
+    return done + rest[::-1]
 
 
 def frame(keys: list[str], rows: list[dict[str, Any]]) -> pl.DataFrame:
@@ -95,8 +94,8 @@ def _text(cell: Any) -> str:
 def winner(plan: Plan, best: dict[str, Any]) -> str:
     """The recipe of the best trial: it extends the experiment's own by the keys in which it differs."""
     name = plan.experiment.recipe
-    if name not in recipe.available():
-        raise refuse(EXPERIMENT, "recipe", name, f"one of {', '.join(recipe.available())}")
+    if name not in named(RECIPES):
+        raise refuse(EXPERIMENT, "recipe", name, f"one of {', '.join(named(RECIPES))}")
     tied = {"recipe", "run"}  # to the recipe's name, and to this machine
     base, chosen = recipe.experiment_of(name), plan.changed(best["point"])
     changes = difference(base.model_dump(exclude=tied), chosen.model_dump(exclude=tied))

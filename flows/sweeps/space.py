@@ -26,6 +26,7 @@ from multiscale.core.settings import Bad, Few, Name, Samples, Section, Seed
 from stages.common import settings
 from stages.common.errors import refuse
 from stages.common.paths import EXPERIMENT
+from stages.common.reading import named
 from stages.schema import Experiment
 
 METRICS = {  # and which way is better
@@ -244,7 +245,7 @@ def at(node: Any, key: str) -> Any:
 
 def load(name: str) -> Plan:
     """The sweep of params/sweeps/NAME.yaml. Raises BadInput unless each end of each range makes a valid experiment."""
-    known = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
+    known = named(SWEEPS)
     if name not in known:
         raise refuse(SWEEPS, "sweep", name, f"one of {', '.join(known) or 'none yet'}")
     if not re.fullmatch(NAMED, name):

@@ -38,3 +38,11 @@ def remove_left(folder: Path, name: str | None = None) -> None:
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file that is whole at any moment; unlike `storage.atomic_file` it does not wait for the disk."""
+    remove_left(path.parent, path.name)
+    temporary = path.with_name(temporary_name(path.name))
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    temporary.replace(path)

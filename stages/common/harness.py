@@ -112,11 +112,11 @@ def guarded(action: Callable[..., None], **arguments: object) -> None:
 
 def show(folder: Path) -> None:
     """Lists the YAML files of a folder, each with its first line, a comment. Raises BadInput."""
-    from stages.common.reading import read_text  # here, because most commands read no YAML before they import torch
+    from stages.common.reading import named, read_text  # here: most commands read no YAML before they import torch
 
-    for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem):
-        first = read_text(path).partition("\n")[0]
-        print(f"{path.stem:20} {first.lstrip('# ')}")
+    for name in named(folder):
+        first = read_text(folder / f"{name}.yaml").partition("\n")[0]
+        print(f"{name:20} {first.lstrip('# ')}")
 
 
 def is_disk_full(error: Exception) -> bool:

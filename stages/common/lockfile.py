@@ -8,7 +8,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from multiscale.core.temporary import remove_left, temporary_name
+from multiscale.core.temporary import write_whole
 
 LOCK = Path("dvc.lock")
 NO_TEXT = "\N{REPLACEMENT CHARACTER}"  # what `read` gives for bytes that are not UTF-8
@@ -19,7 +19,7 @@ def keep() -> None:
     """Keeps dvc.lock as it is now, if it is whole; it need not be, where another process is at work on it."""
     text = read(LOCK)
     if KEPT.parent.is_dir() and LOCK.exists() and text != read(KEPT) and not is_cut(text):
-        replace(KEPT, text)
+        write_whole(KEPT, text)
 
 
 def is_cut(text: str) -> bool:
@@ -57,11 +57,3 @@ def committed() -> str:
 def read(path: Path) -> str:
     """A file's text; '' where there is none."""
     return path.read_text("utf-8", "replace") if path.exists() else ""
-
-
-def replace(path: Path, content: str | bytes) -> None:
-    """Writes a file that is whole at any moment."""
-    remove_left(path.parent, path.name)
-    temporary = path.with_name(temporary_name(path.name))
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)

@@ -29,6 +29,11 @@ class _Constructor(SafeConstructor):
             raise YAMLError(f"merged keys stand for too much; allowed: {MOST} in all")
 
 
+def named(folder: Path) -> list[str]:
+    """The names of the YAML files in a folder: recipes, sweeps."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
 def read_bytes(path: Path) -> bytes:
     """A file that is no pipe, no device and not too large to be of settings. Raises BadInput."""
     try:

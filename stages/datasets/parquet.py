@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from stages.datasets.archives import refuse_path, whole
 from stages.datasets.item import SPLITS, Item, split_by_hash, split_in
 from stages.schema.data import Data
 
+BLOCK = 256  # rows that are read at once
 LABELS = "a column of text or integers, with a value in each row"
 
 
@@ -54,10 +55,9 @@ def _label_names(path: Path, column: str | None) -> dict[Any, str]:
 def _rows(path: Path, stem: str, data: Data) -> Iterator[tuple[str, str, Any, str, Callable[[], bytes]]]:
     """Yields (id, split, raw label, caption, reader) for each row of a Parquet file."""
     schema = pl.Schema(pl.read_parquet_schema(path))
-    image, column = pl.col(data.image_column), cast(Any, schema.get(data.image_column))
-    if isinstance(column, pl.Struct):
-        image, column = image.struct.field("bytes"), column.to_schema().get("bytes")
-    if column != pl.Binary:
+    column = cast(Any, schema.get(data.image_column))
+    is_struct = isinstance(column, pl.Struct)
+    if (column.to_schema().get("bytes") if is_struct else column) != pl.Binary:
         allowed = f"a column of encoded images ({path} has {', '.join(schema)})"
         raise refuse(EXPERIMENT, "data.image_column", data.image_column, allowed)
     kind = schema.get(data.label_column) if data.label_column else None
@@ -81,19 +81,16 @@ def _rows(path: Path, stem: str, data: Data) -> Iterator[tuple[str, str, Any, st
         if split_of and split_of.lower() not in SPLITS:
             raise refuse(EXPERIMENT, "data.path", split_of, f"as a split of {path}: {', '.join(SPLITS)}")
         in_split = SPLITS[split_of.lower()] if split_of else split_by_hash(name, data)
-        yield name, in_split, label_of, caption_of, partial(_row_bytes, path, image, row)
+        yield name, in_split, label_of, caption_of, partial(_row_bytes, path, data.image_column, is_struct, row)
 
 
-_block: tuple[Path, int, list[bytes]] | None = None
-_BLOCK_ROWS = 256
-
-
-def _row_bytes(path: Path, image: pl.Expr, row: int) -> bytes:
+def _row_bytes(path: Path, column: str, is_struct: bool, row: int) -> bytes:
     """The bytes of one row; rows are requested in order, so they are read in blocks."""
-    global _block
-    start = row - row % _BLOCK_ROWS
-    block = _block
-    if block is None or block[:2] != (path, start):
-        rows = pl.scan_parquet(path).slice(start, _BLOCK_ROWS).select(image.alias("image")).collect()["image"].to_list()
-        _block = block = (path, start, rows)
-    return block[2][row - start]
+    return _block(path, column, is_struct, row // BLOCK)[row % BLOCK]
+
+
+@lru_cache(maxsize=1)
+def _block(path: Path, column: str, is_struct: bool, index: int) -> list[bytes]:
+    image = pl.col(column).struct.field("bytes") if is_struct else pl.col(column)
+    rows = pl.scan_parquet(path).slice(index * BLOCK, BLOCK).select(image=image).collect()
+    return rows["image"].to_list()

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from conftest import ROOT, called, processes, until
 
-from flows import graph
+from flows import graph, mend
 from stages.common import lockfile
 
 STAGES = """
@@ -32,7 +32,7 @@ def done(pipeline):
     """A pipeline that has run, whose lock is kept."""
     pipeline.write(STAGES)
     pipeline.run("dvc", "repro")
-    graph.mended()
+    mend.run()
     return pipeline
 
 
@@ -44,9 +44,9 @@ def test_a_lock_that_is_cut_anywhere_is_put_back_as_it_was(done, capfd):
         assert lockfile.is_cut(whole[:place]), whole[:place][-60:]
     for place in (0, whole.index("  c:"), len(whole) - 1):
         (done.folder / "dvc.lock").write_text(whole[:place])
-        graph.mended()
+        mend.run()
         assert done.lock() == whole and capfd.readouterr().err == CUT
-    graph.mended()
+    mend.run()
     assert capfd.readouterr().err == "" and done.is_clean()
 
 
@@ -54,14 +54,14 @@ def test_a_lock_with_a_flipped_bit_in_a_key_is_put_back_and_one_in_a_value_is_dv
     whole, path = done.lock(), done.folder / "dvc.lock"
     path.write_text(whole.replace("size: ", "rize: ", 1))
     assert not lockfile.is_cut(path.read_text())
-    graph.mended()
+    mend.run()
     assert done.lock() == whole and capfd.readouterr().err == CUT.replace("a kill has cut it short", "damaged")
     path.write_bytes(whole.encode().replace(b"md5: ", b"md5: \xff", 1))
     lockfile.keep()
-    graph.mended()
+    mend.run()
     assert done.lock() == whole and capfd.readouterr().err == CUT.replace("a kill has cut it short", "damaged")
     path.write_text(whole.replace("md5: ", "md5: 0", 1))
-    graph.mended()
+    mend.run()
     assert done.lock() != whole and capfd.readouterr().err == ""
     done.run("dvc", "repro")
     assert done.lock() == whole
@@ -73,10 +73,10 @@ def test_a_lock_of_another_branch_and_one_that_was_deleted_stay(done, capfd):
     (done.folder / "dvc.lock").write_text(shorter)
     done.run("git", "add", "dvc.lock")
     done.run("git", "commit", "-qm", "fewer stages")
-    graph.mended()
+    mend.run()
     assert done.lock() == shorter == lockfile.KEPT.read_text()
     (done.folder / "dvc.lock").unlink()
-    graph.mended()
+    mend.run()
     assert not (done.folder / "dvc.lock").exists() and capfd.readouterr().err == ""
 
 
@@ -134,7 +134,7 @@ def test_locks_of_processes_that_are_gone_are_removed_and_no_others(done, capfd)
         table = done.folder / ".dvc/tmp/rwlock"
         table.write_text(json.dumps({"write": entries, "read": {name: [each] for name, each in entries.items()}}))
         until(lambda: psutil.Process(gone.pid).status() == psutil.STATUS_ZOMBIE)
-        graph.mended()
+        mend.run()
         left = json.loads(table.read_text())
         assert left == {"write": {"x": entries["x"]}, "read": {"x": [entries["x"]]}}
         assert capfd.readouterr().err.endswith("rwlock: the locks of processes that are gone are removed\n")
@@ -147,7 +147,7 @@ def test_locks_of_processes_that_are_gone_are_removed_and_no_others(done, capfd)
 @pytest.mark.parametrize("torn", ["", '{"write": {"/a": {"pi', '{"write": {"/a": {}}}'])
 def test_a_torn_table_of_locks_is_removed(done, capfd, torn):
     (done.folder / ".dvc/tmp/rwlock").write_text(torn)
-    graph.mended()
+    mend.run()
     assert capfd.readouterr().err.endswith("rwlock: a kill has cut it short; removed\n") and done.is_clean()
 
 
