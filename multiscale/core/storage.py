@@ -211,11 +211,10 @@ def write_blocks(
     path: Path,
     shapes: Mapping[str, tuple[type, tuple[int, ...]]],
     blocks: Iterable[Mapping[str, Tensor]],
-    metadata: dict[str, str] | None = None,
     reach: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Writes blocks of rows, name -> (n, ...), one after the other with `TensorWriter`; reports the rows so far."""
-    writer, done = TensorWriter(path, shapes, metadata), 0
+    writer, done = TensorWriter(path, shapes), 0
     for block in blocks:
         for name, rows in block.items():
             writer.write(name, done, rows)
