@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from stages.common import settings
 from stages.common.paths import CLAIMS, TIMINGS
+from stages.common.reading import read_yaml
 from stages.reporting import analyses
 from stages.reporting.analyses import Lacking, Measured, Unmeasured
 from stages.reporting.page import Section
@@ -50,7 +51,7 @@ class Evidence:
 
 def load() -> dict[str, schema.Claim]:
     """The claims of the file. Raises BadInput."""
-    value = settings.read_yaml(CLAIMS)
+    value = read_yaml(CLAIMS)
     try:
         return schema.Claims.model_validate(value).claims
     except ValidationError as error:
