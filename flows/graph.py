@@ -28,7 +28,7 @@ from dvc.utils.serialize import dumps_yaml, load_yaml, parse_yaml_for_update
 from flows.mend import PAUSES, mend
 from stages import code
 from stages.common import lockfile
-from stages.common.errors import BadInput, refuse
+from stages.common.errors import BadInput, one_line, refuse
 from stages.common.paths import CODE
 
 logging.getLogger("dvc").setLevel(logging.CRITICAL)  # no bars of its own in the terminal; its errors are raised
@@ -71,7 +71,7 @@ def _project() -> Iterator[Repo]:
     except SCMError as error:
         raise without_git(error) from error
     except DvcException as error:
-        raise BadInput(" ".join(f"{PROJECT_FILE}: {error}".split())) from error
+        raise BadInput(one_line(f"{PROJECT_FILE}: {error}")) from error
 
 
 def without_git(error: SCMError) -> BadInput:

@@ -113,12 +113,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def digest_files(paths: Iterable[Path]) -> str:
     """SHA-256 of the contents of files, in the given order."""
     total = hashlib.sha256()
     for path in paths:
-        with open(path, "rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
+        total.update(bytes.fromhex(sha256_of(path)))
     return total.hexdigest()
 
 
