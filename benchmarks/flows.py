@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.common import ROOT, in_turn, save
 from flows.dashboard import prefect_server
-from stages.common.settings import read_yaml
+from stages.common.reading import read_yaml
 
 PORT = 4290
 METHODS = 8

@@ -20,6 +20,7 @@ from benchmarks.common import ROOT, apart, save
 from benchmarks.data import measured
 from benchmarks.kills import environment
 from stages.common import paths, settings
+from stages.common.reading import read_yaml
 from stages.schema import Experiment
 
 FEWER, SHARES = 5, (20, 2)
@@ -39,7 +40,7 @@ QUIET = {"second_extractor": None, "floors": []}
 
 def experiment(images: int, evaluated: int | None = None) -> Experiment:
     """The tiny recipe with DiT alone, on so many images; of samples there are as many, or those that are evaluated."""
-    tree = settings.read_yaml(paths.EXPERIMENT)
+    tree = read_yaml(paths.EXPERIMENT)
     tree["data"] |= {"source": "files", "path": "images.parquet", "test_share": 0.0}
     tree["sample"] |= {"images": evaluated or images, "batch": 100}
     tree["evaluate"] |= QUIET | {"reference_images": 1000}

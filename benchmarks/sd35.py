@@ -8,19 +8,22 @@ random weights. All without the autoencoder and the text encoders, which the pub
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from torch import nn
 
 from benchmarks.common import save
 from multiscale.methods.swd.adapter import adapted
-from multiscale.methods.swd.lora import PUBLISHED
 from multiscale.methods.swd.schedule import PUBLISHED as SCHEDULES
 from multiscale.networks.published.sd3 import SD3, SD3Network
-from multiscale.plan import Plan, plan
+from multiscale.plan import Call, Understudy, size
 from multiscale.timing import lap
 
 NAME = "SD3.5-M"
 NETWORK = SD3Network.model_validate({"preset": NAME})
-RANK, BLOCK = PUBLISHED[NAME]
+RANK, BLOCK = 64, 11  # of the adapter, and the block whose tokens MMD and the GAN take, as published
 TEXT = 77 + 256  # tokens of CLIP and T5, as diffusers' pipeline pads them by default
 FULL = 128  # edge of the latents of 1024 px
 RESOLUTIONS = SCHEDULES[NAME][1]
@@ -35,12 +38,25 @@ REPEATS = 3
 
 def shapes(resolution: int) -> list[tuple[int, ...]]:
     """Of x, t, prompt and pooled prompt, for one image."""
-    size = NETWORK
-    text = (1, TEXT, size.joint_attention_dim), (1, size.pooled_projection_dim)
-    return [(1, size.in_channels, resolution, resolution), (1,), *text]
+    text = (1, TEXT, NETWORK.joint_attention_dim), (1, NETWORK.pooled_projection_dim)
+    return [(1, NETWORK.in_channels, resolution, resolution), (1,), *text]
 
 
-def student(recompute: bool) -> torch.nn.Module:
+def weightless(build: Callable[[], nn.Module]) -> nn.Module:
+    """The network in bf16, without memory for its weights."""
+    with torch.device("meta"):
+        return build().to(torch.bfloat16)
+
+
+def cost(net: nn.Module, resolution: int, train: bool = False, **options: Any) -> Call:
+    """Of a call for one image; with `train`, of its backward pass as well."""
+    stand = Understudy(net)
+    with torch.set_grad_enabled(train):
+        stand(*(torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in shapes(resolution)), **options)
+    return stand.calls[0]
+
+
+def student(recompute: bool) -> nn.Module:
     """The network with the published adapter."""
     net = NETWORK.build()
     if recompute:
@@ -48,9 +64,9 @@ def student(recompute: bool) -> torch.nn.Module:
     return adapted(net, RANK, SD3.adapted)
 
 
-def figures(found: Plan) -> dict[str, float]:
+def figures(net: nn.Module, found: Call) -> dict[str, float]:
     return {
-        "weights, GB": found.weights / 1e9,
+        "weights, GB": size(net)[2] / 1e9,
         "activations, GB": found.activations / 1e9,
         "TFLOP": found.flops / 1e12,
     }
@@ -75,7 +91,8 @@ def block_seconds(resolution: int) -> list[float]:
 def main() -> None:
     torch.set_num_threads(1)
     blocks = {resolution: block_seconds(resolution) for resolution in TIMED}  # before anything hollow
-    calls = {resolution: plan(NETWORK.build, shapes(resolution)) for resolution in RESOLUTIONS}
+    net = weightless(NETWORK.build)
+    calls = {resolution: cost(net, resolution) for resolution in RESOLUTIONS}
     samples = {}
     for name, (resolutions, seconds) in SAMPLES.items():
         flops = sum(calls[resolution].flops for resolution in resolutions)
@@ -83,23 +100,24 @@ def main() -> None:
             "calls": len(resolutions),
             "image tokens": sum((resolution // NETWORK.patch_size) ** 2 for resolution in resolutions),
             "TFLOP": flops / 1e12,
-            "weights, GB": calls[FULL].weights / 1e9,
+            "weights, GB": size(net)[2] / 1e9,
             "activations, GB": max(calls[resolution].activations for resolution in resolutions) / 1e9,
             "seconds to reach": seconds,
             "TFLOP/s that these seconds need": flops / 1e12 / seconds,
         }
-    features = plan(NETWORK.build, shapes(FULL), block=BLOCK, stop=True)
-    training = {
-        name: figures(plan(lambda recompute=recompute: student(recompute), shapes(FULL), train=True))
-        for name, recompute in (("activations kept", False), ("activations computed again", True))
+    features = cost(net, FULL, block=BLOCK, stop=True)
+    students = {
+        "activations kept": weightless(lambda: student(False)),
+        "activations computed again": weightless(lambda: student(True)),
     }
+    training = {name: figures(each, cost(each, FULL, train=True)) for name, each in students.items()}
     save(
         "sd35",
         {
-            "parameters": calls[FULL].parameters,
+            "parameters": size(net)[0],
             "text tokens": TEXT,
-            "a call, by resolution of the latents": {edge: figures(found) for edge, found in calls.items()},
-            f"tokens after block {BLOCK}, at {FULL}": figures(features),
+            "a call, by resolution of the latents": {edge: figures(net, found) for edge, found in calls.items()},
+            f"tokens after block {BLOCK}, at {FULL}": figures(net, features),
             f"forward and backward of the student with an adapter of rank {RANK}, at {FULL}": training,
             "a sample": samples,
             "a block on the CPU: processor seconds, on a machine that was not idle": blocks,

@@ -24,7 +24,7 @@ from ruamel.yaml.error import YAMLError
 from flows import graph
 from flows.mend import without_git
 from multiscale.core.temporary import remove_left, write_whole
-from stages.common.errors import BadInput, refuse
+from stages.common.errors import BadInput, one_line, refuse
 from stages.common.paths import EXPERIMENT, RECIPES
 from stages.common.reading import named, read_bytes, read_yaml
 
@@ -182,6 +182,6 @@ def _check_name(experiment: str) -> None:
     except SCMError as error:
         raise without_git(error) from error
     except DvcException as error:
-        raise refuse("experiment", "name", experiment, " ".join(str(error).split())) from error
+        raise refuse("experiment", "name", experiment, one_line(error)) from error
     if any(ref.baseline_sha == baseline for ref in taken):
         raise refuse("experiment", "name", experiment, "a name that no experiment on this commit has")

@@ -43,7 +43,7 @@ from voluptuous import Invalid
 
 from multiscale.core.temporary import write_whole
 from stages.common import lockfile, orphans
-from stages.common.errors import BadInput
+from stages.common.errors import BadInput, one_line
 from stages.common.harness import tell
 
 logging.getLogger("dvc").setLevel(logging.CRITICAL)  # no bars of its own in the terminal; its errors are raised
@@ -64,7 +64,7 @@ def project() -> Iterator[Repo]:
     except SCMError as error:
         raise without_git(error) from error
     except DvcException as error:
-        raise BadInput(" ".join(f"{PROJECT_FILE}: {error}".split())) from error
+        raise BadInput(one_line(f"{PROJECT_FILE}: {error}")) from error
 
 
 def without_git(error: SCMError) -> BadInput:

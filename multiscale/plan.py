@@ -7,7 +7,6 @@ Constants that functions cache meanwhile may be hollow: compute nothing with suc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -20,47 +19,9 @@ from multiscale.hollow import Hollow, costs
 PLAIN = (bool, int, float, str, tuple, type(None))  # settings of a module
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The cost of one call of a network, or of one training step without its optimiser."""
-
-    parameters: int
-    trained: int
-    """parameters with a gradient"""
-    weights: int
-    """bytes of parameters and buffers"""
-    activations: int
-    """bytes: the most of all other tensors that live at one time, inputs and gradients included"""
-    flops: int
-    """a multiply-add counts two"""
-
-
-def plan(
-    build: Callable[[], nn.Module],
-    shapes: Sequence[tuple[int, ...]],
-    dtype: torch.dtype = torch.bfloat16,
-    train: bool = False,
-    **options: Any,
-) -> Plan:
-    """The plan of a network called with inputs of these shapes and further options; with `train`, backward as well."""
-    with torch.device("meta"):
-        net = build().to(dtype)
-    own = _emptied(net)
-
-    def call() -> None:
-        given = [Hollow.empty(shape, dtype) for shape in shapes]
-        with torch.set_grad_enabled(train):
-            out = net(*given, **options)
-        if train:
-            out.sum().backward()
-
-    activations, flops = costs(call)
-    return Plan(*size(net, own), activations, flops)
-
-
-def size(net: nn.Module, own: Sequence[Tensor] | None = None) -> tuple[int, int, int]:
+def size(net: nn.Module) -> tuple[int, int, int]:
     """The parameters of a network, those with a gradient, and the bytes of parameters and buffers."""
-    parameters, held = list(net.parameters()), own or [*net.parameters(), *net.buffers()]
+    parameters, held = list(net.parameters()), [*net.parameters(), *net.buffers()]
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     return sum(p.numel() for p in parameters), trained, sum(x.numel() * x.element_size() for x in held)
 
@@ -71,8 +32,9 @@ class Call:
 
     edge: int
     activations: int
-    """bytes: the most that live at one time"""
+    """bytes: the most of all tensors but the weights that live at one time, inputs and gradients included"""
     flops: int
+    """a multiply-add counts two"""
 
 
 class Double(nn.Module):
@@ -135,7 +97,7 @@ class Understudy(Double):
     def __init__(self, net: nn.Module, known: dict[str, Any] | None = None) -> None:
         """known: of other networks, by their structure; calls of one that is built alike are not worked out again."""
         super().__init__(net)
-        _emptied(net)
+        _empty(net)
         self.known = self.known if known is None else known.setdefault(structure(net), self.known)
 
     def learn(self, leaves: list[Any], tree: TreeSpec, followed: bool) -> tuple[Call, Any]:
@@ -191,15 +153,11 @@ def _copy(x: Tensor) -> Tensor:
     return Hollow.empty(x.shape, x.dtype).requires_grad_(x.requires_grad)
 
 
-def _emptied(net: nn.Module) -> list[Hollow]:
-    """Replaces the parameters and buffers of a network on the meta device by hollow ones, and gives those."""
-    own: list[Hollow] = []
+def _empty(net: nn.Module) -> None:
+    """Replaces the parameters and buffers of a network by hollow ones."""
     for module in net.modules():
         for name, x in [*module.named_parameters(recurse=False)]:
             parameter: Any = nn.Parameter(Hollow.empty(x.shape, x.dtype), x.requires_grad)
-            own.append(parameter)
             setattr(module, name, parameter)
         for name, buffer in [*module.named_buffers(recurse=False)]:
-            own.append(Hollow.empty(buffer.shape, buffer.dtype))
-            setattr(module, name, own[-1])
-    return own
+            setattr(module, name, Hollow.empty(buffer.shape, buffer.dtype))

@@ -21,7 +21,7 @@ import polars as pl
 from multiscale.core import intact
 from multiscale.core.storage import sealed_folder
 from stages.common import fetch, images
-from stages.common.errors import BadInput, refuse
+from stages.common.errors import BadInput, one_line, refuse
 from stages.common.paths import CAPTIONS, EXPERIMENT, IMAGES, PROMPTS
 from stages.schema import Experiment
 from stages.schema.prompts import Prompts
@@ -58,7 +58,7 @@ def _of_tables(paths: Iterable[Path], section: Prompts, key: str) -> pl.DataFram
         try:
             schema = pl.read_parquet_schema(path)
         except (pl.exceptions.PolarsError, OSError) as error:
-            why = " ".join(str(error).split())
+            why = one_line(error)
             raise refuse(EXPERIMENT, f"{key}.path", section.path, f"files that are intact ({path}: {why})") from None
         has = f"({path} has {', '.join(schema)})"
         if schema.get(section.column) != pl.String:

@@ -43,7 +43,7 @@ from PIL import Image, ImageOps
 from multiscale.core import intact
 from multiscale.core.storage import CHECKSUM, atomic_file, atomic_folder, write_json
 from stages.common import enough, keys, shards
-from stages.common.errors import BadInput, printable, refuse
+from stages.common.errors import BadInput, one_line, printable, refuse
 from stages.common.images import CAPTION, CLASS_NAMES, FACTORS, SCHEMA
 from stages.common.paths import EXPERIMENT, IMAGES, PIXELS
 from stages.datasets import archives, compose, references, sources
@@ -120,7 +120,7 @@ def area_average(pixels: np.ndarray, resolution: int) -> np.ndarray:
 
 def reason(error: Exception) -> str:
     """Why an image cannot be read, in a few words."""
-    return " ".join(str(error).split())[:100] or type(error).__name__
+    return one_line(error)[:100] or type(error).__name__
 
 
 class Decoder:

@@ -48,7 +48,7 @@ from multiscale.evaluation import features, memorisation, metrics, prompts
 from multiscale.evaluation.classifier import Classifier, hits, load
 from stages.common import enough, images
 from stages.common.cluster import Pool, pool
-from stages.common.errors import BadInput, refuse
+from stages.common.errors import BadInput, one_line, refuse
 from stages.common.harness import progress, tell
 from stages.common.paths import (
     CLASSIFIER,
@@ -285,7 +285,7 @@ def _scores(key: str, folder: Path, pixels: Tensor, told: list[str]) -> tuple[Te
     try:
         scorer = prompts.Scorer(folder)
     except (OSError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
+        why = one_line(error)[:200]
         raise refuse(EXPERIMENT, f"evaluate.{key}", str(folder), f"a CLIP as transformers saves it ({why})") from None
     pairs = []
     with progress(f"evaluate, {key}", len(told)) as reach:

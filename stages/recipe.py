@@ -51,11 +51,13 @@ from pathlib import Path
 from typing import Any
 
 from multiscale.core.storage import write_text
+from stages.common.errors import BadInput, refuse
 from stages.common.paths import (
     CAPTIONS,
     CLASSIFIER,
     DECOMPOSED,
     EMBEDDINGS,
+    EXPERIMENT,
     LATENTS,
     MEASUREMENTS,
     METRICS,
@@ -67,7 +69,7 @@ from stages.common.paths import (
     VAE,
 )
 from stages.common.reading import named, parse_yaml, read_bytes, read_yaml
-from stages.common.settings import EXPERIMENT, TAGS, BadInput, refuse, validate
+from stages.common.settings import TAGS, validate
 from stages.schema import Experiment
 from stages.schema.rendering import render
 

@@ -29,7 +29,7 @@ from multiscale.core.storage import Table, sealed_folder, write_json
 from multiscale.evaluation import features, memorisation, metrics
 from stages.common import enough, images
 from stages.common.cluster import Pool, pool
-from stages.common.errors import BadInput, refuse
+from stages.common.errors import BadInput, one_line, refuse
 from stages.common.harness import progress, tell
 from stages.common.images import count, evenly, pixel_table
 from stages.common.paths import EXPERIMENT, IMAGES, REFERENCE
@@ -45,7 +45,7 @@ def extractor(name: str, given: str | None) -> nn.Module:
         try:
             return features.create(name, weights, default_device())
         except (OSError, ValueError) as error:
-            why = " ".join(str(error).split())[:200]
+            why = one_line(error)[:200]
             allowed = f"a folder with a DINOv2 as transformers saves it ({why})"
             raise refuse(EXPERIMENT, "evaluate.dinov2", given, allowed) from None
     key = "evaluate.weights"

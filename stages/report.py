@@ -32,6 +32,7 @@ from multiscale.core.storage import (
     write_text,
 )
 from stages import assumptions, summary
+from stages.common.errors import one_line
 from stages.common.images import class_names
 from stages.common.paths import IMAGES, METRICS, NEIGHBOURS, PAIRED, REPORTS, SAMPLES, histories, parts_of
 from stages.reporting import claims, figures, findings, leaderboard, measured, observed, page, pairs, views, wavelets
@@ -68,7 +69,7 @@ def check_picture(path: Path) -> None:
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError) as error:
-        raise intact.Damaged(path, f"damaged: {' '.join(str(error).split())}") from None
+        raise intact.Damaged(path, f"damaged: {one_line(error)}") from None
 
 
 def _picture(name: str, kind: str) -> Path:

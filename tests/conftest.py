@@ -31,8 +31,10 @@ from multiscale.core.models import ModelConfig
 from multiscale.core.settings import Section
 from multiscale.core.storage import CHECKSUM, read_json, write_json, write_sealed_json
 from multiscale.training.part import Training
-from stages.common import errors, settings, shards
+from stages.common import errors, shards
 from stages.common.images import SCHEMA
+from stages.common.paths import EXPERIMENT
+from stages.common.reading import read_yaml
 from stages.datasets import digits
 
 ROOT = Path(__file__).parent.parent
@@ -178,11 +180,11 @@ class Project:
 
     def read(self) -> dict:
         """The settings in params.yaml."""
-        return settings.read_yaml(self.folder / settings.EXPERIMENT)
+        return read_yaml(self.folder / EXPERIMENT)
 
     def change(self, changes: dict) -> None:
         """Writes changed settings (dotted key -> value, or ... to delete it) into params.yaml."""
-        (self.folder / settings.EXPERIMENT).write_text(as_yaml(changed(self.read(), changes)))
+        (self.folder / EXPERIMENT).write_text(as_yaml(changed(self.read(), changes)))
 
     def files(self) -> dict[str, bytes]:
         """Every file but compiled code, by path: what a command that writes nothing leaves as it was."""
@@ -258,7 +260,7 @@ def make_sources(folder: Path) -> None:
 @pytest.fixture(scope="session")
 def tiny(sources) -> dict:
     """The settings of the tiny recipe."""
-    return settings.read_yaml(sources / settings.EXPERIMENT)
+    return read_yaml(sources / EXPERIMENT)
 
 
 @pytest.fixture

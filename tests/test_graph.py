@@ -14,8 +14,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages import code
-from stages.common import settings
 from stages.common.paths import EXPERIMENT
+from stages.common.reading import read_yaml
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,7 +34,7 @@ def code_of(stage) -> set[str]:
 
 
 def test_every_stage_depends_on_the_list_of_its_code_and_on_no_other_code(stages):
-    experiment = settings.read_yaml(ROOT / EXPERIMENT)
+    experiment = read_yaml(ROOT / EXPERIMENT)
     sections = {"decompose": "decompose", "train": "parts", "distill": "students", "sample": "methods"}
     lists = code.names(ROOT)
     assert code_of(stages["code"]) == {"multiscale", "stages"}

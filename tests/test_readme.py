@@ -31,7 +31,8 @@ from multiscale.__main__ import settings_of
 from multiscale.flow import Solver
 from stages import recipe
 from stages.common import harness, settings
-from stages.common.reading import named
+from stages.common.paths import EXPERIMENT
+from stages.common.reading import named, read_yaml
 from stages.schema import Experiment
 from stages.schema.rendering import render
 
@@ -158,9 +159,9 @@ def by_dvc(command: str, block: Block, folder: Path) -> None:
     path.write_text(render(experiment))
     for override in getattr(given, "set_param", None) or []:
         ((file, texts),) = to_path_overrides([override]).items()
-        assert file in (str(settings.EXPERIMENT), ParamsDependency.DEFAULT_PARAMS_FILE)
+        assert file in (str(EXPERIMENT), ParamsDependency.DEFAULT_PARAMS_FILE)
         apply_overrides(path, texts)
-    changes = settings.read_yaml(path)
+    changes = read_yaml(path)
     if getattr(given, "set_param", None):
         assert settings.validate(changes, path) != before, "no setting changes"
 
@@ -336,12 +337,12 @@ def test_a_proposed_schedule_is_accepted_with_what_is_said_to_be_added(trained, 
     path.write_text(render(experiment_of("embedded")))
     keys = ("latents.resolutions", "decompose.pyramid.resolutions")
     apply_overrides(path, [f"students.swd.schedule.resolutions={found}", *(f"{key}={resolutions}" for key in keys)])
-    settings.validate(settings.read_yaml(path), path)
+    settings.validate(read_yaml(path), path)
 
 
 @pytest.mark.slow
 def test_an_experiment_is_undone_by_the_commands_of_the_walk(pipeline: Pipeline):
-    pipeline.folder.joinpath(settings.EXPERIMENT).write_text("lr: 1\n")
+    pipeline.folder.joinpath(EXPERIMENT).write_text("lr: 1\n")
     pipeline.write(
         """
         train:

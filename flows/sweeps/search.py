@@ -20,7 +20,7 @@ from flows.sweeps import outcome, trial
 from flows.sweeps.space import Plan, Point, load
 from flows.sweeps.trial import Pipeline, Records
 from stages.common import cluster, images
-from stages.common.errors import refuse
+from stages.common.errors import one_line, refuse
 from stages.common.harness import progress
 from stages.common.paths import SCRATCH
 
@@ -155,7 +155,7 @@ def _trial(config: dict[str, Any], plan: Plan, pipeline: Pipeline, scratch: Path
         if value is None or not math.isfinite(value):  # a dataset without classes has no label accuracy
             raise ArithmeticError(f"the {plan.sweep.metric} of the samples is {value}")
     except Exception as error:
-        line = " ".join(f"{type(error).__name__}: {error}".split())
+        line = one_line(f"{type(error).__name__}: {error}")
         records.add(point, "failed", error=line, seconds=time.monotonic() - started)
         raise
     records.add(point, "done", config=config, **found, seconds=time.monotonic() - started)

@@ -26,7 +26,7 @@ from multiscale.core.settings import Bad, Few, Name, Samples, Section, Seed
 from stages.common import settings
 from stages.common.errors import refuse
 from stages.common.paths import EXPERIMENT
-from stages.common.reading import named
+from stages.common.reading import named, read_yaml
 from stages.schema import Experiment
 
 METRICS = {  # and which way is better
@@ -251,12 +251,12 @@ def load(name: str) -> Plan:
     if not re.fullmatch(NAMED, name):
         raise refuse(SWEEPS, "sweep", name, "a name of a-z, 0-9 and '-' alone, as the dashboard takes them")
     file = SWEEPS / f"{name}.yaml"
-    value = settings.read_yaml(file)
+    value = read_yaml(file)
     try:
         sweep = Sweep.model_validate(value)
     except ValidationError as error:
         raise settings.explain(error, value, file) from None
-    plan = Plan(name, sweep, settings.validate(settings.read_yaml(EXPERIMENT), EXPERIMENT))
+    plan = Plan(name, sweep, settings.validate(read_yaml(EXPERIMENT), EXPERIMENT))
     if sweep.method not in plan.experiment.methods:
         raise refuse(file, "method", sweep.method, f"one of {', '.join(plan.experiment.methods)}")
     ends = [{key: value} for key, axis in sweep.spaces[0].items() for value in axis.values]

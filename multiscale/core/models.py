@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from multiscale.core.finite import unfit
 from multiscale.core.settings import Section, fault_of
+from multiscale.core.storage import sha256_of
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -93,8 +93,7 @@ def checked(net: Net, path: Path) -> Net:
 def digest(folder: Path) -> str:
     """The SHA-256 of a model's weights. Raises ForeignModel where there are none."""
     try:
-        with open(folder / WEIGHTS, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(folder / WEIGHTS)
     except OSError as error:
         raise ForeignModel(f"{folder / WEIGHTS}: {first_line(error)}; allowed: the weights of a model") from None
 

@@ -86,6 +86,12 @@ class Trained(Section):
     """training data, a key of `decompose`"""
 
 
+def check_revision(source: str, revision: str | None) -> None:
+    """Raises Bad for a model of the hub, which no folder holds, without the commit or tag that fixes it."""
+    if not revision and not os.path.exists(source):
+        raise Bad("revision", revision, "a commit or tag, required for the hub")
+
+
 class Fetched(Trained):
     """Fields of every part whose weights are published: they are fetched, not trained."""
 
@@ -96,8 +102,7 @@ class Fetched(Trained):
 
     @model_validator(mode="after")
     def _check_revision(self) -> Fetched:
-        if not self.revision and not os.path.exists(self.source):
-            raise Bad("revision", self.revision, "a commit or tag, required for the hub")
+        check_revision(self.source, self.revision)
         return self
 
 

@@ -113,12 +113,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def digest_files(paths: Iterable[Path]) -> str:
     """SHA-256 of the contents of files, in the given order."""
     total = hashlib.sha256()
     for path in paths:
-        with open(path, "rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
+        total.update(bytes.fromhex(sha256_of(path)))
     return total.hexdigest()
 
 
@@ -211,11 +216,10 @@ def write_blocks(
     path: Path,
     shapes: Mapping[str, tuple[type, tuple[int, ...]]],
     blocks: Iterable[Mapping[str, Tensor]],
-    metadata: dict[str, str] | None = None,
     reach: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Writes blocks of rows, name -> (n, ...), one after the other with `TensorWriter`; reports the rows so far."""
-    writer, done = TensorWriter(path, shapes, metadata), 0
+    writer, done = TensorWriter(path, shapes), 0
     for block in blocks:
         for name, rows in block.items():
             writer.write(name, done, rows)

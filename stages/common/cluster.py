@@ -22,7 +22,7 @@ import torch
 
 from multiscale.core.memory import keep_freed_memory
 from multiscale.core.temporary import remove_left, temporary_name
-from stages.common.errors import BadInput, refuse
+from stages.common.errors import BadInput, one_line, refuse
 from stages.common.harness import progress
 from stages.common.paths import EXPERIMENT, SCRATCH
 from stages.schema.data import Run
@@ -82,7 +82,7 @@ def _probe(address: str | None) -> None:
 
 
 def _unreachable(address: str | None, error: Exception) -> BadInput:
-    first = " ".join(str(error).split())[:200]
+    first = one_line(error)[:200]
     if not address:
         allowed = "another try where the machine is busy, 0, or a RAY_ADDRESS"
         return BadInput(f"{EXPERIMENT}: run.workers: Ray cannot start here: {first}; allowed: {allowed}")

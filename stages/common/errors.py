@@ -11,6 +11,11 @@ from stages.common.paths import EXPERIMENT, made_by
 LONGEST = 1000  # characters of a line
 
 
+def one_line(said: object) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(said).split())
+
+
 def printable(text: str) -> str:
     """A text without the line breaks and escape codes that a terminal would obey, cut in the middle if it is long."""
     line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in " ".join(text.split("\n")))

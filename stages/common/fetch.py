@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import urllib.request
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from multiscale.core.storage import atomic_file
-from stages.common.errors import BadInput, refuse
+from multiscale.core.storage import atomic_file, sha256_of
+from stages.common.errors import BadInput, one_line, refuse
 from stages.common.harness import is_disk_full, progress
 from stages.common.paths import EXPERIMENT, SCRATCH
 from stages.schema.data import Data
-
-
-def sha256_of(path: Path) -> str:
-    """The checksum of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(path: Path, sha256: str, name: object) -> None:
@@ -77,9 +70,8 @@ def snapshot(
     except Exception as error:  # of too many kinds to name: those of the network are not all OSErrors
         if is_disk_full(error):
             raise
-        line = " ".join(str(error).split())
         advice = f"; {by_hand(name, revision, key)}" if repo_type == "model" else ""
-        raise BadInput(f"{EXPERIMENT}: {key}: cannot fetch {name} at {revision}: {line}{advice}") from None
+        raise BadInput(f"{EXPERIMENT}: {key}: cannot fetch {name} at {revision}: {one_line(error)}{advice}") from None
     return Path(folder)
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from multiscale.core.intact import Damaged
 from multiscale.core.terminal import announce
-from stages.common.errors import BadInput, damaged, missing, printable
+from stages.common.errors import BadInput, damaged, missing, one_line, printable
 from stages.common.paths import made_by, places_of
 
 
@@ -103,7 +103,7 @@ def guarded(action: Callable[..., None], **arguments: object) -> None:
         _end("interrupted; the next run resumes from the last checkpoint", 130)
     except Exception as error:
         if is_disk_full(error):
-            _end(f"error: the disk is full ({' '.join(str(error).split())}); partial files were removed", 1)
+            _end(f"error: the disk is full ({one_line(error)}); partial files were removed", 1)
         if isinstance(error, OSError) and error.filename:  # others tell of a fault in the code
             places = " -> ".join(str(path) for path in (error.filename, error.filename2) if path)
             _end(f"error: {places}: {error.strerror}; allowed: a place that can be read and written", 2)

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 
-from stages.common.errors import BadInput
+from stages.common.errors import BadInput, one_line
 
 LARGEST = 1_000_000  # bytes of a file
 MOST = 100_000  # values in a file, those of an alias counted at each place
@@ -70,11 +70,11 @@ def parse_yaml(text: str, path: Path) -> dict[str, Any]:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}:" if where else ""
         reason = str(getattr(error, "problem", None) or error)
-        raise BadInput(f"{path}:{line} not valid YAML: {' '.join(reason.split())}") from None
+        raise BadInput(f"{path}:{line} not valid YAML: {one_line(reason)}") from None
     except RecursionError:
         raise BadInput(f"{path}: nested too deeply; allowed: what the reader of YAML takes") from None
     except Exception as error:  # of all kinds, from values that the tag or the form promises and that cannot be
-        raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise BadInput(f"{path}: not valid YAML: {one_line(error)}") from None
     _check_size(value, path)
     if not isinstance(value, dict):
         raise BadInput(f"{path}: holds {type(value).__name__}; allowed: a mapping of sections")

@@ -9,12 +9,10 @@ from pydantic import ValidationError
 
 from multiscale.core.settings import FAMILIES, MADE, Bad, Unknown
 from stages.common.errors import BadInput, refuse
-from stages.common.paths import EXPERIMENT, RECIPES
-from stages.common.reading import parse_yaml, read_yaml
+from stages.common.paths import EXPERIMENT
+from stages.common.reading import read_yaml
 from stages.schema import Experiment
 from stages.schema.rendering import written
-
-__all__ = ["EXPERIMENT", "RECIPES", "BadInput", "explain", "load", "parse_yaml", "read_yaml", "refuse", "validate"]
 
 TAGS = ("kind", "role")  # keys that select the model of a section
 STEPS = ("[key]", *FAMILIES, *MADE)  # pydantic's own in the place of a fault, besides the values of TAGS

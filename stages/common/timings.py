@@ -6,20 +6,19 @@ experiment or another machine left is never shown.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from multiscale.core import storage
 from multiscale.core.intact import Damaged
-from multiscale.core.storage import read_sealed_json, write_sealed_json
+from multiscale.core.storage import read_sealed_json, sha256_of, write_sealed_json
 from stages.common.paths import TIMINGS
 
 
 def write(name: str, of: Path, measured: Mapping[str, Any]) -> None:
     """Writes what was measured while the file `of` was made into reports/timing/NAME.json."""
-    write_sealed_json(TIMINGS / f"{name}.json", {"of": _digest(of), **measured})
+    write_sealed_json(TIMINGS / f"{name}.json", {"of": sha256_of(of), **measured})
 
 
 def check_place(name: str) -> None:
@@ -33,8 +32,4 @@ def read(name: str, of: Path) -> dict[str, Any]:
         found = read_sealed_json(TIMINGS / f"{name}.json")
     except (FileNotFoundError, Damaged):
         return {}
-    return found if found.get("of") == _digest(of) else {}
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return found if found.get("of") == sha256_of(of) else {}

@@ -20,10 +20,9 @@ import pyarrow as pa
 from backports import tarfile  # Python before 3.11.4 has no safe filter
 
 from multiscale.core import intact
-from multiscale.core.storage import sealed_folder
+from multiscale.core.storage import sealed_folder, sha256_of
 from multiscale.core.temporary import remove_left, temporary_name
-from stages.common import fetch
-from stages.common.errors import BadInput, refuse
+from stages.common.errors import BadInput, one_line, refuse
 from stages.common.harness import is_disk_full
 from stages.common.paths import EXPERIMENT, SCRATCH
 
@@ -53,7 +52,7 @@ def whole(path: Path) -> Iterator[None]:
     except DAMAGED as error:
         if is_disk_full(error):
             raise
-        raise refuse_path(path, f"a file that is intact ({' '.join(str(error).split())})") from None
+        raise refuse_path(path, f"a file that is intact ({one_line(error)})") from None
 
 
 def check_depth(name: PurePath, place: Path) -> None:
@@ -157,7 +156,7 @@ def is_tar(path: Path) -> bool:
 
 def unpacked(path: Path) -> Path:
     """The folder in .scratch that holds the files of a tar, unpacked there unless they are there already."""
-    folder = UNPACKED / fetch.sha256_of(path)[:16]
+    folder = UNPACKED / sha256_of(path)[:16]
     remove_left(UNPACKED)  # folders of other archives stay: another process may read them
     if folder.exists():
         intact.check(folder)

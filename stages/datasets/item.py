@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from stages.common.errors import BadInput
+from stages.common.errors import BadInput, one_line
 from stages.schema.data import Data
 
 SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation"}
@@ -42,7 +42,7 @@ def readable(place: object, allowed: str) -> Iterator[None]:
     except BadInput:
         raise
     except Exception as error:  # of too many kinds to name
-        why = " ".join(f"{type(error).__name__}: {error}".split())
+        why = one_line(f"{type(error).__name__}: {error}")
         raise BadInput(f"{place}: cannot be read ({why}); allowed: {allowed}") from None
 
 

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from stages.common import settings
 from stages.common.paths import CLAIMS, TIMINGS
+from stages.common.reading import read_yaml
 from stages.reporting import analyses, tables
 from stages.reporting.analyses import Lacking, Measured, Unmeasured
 from stages.reporting.page import Section
@@ -52,7 +53,7 @@ class Evidence:
 
 def load() -> dict[str, schema.Claim]:
     """The claims of the file. Raises BadInput."""
-    value = settings.read_yaml(CLAIMS)
+    value = read_yaml(CLAIMS)
     try:
         return schema.Claims.model_validate(value).claims
     except ValidationError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import subprocess
@@ -13,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from multiscale.core.storage import sha256_of
 from stages.common.paths import SAMPLES
 from stages.reporting.rows import Row
 
@@ -68,7 +68,5 @@ def commands(rows: Sequence[Row]) -> list[list[str]]:
     for row in rows:
         name, file = row["method"], SAMPLES / row["method"] / "images.safetensors"
         command = f"dvc repro {'floor' if row['kind'] == 'floor' else 'evaluate'}@{name}"
-        with open(file, "rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        found.append([name, command, file.as_posix(), digest[:16]])
+        found.append([name, command, file.as_posix(), sha256_of(file)[:16]])
     return found

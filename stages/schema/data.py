@@ -26,6 +26,7 @@ from multiscale.core.settings import (
     Seed,
     Share,
     Text,
+    check_revision,
 )
 from multiscale.core.streams import Randomness
 from multiscale.training.part import Training
@@ -195,8 +196,7 @@ class PublishedVAE(Section):
 
     @model_validator(mode="after")
     def _check(self) -> PublishedVAE:
-        if not self.revision and not os.path.exists(self.source):
-            raise Bad("revision", self.revision, "a commit or tag, required for the hub")
+        check_revision(self.source, self.revision)
         return self
 
 

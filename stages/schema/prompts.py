@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from multiscale.core.settings import Bad, Few, Images, Positive, Precision, Section
+from multiscale.core.settings import Bad, Few, Images, Positive, Precision, Section, check_revision
 from multiscale.core.settings import Text as Words
 from multiscale.training.part import Training
 from stages.common.paths import IMAGES
@@ -49,8 +48,7 @@ class PublishedEncoder(Section):
 
     @model_validator(mode="after")
     def _check(self) -> PublishedEncoder:
-        if not self.revision and not os.path.exists(self.source):
-            raise Bad("revision", self.revision, "a commit or tag, required for the hub")
+        check_revision(self.source, self.revision)
         return self
 
 

@@ -17,6 +17,7 @@ from flows.sweeps.space import load
 from stages.common import settings
 from stages.common.errors import BadInput
 from stages.common.paths import EXPERIMENT
+from stages.common.reading import read_yaml
 
 EMPTY = {"targets": [], "recipe": None, "overrides": [], "experiment": None, "slots": None}
 TAKEN = [{"targets": ["a"] * 3000}, {"overrides": ["seed=3"]}, {"experiment": "new"}, {"slots": 2}]
@@ -30,7 +31,7 @@ def one(pipeline, tiny) -> Iterator[Pipeline]:
     decomposition = {part["dataset"]: tiny["decompose"][part["dataset"]]}
     own = {"methods": {"ssd-2l": method}, "parts": {"ssd-2l": part}, "decompose": decomposition, "students": {}}
     EXPERIMENT.write_text(as_yaml(tiny | own))
-    settings.validate(settings.read_yaml(EXPERIMENT), EXPERIMENT)
+    settings.validate(read_yaml(EXPERIMENT), EXPERIMENT)
     pipeline.write("a: {cmd: echo a > a, outs: [a]}")
     before = EXPERIMENT.read_bytes()
     yield pipeline

@@ -11,8 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from multiscale.hollow import Hollow, costs
 from multiscale.methods.swd import adapter
-from multiscale.plan import Understudy, plan
+from multiscale.plan import Understudy, size
 
 N, D = 1000, 8
 UNIT = 2 * N * D  # bytes of one activation in bf16
@@ -34,8 +35,16 @@ class Chain(nn.Module):
         return x
 
 
-def frozen(recompute: bool) -> nn.Module:
-    return Chain(10, recompute).requires_grad_(False)
+def costs_of(net: nn.Module, shape: tuple[int, ...], train: bool = False) -> tuple[int, int]:
+    """Activations in bytes and FLOP of a call in bf16; with `train`, of its backward pass as well."""
+
+    def call() -> None:
+        with torch.set_grad_enabled(train):
+            out = net(Hollow.empty(shape, torch.bfloat16))
+        if train:
+            out.sum().backward()
+
+    return costs(call)
 
 
 @pytest.mark.parametrize(
@@ -47,10 +56,10 @@ def frozen(recompute: bool) -> nn.Module:
     ],
 )
 def test_what_lives_at_one_time_and_what_is_multiplied(recompute, train, kept, products):
-    found = plan(lambda: frozen(recompute), [(N, D)], train=train)
-    assert found.activations / UNIT == pytest.approx(kept, abs=0.01)
-    assert found.flops == products * 2 * N * D * D
-    assert (found.parameters, found.trained, found.weights) == (2 * D * D, 0, 4 * D * D)
+    net = Chain(10, recompute).to(torch.bfloat16).requires_grad_(False)
+    activations, flops = costs_of(net, (N, D), train)
+    assert activations / UNIT == pytest.approx(kept, abs=0.01)
+    assert flops == products * 2 * N * D * D
 
 
 class Attention(nn.Module):
@@ -60,10 +69,10 @@ class Attention(nn.Module):
 
 
 def test_attention_counts_its_products_and_keeps_no_matrix_of_all_pairs():
-    found = plan(Attention, [(1, 2, N, D)])
-    assert found.flops == 2 * (2 * 2 * N * N * D)
-    assert found.activations < 8 * 2 * UNIT < 2 * N * N  # the matrix alone would take 2 heads times as much
-    assert plan(Attention, [(1, 2, N, D)], train=True).flops == found.flops + 5 * (2 * 2 * N * N * D)
+    activations, flops = costs_of(Attention(), (1, 2, N, D))
+    assert flops == 2 * (2 * 2 * N * N * D)
+    assert activations < 8 * 2 * UNIT < 2 * N * N  # the matrix alone would take 2 heads times as much
+    assert costs_of(Attention(), (1, 2, N, D), train=True)[1] == flops + 5 * (2 * 2 * N * N * D)
 
 
 @pytest.mark.parametrize("family", NETWORKS)
@@ -72,10 +81,20 @@ def test_the_plan_of_a_network_is_what_a_call_costs(family):
     with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         net = network.build()
         net(*inputs, BLOCKS[family], stop=True)
-    found = plan(network.build, [tuple(x.shape) for x in inputs], block=BLOCKS[family], stop=True)
-    assert found.flops == counter.get_total_flops()
-    assert found.parameters == sum(p.numel() for p in net.parameters())
-    assert plan(network.build, [tuple(x.shape) for x in inputs]).flops > found.flops
+    stand = Understudy(net)
+    with torch.no_grad():
+        stand(*inputs, BLOCKS[family], stop=True)
+        stand(*inputs)
+    part, whole = (call.flops for call in stand.calls)
+    assert part == counter.get_total_flops() < whole
+
+
+def test_the_size_of_a_network_is_that_of_its_weights_and_buffers_full_or_empty():
+    net = nn.Sequential(nn.Linear(D, D, bias=False), nn.BatchNorm1d(D, affine=False)).to(torch.bfloat16)
+    net[0].requires_grad_(False)
+    assert size(net) == (D * D, 0, 2 * D * D + 2 * 2 * D + 8)  # means and variances, and a count in int64
+    Understudy(net.append(nn.Linear(D, 1, bias=False)))
+    assert size(net) == (D * D + D, D, 2 * D * D + 2 * 2 * D + 8 + 4 * D)
 
 
 def linear() -> nn.Module:

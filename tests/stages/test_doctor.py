@@ -16,6 +16,7 @@ from conftest import ROOT, Project, called
 
 from stages import doctor
 from stages.common import settings
+from stages.common.paths import EXPERIMENT
 
 Free = namedtuple("Free", "available free")
 OK, NOTE, FIX = doctor.OK, doctor.NOTE, doctor.FIX
@@ -79,7 +80,7 @@ def test_threads_that_spin_or_have_no_core_are_told_of(tiny, monkeypatch):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
 
     def told(count: int) -> list[str]:
-        params = settings.validate(tiny | {"run": {"threads": count}}, settings.EXPERIMENT)
+        params = settings.validate(tiny | {"run": {"threads": count}}, EXPERIMENT)
         return [verdict for verdict, _ in verdicts(doctor.threads(params))]
 
     assert told(1) == [OK] and told(2) == [OK, NOTE] and told(3) == [OK, FIX, NOTE]
@@ -90,7 +91,7 @@ def test_threads_that_spin_or_have_no_core_are_told_of(tiny, monkeypatch):
 
 
 def test_weights_that_a_run_would_fetch_are_told_of(tiny, project):
-    params = settings.validate(tiny, settings.EXPERIMENT)
+    params = settings.validate(tiny, EXPERIMENT)
     assert [verdict for verdict, _ in verdicts(doctor.weights(params))] == [OK, OK]  # of both extractors
     data = params.data.model_copy(update={"source": "hub", "url": "someone/cats"})
     ((verdict, what),) = verdicts(doctor.weights(params.model_copy(update={"data": data})))[2:]

@@ -19,8 +19,10 @@ from hypothesis import strategies
 
 from stages import download
 from stages.common import enough, images, reading, settings
+from stages.common.errors import refuse
 from stages.common.harness import guarded, show
-from stages.common.paths import IMAGES
+from stages.common.paths import EXPERIMENT, IMAGES
+from stages.common.reading import read_yaml
 from stages.schema.data import Data
 
 LONGEST = 1000  # characters of a line
@@ -60,13 +62,13 @@ def ended(action: Callable[[], None]) -> tuple[int, str, str]:
 
 
 def test_a_value_that_python_does_not_write_is_refused_in_one_line():
-    assert "a: list of too many digits is not allowed" in str(settings.refuse("file", "a", [10**5000], "less"))
+    assert "a: list of too many digits is not allowed" in str(refuse("file", "a", [10**5000], "less"))
 
 
 @pytest.fixture
 def experiment(tiny, monkeypatch):
     monkeypatch.setattr(enough, "check", lambda *given: None)  # the sets have a few images
-    return settings.validate(tiny, settings.EXPERIMENT)
+    return settings.validate(tiny, EXPERIMENT)
 
 
 def test_any_set_of_images_is_read_or_refused_in_one_line(experiment, tmp_path, monkeypatch):
@@ -82,7 +84,7 @@ def test_any_set_of_images_is_read_or_refused_in_one_line(experiment, tmp_path, 
             try:
                 data = Data.model_validate(SMALL | given)
             except settings.ValidationError as error:
-                raise settings.explain(error, {"data": SMALL | given}, settings.EXPERIMENT) from None
+                raise settings.explain(error, {"data": SMALL | given}, EXPERIMENT) from None
             download.main(experiment.model_copy(update={"data": data}))
 
         code, line, trouble = ended(read)
@@ -106,7 +108,7 @@ def test_any_set_of_images_is_read_or_refused_in_one_line(experiment, tmp_path, 
 )
 def test_what_is_no_file_of_settings_is_refused_in_one_line(tmp_path, make):
     make(path := tmp_path / "params.yaml")
-    for read in (lambda: settings.read_yaml(path) and None, lambda: show(tmp_path)):
+    for read in (lambda: read_yaml(path) and None, lambda: show(tmp_path)):
         code, line, trouble = ended(read)
         assert code == 2 and "a regular file of at most" in line and not trouble
 
@@ -124,13 +126,13 @@ def test_what_a_decoder_warns_of_is_no_line_beside_that_of_the_stage():
 @hypothesis.given(data=strategies.data())
 def test_any_setting_is_taken_or_refused_in_one_line(tiny, data):
     tree = data.draw(corpus.settings(tiny))
-    assert not ended(lambda: settings.validate(tree, settings.EXPERIMENT) and None)[2]
+    assert not ended(lambda: settings.validate(tree, EXPERIMENT) and None)[2]
 
 
 @pytest.mark.parametrize("name", corpus.TEXTS)
 def test_any_file_of_settings_is_read_or_refused_in_one_line(tmp_path, name):
     path = Path(tmp_path, "params.yaml")
     path.write_text(corpus.TEXTS[name], errors="surrogatepass")
-    code, line, trouble = ended(lambda: settings.validate(settings.read_yaml(path), settings.EXPERIMENT) and None)
+    code, line, trouble = ended(lambda: settings.validate(read_yaml(path), EXPERIMENT) and None)
     assert code == 2 and not trouble
     assert ("an integer of 80000 bits" in line) == name.startswith("a hexadecimal integer")

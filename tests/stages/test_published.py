@@ -13,7 +13,7 @@ from multiscale.methods.swd.schedule import MMD_RANGE, sigma_grid
 from multiscale.training.loop import Trainer
 from multiscale.training.part import Part
 from stages import recipe
-from stages.common.settings import read_yaml
+from stages.common.reading import read_yaml
 
 RECIPES = {path.stem: path for path in sorted(ROOT.glob("params/recipes/*.yaml"))}
 PAPERS = [name for name, path in RECIPES.items() if "(arXiv" in path.read_text().partition("\n")[0]]

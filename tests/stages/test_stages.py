@@ -17,7 +17,7 @@ from conftest import ROOT, Project, refused, write_set
 from PIL import Image
 from ruamel.yaml import YAML
 
-from stages.common import settings
+from stages.common.paths import EXPERIMENT
 
 
 def commands() -> dict[str, list[str]]:
@@ -191,7 +191,7 @@ def test_a_scratch_folder_that_fills_up_is_a_full_disk_and_no_bad_source(project
 
 def test_switching_on_a_full_disk_keeps_the_experiment(project, small_disk, monkeypatch):
     folder = small_disk("params", 220)
-    experiment = Path(shutil.copy(settings.EXPERIMENT, folder))
+    experiment = Path(shutil.copy(EXPERIMENT, folder))
     monkeypatch.setattr("stages.recipe.EXPERIMENT", experiment)
     kept = experiment.read_bytes()
     with pytest.raises(OSError), open(folder / "filler", "wb", buffering=0) as file:

@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,20 +19,11 @@ from multiscale.core.compat import make_torchvision_importable
 from multiscale.core.models import CONFIG, ForeignModel, first_line
 from multiscale.core.storage import metadata_of, read_json
 from multiscale.methods.swd.config import LoraConfig
-from multiscale.methods.swd.schedule import Schedule
 from multiscale.networks.published.network import Published
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# As published: ranks in the paper, blocks in the paper and the released scripts.
-#                 rank  block whose tokens MMD and GAN take
-PUBLISHED = {
-    "SD3.5-M":    (64,  11),
-    "SD3.5-L":    (64,  20),
-    "FLUX.1-dev": (128, 15),
-    "SDXL":       (64,  3),
-}  # fmt: skip
 WEIGHTS, RELEASED = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
 WANTED = f"the folder of a LoRA, with {WEIGHTS} (ours, diffusers') or {RELEASED} (peft's, the released checkpoints')"
 SCHEDULE = "schedule"  # key of the file's metadata
@@ -76,17 +66,6 @@ def load_lora(folder: Path, net: Published, wanted: int | None = None) -> PeftMo
     if wrong := [*told.unexpected_keys, *missing]:
         raise ForeignModel(f"{path}: {wrong[0]} does not fit; allowed: an adapter of this network")
     return adapted
-
-
-def schedule_of(folder: Path) -> Schedule | None:
-    """The schedule that a student was trained for; None for a file without one, as the released ones."""
-    path = _weights(folder)
-    if (text := _metadata(path).get(SCHEDULE)) is None:
-        return None
-    try:
-        return Schedule.model_validate_json(text)
-    except ValidationError as error:
-        raise ForeignModel(f"{path}: {first_line(error)}; allowed: a schedule of resolutions and sigmas") from None
 
 
 def _weights(folder: Path) -> Path:

@@ -16,6 +16,7 @@ Penalty = Literal["huber", "mse"]
 Average = Literal["image", "batch"]
 Target = Literal["x0", "v"]
 FLOOR = 1e-5  # of DMD's normaliser
+BEND = 1e-3  # of the Huber penalty, as released: where it turns from a square into a line
 
 
 def clean(x: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
@@ -23,9 +24,9 @@ def clean(x: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     return x - sigma.view(-1, 1, 1, 1) * velocity.to(x.dtype)
 
 
-def huber(difference: Tensor, c: float = 1e-3) -> Tensor:
+def huber(difference: Tensor) -> Tensor:
     """sqrt(d^2 + c^2) - c: |d| for large differences, d^2 / 2c for small ones; the penalty of the released code."""
-    return (difference.square() + c**2).sqrt() - c
+    return (difference.square() + BEND**2).sqrt() - BEND
 
 
 def _sets(tokens: Tensor, average: Average) -> Tensor:

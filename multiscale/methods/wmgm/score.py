@@ -154,17 +154,15 @@ class Grid:
         return -0.5 * self.beta[k] * (x - e / self.sigma[k])
 
 
-def euler_maruyama(
-    eps: Predict, x: Tensor, steps: int, noise: Noise, watch: solvers.Watch = solvers.ignore, denoise: bool = True
-) -> Tensor:
+def euler_maruyama(eps: Predict, x: Tensor, steps: int, noise: Noise, watch: solvers.Watch = solvers.ignore) -> Tensor:
     """The reverse SDE (arXiv 2011.13456, eq. 6) by Euler's method: x + h beta (x / 2 - eps / sigma) + sqrt(h beta) z.
 
-    `denoise` False makes the last step one like the others: the linear recursion of `multiscale.methods.wmgm.theory`.
+    The last step takes the posterior mean of the data in its place.
     """
     grid = Grid(steps)
     for k in range(steps):
         e = grid.predict(eps, x, k)
-        if k == steps - 1 and denoise:
+        if k == steps - 1:
             x = grid.clean(x, e, k)
         else:
             rate = grid.h * grid.beta[k]

@@ -22,12 +22,12 @@ MOST_STEPS = 2**20
 COARSEST = 4  # resolution of the coarsest band
 
 
-def power_law(resolution: int, exponent: float = 2.0) -> Tensor:
-    """The spectrum P = 1 / |f|^exponent over integer frequencies, (resolution, resolution); P(0) is that of |f| = 1."""
+def power_law(resolution: int) -> Tensor:
+    """The spectrum P = 1 / |f|^2 over integer frequencies, (resolution, resolution); P(0) is that of |f| = 1."""
     f = torch.fft.fftfreq(resolution, 1 / resolution, dtype=torch.float64)
     radius = (f[:, None] ** 2 + f[None] ** 2).sqrt()
     radius[0, 0] = 1
-    spectrum: Tensor = radius**-exponent
+    spectrum: Tensor = radius**-2
     return spectrum
 
 
@@ -93,21 +93,21 @@ def condition(modes: Modes) -> float:
     return (modes.variance.max() / modes.variance.min()).item()
 
 
-def levels_to(resolution: int, coarsest: int = COARSEST) -> int:
-    """How often a resolution is halved until it is `coarsest`. Raises ValueError where it never is."""
-    levels = int(math.log2(resolution / coarsest)) if resolution > coarsest else 0
-    if levels < 1 or coarsest << levels != resolution:
-        allowed = f"{coarsest} times a power of two above 1"
-        raise ValueError(f"a resolution of {resolution} halved to {coarsest}; allowed: {allowed}")
+def levels_to_coarsest(resolution: int) -> int:
+    """How often a resolution is halved until it is `COARSEST`. Raises ValueError where it never is."""
+    levels = int(math.log2(resolution / COARSEST)) if resolution > COARSEST else 0
+    if levels < 1 or COARSEST << levels != resolution:
+        allowed = f"{COARSEST} times a power of two above 1"
+        raise ValueError(f"a resolution of {resolution} halved to {COARSEST}; allowed: {allowed}")
     return levels
 
 
-def field_conditioning(resolutions: list[int], exponent: float = 2.0, wavelet: str = "haar") -> list[dict[str, float]]:
+def field_conditioning(resolutions: list[int], wavelet: str = "haar") -> list[dict[str, float]]:
     """A row a resolution: condition numbers of pixels, of the coarsest band x_J, and the worst of the details."""
     rows = []
     for resolution in resolutions:
-        spectrum = power_law(resolution, exponent)
-        *details, low = map(condition, wavelet_modes(spectrum, wavelet, levels_to(resolution)))
+        spectrum = power_law(resolution)
+        *details, low = map(condition, wavelet_modes(spectrum, wavelet, levels_to_coarsest(resolution)))
         pixels = condition(pixel_modes(spectrum))
         rows.append({"resolution": resolution, "pixels": pixels, "low": low, "details": max(details)})
     return rows
@@ -127,10 +127,11 @@ def data_conditioning(statistics: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def euler_output(modes: Modes, steps: int) -> tuple[Tensor, Tensor]:
-    """The result of `score.euler_maruyama` without denoising on Gaussian modes with their exact score, in closed form.
+    """The result of `score.euler_maruyama` on Gaussian modes with their exact score, in closed form.
 
     v <- a^2 v + h beta,  g <- a g + h beta alpha / s,  a = 1 + h beta (1/2 - 1/s),  s = alpha^2 lambda + sigma^2,
-    from v = 1, g = 0. Returns the variance v (M,) and the gain g (M,): a conditional mean m comes out as g m.
+    from v = 1, g = 0, the last step one like the others, without denoising. Returns the variance v (M,) and the
+    gain g (M,): a conditional mean m comes out as g m.
     """
     t = torch.tensor(times(steps)[:-1], dtype=torch.float64)
     alpha, sigma2 = VP.alpha(t), VP.sigma(t) ** 2
@@ -143,17 +144,13 @@ def euler_output(modes: Modes, steps: int) -> tuple[Tensor, Tensor]:
     return v, g
 
 
-def euler_error(bands: list[Modes], steps: int, kind: str = "worst") -> float:
+def euler_error(groups: list[tuple[Modes, Tensor]], steps: int, kind: str) -> float:
     """The error of the distribution that Euler's method samples, each band with the data's own x_j as condition.
 
-    'worst': the largest relative error of a mode's variance, or of its conditional mean. 'wasserstein': the squared
-    2-Wasserstein distance per dimension, in whitened units. 'kl': the KL divergence per dimension, in nats; its sum
-    over the bands is the joint divergence to first order.
+    groups: of each band the distinct modes, and how often each occurs. 'worst': the largest relative error of a mode's
+    variance, or of its conditional mean. 'wasserstein': the squared 2-Wasserstein distance per dimension, in whitened
+    units. 'kl': the KL divergence per dimension, in nats; its sum over the bands is the joint one to first order.
     """
-    return _error([_grouped(modes) for modes in bands], steps, kind)
-
-
-def _error(groups: list[tuple[Modes, Tensor]], steps: int, kind: str) -> float:
     total, dimensions, worst = 0.0, 0, 0.0
     for modes, count in groups:
         v, g = euler_output(modes, steps)
@@ -175,19 +172,19 @@ def steps_to_reach(error: float, bands: list[Modes], kind: str = "worst") -> int
 
     Raises ValueError where 2^20 steps do not suffice.
     """
-    groups, high = [_grouped(modes) for modes in bands], 1
-    while not _error(groups, high, kind) <= error:  # also where it is not a number
+    groups, high = [grouped(modes) for modes in bands], 1
+    while not euler_error(groups, high, kind) <= error:  # also where it is not a number
         high *= 2
         if high > MOST_STEPS:
             raise ValueError(f"an error of {error} takes more than {MOST_STEPS} Euler steps; allowed: a larger one")
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _error(groups, middle, kind) <= error else (middle, high)
+        low, high = (low, middle) if euler_error(groups, middle, kind) <= error else (middle, high)
     return high
 
 
-def _grouped(modes: Modes) -> tuple[Modes, Tensor]:
+def grouped(modes: Modes) -> tuple[Modes, Tensor]:
     """The distinct modes and how often each occurs: symmetry makes most of them equal."""
     pairs = torch.stack([modes.variance, modes.mean_square], 1)
     rounded = (pairs / pairs.abs().amax(0).clamp_min(1e-300) * 1e10).round()
@@ -204,6 +201,6 @@ def steps_table(
     for resolution in resolutions:
         spectrum = power_law(resolution)
         pixels = steps_to_reach(error, [pixel_modes(spectrum)], kind)
-        wavelets = steps_to_reach(error, wavelet_modes(spectrum, wavelet, levels_to(resolution)), kind)
+        wavelets = steps_to_reach(error, wavelet_modes(spectrum, wavelet, levels_to_coarsest(resolution)), kind)
         rows.append({"resolution": resolution, "pixels": pixels, "wavelets": wavelets, "ratio": pixels / wavelets})
     return rows

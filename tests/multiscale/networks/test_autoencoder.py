@@ -155,7 +155,7 @@ def test_a_published_autoencoder_is_taken_from_a_folder(subfolder, tmp_path, mon
 
 
 def test_a_folder_without_an_autoencoder_is_refused_in_one_line_and_leaves_the_old_one(tmp_path, monkeypatch):
-    from stages.common.settings import BadInput
+    from stages.common.errors import BadInput
     from stages.schema.data import PublishedVAE
     from stages.vae import publish
 

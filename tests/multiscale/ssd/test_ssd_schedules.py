@@ -24,7 +24,7 @@ from multiscale.methods.ssd.process import (
     respaced,
 )
 from multiscale.methods.ssd.resizing import OPERATORS, Separable, bilinear
-from stages.common.settings import read_yaml
+from stages.common.reading import read_yaml
 
 PUBLISHED = {  # levels: (states a level, transitions, SNR there)
     2: ([750, 250], [750], [0.0033]),

@@ -335,14 +335,18 @@ def test_an_adapter_is_small_sits_in_attention_and_mlp_and_can_be_worked_in():
     torch.testing.assert_close(plain(x, t, LABELS[:3]), before, rtol=0, atol=1e-5)
 
 
-def train(folder, part):
-    """A trained part's folder."""
+def trained(folder, part):
+    """A trained part's folder, and the history of its training."""
     result = fit(part, TRAINING, 0, Checkpoints(folder / "scratch", part.name, "key"))
     part.networks[part.main].load_state_dict(result.weights)
     out = folder / "out"
     out.mkdir(parents=True)
     part.save(out)
-    return out
+    return out, result.history
+
+
+def train(folder, part):
+    return trained(folder, part)[0]
 
 
 def sampler_of(folder, precision: str = "fp32", solver: Solver | None = None) -> swd_sampler.SwDSampler:
@@ -368,9 +372,19 @@ VARIANTS = {
 }
 
 
+ROW = {"images", "lr", "loss", "grad_norm"}
+FAKE = {f"fake_{each}" for each in ("loss", "grad_norm", "score", "discriminator", "real", "fake", "accuracy")}
+
+
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_trains_and_samples(name, student, tmp_path):
-    out = train(tmp_path, student(**VARIANTS[name]))
+def test_every_variant_trains_all_its_weights_by_its_own_terms_and_samples(name, student, tmp_path):
+    part = student(**VARIANTS[name])
+    learnt = {key: p for key, p in part.networks["generator"].named_parameters() if p.requires_grad}
+    start = {key: p.detach().clone() for key, p in learnt.items()}
+    out, history = trained(tmp_path, part)
+    assert learnt and not [key for key, p in learnt.items() if torch.equal(p, start[key])]
+    terms = {key for key in ("mmd", "dmd", "gan") if getattr(part.settings, key).weight}
+    assert all(set(row) == ROW | terms | (FAKE if "gan" in terms else set()) for row in history)
     images = sampler_of(out, "bf16" if name == "all" else "fp32")(SEEDS, LABELS)
     assert images.shape == (4, 2, 8, 8) and images.isfinite().all() and images.std() > 0
 

@@ -16,9 +16,10 @@ from tiny_published import BLOCKS, NETWORKS, built, given
 from multiscale.core.compat import make_torchvision_importable
 from multiscale.core.models import ForeignModel
 from multiscale.core.normalisation import Normalisation
+from multiscale.core.storage import metadata_of
 from multiscale.methods.swd.adapter import Beneath, adapted
 from multiscale.methods.swd.config import LoraConfig
-from multiscale.methods.swd.lora import load_lora, save_lora, schedule_of
+from multiscale.methods.swd.lora import load_lora, save_lora
 from multiscale.methods.swd.schedule import Schedule
 
 make_torchvision_importable()  # peft imports it
@@ -112,7 +113,8 @@ def test_a_student_comes_back_from_its_file(family, tmp_path):
     net = trained(family)
     save_lora(tmp_path, net, config(family))
     assert torch.equal(load_lora(tmp_path, built(family))(*given()), net(*given()))
-    assert schedule_of(tmp_path) == SCHEDULE
+    told = metadata_of(tmp_path / "pytorch_lora_weights.safetensors")
+    assert Schedule.model_validate_json(told["schedule"]) == SCHEDULE
     assert LoraConfig.model_validate_json((tmp_path / "config.json").read_text()) == config(family)
 
 
@@ -131,7 +133,6 @@ def test_a_checkpoint_in_the_released_format_is_read(alpha, tmp_path):
     wanted = net(*given())
     assert not torch.allclose(wanted, built("sd3")(*given()), atol=1e-3)
     assert torch.equal(load_lora(tmp_path, built("sd3"))(*given()), wanted)
-    assert schedule_of(tmp_path) is None
 
 
 PIPELINE = """
@@ -200,9 +201,8 @@ def test_a_file_that_does_not_fit_the_network_is_refused_in_one_line(tmp_path):
         save_file(broken, path)
         assert str(path) in refusal(tmp_path, built("sd3"))
     path.write_bytes(b"nothing")
-    assert str(path) in refusal(tmp_path, built("sd3"))
-    with pytest.raises(ForeignModel, match="allowed: safetensors"):
-        schedule_of(tmp_path)
+    told = refusal(tmp_path, built("sd3"))
+    assert told.startswith(f"{path}: ") and told.endswith("allowed: safetensors")
 
 
 def test_a_file_of_diffusers_with_another_alpha_keeps_it(tmp_path):

@@ -70,13 +70,6 @@ def test_whitened_bands_are_better_conditioned_than_pixels_whatever_the_resoluti
     assert slopes == pytest.approx([2.0] * 4, rel=0.1)  # grows like H^2
 
 
-@pytest.mark.parametrize("exponent", [1.0, 3.0])
-def test_pixels_are_conditioned_like_the_resolution_to_the_power_of_the_spectrum(exponent):
-    rows = theory.field_conditioning(RESOLUTIONS, exponent)
-    slopes = [math.log2(b["pixels"] / a["pixels"]) for a, b in zip(rows, rows[1:])]
-    assert slopes == pytest.approx([exponent] * 4, rel=0.1)
-
-
 def test_steps_grow_with_the_resolution_in_pixels_and_do_not_in_wavelets():
     for kind, error in (("worst", 0.02), ("wasserstein", 1e-3)):
         rows = theory.steps_table(RESOLUTIONS[1:], error, kind)
@@ -91,21 +84,23 @@ def test_the_steps_are_the_least_that_reach_the_error(kind):
     bands = theory.wavelet_modes(theory.power_law(16), "haar", 2)
     error = {"worst": 0.05, "wasserstein": 1e-3, "kl": 1e-3}[kind]
     steps = theory.steps_to_reach(error, bands, kind)
-    assert theory.euler_error(bands, steps, kind) <= error < theory.euler_error(bands, steps - 1, kind)
-    falling = [theory.euler_error(bands, n, kind) for n in (1000, 2000, 4000)]
+    groups = [theory.grouped(modes) for modes in bands]
+    assert theory.euler_error(groups, steps, kind) <= error < theory.euler_error(groups, steps - 1, kind)
+    falling = [theory.euler_error(groups, n, kind) for n in (1000, 2000, 4000)]
     order = 1 if kind == "worst" else 2  # the others are squares
     assert [math.log2(a / b) for a, b in zip(falling, falling[1:])] == pytest.approx([order] * 2, rel=0.2)
 
 
 def test_the_euler_error_halves_when_the_steps_double():
     for bands in ([theory.pixel_modes(theory.power_law(16))], theory.wavelet_modes(theory.power_law(16), "haar", 2)):
-        errors = [theory.euler_error(bands, steps) for steps in (1000, 2000, 4000)]
+        groups = [theory.grouped(modes) for modes in bands]
+        errors = [theory.euler_error(groups, steps, "worst") for steps in (1000, 2000, 4000)]
         assert all(1.6 < a / b < 2.4 for a, b in zip(errors, errors[1:]))
 
 
 def test_equal_modes_are_counted_once():
     modes = theory.pixel_modes(theory.power_law(32))
-    few, count = theory._grouped(modes)
+    few, count = theory.grouped(modes)
     assert len(count) < len(modes.variance) / 6 and count.sum() == 32**2
     assert (few.variance * count).sum().item() == pytest.approx(modes.variance.sum().item())
 
@@ -116,12 +111,10 @@ def test_an_error_out_of_reach_is_refused(monkeypatch):
         theory.steps_to_reach(1e-9, [Modes(torch.ones(1).double() * 2, torch.zeros(1).double())])
 
 
-@pytest.mark.parametrize(("resolution", "coarsest"), [(4, 4), (24, 4), (8, 16)])
-def test_resolutions_that_are_no_doubling_of_the_coarsest_are_refused(resolution, coarsest):
-    with pytest.raises(
-        ValueError, match=f"a resolution of {resolution} halved to {coarsest}; allowed: {coarsest} times a power"
-    ):
-        theory.levels_to(resolution, coarsest)
+@pytest.mark.parametrize("resolution", [2, 4, 24])
+def test_resolutions_that_are_no_doubling_of_the_coarsest_are_refused(resolution):
+    with pytest.raises(ValueError, match=f"a resolution of {resolution} halved to 4; allowed: 4 times a power"):
+        theory.levels_to_coarsest(resolution)
 
 
 @pytest.mark.parametrize("name", ["haar", "db2"])

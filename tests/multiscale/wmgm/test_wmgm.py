@@ -346,29 +346,36 @@ def test_a_level_that_is_not_there_is_refused(bands):
         build(bands, replace(GAN, level=3))
 
 
-VARIANTS = {
-    "stabilised": (GAN, {}),
-    "official": (OFFICIAL, {}),
-    "regression": (REGRESSION, {}),
-    "score": (DIFFUSION, {}),
-    "conditional score": (replace(DIFFUSION, conditional=True, label_dropout=0.1), {}),
-    "in pixels": (GAN, {"wavelet": "pixels"}),
-    "regression in pixels": (REGRESSION, {"wavelet": "pixels"}),
-    "score in pixels": (DIFFUSION, {"wavelet": "pixels"}),
-    "db2": (GAN, {"wavelet": "db2"}),
-    "one level": (GAN, {"levels": 1}),
+ROW = {"images", "lr", "loss", "grad_norm"}
+HEALTH = {f"discriminator_{each}" for each in ("loss", "grad_norm", "real", "fake", "accuracy", "spread", "residual")}
+STABILISED, SQUARES = {"mse", "adversarial", "discriminator_r1", *HEALTH}, {"mse", "ssim"}
+VARIANTS = {  # the part, its decomposition, and the terms of its losses
+    "stabilised": (GAN, {}, STABILISED),
+    "official": (OFFICIAL, {}, {"mse", "ssim", "adversarial", *HEALTH}),
+    "regression": (REGRESSION, {}, SQUARES),
+    "score": (DIFFUSION, {}, set()),
+    "conditional score": (replace(DIFFUSION, conditional=True, label_dropout=0.1), {}, set()),
+    "in pixels": (GAN, {"wavelet": "pixels"}, STABILISED),
+    "regression in pixels": (REGRESSION, {"wavelet": "pixels"}, SQUARES),
+    "score in pixels": (DIFFUSION, {"wavelet": "pixels"}, set()),
+    "db2": (GAN, {"wavelet": "db2"}, STABILISED),
+    "one level": (GAN, {"levels": 1}, STABILISED),
 }
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_trains_and_samples(name, precision, tmp_path):
-    section, how = VARIANTS[name]
+def test_every_variant_trains_all_its_weights_by_its_own_terms_and_samples(name, precision, tmp_path):
+    section, how, terms = VARIANTS[name]
     folder = decompose(tmp_path / "bands", pictures(), **how)
     part = build(folder, section)
+    learnt = dict(part.networks[part.main].named_parameters())
+    start = {key: p.detach().clone() for key, p in learnt.items()}
     result = fit(
         part, replace(TRAINING, images=32, log_images=16, precision=precision), 0, Checkpoints(tmp_path / "s", "p", "k")
     )
+    assert not [key for key in learnt if torch.equal(result.weights[key], start[key])]
+    assert set().union(*result.history) == ROW | terms
     assert all(math.isfinite(value) for row in result.history for value in row.values())
     sampler = sampler_of(tmp_path, [(folder, COARSE), (folder, section)])
     images = sampler(SEEDS, LABELS)

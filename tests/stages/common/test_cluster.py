@@ -20,8 +20,8 @@ from conftest import ROOT, Project
 from flows.cluster import slots
 from flows.flow import reproduce
 from stages.common import cluster, shards
+from stages.common.errors import BadInput
 from stages.common.paths import IMAGES, PIXELS, PREVIEWS, SAMPLES, VAE
-from stages.common.settings import BadInput
 from stages.schema.data import Run
 
 LONG = {  # a training of forty steps, with a checkpoint after each

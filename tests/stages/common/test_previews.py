@@ -14,7 +14,7 @@ from PIL import Image
 
 from multiscale import methods, pictures
 from multiscale.core.models import IMAGES
-from multiscale.core.pixels import to_pixels
+from multiscale.core.pixels import to_pixels, to_unit
 from multiscale.methods.msf.sampler import MSFSampler
 from multiscale.methods.wmgm.bands import detail
 from multiscale.methods.wmgm.sampler import WMGMSampler
@@ -151,7 +151,11 @@ def test_latents_are_decoded(decomposed):
     vae.save_pretrained(decomposed / "full/autoencoder", safe_serialization=True)
     (decomposed / "full/autoencoder" / IMAGES).write_text('{"channels": 1}')
     part = build("dit", decomposed)
-    assert observer(part, decomposed).images(part.networks["net"].state_dict()).shape == (COUNT, 1, 16, 16)
+    draw, decoded = observer(part, decomposed), []
+    draw._codec.vae.decoder.register_forward_hook(lambda module, given, images: decoded.append(images))
+    found = draw.images(part.networks["net"].state_dict())
+    assert found.shape == (COUNT, 1, 16, 16) and torch.equal(found, to_pixels(to_unit(decoded[0])))
+    assert found.float().std() > 1, "no comparison of constants"
 
 
 def test_a_picture_that_draws_random_numbers_moves_no_random_stream(decomposed):
