@@ -91,7 +91,7 @@ class Inception(nn.Module):
 
 
 def by_place(maps: Tensor) -> Tensor:
-    """The first 7 channels of maps (N, C, H, W) as (N, H W 7): place after place, as ADM's mu_s and sigma_s have them."""
+    """The first 7 channels of maps (N, C, H, W) as (N, H W 7): place after place, as in ADM's mu_s and sigma_s."""
     return maps[:, :7].permute(0, 2, 3, 1).flatten(1)
 
 
