@@ -68,8 +68,8 @@ def _fold(net: nn.Module) -> None:
 class Inception(nn.Module):
     """The network of FID (torch-fidelity's): uint8 images -> features (N, 2048), class scores, and places (N, 2023).
 
-    Those of sFID are the first 7 channels of the 1x1 branch of mixed_6 (17 x 17 places), as ADM's evaluator takes them
-    from TensorFlow's `mixed_6/conv:0`; torchvision and torch-fidelity call the block Mixed_6d.
+    Those of sFID come from the 1x1 branch of mixed_6 (17 x 17 places), as ADM's evaluator takes them from TensorFlow's
+    `mixed_6/conv:0`; torchvision and torch-fidelity call the block Mixed_6d.
     """
 
     def __init__(self, weights: Path | None):
@@ -82,12 +82,17 @@ class Inception(nn.Module):
         options = {"feature_extractor_weights_path": str(weights)} if weights else {}
         self.net = FeatureExtractorInceptionV3(INCEPTION, layers, **options)
         self.places: list[Tensor] = []
-        self.net.Mixed_6d.branch1x1.register_forward_hook(lambda module, given, out: self.places.append(out[:, :7]))
+        self.net.Mixed_6d.branch1x1.register_forward_hook(lambda module, given, out: self.places.append(by_place(out)))
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         pooled, scores = self.net(images)
-        return pooled, scores, self.places.pop().flatten(1)
+        return pooled, scores, self.places.pop()
+
+
+def by_place(maps: Tensor) -> Tensor:
+    """The first 7 channels of maps (N, C, H, W) as (N, H W 7): place after place, as in ADM's mu_s and sigma_s."""
+    return maps[:, :7].permute(0, 2, 3, 1).flatten(1)
 
 
 class DINOv2(nn.Module):

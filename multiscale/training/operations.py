@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +20,7 @@ from multiscale.hollow import FORMULAS
 from multiscale.plan import Double, shapes
 from multiscale.training.part import Part
 
-IMAGES, STEPS = 2, 16  # of a step, and steps at least: parts draw resolutions, levels and turns at random
+IMAGES, STEPS = 2, 16  # of a step, and steps at least: not every step has the same turns and penalties
 
 
 class Counter(TorchDispatchMode):
@@ -50,11 +53,27 @@ class Echo(Double):
         return len(self.known), shapes(out)
 
 
+@dataclass(frozen=True)
+class Chosen(Draws):
+    """The random numbers of a step, of which some integers are given."""
+
+    given: Mapping[str, int] | None = None
+
+    def choice(self, name: str, count: int) -> int:
+        return self.given[name] if self.given and name in self.given else super().choice(name, count)
+
+
+def outcomes(odds: Mapping[str, Mapping[int, int]]) -> Iterator[tuple[dict[str, int], int]]:
+    """All that a step may draw, as `Part.odds` says, and how often each comes."""
+    for values in itertools.product(*(each.items() for each in odds.values())):
+        yield {name: value for name, (value, _) in zip(odds, values)}, math.prod(often for _, often in values)
+
+
 def flops_per_image(part: Part, precision: str, device: torch.device) -> float:
     """Operations for an image in training, backward passes included and optimisers left out; a multiply-add counts two.
 
-    The mean over whole cycles of steps. Steps that call the networks with the same shapes are counted once. The part is
-    left as it was, but on the device.
+    The mean over whole cycles of steps, with all that the part says it may draw, each as often as it comes. Steps that
+    call the networks with the same shapes are counted once. The part is left as it was, but on the device.
     """
     count = min(IMAGES, len(part.data))
     cycle = getattr(part, "cycle", 1)
@@ -65,28 +84,30 @@ def flops_per_image(part: Part, precision: str, device: torch.device) -> float:
     batch = {key: value.to(device) for key, value in part.data[torch.arange(count)].items()}
     trained = {name: [p for p in net.parameters() if p.requires_grad] for name, net in part.networks.items()}
 
-    def loss(name: str, step: int) -> Tensor:
+    def loss(name: str, step: int, given: Mapping[str, int]) -> Tensor:
+        draws = Chosen(0, part.name, step, count, slice(0, count), device, given=given)
         with autocast(precision, device):
-            return part.loss(name, part.networks, batch, Draws(0, part.name, step, count, slice(0, count), device))[0]
+            return part.loss(name, part.networks, batch, draws)[0]
 
-    total, known = 0, dict[Any, int]()
+    total, weights, known = 0, 0, dict[Any, int]()
     with _unchanged(nets), Counter() as counter:
         echoes = [Echo(net, counter) for net in nets]
-        for step in range(steps):
+        for (given, often), step in itertools.product(outcomes(part.odds()), range(steps)):
+            weights += often
             for name in part.turns(step):
                 for other, parameters in trained.items():
                     for parameter in parameters:
                         parameter.requires_grad_(other == name)
                 counter.flops = 0
                 with _echoing(echoes):
-                    loss(name, step)
+                    loss(name, step, given)
                 key = (name, counter.flops, *(tuple(echo.calls) for echo in echoes))
                 if key not in known:
                     counter.flops = 0
-                    loss(name, step).backward()
+                    loss(name, step, given).backward()
                     known[key] = counter.flops
-                total += known[key]
-    return total / (count * steps)
+                total += often * known[key]
+    return total / (count * weights)
 
 
 @contextmanager

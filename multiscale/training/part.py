@@ -87,6 +87,13 @@ class Part:
         """The networks to update at this step, in order."""
         return (self.main,)
 
+    def odds(self) -> Mapping[str, Mapping[int, int]]:
+        """What a step draws that decides its cost: by the name of a `Draws.choice`, values and how often each comes.
+
+        A value may stand for all that cost the same, and then comes as often as they do together.
+        """
+        return {}
+
     def loss(self, network: str, nets: Nets, batch: Batch, draws: Draws) -> Loss:
         """The loss of `network` on a batch, and further scalars for the history.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +54,9 @@ class FlowPart(Part):
         self.settings, self.columns, self.conditioner = settings, columns, Classes(config.classes)
         self.segments = path.segments(config.jumps)
         self.views = len(self.segments)
+
+    def odds(self) -> Mapping[str, Mapping[int, int]]:
+        return {"segment": dict.fromkeys(range(len(self.segments)), 1)}
 
     def loss(self, network: str, nets: Nets, batch: Batch, draws: Draws) -> Loss:
         k, latents = draws.choice("segment", len(self.segments)), self._latents(batch)

@@ -13,6 +13,7 @@ The published baselines are plain UNets, which run the block that Flexi-UNet lea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +47,9 @@ class ScaleSpacePart(Part):
         weights = [min_snr_weights(process, cap, config.predicts) for cap in (settings.snr_cap, HELD_CAP)]
         columns = [[process.signal(t) for t in states], [process.sigma(t) for t in states], *weights]
         self.table = torch.tensor(columns)  # (4, T): a_t, sigma_t, weight in training and of held-out images
+
+    def odds(self) -> Mapping[str, Mapping[int, int]]:
+        return {"time": self.timesteps.odds()}
 
     def loss(self, network: str, nets: Nets, batch: Batch, draws: Draws) -> Loss:
         """E w(t) || net(x_t, t, r(t-1)) - R_{0:t-1} x_0 ||^2 with the Min-SNR weight w (Algorithm 1)."""

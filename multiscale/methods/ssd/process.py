@@ -252,6 +252,11 @@ class TimestepSampler:
         slots = [len(members) * factor for (_, _, members), factor in zip(self.groups, self.factors)]
         self.ends = list(itertools.accumulate(slots))
 
+    def odds(self) -> dict[int, int]:
+        """The first integer of each pair of resolutions, and how many are the pair's."""
+        starts = [0, *self.ends[:-1]]
+        return {start: end - start for start, end in zip(starts, self.ends)}
+
     def draw(self, draws: Draws) -> Timesteps:
         """The states of a training step."""
         index = bisect.bisect_right(self.ends, draws.choice("time", self.ends[-1]))

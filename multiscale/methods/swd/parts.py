@@ -8,7 +8,7 @@ full-resolution student, the control.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -53,6 +53,9 @@ class TeacherPart(Part):
         super().__init__(name, data, {"net": net}, config)
         self.settings, self.columns, self.conditioner = settings, columns, conditioner
         self.views = len(columns)
+
+    def odds(self) -> Mapping[str, Mapping[int, int]]:
+        return {"side": dict.fromkeys(range(len(self.columns)), 1)}
 
     def loss(self, network: str, nets: Nets, batch: Batch, draws: Draws) -> Loss:
         latents = batch[self.columns[draws.choice("side", len(self.columns))]]  # the stream's name decides its numbers

@@ -5,7 +5,7 @@ One network serves every level by default. Each level is trained on the data's o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -131,6 +131,9 @@ class Details(Part):
         super().__init__(name, data, networks, config)
         self.levels, self.covers, self.views = config.levels, config.covers, len(config.covers)
         self.condition_noise = settings.condition_noise
+
+    def odds(self) -> Mapping[str, Mapping[int, int]]:
+        return {} if self.by_pass else {"level": dict.fromkeys(range(len(self.covers)), 1)}
 
     def given(self, batch: Batch, draws: Draws) -> tuple[int, Tensor, Tensor, Tensor]:
         """The level j of this step, x_j and d_j of the data, and the network's condition."""

@@ -26,7 +26,8 @@ class BandStatistics:
     """Streaming moments of one band about a centre (C,) near its mean, in float64; see `summary`.
 
     Beside the covariance of the channels it accumulates that of all numbers of an image where they are few, and the
-    spectral covariance, C x C for each frequency, which determines a stationary Gaussian band of any resolution.
+    spectral covariance, C x C for each frequency, about the mean image. Of a stationary band it holds the eigenvalues
+    of the whole covariance, at any resolution; of another it leaves out how the frequencies vary together.
     """
 
     def __init__(self, name: str, centre: Tensor):
@@ -47,6 +48,7 @@ class BandStatistics:
             "absolute": flat.abs().sum((0, 2)) / places,
             "third": (flat**3).sum((0, 2)) / places,
             "fourth": (flat**4).sum((0, 2)) / places,
+            "waves": waves.sum(0),
             "spectrum": torch.einsum("ncij,ndij->ijcd", waves, waves.conj()),
         }
         if x[0].numel() <= DENSE:
@@ -80,7 +82,7 @@ class BandStatistics:
             "kurtosis": (fourth / variance**2).tolist(),
             "shape": [gaussian_shape(v, a) for v, a in zip(variance.tolist(), m["absolute"].tolist())],
             "condition": self._dense(m, variance),
-            "condition_spectral": self._spectral(m["spectrum"], shift, variance),
+            "condition_spectral": self._spectral(m["spectrum"], m["waves"], variance),
         }
 
     def _dense(self, m: dict[str, Tensor], variance: Tensor) -> float | None:
@@ -90,11 +92,11 @@ class BandStatistics:
         covariance = m["dense"] - torch.outer(m["vector"], m["vector"])
         return condition_number(covariance * torch.outer(scale, scale), ROUNDING * scale**2)
 
-    def _spectral(self, spectrum: Tensor, shift: Tensor, variance: Tensor) -> float:
-        spectrum = spectrum.clone()
-        spectrum[0, 0] -= torch.outer(shift, shift) * self.shape[1:].numel()
+    @staticmethod
+    def _spectral(products: Tensor, mean: Tensor, variance: Tensor) -> float:
+        covariance = products - torch.einsum("cij,dij->ijcd", mean, mean.conj())
         scale = variance.rsqrt()
-        return condition_number(spectrum * torch.outer(scale, scale), ROUNDING * scale**2)
+        return condition_number(covariance * torch.outer(scale, scale), ROUNDING * scale**2)
 
 
 def condition_number(covariance: Tensor, floor: Tensor) -> float:

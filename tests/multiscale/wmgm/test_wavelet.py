@@ -254,6 +254,19 @@ def test_the_spectral_condition_number_of_a_stationary_field_is_that_of_its_spec
     assert summary["condition"] == pytest.approx(summary["condition_spectral"], rel=0.7)  # with sampling noise in 256-D
 
 
+def test_the_spectral_condition_number_is_about_the_mean_image():
+    """A mean image +- a point in each channel: every frequency has the variance of the point, 1 / 64, in each."""
+    mean = random(1, 1, 8, 8, dtype=torch.float64)
+    mean = torch.cat([mean, mean.flip(-1)], 1)  # channels of one variance, in which a frequency has other phases
+    point = torch.zeros(8, 8, dtype=torch.float64)
+    point[2, 3] = 1
+    signs = torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]])
+    gathered = BandStatistics("band", mean.mean((0, 2, 3)))
+    for block in (mean + signs.view(4, 2, 1, 1) * point).split(3):
+        gathered.add(block)
+    assert gathered.summary()["condition_spectral"] == pytest.approx(1, rel=1e-9)
+
+
 @pytest.mark.parametrize("shape", [0.6, 1.0, 2.0, 5.0])
 def test_the_shape_of_a_generalised_gaussian_is_found(shape):
     distribution = stats.gennorm(shape)

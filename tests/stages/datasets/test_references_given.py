@@ -17,7 +17,7 @@ from corpus import zipped
 from PIL import Image
 from safetensors.torch import save_file
 
-from multiscale.evaluation import metrics
+from multiscale.evaluation import features, metrics
 from stages import evaluate, reference
 from stages.common.errors import BadInput
 from stages.common.paths import CLASSIFIER, MEASUREMENTS, SAMPLES
@@ -190,23 +190,38 @@ class Layers:
         return pooled, pooled / 255, x[:, 0, :2, :2].float().flatten(1)
 
 
-def test_a_method_is_measured_against_the_batch_with_its_protocol_in_the_row(tmp_path, monkeypatch):
+def channels_first(pictures: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+
+
+@pytest.fixture
+def sampled(tmp_path, monkeypatch):
+    """Of images (N, C, H, W): makes them those of the method dit, in a folder with all that `evaluate` needs."""
     monkeypatch.chdir(tmp_path)
     write_images(Path("data/images.parquet"), 30)
     sealed("data/images.parquet")
-    known, made = images(12, seed=1), torch.from_numpy(images(20, seed=2)).permute(0, 3, 1, 2).contiguous()
-    np.savez("batch.npz", arr_0=known)
-    (tmp_path / "dino").mkdir()
-    (tmp_path / "dino" / "config.json").write_text("{}")
     for module in (reference, evaluate):
         monkeypatch.setattr(module, "Extractor", Layers)
     monkeypatch.setattr(evaluate, "load", lambda folder: None)
     monkeypatch.setattr(evaluate, "copies", lambda name, pixels: (None, False))
-    folder = SAMPLES / "dit"
-    folder.mkdir(parents=True)
-    save_file({"pixels": made, "label": torch.zeros(20).long()}, folder / "images.safetensors", {"first_seed": "0"})
-    CLASSIFIER.mkdir(parents=True)
-    sealed(folder), sealed(CLASSIFIER)
+
+    def place(made: torch.Tensor) -> None:
+        folder = SAMPLES / "dit"
+        folder.mkdir(parents=True)
+        label = torch.zeros(len(made)).long()
+        save_file({"pixels": made, "label": label}, folder / "images.safetensors", {"first_seed": "0"})
+        CLASSIFIER.mkdir(parents=True)
+        sealed(folder), sealed(CLASSIFIER)
+
+    return place
+
+
+def test_a_method_is_measured_against_the_batch_with_its_protocol_in_the_row(tmp_path, sampled):
+    known, made = images(12, seed=1), channels_first(images(20, seed=2))
+    np.savez("batch.npz", arr_0=known)
+    (tmp_path / "dino").mkdir()
+    (tmp_path / "dino" / "config.json").write_text("{}")
+    sampled(made)
     experiment = params(reference="batch.npz", reference_images=10, dinov2="dino")
     reference.main(experiment)
     evaluate.main(experiment, "dit")
@@ -227,6 +242,35 @@ def test_a_method_is_measured_against_the_batch_with_its_protocol_in_the_row(tmp
     assert shown["sFD-Inception"] == leaderboard.cell("sfid", row) and "FD-DINOv2" in shown
     told = " ".join(leaderboard.notes(group))
     assert f"10 images of {protocol['against']}" in told and "(3 neighbours) use both sets whole" in told
+
+
+def test_images_are_at_no_distance_from_the_statistics_of_their_places_as_adm_lays_them_out(sampled, monkeypatch):
+    """ADM reshapes NHWC maps, so that mu_s and sigma_s go by row, column and channel."""
+    known, channels = images(40, seed=1), 7
+    mixing = np.random.default_rng(2).normal(size=(3, channels + 2)).astype(np.float32)
+    theirs = (known[:, :2, :2] / np.float32(255)) @ mixing  # maps (N, 2, 2, C), of which ADM takes the first 7
+    flat = theirs[..., :channels].reshape(len(known), -1)
+    pooled = known.mean((1, 2))
+    statistics = {"mu": pooled.mean(0), "sigma": np.cov(pooled, rowvar=False)}
+    statistics |= {"mu_s": flat.mean(0), "sigma_s": np.cov(flat, rowvar=False)}
+    np.savez("batch.npz", arr_0=known, **statistics)
+
+    class Maps(Layers):
+        def extract(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            maps = torch.einsum("nchw,cd->ndhw", x[:, :, :2, :2] / 255, torch.from_numpy(mixing))
+            return *super().extract(x)[:2], features.by_place(maps)
+
+    for module in (reference, evaluate):
+        monkeypatch.setattr(module, "Extractor", Maps)
+    sizes = {"real": ("mu", "sigma", 3), "spatial": ("mu_s", "sigma_s", flat.shape[1])}
+    monkeypatch.setattr(references, "STATISTICS", sizes)
+    sampled(channels_first(known))
+    experiment = params(reference="batch.npz")
+    reference.main(experiment)
+    evaluate.main(experiment, "dit")
+    found = json.loads((MEASUREMENTS / "dit.json").read_text())
+    scale = np.trace(statistics["sigma_s"])
+    assert abs(found["sfid"]) < 1e-3 * scale and abs(found["fd"]) < 1e-3 * np.trace(statistics["sigma"])
 
 
 def test_statistics_alone_leave_kid_against_the_training_images(tmp_path, monkeypatch):
