@@ -8,9 +8,10 @@ of a training in fp32 with its gradients, AdamW's two moments and the moving ave
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -27,9 +28,9 @@ from multiscale.core.models import AUTOENCODER, CONFIG, EMBEDDINGS, TEXT
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.settings import Fetched
 from multiscale.core.storage import Table, sealed_folder, write_blocks, write_json
-from multiscale.core.streams import Draws
 from multiscale.networks.autoencoder import Codec
 from multiscale.plan import Call, Understudy, size
+from multiscale.training.operations import Chosen, outcomes
 from multiscale.training.part import Part
 from stages import recipe
 from stages.schema import AnyPart, Decomposition, Experiment, Student
@@ -150,12 +151,14 @@ class Planner:
         nets = {**part.networks, **part.frozen}
         sizes = [size(net) for net in nets.values()]
         stands = {each: self.stand(net).instead() for each, net in nets.items()}
-        cycle, most, by = getattr(part, "cycle", STEPS), 0, dict[int, float]()
-        for step in range(cycle):
-            calls = calls_of(part, stands, step, section.training.batch // self.workers)
-            most = max(most, sum(call.activations for call in calls))
+        cycle = getattr(part, "cycle", STEPS if len(part.networks) > 1 else 1)  # a network alone has equal steps
+        most, times, by = 0, 0, dict[int, float]()
+        for (given, often), step in product(outcomes(part.odds()), range(cycle)):
+            calls = calls_of(part, stands, step, section.training.batch // self.workers, given)
+            most, times = max(most, sum(call.activations for call in calls)), times + often
             for call in calls:
-                by[call.edge] = by.get(call.edge, 0.0) + call.flops * self.workers / cycle
+                by[call.edge] = by.get(call.edge, 0.0) + call.flops * self.workers * often
+        by = {edge: flops / times for edge, flops in by.items()}
         trained, weights = (sum(each) for each in list(zip(*sizes))[1:])
         return Cost(sizes[list(nets).index(part.main)][0], trained, weights, most, by, sample)
 
@@ -251,10 +254,11 @@ def unfilled() -> Iterator[None]:
         yield
 
 
-def calls_of(part: Part, stands: dict[str, Understudy], step: int, share: int) -> list[Call]:
-    """The calls of the networks in a training step of one worker, on its share of a batch."""
+def calls_of(part: Part, stands: dict[str, Understudy], step: int, share: int, given: Mapping[str, int]) -> list[Call]:
+    """The calls of the networks in a training step of one worker, on its share of a batch; given: what it draws."""
     batch = part.data[torch.arange(share) % ROWS]
-    draws, trained = Draws(0, part.name, step, share, slice(0, share), CPU), dict[str, list[nn.Parameter]]()
+    draws = Chosen(0, part.name, step, share, slice(0, share), CPU, given=given)
+    trained = dict[str, list[nn.Parameter]]()
     for name, stand in stands.items():
         trained[name] = [p for p in stand.net.parameters() if p.requires_grad]
         stand.calls.clear()

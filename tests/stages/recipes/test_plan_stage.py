@@ -58,6 +58,15 @@ def test_a_training_costs_the_steps_of_its_budget(printed):
     assert float(hours) == pytest.approx(16 * step / (0.4 * 989e12) / 3600, rel=1e-2)
 
 
+def test_what_a_step_draws_counts_as_often_as_it_comes(printed):
+    """The teacher sees each of its three resolutions in a third of the steps."""
+    found = re.search(
+        r"TFLOP \(([\d.e-]+) at 4, ([\d.e-]+) at 6, ([\d.e-]+) at 8\)", of("swd-teacher", printed)
+    ).groups()
+    thirds = [16 * 3 * forward(grid) / 3 for grid in (4, 6, 8)]  # backward twice the forward, about
+    assert [float(each) * 1e12 for each in found] == pytest.approx(thirds, rel=0.12)
+
+
 def test_the_memory_is_that_of_weights_gradients_moments_average_and_activations(printed):
     found = of("dit", printed)
     counts = re.search(r"dit: ([\d,]+) parameters, ([\d,]+) trained", found).groups()
