@@ -40,7 +40,7 @@ class Training(Section):
     clip: From0 = 1.0
     """largest gradient norm; 0: no clipping"""
     ema_images: Count = 4000
-    """half-life of the moving average of the weights, in images, at most 5 % of those seen so far; 0: no average"""
+    """half-life of the moving average of the weights, in images, at most 5 % of those seen; 0: none"""
     precision: Precision = "auto"
     """auto: bf16 where the hardware multiplies it natively; a GPU multiplies what is fp32 in TF32"""
     microbatch: Positive | None = None
