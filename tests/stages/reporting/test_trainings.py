@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from stages.reporting.trainings import add_errors
@@ -32,3 +33,21 @@ def test_a_mean_that_is_not_above_zero_has_the_spread_of_its_own_trainings():
     add_errors([a, b], "kid")
     assert a["kid_training_se"] == pytest.approx(0.03 / 2**0.5 * 12.7062 / 2, rel=1e-4)
     assert b["kid_training_se"] == pytest.approx(0.2 / 3**0.5 * 4.3027 / 2, rel=1e-4)
+
+
+def test_a_small_kid_has_the_error_of_its_images_and_widens_no_others():
+    """Trainings differ by 5 % of KID, and each by its images; a KID of 3 times their error says nothing of the 5 %."""
+    draws, truth, images = np.random.default_rng(0), np.array([0.1] * 7 + [0.003]), 0.001
+    covered, wide = np.zeros(8), []
+    for _ in range(1500):
+        kid = truth * (1 + 0.05 * draws.normal(size=(2, 8))) + images * draws.normal(size=(2, 8))
+        rows = [
+            {"kid": mean, "kid_spread": spread, "kid_se": images, "trainings": 2}
+            for mean, spread in zip(kid.mean(0), kid.std(0, ddof=1))
+        ]
+        add_errors(rows, "kid")
+        errors = np.array([row["kid_training_se"] for row in rows])
+        covered += abs(kid.mean(0) - truth) <= 2 * errors
+        wide.append(errors[0])
+    assert (covered / 1500 > 0.92).all(), covered / 1500
+    assert np.mean(wide) == pytest.approx((0.005**2 + images**2) ** 0.5 / 2**0.5 * 2.3646 / 2, rel=0.1)
