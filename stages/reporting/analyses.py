@@ -22,6 +22,7 @@ from multiscale.methods.swd.spectrum import divisible, radial_power, smallest_sa
 from multiscale.methods.wmgm.bands import LOW, PIXELS
 from stages.common.images import evenly
 from stages.common.paths import DECOMPOSED, parts_of
+from stages.reporting.trainings import widened
 from stages.schema import claims as schema
 
 LAST = 3  # rows of a history, each a mean over some hundreds of images or more
@@ -47,13 +48,14 @@ def _last_losses(part: str, folders: Sequence[Path]) -> list[float]:
 
 
 def losses(quantity: schema.Losses, methods: Sequence[str]) -> Measured:
-    """The ratio of the mean of the last losses, with the error that their scatter tells."""
+    """The ratio of the mean of the last losses, with the error that their scatter tells: so few rows tell little."""
     folders = [folder for name in methods for folder in parts_of(name)]
     of, over = (_last_losses(part, folders) for part in (quantity.of, quantity.over))
     value = mean(of) / mean(over)
     if min(len(of), len(over)) < LAST:
         return value, None
-    return value, value * sum((stdev(each) / mean(each)) ** 2 / LAST for each in (of, over)) ** 0.5
+    error = value * sum((stdev(each) / mean(each)) ** 2 / LAST for each in (of, over)) ** 0.5
+    return value, widened(LAST - 1) * error
 
 
 def _statistics(dataset: str, key: str) -> dict[str, Any]:

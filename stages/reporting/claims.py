@@ -2,7 +2,8 @@
 
 A claim is 'true' if all of the interval lies within its bounds, 'false' if all of it lies beyond one of them, and else
 'not shown'. 'not measured' is one whose rows the experiment lacks, or that it does not test (`given`). An interval is
-that of the ratio or difference itself, `trainings.APART` standard errors to either side.
+that of the ratio or difference itself: `trainings.APART` standard errors to either side, or for a ratio all values that
+so many do not exclude (`ratio`).
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from stages.reporting import analyses, tables
 from stages.reporting.analyses import Lacking, Measured, Unmeasured
 from stages.reporting.page import Section
 from stages.reporting.rows import Row, standard_error
-from stages.reporting.trainings import APART
+from stages.reporting.trainings import APART, widened
 from stages.schema import claims as schema
 
 Finding = dict[str, Any]  # about one claim, as claims.json holds it
+Interval = tuple[float, float] | None  # its ends; None where nothing tells them
 SECONDS = TIMINGS / "claims.json"  # with the claims about seconds, which are of one machine
 IQR = 1.349  # interquartile range of a Gaussian, in standard deviations
 HOLDS = ("true", "false", "not shown", "not measured")
@@ -36,8 +38,9 @@ HEADINGS = ["claim", "in our words", "holds", "measured", "interval", "asked", "
 KEY = (
     "A claim holds if all of the interval lies within its bounds, and does not if all of it lies beyond one; else it "
     "is not shown. "
-    f"Intervals are {APART} standard errors to either side; over the images of one training they do not cover other "
-    "trainings. Every claim is about this experiment, whose data and budget are not the paper's."
+    f"Intervals are {APART} standard errors to either side, of a ratio by Fieller's theorem; over the images of one "
+    "training they do not cover other trainings. Every claim is about this experiment, whose data and budget are not "
+    "the paper's."
 )
 
 
@@ -79,71 +82,87 @@ def _judged(claim: schema.Claim, evidence: Evidence) -> Finding:
     found: Finding = {"measured": None, "interval": None, "holds": "not measured", "protocol": None}
     try:
         for condition in claim.given:
-            value, error = measure(condition.quantity, evidence)
-            if verdict(condition.holds, value, error) != "true":
+            value, interval = measure(condition.quantity, evidence)
+            if verdict(condition.holds, interval) != "true":
                 what = f"{condition.quantity} is {value:.3g}, asked for {condition.holds}"
                 raise Unmeasured(f"these rows do not test it: {what}")
-        value, error = measure(claim.quantity, evidence)
+        value, interval = measure(claim.quantity, evidence)
     except Unmeasured as reason:
         more = f"; recipe {claim.recipe} has what it needs" if isinstance(reason, Lacking) and claim.recipe else ""
         return found | {"why": _noted(f"{reason}{more}", claim)}
     assert claim.holds, "every quantity that is measured has bounds"
-    holds = verdict(claim.holds, value, error)
+    holds = verdict(claim.holds, interval)
     share = {"true": "all", "false": "none", "not shown": "a part"}[holds]
     why = (
         f"{share} of the interval is {claim.holds}"
-        if error is not None
-        else "no interval: one training, or too short a history"
+        if interval
+        else "no interval: one training, one round, or too short a history"
     )
-    interval = None if error is None else [value - APART * error, value + APART * error]
+    ends = list(interval) if interval else None
     protocol = f"{evidence.recipe}: {_protocol(claim.quantity, evidence)}"
-    return {"measured": value, "interval": interval, "holds": holds, "protocol": protocol, "why": _noted(why, claim)}
+    return {"measured": value, "interval": ends, "holds": holds, "protocol": protocol, "why": _noted(why, claim)}
 
 
 def _noted(why: str, claim: schema.Claim) -> str:
     return f"{why}. {claim.note}" if claim.note else why
 
 
-def verdict(bounds: schema.Bounds, value: float, error: float | None) -> str:
-    """'true', 'false' or 'not shown' for a value and its standard error; None, or not a number: nothing is shown."""
-    if error is None:
+def verdict(bounds: schema.Bounds, interval: Interval) -> str:
+    """'true', 'false' or 'not shown' for the ends of an interval; None, or not a number: nothing is shown."""
+    if interval is None or any(map(isnan, interval)):
         return "not shown"
-    ends = value - APART * error, value + APART * error
-    if any(map(isnan, ends)):
-        return "not shown"
-    met = [[MEETS[key](end, bound) for end in ends] for key, bound in bounds.model_dump(exclude_unset=True).items()]
+    met = [[MEETS[key](end, bound) for end in interval] for key, bound in bounds.model_dump(exclude_unset=True).items()]
     if not all(map(any, met)):
         return "false"
     return "true" if all(map(all, met)) else "not shown"
 
 
-def measure(quantity: schema.Quantity, evidence: Evidence) -> Measured:
-    """A quantity and its standard error. Raises Unmeasured."""
+def measure(quantity: schema.Quantity, evidence: Evidence) -> tuple[float, Interval]:
+    """A quantity and its interval. Raises Unmeasured."""
     match quantity:
         case schema.Ratio():
-            (of, of_error), (over, over_error) = _columns(quantity.column, quantity.of, quantity.over, evidence)
-            if over <= APART * over_error if over_error is not None else not over:
+            one, other = _columns(quantity.column, quantity.of, quantity.over, evidence)
+            over, error = other
+            if over <= APART * error if error is not None else not over:
                 raise Unmeasured(f"{quantity}: the second is not distinguishable from zero")
-            if of_error is None or over_error is None:
-                return of / over, None
-            return of / over, hypot(of_error, of / over * over_error) / over
+            return ratio(one, other)
         case schema.Difference():
             (of, of_error), (minus, error) = _columns(quantity.column, quantity.of, quantity.minus, evidence)
-            return of - minus, None if of_error is None or error is None else hypot(of_error, error)
+            return around(of - minus, None if of_error is None or error is None else hypot(of_error, error))
         case schema.Losses():
-            return analyses.losses(quantity, evidence.methods)
+            return around(*analyses.losses(quantity, evidence.methods))
         case schema.Conditioning():
-            return analyses.conditioning(quantity)
+            return around(*analyses.conditioning(quantity))
         case schema.Sparsity():
-            return analyses.sparsity(quantity)
+            return around(*analyses.sparsity(quantity))
         case schema.Masked():
-            return analyses.masked(quantity)
+            return around(*analyses.masked(quantity))
         case schema.Information():
-            return analyses.information(_present([quantity.row], evidence))
+            return around(*analyses.information(_present([quantity.row], evidence)))
         case schema.LikeDDPM():
-            return analyses.like_ddpm(_present(quantity.row, evidence))
+            return around(*analyses.like_ddpm(_present(quantity.row, evidence)))
         case schema.Elsewhere():
             raise Unmeasured(f"no stage measures it: {quantity.needs}")
+
+
+def around(value: float, error: float | None) -> tuple[float, Interval]:
+    """A value, and APART of its standard error to either side."""
+    return value, None if error is None else (value - APART * error, value + APART * error)
+
+
+def ratio(one: Measured, other: Measured) -> tuple[float, Interval]:
+    """A ratio and its interval by Fieller's theorem, for an `other` of more than APART standard errors.
+
+    It holds every r for which one - r other is within APART standard errors of zero. An error that is scaled by the
+    measured ratio is too small for a small one: a claim that it lies below a bound would hold too often.
+    """
+    (of, of_error), (over, over_error) = one, other
+    value = of / over
+    if of_error is None or over_error is None:
+        return value, None
+    lost = (APART * over_error / over) ** 2
+    reach = APART * hypot(of_error * (1 - lost) ** 0.5, value * over_error) / over
+    return value, ((value - reach) / (1 - lost), (value + reach) / (1 - lost))
 
 
 def _present(names: list[str], evidence: Evidence) -> str:
@@ -168,19 +187,22 @@ def _columns(column: str, one: list[str], other: list[str], evidence: Evidence) 
             raise Unmeasured(f"{row['method']} copies training images")
     if column in schema.ESTIMATED and rows[0]["protocol"] != rows[1]["protocol"]:
         raise Unmeasured(f"{rows[0]['method']} and {rows[1]['method']} were measured by different protocols")
-    first, second = ((float(row[column]), _error(column, row)) for row in rows)
+    first, second = ((float(row[column]), _error(column, row, evidence)) for row in rows)
     return first, second
 
 
-def _error(column: str, row: Row) -> float | None:
-    """The standard error of a column; for seconds, a round's, which is more than that of their median."""
+def _error(column: str, row: Row, evidence: Evidence) -> float | None:
+    """The standard error of a column; for seconds, a round's, widened for as few rounds as there are: one has none."""
     if column in schema.COUNTED:
         return 0.0
     if column == "train_seconds":
         error: float | None = row["train_seconds_training_se"]
         return error
     if column in schema.TIMED:
-        return float(row[column] * row[f"spread{column.removeprefix('seconds_per_image')}"] / IQR)
+        if (freedom := evidence.sampling["rounds"] - 1) < 1:
+            return None
+        spread = row[f"spread{column.removeprefix('seconds_per_image')}"]
+        return float(row[column] * widened(freedom) * spread / IQR)
     return standard_error(column, row)
 
 
@@ -194,19 +216,23 @@ def _protocol(quantity: schema.Quantity, evidence: Evidence) -> str:
         return "all training images; exact"
     if not isinstance(quantity, schema.Ratio | schema.Difference):
         return "in closed form"
-    row, column = evidence.rows[_present(quantity.of, evidence)], quantity.column
+    others = quantity.over if isinstance(quantity, schema.Ratio) else quantity.minus
+    rows = [evidence.rows[_present(names, evidence)] for names in (quantity.of, others)]
+    column, trainings = quantity.column, " and ".join(dict.fromkeys(str(row.get("trainings", 1)) for row in rows))
     if column in schema.COUNTED:
         return "counted; exact"
     if column == "train_seconds":
-        return f"seconds on this machine, trainings of each: {row['trainings']}; interval over these"
+        return f"seconds on this machine, trainings of each: {trainings}; interval over these"
     if column in schema.TIMED:
         about = evidence.sampling
         return f"{about['device']}, medians of {about['rounds']} rounds; interval by the spread of a round"
-    about = row["protocol"]
-    covers = "trainings" if row.get(f"{column}_training_se") is not None else "images alone"
+    about = rows[0]["protocol"]
+    several = [row["method"] for row in rows if row.get(f"{column}_training_se") is not None]
+    covers = "trainings" if several else "images alone"
+    alone = f" of {several[0]} alone" if len(several) == 1 else ""
     return (
         f"by {about['extractor']}, N = {about['n']}, {about['n_reference']} reference images, trainings of each: "
-        f"{row['trainings']}; interval over {covers}"
+        f"{trainings}; interval over {covers}{alone}"
     )
 
 

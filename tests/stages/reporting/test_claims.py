@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, sealed
@@ -77,7 +78,7 @@ def found(made: Claim, experiment: claims.Evidence | None = None) -> dict:
     ],
 )
 def test_a_claim_is_decided_by_the_whole_interval(bounds, value, error, holds):
-    assert claims.verdict(Bounds(**bounds), value, error) == holds
+    assert claims.verdict(Bounds(**bounds), claims.around(value, error)[1]) == holds
 
 
 def test_a_difference_has_the_error_of_both_rows():
@@ -96,25 +97,44 @@ def ratio(column: str, bound: float, **others: object) -> Claim:
 
 
 def test_a_ratio_has_the_relative_errors_of_both_rows():
-    """0.06 / 0.1 = 0.6; the relative errors of 5 % and 12 % make 13 %, so an error of 0.078."""
+    """0.06 / 0.1 = 0.6; at each end r the difference 0.06 - 0.1 r is two of its standard errors from zero."""
     judged = found(ratio("kid", 0.7), evidence(a={"kid": 0.06, "kid_se": 0.003}, b={"kid_se": 0.012}))
     assert judged["measured"] == pytest.approx(0.6)
-    assert judged["interval"] == pytest.approx([0.6 - 0.156, 0.6 + 0.156]) and judged["holds"] == "not shown"
+    for end in judged["interval"]:
+        assert abs(0.06 - 0.1 * end) == pytest.approx(2 * (0.003**2 + (0.012 * end) ** 2) ** 0.5)
+    assert judged["interval"] == pytest.approx([0.4718, 0.8015], abs=1e-4) and judged["holds"] == "not shown"
     assert judged["published"] == [0.8, 0.9]
+
+
+@pytest.mark.parametrize("error", [0.1, 0.2, 0.4])
+def test_a_ratio_at_its_bound_is_shown_to_be_below_in_one_of_forty_experiments(error):
+    """Of values 0.7 +- 0.01 and 1 +- error, a Gaussian lies two standard errors below in 2.3 % of all cases."""
+    draws = np.random.default_rng(0).normal(size=(20000, 2)) * [0.01, error] + [0.7, 1.0]
+    bounds, shown = Bounds(at_most=0.7), []
+    for of, over in draws[draws[:, 1] > 2 * error]:
+        shown.append(claims.verdict(bounds, claims.ratio((of, 0.01), (over, error))[1]) == "true")
+    assert sum(shown) / len(draws) == pytest.approx(0.0228, abs=0.004)
 
 
 def test_several_trainings_tell_the_error_by_their_spread():
     """An error of 0.01 over trainings for a; b has its 0.003 over images."""
     judged = found(difference(), evidence(a={"kid_training_se": 0.01, "trainings": 9}))
     assert judged["interval"][1] == pytest.approx(2 * (0.01**2 + 0.003**2) ** 0.5)
-    assert "trainings of each: 9; interval over trainings" in judged["protocol"]
+    assert judged["protocol"].endswith("trainings of each: 9 and 1; interval over trainings of a alone")
+    both = {name: {"kid_training_se": 0.01, "trainings": 9} for name in "ab"}
+    assert found(difference(), evidence(**both))["protocol"].endswith("trainings of each: 9; interval over trainings")
 
 
 def test_seconds_have_the_spread_of_a_round_and_those_of_training_that_of_trainings():
-    """An interquartile range of 13.49 % is a standard deviation of 10 % of a Gaussian, so 20 % to either side."""
-    judged = found(ratio("seconds_per_image", 0.7), evidence(a={"seconds_per_image": 0.25, "spread": 0.1349}))
-    assert judged["measured"] == 0.5 and judged["interval"] == pytest.approx([0.4, 0.6], rel=1e-4)
+    """An interquartile range of 1.349 % is a standard deviation of 1 % of a Gaussian; t of two degrees is 4.3027."""
+    changes = {"seconds_per_image": 0.25, "spread": 0.01349}
+    judged = found(ratio("seconds_per_image", 0.7), evidence(a=changes))
+    reach = 0.5 * 0.01 * 4.3027
+    assert judged["measured"] == 0.5 and judged["interval"] == pytest.approx([0.5 - reach, 0.5 + reach], rel=1e-4)
     assert judged["holds"] == "true" and "an abacus" in judged["protocol"]
+    rows = {name: row(name, **values) for name, values in (("a", changes), ("b", {}))}
+    alone = found(ratio("seconds_per_image", 0.7), claims.Evidence("toy", rows, [], SAMPLING | {"rounds": 1}))
+    assert (alone["interval"], alone["holds"]) == (None, "not shown"), "one round tells no spread"
     once = found(ratio("train_seconds", 2.0))
     assert (once["measured"], once["interval"], once["holds"]) == (1.0, None, "not shown")
     often = {name: {"train_seconds_training_se": 1.5, "trainings": 4} for name in "ab"}
@@ -230,7 +250,7 @@ def test_one_level_is_ddpm_and_more_are_not():
 
 
 def test_the_last_losses_are_compared_with_their_scatter(tmp_path, monkeypatch):
-    """2, 3, 4 over 6, 6, 6: one half, with a relative error of 1 / 3 / sqrt(3)."""
+    """2, 3, 4 over 6, 6, 6: one half, with a relative error of 1 / 3 / sqrt(3) and t of two degrees, 4.3027."""
     monkeypatch.chdir(tmp_path)
     for part, losses in (("m-1", [9, 2, 3, 4]), ("m-0", [6, 6, 6]), ("m-2", [1, 2])):
         folder = Path("models/m", part)
@@ -239,7 +259,7 @@ def test_the_last_losses_are_compared_with_their_scatter(tmp_path, monkeypatch):
     monkeypatch.setattr(analyses.intact, "check_folder", lambda *_: None)
     quantity = Losses(kind="losses", of="m-1", over="m-0")
     value, error = analyses.losses(quantity, ["m"])
-    assert (value, error) == (0.5, pytest.approx(0.5 / 3 / 3**0.5))
+    assert (value, error) == (0.5, pytest.approx(0.5 / 3 / 3**0.5 * 4.3027 / 2, rel=1e-4))
     assert analyses.losses(quantity.model_copy(update={"of": "m-2"}), ["m"])[1] is None
     with pytest.raises(analyses.Lacking, match="needs the part m-3"):
         analyses.losses(quantity.model_copy(update={"of": "m-3"}), ["m"])
