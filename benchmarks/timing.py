@@ -51,7 +51,7 @@ def run(bench: Bench, batches: tuple[int, ...], rounds: int, loops: int) -> dict
     found: dict = {"busy_loops": loops, **machine, "reference_seconds": least.wall}
     for k, batch in enumerate(batches):
         each = {name: [turn[name][k] for turn in turns] for name in bench.groups}
-        reduced = {name: timing.figures(own, least) for name, own in each.items()}
+        reduced = {name: timing.figures(own, least, bench.clock()) for name, own in each.items()}
         found[f"batch {batch}"] = {
             "seconds_per_image": {
                 REDUCED: {name: own.seconds / batch for name, own in reduced.items()},

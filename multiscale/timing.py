@@ -21,6 +21,7 @@ from multiscale.core.device import default_device
 from multiscale.core.streams import generator
 
 Call = Callable[[], object]
+Clock = Literal["wall", "processor"]
 
 REFERENCE_FLOPS = 4_831_838_208  # of one call of the reference workload, half in convolutions, half in matrix products
 LAP = 0.1  # seconds: a shorter call is repeated for as long
@@ -94,6 +95,10 @@ class Stopwatch:
         for call in (self.reference, *(call for calls in groups.values() for call in calls)):
             call()
 
+    def clock(self) -> Clock:
+        """The clock for calls of this process."""
+        return clock()
+
     def round(self, index: int) -> dict[str, list[Turn]]:
         """A turn of each call, by group; the order of the groups depends on the round."""
         order = list(self.groups)
@@ -142,14 +147,13 @@ def best(rounds: Sequence[Mapping[str, Sequence[Turn]]]) -> Lap:
     return Lap(min(each.wall for each in laps), min(each.processor for each in laps))
 
 
-def clock() -> Literal["wall", "processor"]:
+def clock() -> Clock:
     """Processor time for one thread of a CPU: it does not wait for anything but a processor, which others may take."""
     return "wall" if torch.cuda.is_available() or torch.get_num_threads() > 1 else "processor"
 
 
-def figures(turns: Sequence[Turn], least: Lap) -> Figures:
-    """The figures of one call from its turns, one a round; `least` is `best` of all rounds."""
-    of = clock()
+def figures(turns: Sequence[Turn], least: Lap, of: Clock) -> Figures:
+    """The figures of one call from its turns, one a round; least: `best` of all rounds; of: where it was called."""
     ratios = [getattr(turn.lap, of) / getattr(turn.reference, of) for turn in turns]
     of_processor = [turn.lap.processor / turn.reference.processor for turn in turns]
     low, middle, high = (float(value) for value in np.quantile(ratios, (0.25, 0.5, 0.75)))

@@ -71,12 +71,12 @@ def measure(names: Sequence[str], params: Experiment) -> dict[str, Any]:
         for turns in workers.map("round", ((index,) for index in range(count))):
             rounds.append(turns)
             reach(len(rounds))
-        (machine,) = workers.map("machine", [()])
+        (machine,), (clock,) = workers.map("machine", [()]), workers.map("clock", [()])  # not those of this process
     least = timing.best(rounds)
 
     def row(name: str) -> dict[str, Any]:
         groups = [turns[name] for turns in rounds]
-        many, one, *others = (timing.figures(turns, least) for turns in zip(*groups))
+        many, one, *others = (timing.figures(turns, least, clock) for turns in zip(*groups))
         found = _per_image(many, batch) | _per_image(one, 1, "_batch_1")
         seconds = {str(steps): each.seconds / batch for steps, each in zip(params.methods[name].steps, others)}
         return found | ({"seconds_per_image_of_steps": seconds} if seconds else {})

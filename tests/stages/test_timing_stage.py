@@ -82,6 +82,17 @@ def test_the_figures_are_those_of_one_image(sampled, monkeypatch):
     assert ("dit", [0, 1, 2], [0, 0, 0]) in asked and ("msf", [0], [0]) in asked
 
 
+def test_the_clock_is_that_of_the_worker_and_not_of_this_process(sampled, monkeypatch):
+    """A worker may have a GPU or several threads where this process has neither."""
+    lap = timing.timing.Lap
+    monkeypatch.setattr(timing, "calls", lambda name, size, params: [lambda: 0, lambda: 0])
+    monkeypatch.setattr(timing.timing, "lap", lambda call: lap(8.0, 4.0) if call() == 0 else lap(1.0, 2.0))
+    monkeypatch.setattr(timing.timing, "clock", lambda: "processor")
+    assert timing.measure(["dit"], settings.load())["methods"]["dit"]["ratio"] == 2.0
+    monkeypatch.setattr(timing.Bench, "clock", lambda self: "wall")
+    assert timing.measure(["dit"], settings.load())["methods"]["dit"]["ratio"] == 8.0
+
+
 def test_other_numbers_of_steps_are_timed_with_their_own_solvers(sampled, monkeypatch):
     sampled.change({"methods.dit.steps": [7, 2]})
     steps, lap = [], timing.timing.Lap
