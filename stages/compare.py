@@ -99,11 +99,16 @@ def write_page(boards: dict[str, list[Row]]) -> None:
     write_text(PAGE, page.render(made))
 
 
-def cell(here: dict[str, Any] | None, first: dict[str, Any] | None) -> str:
-    """KID with its standard error and, of the same protocol, its difference from the baseline."""
+def cell(here: dict[str, Any] | None, first: dict[str, Any] | None, metric: str) -> str:
+    """KID with its standard error and, of the same protocol, its difference from the baseline.
+
+    metric: that of the table, whose name a KID of another one bears.
+    """
     if here is None:
         return "-"
     shown = f"{here['kid']:.4f} +- {here['kid_se']:.4f}"
+    if (own := here["protocol"]["metric"]) != metric:
+        return f"{shown} (KID-{own})"
     if first is None or first is here:
         return shown
     if here["protocol"] != first["protocol"]:
@@ -118,7 +123,7 @@ def table(found: dict[str, Measurements]) -> list[str]:
     names = sorted(first, key=lambda name: first[name]["kid"])
     names += sorted({name for each in found.values() for name in each} - set(names))
     metric = next(iter(first.values()))["protocol"]["metric"]
-    rows = [[cell(each.get(name), first.get(name)) for each in found.values()] for name in names]
+    rows = [[cell(each.get(name), first.get(name), metric) for each in found.values()] for name in names]
     return columns([[f"KID-{metric}", *found], *([name, *row] for name, row in zip(names, rows))])
 
 

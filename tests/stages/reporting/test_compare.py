@@ -57,11 +57,13 @@ def test_a_difference_is_in_standard_errors_of_the_difference(pipeline: Pipeline
 def test_other_methods_and_protocols_are_shown_and_not_compared(compared):
     measured("msf", 0.35, 0.04, n=50)
     measured("ssd", 0.5, 0.01)
+    measured("sgm", 0.75, 0.01, metric="Inception")
     Path("reports/measurements/dit.json").unlink()
     assert compared() == [
         ["KID-EffLite0", "HEAD", "workspace"],
         ["dit", "0.1250 +- 0.0100", "-"],
         ["msf", "0.2500 +- 0.0300", "0.3500 +- 0.0400 (other protocol)"],
+        ["sgm", "-", "0.7500 +- 0.0100 (KID-Inception)"],
         ["ssd", "-", "0.5000 +- 0.0100"],
     ]
 
