@@ -52,7 +52,7 @@ def table(
 ) -> tuple[list[str], list[list[str]], list[list[str]]]:
     """Headings, rows of methods and rows of floors as text; see `headings`."""
     heads = headings(group, accuracy, columns)
-    floors = [row | dict.fromkeys((*NEEDS_EQUAL_N, *BESIDE) if _of_other_n(row, group) else ()) for row in group.floors]
+    floors = comparable_floors(group)
 
     def cells(rows: list[Row]) -> list[list[str]]:
         return [[cell(key, row) for key in heads] for row in rows]
@@ -78,6 +78,11 @@ def headings(group: Group, accuracy: float | None, columns: Mapping[str, str] = 
     if accuracy is not None:
         heads["label_accuracy"] += f" (the classifier on real images: {accuracy:.1%})"
     return heads
+
+
+def comparable_floors(group: Group) -> list[Row]:
+    """The floors of a group; one of another number of images without what depends on it."""
+    return [row | dict.fromkeys((*NEEDS_EQUAL_N, *BESIDE) if _of_other_n(row, group) else ()) for row in group.floors]
 
 
 def _of_other_n(floor: Row, group: Group) -> bool:

@@ -30,6 +30,7 @@ NEEDS_EQUAL_N = ("fd", "inception_score", "precision", "recall")
 SPREAD = ("kid", "kid_second")  # what differs between trainings by more than by images
 AVERAGED = ["kid", "kid_se", "kid_test", "kid_test_se", "kid_second", "kid_second_se", "memorised", "label_accuracy"]
 AVERAGED += [*NEEDS_EQUAL_N, "inception_score_std"]
+OF_STEPS = ("kid", "kid_se", "label_accuracy")  # of another number of steps
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,20 @@ def _averaged(trainings: list[Row]) -> Row:
     for key in SPREAD:
         values = [each.get(key) for each in trainings]
         row[f"{key}_spread"] = stdev(values) if len(values) > 1 and None not in values else None
+    if steps := _averaged_steps(trainings):
+        row["steps"] = steps
     return row | {"trainings": len(trainings), "copies": any(each["copies"] for each in trainings)}
+
+
+def _averaged_steps(trainings: list[Row]) -> list[Row]:
+    """What was measured with each further number of steps, means over the trainings; of those that all of them have."""
+    by_steps = [{each["steps"]: each for each in training.get("steps") or []} for training in trainings]
+    found = []
+    for steps, first in by_steps[0].items():
+        if all(steps in other for other in by_steps):
+            values = {key: [other[steps][key] for other in by_steps] for key in OF_STEPS}
+            found.append(first | {key: None if None in each else mean(each) for key, each in values.items()})
+    return found
 
 
 def _floor(name: str, params: Experiment) -> Row:

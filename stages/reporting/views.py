@@ -29,9 +29,11 @@ POINT = (
     *(*FLOOR, "kid_test_se", "kid_second_se", "works_on", "seconds_per_image", "seconds_per_image_batch_1"),
     *("network_calls", "parameters", "train_images", "train_seconds"),
 )
-FIGURES: tuple[tuple[Any, str, str, str, float], ...] = (
+FIGURES: tuple[tuple[Any, str, str, str, float], ...] = (  # of each protocol, of methods that copy nothing
     (max, "label_accuracy", "most readable", "% show their class", 100.0),
     (max, "recall", "most diverse", " recall", 1.0),
+)
+COSTS: tuple[tuple[Any, str, str, str, float], ...] = (
     (min, "seconds_per_image", "fastest", " ms an image", 1e3),
     (min, "flops_per_image", "fewest operations", " GFLOP an image", 1e-9),
 )
@@ -151,15 +153,22 @@ def cards(groups: Sequence[Group], differences: Sequence[Difference], judged: Ma
             )
         value = f"{best['kid']:.4f} ± {best['kid_se']:.4f}{lead}"
         found.append(Card(f"lowest KID{beside}", best["method"], value))
-    rows = [row for group in groups for row in group.methods]
-    for chosen, key, title, unit, scale in FIGURES:
-        if known := [row for row in rows if row.get(key) is not None]:
-            row = chosen(known, key=itemgetter(key))
-            found.append(Card(title, row["method"], f"{scale * row[key]:.3g}{unit}"))
+        found += _extremes(FIGURES, rows, beside)
+    found += _extremes(COSTS, [row for group in groups for row in group.methods])
     held = [each["holds"] for each in judged.values()]
     if held:
         decided = f"{held.count('false')} do not, {held.count('not shown')} not shown"
         found.append(Card("published claims", f"{held.count('true')} of {len(held)} hold", decided))
+    return found
+
+
+def _extremes(kinds: Sequence[tuple[Any, str, str, str, float]], rows: Sequence[Row], beside: str = "") -> list[Card]:
+    """The row that is first in each kind of figure that was measured."""
+    found = []
+    for chosen, key, title, unit, scale in kinds:
+        if known := [row for row in rows if row.get(key) is not None]:
+            row = chosen(known, key=itemgetter(key))
+            found.append(Card(f"{title}{beside}", row["method"], f"{scale * row[key]:.3g}{unit}"))
     return found
 
 
@@ -200,7 +209,7 @@ def pareto(groups: Sequence[Group]) -> list[dict[str, Any]]:
             "metric": group.protocol["metric"],
             "n": group.protocol["n"],
             "points": [point for row in group.methods for point in points(row)],
-            "floors": [{key: row.get(key) for key in FLOOR} for row in group.floors],
+            "floors": [{key: row.get(key) for key in FLOOR} for row in leaderboard.comparable_floors(group)],
         }
         for group in groups
     ]
@@ -271,9 +280,12 @@ def downloads(rows: Sequence[Row], files: Sequence[Path], judged: Mapping[str, F
 
 
 def flat(rows: Sequence[Row]) -> pl.DataFrame:
-    """The rows with their protocols, without lists."""
-    plain = [{key: value for key, value in row.items() if not isinstance(value, list | dict)} for row in rows]
-    return pl.DataFrame([each | row["protocol"] for each, row in zip(plain, rows)], infer_schema_length=None)
+    """The rows with their protocols, without lists. How a metric was measured is beside it, as KEY_protocol."""
+    found = []
+    for row in rows:
+        about = {f"{key}_protocol" if key in row else key: value for key, value in row["protocol"].items()}
+        found.append({key: value for key, value in row.items() if not isinstance(value, list | dict)} | about)
+    return pl.DataFrame(found, infer_schema_length=None)
 
 
 def section_table(index: int, section: Section, folder: Path) -> Table:

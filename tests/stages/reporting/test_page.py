@@ -9,7 +9,7 @@ import pytest
 from browser import Browser
 from results import METRICS
 
-from stages.reporting import fair, gallery, pairs
+from stages.reporting import fair, gallery, pairs, views
 from stages.reporting.pairs import Difference
 from stages.reporting.rows import Group
 
@@ -80,6 +80,43 @@ def test_the_labels_of_the_front_do_not_overlap_and_a_phone_needs_no_sideways_sc
                 assert right <= other_left or other_right <= left or bottom <= other_top or other_bottom <= top
         assert browser.value("document.documentElement.scrollWidth <= innerWidth")
     assert browser.value("faults") == [], browser.value("faults")
+
+
+# --- the leaderboard's charts, cards and downloads
+
+
+def test_a_download_has_what_was_measured_and_how_it_was_beside():
+    protocol = {"n": 4, "sfid": "mixed_6/conv, 7 channels", "clip_score": "a folder"}
+    rows = [row("a", 0.1, 1) | {"sfid": 12.5, "clip_score": 31.0, "steps": [], "protocol": protocol}]
+    (found,) = views.flat(rows).to_dicts()
+    assert (found["sfid"], found["clip_score"], found["n"]) == (12.5, 31.0, 4)
+    assert found["sfid_protocol"] == "mixed_6/conv, 7 channels" and found["clip_score_protocol"] == "a folder"
+
+
+def test_a_floor_of_another_number_of_images_is_in_no_chart_of_what_depends_on_it():
+    values = {"fd": 20.0, "recall": 0.5, "precision": 0.5, "label_accuracy": 0.9}
+    floors = [row("real", 0.01, 0) | values | {"protocol": {"labels": "data", "n": n}} for n in (4, 3)]
+    (board,) = views.pareto([Group({"metric": "EffLite0", "n": 4}, [], floors)])
+    same, other = board["floors"]
+    assert (same["fd"], same["recall"], same["kid"]) == (20.0, 0.5, 0.01)
+    assert (other["fd"], other["recall"], other["precision"]) == (None, None, None)
+    assert (other["kid"], other["label_accuracy"]) == (0.01, 0.9)
+
+
+def test_the_figures_of_quality_are_those_of_each_protocol_and_of_what_copies_nothing():
+    """Recall depends on the number of images, so that of two protocols is not compared; seconds are of both."""
+    few = [row("a", 0.1, 1, recall=0.4, seconds_per_image=2.0)]
+    few.append(row("b", 0.2, 1, recall=0.9, copies=True, seconds_per_image=3.0))
+    many = [row("c", 0.3, 1, recall=0.5, seconds_per_image=1.0)]
+    groups = [Group({"n": 4}, few, []), Group({"n": 8}, many, [])]
+    found = {card.title: card.value for card in views.cards(groups, [], {})}
+    assert found == {
+        "lowest KID, N = 4": "a",
+        "most diverse, N = 4": "a",
+        "lowest KID, N = 8": "c",
+        "most diverse, N = 8": "c",
+        "fastest": "c",
+    }
 
 
 # --- pairs and fair views

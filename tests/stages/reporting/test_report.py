@@ -44,7 +44,7 @@ from multiscale.methods.wmgm import bands
 from stages import summary
 from stages.common import timings
 from stages.common.paths import COSTS, SAMPLES
-from stages.reporting import leaderboard, page
+from stages.reporting import leaderboard, page, rows
 from stages.reporting.rows import grouped
 
 
@@ -491,6 +491,17 @@ def test_several_trainings_are_one_row_with_their_mean_and_spread(measured):
     pictures = {path.name for path in Path("reports/galleries").iterdir()}
     assert "msf-grid.png" in pictures and "msf-seed-1-grid.png" not in pictures
     assert "msf-0-seed-1" in Path("reports/training.csv").read_text()
+
+
+def test_other_numbers_of_steps_are_means_over_the_trainings_too():
+    cost = {"steps": 4, "n": 8, "network_calls": 4.0}
+    one = {"steps": [cost | {"kid": 0.25, "kid_se": 0.02, "label_accuracy": 0.5}, {"steps": 6}]}
+    two = {"steps": [cost | {"kid": 0.5, "kid_se": 0.04, "label_accuracy": 1.0}]}
+    common = {"kid": 0.1, "copies": False}
+    found = rows._averaged([common | one, common | two])["steps"]
+    assert found == [cost | {"kid": 0.375, "kid_se": 0.03, "label_accuracy": 0.75}], "all have been sampled with 4"
+    without = [{"steps": [cost | {"kid": 0.25, "kid_se": 0.02, "label_accuracy": None}]}] * 2
+    assert rows._averaged([common | each for each in without])["steps"] == without[0]["steps"], "no classes"
 
 
 def test_trainings_that_were_measured_unlike_are_not_averaged(measured):
