@@ -6,8 +6,8 @@ writes grid.png (one class a column, or with captions each image over its captio
 sampler's steps) and costs.json (network calls, floating-point operations, parameters); the peak memory goes to
 reports/timing. The stage `timing` measures seconds.
 
-For each further number of solver steps, in `methods.METHOD.steps`, it samples the first of these images again, in
-images-STEPS.safetensors, and counts what they cost, in steps.json.
+For each further number of solver steps, in `methods.METHOD.steps`, it samples the first of these images again, or of
+prompts and of many classes a random choice, in images-STEPS.safetensors, and counts what they cost, in steps.json.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from multiscale.core.device import default_device, describe, peak_memory_bytes
 from multiscale.core.pixels import to_pixels
 from multiscale.core.settings import Sampled
 from multiscale.core.storage import TensorWriter, sealed_folder, write_blocks, write_json
-from multiscale.core.streams import classes_of_seeds
+from multiscale.core.streams import classes_of_seeds, generator
 from stages.common import grids, texts, timings
 from stages.common.cluster import Pool, pool
 from stages.common.errors import BadInput, refuse
@@ -107,17 +107,28 @@ class Artist:
 def with_steps(
     steps: int, workers: Pool, folder: Path, section: Sample, seeds: list[int], told: Tensor, labels: Tensor
 ) -> dict[str, Any]:
-    """Samples the first images with another number of solver steps, and gives what one costs.
+    """Samples images with another number of solver steps, and gives what one costs.
 
     told (N,), labels (N,): what the sampler is told of the images of the seeds, and their classes.
     """
-    count = min(section.step_images, len(seeds))
+    count = len(seeds)
     batches = [slice(start, min(start + section.batch, count)) for start in range(0, count, section.batch)]
     made = torch.cat([*workers.map("make", ((seeds[rows], told[rows], steps) for rows in batches))])
     shapes = {"pixels": (np.uint8, tuple(made.shape)), "label": (np.int64, (count,))}
-    write_blocks(folder / f"images-{steps}.safetensors", shapes, [{"pixels": made, "label": labels[:count]}])
+    write_blocks(folder / f"images-{steps}.safetensors", shapes, [{"pixels": made, "label": labels}])
     (cost,) = workers.map("cost", [(told, steps)])
     return {key: cost[key] for key in ("network_calls", "flops_per_image")}
+
+
+def chosen(section: Sample, kinds: int, prompted: bool) -> Tensor:
+    """The images that further numbers of steps sample again: the first ones, which have all classes in turn.
+
+    Of prompts, and of more classes than images, the first ones are a part of the list: a random choice stands for all.
+    """
+    count = min(section.step_images, section.images)
+    if prompted or (section.labels == "uniform" and kinds > count):
+        return torch.randperm(section.images, generator=generator(0, "step images"))[:count].sort().values
+    return torch.arange(count)
 
 
 def of_classes(section: Sample, seeds: list[int], kinds: int) -> tuple[Tensor, Tensor]:
@@ -179,7 +190,9 @@ def main(params: Experiment, method_name: str) -> None:
         write_json(folder / COSTS.name, cost)
         if others := params.methods[method_name].steps:
             tell(title, f"with {', '.join(map(str, others))} steps")
-            costs = {str(steps): with_steps(steps, workers, folder, section, seeds, told, labels) for steps in others}
+            rows = chosen(section, kinds, prompts is not None)
+            given = [seeds[row] for row in rows], told[rows], labels[rows]
+            costs = {str(steps): with_steps(steps, workers, folder, section, *given) for steps in others}
             write_json(folder / STEPS, costs)
         reach(done + SHOWN + COUNTED)
     timings.write(f"sample-{method_name}", SAMPLES / method_name / COSTS.name, memory)

@@ -20,6 +20,7 @@ from stages import sample
 from stages.common import settings as settings_of
 from stages.common.images import CLASS_NAMES, SCHEMA, class_counts
 from stages.common.paths import IMAGES, SAMPLES
+from stages.schema.data import Sample
 
 COUNTS = [60, 0, 25, 10, 5]  # training images of each class
 
@@ -124,6 +125,19 @@ def test_further_numbers_of_steps_sample_the_first_images_again_and_say_what_the
         assert torch.equal(rows["pixels"][:, 0, 0, 0], (40 * labels[:10] + 10 + steps).to(torch.uint8))
     told = {str(steps): {"network_calls": 2 * steps, "flops_per_image": 100 * steps} for steps in (8, 2)}
     assert json.loads((SAMPLES / "dit" / "steps.json").read_text()) == told
+
+
+def test_the_images_of_further_numbers_of_steps_are_of_all_classes_and_of_the_whole_list_of_prompts():
+    """Of 1,000 classes in turn, or of prompts in the order of their topics, the first 250 would be a quarter."""
+    section = Sample(images=2000, step_images=250)
+    assert sample.chosen(section, 10, False).tolist() == [*range(250)], "the first have every class as often"
+    assert sample.chosen(section.model_copy(update={"labels": "data"}), 1000, False).tolist() == [*range(250)]
+    for kinds, prompted, whole in ((1000, False, 1000), (1, True, 2000)):
+        rows = sample.chosen(section, kinds, prompted)
+        quarters = torch.bincount(rows % whole * 4 // whole, minlength=4)
+        assert len(rows.unique()) == 250 and (rows.diff() > 0).all() and quarters.min() > 40
+    few = section.model_copy(update={"images": 100})
+    assert sample.chosen(few, 1, True).tolist() == sample.chosen(few, 1, False).tolist() == [*range(100)]
 
 
 @pytest.mark.parametrize("columns, wide", [(3, 1), (10, 2)])
