@@ -2,7 +2,8 @@
 
 Each part is built on blank images, and each student on its teacher; their losses and samplers are run with networks
 that compute nothing and count (`multiscale.plan`). Autoencoder, text encoders and metrics are left out. Memory is that
-of a training in fp32 with its gradients, AdamW's two moments and the moving average, without micro-batches.
+of weights in fp32 with their gradients, AdamW's two moments and the moving average, and of activations in the precision
+of the training, without micro-batches.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ from multiscale.networks.autoencoder import Codec
 from multiscale.plan import Call, Understudy, size
 from multiscale.training.operations import Chosen, outcomes
 from multiscale.training.part import Part
+from multiscale.training.prepare import recompute
 from stages import recipe
 from stages.schema import AnyPart, Decomposition, Experiment, Student
 from stages.schema.data import PublishedVAE, TrainedVAE
 from stages.schema.prompts import PublishedEncoder
 
-GPU, PEAKS, SHARE = "H100", {"fp32": 67e12, "bf16": 989e12, "auto": 989e12}, 0.4  # FLOP/s of the SXM, dense
+# FLOP/s of the SXM, dense. A training in fp32 multiplies in TF32 (`multiscale.core.device.allow_tf32`).
+GPU, PEAKS, SHARE = "H100", {"fp32": 495e12, "bf16": 989e12, "auto": 989e12}, 0.4
 CPU = torch.device("cpu")
 ROWS, TOKENS, STEPS = 8, 16, 12  # blank images, tokens of a small encoder, steps looked at
 CLASSES = 2  # where the experiment does not say how many
@@ -147,14 +150,16 @@ class Planner:
         if isinstance(section, Fetched):
             parameters, _, weights = size(self.fetched(section)[0])
             return Cost(parameters, 0, weights, 0, {}, sample)
-        part = self.part(name, section)
+        part, training = self.part(name, section), section.training
+        if training.recompute:
+            recompute(part)
         nets = {**part.networks, **part.frozen}
         sizes = [size(net) for net in nets.values()]
         stands = {each: self.stand(net).instead() for each, net in nets.items()}
         cycle = getattr(part, "cycle", STEPS if len(part.networks) > 1 else 1)  # a network alone has equal steps
         most, times, by = 0, 0, dict[int, float]()
         for (given, often), step in product(outcomes(part.odds()), range(cycle)):
-            calls = calls_of(part, stands, step, section.training.batch // self.workers, given)
+            calls = calls_of(part, stands, step, training.batch // self.workers, given, training.precision)
             most, times = max(most, sum(call.activations for call in calls)), times + often
             for call in calls:
                 by[call.edge] = by.get(call.edge, 0.0) + call.flops * self.workers * often
@@ -254,8 +259,13 @@ def unfilled() -> Iterator[None]:
         yield
 
 
-def calls_of(part: Part, stands: dict[str, Understudy], step: int, share: int, given: Mapping[str, int]) -> list[Call]:
-    """The calls of the networks in a training step of one worker, on its share of a batch; given: what it draws."""
+def calls_of(
+    part: Part, stands: dict[str, Understudy], step: int, share: int, given: Mapping[str, int], precision: str
+) -> list[Call]:
+    """The calls of the networks in a training step of one worker, on its share of a batch; given: what it draws.
+
+    precision: of the training; 'auto' is bf16, which the GPU multiplies natively.
+    """
     batch = part.data[torch.arange(share) % ROWS]
     draws = Chosen(0, part.name, step, share, slice(0, share), CPU, given=given)
     trained = dict[str, list[nn.Parameter]]()
@@ -264,7 +274,7 @@ def calls_of(part: Part, stands: dict[str, Understudy], step: int, share: int, g
         stand.calls.clear()
     for turn in part.turns(step):
         _train(trained, [turn])
-        with autocast("bf16", CPU):
+        with autocast("bf16" if precision == "auto" else precision, CPU):
             part.loss(turn, part.networks, batch, draws)
     _train(trained, list(trained))
     return [call for stand in stands.values() for call in stand.calls]
@@ -306,9 +316,8 @@ def run(name: str) -> None:
     """Prints the plan of a recipe."""
     experiment = recipe.experiment_of(name)
     print(f"{name}, without autoencoder, text encoders and metrics; by the edge of the networks' inputs. Assumed:")
-    print(
-        f"{SHARE:.0%} of an {GPU}'s peak, {PEAKS['bf16'] / 1e12:g} TFLOP/s in bf16, {PEAKS['fp32'] / 1e12:g} in fp32."
-    )
+    half, full = (f"{PEAKS[precision] / 1e12:g}" for precision in ("bf16", "fp32"))
+    print(f"{SHARE:.0%} of an {GPU}'s peak, {half} TFLOP/s in bf16, {full} in TF32, in which fp32 is multiplied.")
     with tempfile.TemporaryDirectory() as folder:
         planner = Planner(experiment, Path(folder))
         for part, section in experiment.trained.items():

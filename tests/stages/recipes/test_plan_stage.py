@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -24,17 +25,36 @@ def forward(grid: int) -> int:
     return 2 * (DEPTH * block + ends + 256 * WIDTH + WIDTH**2)  # and the embedding of the time
 
 
-@pytest.fixture(scope="module")
-def printed(tmp_path_factory, sources):
-    import shutil
+OTHERS = """\
+extends: tiny
+only: [dit, swd-teacher]
+parts: {dit: {training: {precision: fp32}}, swd-teacher: {training: {recompute: true}}}
+"""
 
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory, sources):
     folder = tmp_path_factory.mktemp("plan") / "project"
     shutil.copytree(sources, folder)
-    (folder / "params" / "recipes" / "mine.yaml").write_text(RECIPE)
-    command = [sys.executable, "-m", "stages.recipe", "mine", "--plan"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+
+    def plan(written: str) -> str:
+        (folder / "params" / "recipes" / "mine.yaml").write_text(written)
+        command = [sys.executable, "-m", "stages.recipe", "mine", "--plan"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return plan
+
+
+@pytest.fixture(scope="module")
+def printed(plans):
+    return plans(RECIPE)
+
+
+@pytest.fixture(scope="module")
+def others(plans):
+    return plans(OTHERS)
 
 
 def of(name: str, printed: str) -> str:
@@ -75,6 +95,25 @@ def test_the_memory_is_that_of_weights_gradients_moments_average_and_activations
     kept, memory = map(float, sizes)
     assert parameters == trained
     assert memory * 1e9 == pytest.approx(kept * 1e9 + 20 * trained, rel=0.02)  # five numbers of fp32 each
+
+
+def kept_of(name: str, printed: str) -> float:
+    """The bytes of activations."""
+    return float(re.search(r"at most ([\d.e-]+) GB", of(name, printed))[1]) * 1e9
+
+
+def test_a_training_in_fp32_takes_the_peak_of_tf32_and_keeps_wider_activations(printed, others):
+    found = of("dit", others)
+    total, hours = re.search(r"([\d.e-]+) PFLOP, ([\d.e-]+) hours on 1 H100", found).groups()
+    assert float(hours) == pytest.approx(float(total) * 1e15 / (0.4 * 495e12) / 3600, rel=1e-2)
+    assert kept_of("dit", others) > 1.05 * kept_of("dit", printed)
+
+
+def test_what_is_computed_again_costs_a_third_forward_pass_and_is_not_kept(printed, others):
+    pattern = r"a step of 16 images: ([\d.e-]+) TFLOP"
+    plain, again = (float(re.search(pattern, of("swd-teacher", each))[1]) for each in (printed, others))
+    assert 1.1 < again / plain < 1.4  # at most four passes in the place of three
+    assert kept_of("swd-teacher", others) < kept_of("swd-teacher", printed)
 
 
 def test_a_student_is_told_resolution_by_resolution(printed):
