@@ -119,7 +119,7 @@ def test_msf_and_dit_have_their_published_values():
     scales = recipe.experiment_of("msf-imagenet256").methods["msf"].scales
     assert [(each.steps, each.guidance_scale) for each in scales] == [(100, 1.4), (50, 1.0)]
     (solver,) = recipe.experiment_of("dit-imagenet256").methods["dit"].scales
-    assert (solver.steps, solver.guidance_scale) == (250, 1.5)
+    assert (solver.steps, solver.guidance_scale) == (250, 1 + 0.75 * (1.5 - 1))  # 1.5 guides three of four channels
 
 
 # --- SSD (2603.08709, table 1) and WMGM (2411.09356, the released code)
