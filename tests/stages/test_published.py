@@ -243,6 +243,19 @@ def test_the_noise_of_mmd_for_sdxl_ends_at_timestep_400():
 # --- both
 
 
+ENCODED, DECODED = 1.9, 2.7  # GB that an image of 1024 pixels takes Stable Diffusion's autoencoder, with norms in fp32
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_no_batch_is_more_than_the_autoencoder_can_take_on_a_gpu_of_80_gb(name):
+    experiment = recipe.experiment_of(name)
+    if experiment.vae.kind == "none":
+        return
+    decoded = [experiment.sample.batch, *(each.batch for each in experiment.synthetic.values())]
+    taken = max(ENCODED * max(experiment.run.batch, *decoded), DECODED * max(decoded))
+    assert taken * (experiment.data.resolution / 1024) ** 2 < 75
+
+
 def test_half_lives_in_images_are_the_published_decay():
     for batch, images in HALF_LIFE.items():
         assert 1 - 0.5 ** (batch / images) == pytest.approx(1 - 0.9999, rel=2e-3)
