@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,15 @@ def of_prompts(texts: list[str]) -> Asked:
     return Asked(list(range(len(texts))), [f"prompt-{k}-" for k in range(1, len(texts) + 1)], shown, texts)
 
 
+@contextmanager
+def of_option(name: str) -> Iterator[None]:
+    """Lets a ValueError begin with the option that it is of."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
 def sample(given: argparse.Namespace) -> None:
     """Writes one image for each class or prompt and seed, as a grid or as single PNGs.
 
@@ -114,13 +124,14 @@ def sample(given: argparse.Namespace) -> None:
         raise ValueError(f"--prompts: {folder} reads no text; allowed: --classes, or neither")
     if reads and (given.classes or not given.prompts):
         raise ValueError(f"--classes: {given.classes} is not allowed; allowed: --prompts, since {folder} reads text")
-    sampler = model.load(folder, settings_of(configs[0]["kind"], given.set))
-    if reads:
-        try:
-            asked = of_prompts(prompts.read(given.prompts))
-            prompts.condition_sampler(sampler, prompts.encoder(folder, given.encoder), asked.captions or [])
-        except ValueError as error:
-            raise ValueError(f"--prompts: {error}") from None
+    settings, encoder = settings_of(configs[0]["kind"], given.set), None
+    if reads:  # the encoder first: the pipelines of diffusers, which may have it, do not load after the networks
+        with of_option("--prompts"):
+            asked, encoder = of_prompts(prompts.read(given.prompts)), prompts.encoder(folder, given.encoder)
+    sampler = model.load(folder, settings)
+    if encoder:
+        with of_option("--prompts"):
+            prompts.condition_sampler(sampler, encoder, asked.captions or [])
     else:
         asked = of_classes(configs, given.classes)
     labels = torch.tensor(asked.labels).repeat_interleave(len(seeds))

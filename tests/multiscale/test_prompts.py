@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import called, sealed
+from conftest import ROOT, called, sealed
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -112,6 +115,42 @@ def test_an_image_depends_on_its_seed_and_prompt_and_not_on_the_others(method):
         asked = ["--prompts", *said, "--seeds", "3", "--batch", "1", "--out", out, *SOLVER]
         assert called("multiscale", "sample", str(method), *asked).returncode == 0
     assert Path("all/prompt-2-seed-3.png").read_bytes() == Path("one/prompt-1-seed-3.png").read_bytes()
+
+
+PUBLISHED = """
+import sys
+from pathlib import Path
+from multiscale.core.compat import make_torchvision_importable
+make_torchvision_importable()
+from diffusers import FluxPipeline
+from safetensors.torch import save_file
+from test_text import clip, t5, tokenizer
+from multiscale.networks import text
+folder, embeddings = map(Path, sys.argv[1:])
+nothing = {"transformer": None, "vae": None, "scheduler": None}
+encoders = {"text_encoder": clip(6, "CLIPTextModel"), "text_encoder_2": t5(8)}
+FluxPipeline(**nothing, **encoders, tokenizer=tokenizer(77), tokenizer_2=tokenizer(77)).save_pretrained(folder)
+tokens, whole = text.load(folder, 7, "fp32").null()
+save_file({"prompt": tokens.half(), "pooled": whole.half()}, embeddings)
+"""
+
+
+def test_the_encoders_of_a_published_pipeline_are_opened_beside_a_network_of_diffusers(method):
+    """In a process of its own: what this one has imported of diffusers would hide what comes first."""
+    part, folder = method / "teacher", "models/text/published"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests/multiscale/networks")))}
+
+    def run(*command: str) -> None:
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    run("-c", PUBLISHED, folder, str(part / "text" / "embeddings.safetensors"))
+    (part / "text" / "encoder.json").write_text(json.dumps({"name": "published", "length": 7, "precision": "fp32"}))
+    sealed(part)
+    asked = ["--prompts", "a one", "one above two", "--seeds", "3", "--out", "new/", *SOLVER]
+    run("-m", "multiscale", "sample", str(method), *asked)
+    one, two = (np.asarray(Image.open(f"new/prompt-{k}-seed-3.png")) for k in (1, 2))
+    assert (one != two).any()
 
 
 def test_prompts_stand_under_the_cells_of_the_grid(method):
