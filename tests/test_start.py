@@ -129,6 +129,15 @@ print(autoencoder.kl_class().__name__, diffusers.utils.is_peft_available())
     assert out == "AutoencoderKL True\n"
 
 
+def test_what_transformers_has_not_loaded_yet_diffusers_finds():
+    out, _ = run("""
+import transformers  # before us, as users may: most of it loads when it is named
+from multiscale.networks import autoencoder
+print(autoencoder.kl_class().__name__)
+""")
+    assert out == "AutoencoderKL\n"
+
+
 def test_what_is_loaded_already_is_not_hidden(monkeypatch):
     import colorsys
 

@@ -67,9 +67,9 @@ def _without_compiler() -> Iterator[None]:
 def without_pipelines() -> AbstractContextManager[None]:
     """For an import of diffusers' models and schedulers: hides what it loads, where it finds it, for its pipelines.
 
-    That takes seconds. What diffusers has found before, it expects to stay.
+    That takes seconds. What diffusers has found before, it expects to stay, and what transformers has found, it takes.
     """
-    if "diffusers" not in sys.modules:
+    if not {"diffusers", "transformers"} & sys.modules.keys():
         return absent("peft", "scipy", "torchvision", "transformers")
     make_torchvision_importable()
     return nullcontext()
