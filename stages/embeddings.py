@@ -6,7 +6,7 @@ rows.safetensors         rows of that: pictures (N,), the training images in the
 prompts.parquet          the prompts and their labels
 texts.parquet            the texts in the order of their rows
 statistics.json          L, D and P
-encoder.json             what models are opened with, to be told other prompts
+encoder.json             what models are opened with, to be told other prompts; of a published encoder, the first prompt
 
 Row 0 stands for no text, in classifier-free guidance.
 """
@@ -119,7 +119,10 @@ def main(params: Experiment, name: str) -> None:
             pl.DataFrame({"text": ["", *texts]}).write_parquet(folder / "texts.parquet")
             write_json(folder / "statistics.json", about)
             section = params.text[name].encoder
-            write_json(folder / models.READER, {"name": name, "length": length, "precision": precision_of(section)})
+            reader = {"name": name, "length": length, "precision": precision_of(section)}
+            if isinstance(section, PublishedEncoder):  # SDXL's embeddings of no text are zeros, which tell nothing
+                reader["prompt"] = prompts[0]
+            write_json(folder / models.READER, reader)
     shape = f"{about['length']} tokens of {about['width']} numbers"
     count = len(captions) + len(held_out)
     print(f"{len(texts)} different texts of {count} captions and {len(prompts)} prompts, {shape} each")

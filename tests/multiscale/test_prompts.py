@@ -15,11 +15,12 @@ from conftest import ROOT, called, sealed
 from PIL import Image
 from safetensors.torch import save_file
 
+from multiscale import prompts
 from multiscale.core import device, models
 from multiscale.core.compat import make_torchvision_importable
 from multiscale.core.streams import noise_of_seeds
 from multiscale.methods.swd.config import TeacherConfig
-from multiscale.networks import clip
+from multiscale.networks import clip, text
 
 make_torchvision_importable()
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection  # noqa: E402
@@ -151,6 +152,36 @@ def test_the_encoders_of_a_published_pipeline_are_opened_beside_a_network_of_dif
     run("-m", "multiscale", "sample", str(method), *asked)
     one, two = (np.asarray(Image.open(f"new/prompt-{k}-seed-3.png")) for k in (1, 2))
     assert (one != two).any()
+
+
+class Zeros:
+    """SDXL's embeddings of no text are zeros, whatever its weights; of a text they are not."""
+
+    length = 7
+
+    def __init__(self, sign: int):
+        self.sign = sign
+
+    def null(self):
+        return torch.zeros(1, 7, 8), torch.zeros(1, 6)
+
+    def encode(self, texts):
+        return torch.full((1, 7, 8), float(self.sign)), torch.full((1, 6), 2.0)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_encoders_with_the_same_embeddings_of_no_text_are_told_apart_by_a_prompt(sign, method, monkeypatch):
+    part = method / "teacher" / "text"
+    tokens, whole = (torch.cat(each) for each in zip(Zeros(1).null(), Zeros(1).encode(["two ones"])))
+    save_file({"prompt": tokens.half(), "pooled": whole.half()}, part / "embeddings.safetensors")
+    about = {"name": "words", "length": 7, "precision": "auto", "prompt": "two ones"}
+    (part / "encoder.json").write_text(json.dumps(about))
+    monkeypatch.setattr(text, "load", lambda *given: Zeros(sign))
+    if sign == 1:
+        assert prompts.encoder(method).encode([""])[1].shape == (1, 6)
+    else:
+        with pytest.raises(ValueError, match="is another text encoder; allowed: "):
+            prompts.encoder(method)
 
 
 def test_prompts_stand_under_the_cells_of_the_grid(method):

@@ -225,6 +225,21 @@ def test_of_a_published_model_the_text_encoders_alone_are_taken_and_no_pickles(c
     assert all((TEXTS / "words" / name).read_bytes() == (given / name).read_bytes() for name in wanted)
 
 
+@pytest.mark.parametrize("kind", ["published", "train"])
+def test_models_know_a_published_encoder_by_the_first_prompt_too(kind, captioned):
+    untrained(TEXTS / "words")
+    sealed(TEXTS / "words")
+    if kind == "published":
+        Path("given").mkdir()
+        use(captioned)
+    Path("prompts.txt").write_text("a large disc\na disc\n")
+    prompts_of(captioned, **FILE | {"path": "prompts.txt"})
+    assert captioned.stage("embeddings", "words").returncode == 0
+    about = json.loads((EMBEDDINGS / "words" / "encoder.json").read_text())
+    assert about.pop("prompt", None) == ("a large disc" if kind == "published" else None)
+    assert about == {"name": "words", "length": 6, "precision": "fp32" if kind == "published" else "auto"}
+
+
 def test_a_published_model_of_the_hub_comes_from_its_snapshot(captioned):
     published(f".scratch/hub/models--someone--model/snapshots/{COMMIT}")
     use(captioned, source="someone/model", revision=COMMIT)
