@@ -38,7 +38,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from multiscale.core import intact
 from multiscale.core.storage import CHECKSUM, atomic_file, atomic_folder, write_json
@@ -47,15 +47,14 @@ from stages.common.errors import BadInput, one_line, printable, refuse
 from stages.common.images import CAPTION, CLASS_NAMES, FACTORS, SCHEMA
 from stages.common.paths import EXPERIMENT, IMAGES, PIXELS
 from stages.datasets import archives, compose, references, sources
-from stages.datasets.item import Item, opened
+from stages.datasets.item import Item, decoded
 from stages.schema import Experiment
 from stages.schema.data import Data
 
 
 def fit_image(encoded: bytes, resolution: int, channels: int, resize: str = "area") -> np.ndarray:
     """Decodes an image and makes it a square of the resolution (see RESIZES), uint8 (C, H, W)."""
-    with opened(encoded) as found:
-        image = to_eight_bits(ImageOps.exif_transpose(found)).convert("L" if channels == 1 else "RGB")
+    image = decoded(encoded, "L" if channels == 1 else "RGB")
     pixels = np.asarray(RESIZES[resize](image, resolution))
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
@@ -90,15 +89,6 @@ def centred(image: Image.Image, edge: int) -> Image.Image:
     """The centre crop."""
     left, top = (image.width - edge) // 2, (image.height - edge) // 2
     return image.crop((left, top, left + edge, top + edge))
-
-
-def to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scales 16-bit pixels to 8 bits: Pillow would clip them to white. Raises ValueError for modes of unknown range."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode}, whose range is unknown")
-    return image
 
 
 def area_average(pixels: np.ndarray, resolution: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stages.common.errors import BadInput, one_line
 from stages.schema.data import Data
@@ -66,6 +66,21 @@ def opened(encoded: bytes) -> Image.Image:
         raise ValueError("no image of a known format") from None
     if image.width * image.height > LARGEST:
         raise ValueError(f"{image.width} x {image.height} pixels, more than {LARGEST:,} in all")
+    return image
+
+
+def decoded(encoded: bytes, mode: str) -> Image.Image:
+    """An image in the mode 'L' or 'RGB', turned as its EXIF data say. Raises ValueError, and what Pillow raises."""
+    with opened(encoded) as image:
+        return to_eight_bits(ImageOps.exif_transpose(image)).convert(mode)
+
+
+def to_eight_bits(image: Image.Image) -> Image.Image:
+    """Scales 16-bit pixels to 8 bits: Pillow would clip them to white. Raises ValueError for modes of unknown range."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode}, whose range is unknown")
     return image
 
 

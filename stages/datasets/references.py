@@ -21,7 +21,7 @@ from multiscale.core.storage import digest_files
 from stages.common.errors import refuse
 from stages.common.images import IMAGE_SUFFIXES
 from stages.common.paths import EXPERIMENT
-from stages.datasets.item import content, is_hidden, opened, readable
+from stages.datasets.item import content, decoded, is_hidden, readable
 from stages.schema import Experiment
 
 KEY, INCEPTION = "evaluate.reference", "inception-v3-compat"
@@ -131,8 +131,8 @@ def _folder(folder: Path, edge: int, mode: str) -> Given:
         raise refuse(EXPERIMENT, KEY, str(folder), "a folder of images, or an .npz")
 
     def read(path: Path) -> Image.Image:
-        with readable(path, f"an image (see {KEY} in {EXPERIMENT})"), opened(content(path)) as image:
-            return fitted(image.convert(mode), edge)
+        with readable(path, f"an image (see {KEY} in {EXPERIMENT})"):
+            return fitted(decoded(content(path), mode), edge)
 
     def rows(numbers: Tensor) -> Tensor:
         with ThreadPoolExecutor(2) as pool:

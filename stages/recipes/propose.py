@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from PIL import ImageOps
 
 from multiscale.core.settings import LARGEST
 from multiscale.core.storage import write_text
@@ -24,8 +23,8 @@ from stages.common import enough
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES
 from stages.datasets import sources
-from stages.datasets.item import opened
-from stages.download import reason, to_eight_bits
+from stages.datasets.item import decoded
+from stages.download import reason
 from stages.schema.data import Data
 from stages.schema.rendering import plain
 
@@ -115,8 +114,7 @@ def look(name: str, path: Path) -> tuple[Data, Survey]:
     chosen = items[:: -(-len(items) // LOOKED_AT)]
     for item in chosen:
         try:
-            with opened(item.read()) as raw:
-                image = to_eight_bits(ImageOps.exif_transpose(raw)).convert("RGB")
+            image = decoded(item.read(), "RGB")
         except Exception as error:  # decoders and archives raise all kinds of errors on damaged bytes
             faults.append(f"{item.id}: {reason(error)}")
             continue

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from multiscale.evaluation import features, metrics
-from stages import evaluate, reference
+from stages import download, evaluate, reference
 from stages.common.errors import BadInput
 from stages.common.paths import CLASSIFIER, MEASUREMENTS, SAMPLES
 from stages.datasets import item, references
@@ -78,6 +78,19 @@ def test_a_folder_is_read_in_the_order_of_its_names_by_lanczos_and_centre_crop(t
     halved = np.asarray(Image.fromarray(images(1)[0]).resize((4, 4), Image.LANCZOS))
     assert np.array_equal(references.resized(square, 4)[0].permute(1, 2, 0), halved)
     assert references.resized(square, None) is square
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_of_a_folder_is_decoded_as_one_of_the_dataset(channels, tmp_path):
+    """Turned as its EXIF says, and of 16 bits the upper 8: Pillow would clip them to white."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(images(1)[0]).save(tmp_path / "a.png", exif=turned)
+    Image.fromarray((np.arange(EDGE**2, dtype=np.uint16) * 1000).reshape(EDGE, EDGE)).save(tmp_path / "b.png")
+    given = references.of(params(channels, reference=str(tmp_path), prc_neighborhood=1))
+    wanted = [download.fit_image((tmp_path / name).read_bytes(), EDGE, channels) for name in ("a.png", "b.png")]
+    assert np.array_equal(given.rows(torch.arange(2)), np.stack(wanted))
+    assert wanted[1].max() == 63 * 1000 >> 8
 
 
 def claimed(shape: tuple[int, ...], version: int = 1, kind: str = "|u1") -> bytes:
