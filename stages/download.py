@@ -158,10 +158,14 @@ def check(params: Experiment, items: list[Item], unreadable: dict[str, str]) -> 
     if not splits["train"]:
         raise refuse(EXPERIMENT, "data.path", data.path, f"a dataset with a split 'train' (found {dict(splits)})")
     kinds = {item.label: item.kind for item in items}
-    if bare := kinds.keys() - {item.label for item in good}:  # the class of a damaged name in an archive, for one
-        named = ", ".join(kinds[label] or str(label) for label in sorted(bare))
-        raise BadInput(f"{data.path}: no image of the class {named} can be read; allowed: one or more in each class")
-    enough.check(params, splits["train"], splits["test"])
+
+    def missing(among: list[Item]) -> list[str]:
+        """The names of the classes that have no image among some."""
+        return [kinds[label] or str(label) for label in sorted(kinds.keys() - {item.label for item in among})]
+
+    if bare := ", ".join(missing(good)):  # the class of a damaged name in an archive, for one
+        raise BadInput(f"{data.path}: no image of the class {bare} can be read; allowed: one or more in each class")
+    enough.check(params, splits["train"], splits["test"], missing([item for item in good if item.split == "train"]))
     return splits
 
 

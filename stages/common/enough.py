@@ -6,14 +6,23 @@ them check it again, after a later edit of the settings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from stages.common.errors import BadInput
 from stages.common.paths import EXPERIMENT
 from stages.schema import Experiment
 from stages.schema.data import Evaluate
 
 
-def check(params: Experiment, train: int, test: int) -> None:
-    """Raises BadInput if the training images are too few for the reference, or the test images for the floors."""
+def check(params: Experiment, train: int, test: int, unseen: Sequence[str] = ()) -> None:
+    """Raises BadInput if the training images are too few for the reference, or the test images for the floors.
+
+    Also if classes have no training image, `unseen` by their names, and are sampled as often as others: their samples
+    would show what an embedding that nothing has trained happens to mean.
+    """
+    if unseen and params.sample.labels == "uniform":  # such as -1, which test images on the hub have for a label
+        why = f"uniform, but no training image is of the class {', '.join(unseen)}"
+        raise BadInput(f"{EXPERIMENT}: sample.labels: {why}; allowed: data, or training images of each class")
     check_reference(params, train)
     if params.evaluate.floors:
         check_floors(params, test)

@@ -765,6 +765,16 @@ def test_the_first_stage_asks_whether_the_images_are_enough(refused, monkeypatch
     assert "need 10 test images, but the data set has 3;" in refused()
 
 
+def test_a_class_without_a_training_image_is_not_sampled_as_often_as_others(project, refused, monkeypatch):
+    monkeypatch.setattr("stages.common.enough.check", CHECK)
+    data = {f"train/{kind}/{k}.png": k for kind in ("boot", "shoe") for k in range(9)}
+    put(data | {f"test/{kind}/{k}.png": k for kind in ("bat", "shoe") for k in range(9)})
+    line = "params.yaml: sample.labels: uniform, but no training image is of the class bat; allowed: data, or training "
+    assert refused().startswith(line)
+    project.change({"sample.labels": "data"})
+    assert len(pl_of(run(project))) == 36
+
+
 # --- URL
 
 
