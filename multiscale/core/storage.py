@@ -246,8 +246,8 @@ def _mapped(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def shards_in(folder: Path) -> list[Path]:
-    """The shards of a table, in their order."""
-    return sorted(folder.glob("*.safetensors"))
+    """The shards of a table, in the order of their numbers: 99999, 100000."""
+    return sorted(folder.glob("*.safetensors"), key=lambda path: (len(path.name), path.name))
 
 
 class Shards:

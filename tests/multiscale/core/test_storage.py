@@ -266,6 +266,13 @@ def test_a_table_opens_only_the_tensors_that_it_is_asked_for(written):
     assert set(Table.open(written, "label", "halves")[torch.tensor([0])]) == {"label", "halves"}
 
 
+def test_shards_are_read_in_the_order_of_their_numbers_however_many(tmp_path):
+    """The captions of images are in that order, in another file: a million pictures of 1024 pixels take 65,000."""
+    for number in (2, 99_999, 100_000, 100_001):
+        save_file({"label": torch.tensor([number])}, tmp_path / f"{number:05}.safetensors")
+    assert Table.open(tmp_path)[slice(None)]["label"].tolist() == [2, 99_999, 100_000, 100_001]
+
+
 def test_a_batch_is_a_copy_that_cannot_damage_the_file(tensors, written):
     Table.open(written, "latents")[slice(0, 5)]["latents"].zero_()
     assert torch.equal(load_file(written)["latents"], tensors["latents"])
