@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -37,6 +39,17 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 def allow_tf32() -> None:
     """Lets a GPU multiply in TF32 what stays in fp32: numbers of 8 bits of exponent and 10 of mantissa."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Meanwhile a GPU multiplies fp32 in fp32, whatever `allow_tf32` has allowed."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

@@ -86,6 +86,18 @@ def test_singular_values_follow_the_polynomial_and_vectors_stay():
     assert not orthogonal(torch.zeros(1, 4, 5)).any()
 
 
+def test_newton_schulz_is_in_fp32_where_tf32_is_allowed(monkeypatch):
+    matmul, seen, product = torch.backends.cuda.matmul, [], torch.baddbmm
+    monkeypatch.setattr(torch, "baddbmm", lambda *a, **b: seen.append(matmul.allow_tf32) or product(*a, **b))
+    before = matmul.allow_tf32
+    try:
+        matmul.allow_tf32 = True
+        orthogonal(torch.randn(1, 4, 5))
+        assert seen and not any(seen) and matmul.allow_tf32
+    finally:
+        matmul.allow_tf32 = before
+
+
 def test_layers_that_touch_images_and_everything_that_is_no_matrix_stay_with_adamw():
     net = UNetNetwork(width=8, multipliers=[1, 2], blocks=1, attention=[4], heads=1, groups=4).build(1, 8, classes=3)
     adamw, muon = optimizers(net, MUON)
