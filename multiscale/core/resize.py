@@ -23,7 +23,10 @@ def bicubic_to(x: Tensor, resolution: int) -> Tensor:
 
 
 def area_to(x: Tensor, resolution: int) -> Tensor:
-    """x (N, C, h, h) -> (N, C, resolution, resolution) by averaging over areas."""
+    """x (N, C, h, h) -> (N, C, resolution, resolution) by averaging over areas, as torch's and SwD's mode 'area' does.
+
+    Where the ratio is no whole number, all pixels that an area touches weigh the same in its mean.
+    """
     if x.shape[-1] == resolution:
         return x
     return F.interpolate(x, size=(resolution, resolution), mode="area")

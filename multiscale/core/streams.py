@@ -16,7 +16,10 @@ Randomness = Literal["cpu", "device"]
 
 
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
-    """The generator of (seed, stream, index), on the CPU so that the numbers are the same on every device."""
+    """The generator of (seed, stream, index), on the CPU so that the numbers are the same on every device.
+
+    torch seeds it by 32 bits: of 50,000 seeds of a stream, a pair starts alike in one case of four.
+    """
     digest = hashlib.blake2b(f"{seed}/{stream}/{index}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 

@@ -91,7 +91,10 @@ def split_in(stem: str) -> str | None:
 
 
 def split_by_hash(name: str, data: Data) -> str:
-    """A split that depends only on the name, so that no image changes its split when the dataset grows."""
+    """A split that depends only on the name: no image changes it when others join, if its path stays as it is.
+
+    A folder that all images share is no part of a name: with another one beside it, it becomes one.
+    """
     share = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big") / 2**48
     if share < data.test_share:
         return "test"
