@@ -94,9 +94,19 @@ def _parts(stage: graph.Declared) -> list[Path]:
 def run(method: str, params: Experiment, pipeline: Pipeline, scratch: Path, on_row: OnRow) -> dict[str, Any]:
     """Runs an experiment of one method, after its teacher, in a folder below `scratch`; gives metrics and history.
 
+    on_row: is told all rows of all parts, also of a part that stands, so that trials are compared at the same images.
     Raises what a stage raises. A trial that was killed goes on from its checkpoints when it is run again.
     """
     folder = scratch / "work" / hashlib.sha256(params.model_dump_json().encode()).hexdigest()[:16]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # two points may stand for the same experiment
+        return _run(method, params, pipeline, scratch, folder, on_row)
+
+
+def _run(
+    method: str, params: Experiment, pipeline: Pipeline, scratch: Path, folder: Path, on_row: OnRow
+) -> dict[str, Any]:
+    """`run` in a folder that is its own."""
     section = params.evaluate  # whose paths are absolute, or relative to the project
     weights = [Path(path) for path in (section.weights, section.clip_score, section.pick_score) if path]
     for path in (*given(params), *(path for path in weights if not path.is_absolute())):
@@ -107,13 +117,15 @@ def run(method: str, params: Experiment, pipeline: Pipeline, scratch: Path, on_r
     for address in stages_of(params):
         verb, _, name = address.partition("@")
         part = own.get(name) if verb in ("train", "distill") and _is_trained(name, params) else None
-        rows = [partial(on_row, before)] if part else []
-        out = _bring(verb, name, params, pipeline, scratch / "made", rows)
+        tell, told = partial(on_row, before), []
+        out = _bring(verb, name, params, pipeline, scratch / "made", [told.append, tell] if part else [])
         if part:
             before += part.training.images
             for row in map(json.loads, (out / "history.jsonl").read_text().splitlines()):
                 losses = {key: row.get(key) for key in ("loss", "validation_loss")}
                 history.append({"part": name, "images": row["images"], **losses})
+                if not told:  # nothing was trained
+                    tell(row)
     sample.main(params, method)
     evaluate.main(params, method)
     quality = read_sealed_json(paths.MEASUREMENTS / f"{method}.json")

@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from conftest import ROOT, Project, as_yaml, called, sealed
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from flows import graph, inputs
@@ -522,6 +523,41 @@ def test_where_a_trial_encodes_anew_it_takes_nothing_that_came_of_the_old_latent
     assert current == set(MSF) - {"latents@24", "latents@32"}
     trial.run("msf", plan.trial({}), pipeline, root / ".scratch/sweeps/msf", lambda *row: None)
     assert made_in(root / ".scratch/sweeps/msf") == dict.fromkeys(["24", "32", "msf-0", "msf-1", "residual"], 1)
+
+
+def test_trials_that_share_a_part_are_compared_at_the_same_images(swept, unmeasured):
+    rate = "parts.msf-1.training.lr"
+    swept("shared", SEARCH | {"method": "msf", "stop_early": True, "space": {rate: {"log": [1e-4, 1e-2]}}})
+    plan, root = load("shared"), Path.cwd()
+    pipeline = Pipeline.read(plan)
+
+    def run(value: float) -> list[tuple[int, dict]]:
+        rows: list[tuple[int, dict]] = []
+        params = plan.trial({rate: value})
+        trial.run("msf", params, pipeline, root / ".scratch/sweeps/shared", lambda *row: rows.append(row))
+        return rows
+
+    first, second = run(1e-3), run(2e-3)
+    assert [(before, row["images"]) for before, row in first] == [(before, row["images"]) for before, row in second]
+    assert [row for before, row in first if not before] == [row for before, row in second if not before] != []
+    losses = [[row.get("validation_loss") for before, row in rows if before] for rows in (first, second)]
+    assert losses[0] != losses[1]
+
+
+def test_points_that_are_the_same_experiment_do_not_work_in_one_folder_at_once(swept, unmeasured, monkeypatch):
+    swept("mine", SEARCH)
+    plan, root, held = load("mine"), Path.cwd(), []
+
+    def timed(methods: list[str], params: Experiment) -> dict:
+        with pytest.raises(Timeout):
+            FileLock(Path.cwd().with_suffix(".lock"), timeout=0).acquire()
+        held.append(Path.cwd())
+        return {"methods": {name: {} for name in methods}}
+
+    monkeypatch.setattr("stages.timing.measure", timed)
+    for point in ({DROPOUT: plan.experiment.parts["dit"].label_dropout}, {}):
+        trial.run("dit", plan.trial(point), Pipeline.read(plan), root / ".scratch/sweeps/mine", lambda *row: None)
+    assert held[0] == held[1] and not held[0].exists()
 
 
 def test_a_trial_of_other_code_finds_nothing_of_before(swept, unmeasured):
