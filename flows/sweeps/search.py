@@ -59,6 +59,7 @@ def _search(plan: Plan, pipeline: Pipeline, scratch: Path, records: Records, tel
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # only the last report holds the objective
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would end the search as if all trials had been run
     one = plan.experiment.run.model_copy(update={"workers": 1})
     connect(one)
     from ray import tune

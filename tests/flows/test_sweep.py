@@ -349,6 +349,19 @@ def test_a_recipe_says_what_differs_and_no_more():
     assert outcome.difference(base, other) == changes
 
 
+def test_a_sweep_that_is_interrupted_says_so_and_names_no_winner(swept):
+    project = swept("mine", SEARCH | {"trials": 50, "concurrency": 1, "settings": {"parts.dit.training.images": 16}})
+    command = [sys.executable, "-m", "flows.sweeps", "mine"]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as child:
+        while not list(project.folder.glob(".scratch/sweeps/mine-*/records/*.json")):
+            assert child.poll() is None
+            time.sleep(0.05)
+        os.killpg(child.pid, signal.SIGINT)
+        _, said = child.communicate(timeout=120)
+    assert child.returncode == 130 and said.splitlines()[-1].startswith("interrupted; the next run resumes"), said
+    assert not Path("reports/sweeps/mine").exists() and not Path("params/recipes/mine-best.yaml").exists()
+
+
 def test_a_killed_sweep_goes_on_keeps_what_failed_and_leaves_a_winner_that_runs(swept):
     # One learning rate diverges: its trials fail, the others go on.
     axes = {LR: {"choice": [1e-3, 1e-2, 1e30]}, DROPOUT: {"uniform": [0, 0.5]}}
