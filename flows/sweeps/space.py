@@ -123,7 +123,8 @@ class Sweep(Section):
         if self.stop_early:
             for key, _ in axes:
                 setting = key.split(".", 2)[-1]
-                if not setting.startswith(("training.", "network.")) or setting == "training.images":
+                others = "training.images", "training.validation_images"
+                if not setting.startswith(("training.", "network.")) or setting in others:
                     raise Bad("stop_early", True, f"false, since {key} changes what the loss means, or needs none")
         return self
 

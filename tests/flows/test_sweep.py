@@ -123,6 +123,12 @@ INVALID = [
         "stop_early: True",
         DROPOUT,
     ),
+    (
+        "a loss over other images",
+        {"stop_early": True, "space": {"parts.dit.training.validation_images": {"int": [1, 32]}}},
+        "stop_early: True",
+        "validation_images changes what the loss means",
+    ),
 ]
 
 
