@@ -14,13 +14,15 @@ from multiscale.core.storage import atomic_file, write_text
 from stages import recipe
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES, REPORTS
-from stages.common.reading import named
+from stages.common.reading import named, read_yaml
 from stages.common.settings import TAGS
 from stages.reporting.tables import markdown
 from stages.schema.rendering import plain
 
 SHOWN = ("kid", "kid_se", "fd", "memorised", "label_accuracy", "seconds_per_image")
 NUMBERS = {"images": pl.Int64, "loss": pl.Float64, "validation_loss": pl.Float64}
+REPEATED = ("parts", "students", "synthetic", "methods")  # sections in which `seeds` of a recipe makes entries
+NAMED = (*REPEATED, "decompose", "text")  # sections of which an experiment names the entries
 HISTORY = pl.List(pl.Struct({"part": pl.String, **NUMBERS}))
 
 
@@ -59,8 +61,11 @@ def frame(keys: list[str], rows: list[dict[str, Any]]) -> pl.DataFrame:
     }
     for key in keys:  # numbers as they are, anything else as JSON
         values = [row["point"].get(key) for row in rows]
-        numbers = all(value is None or isinstance(value, int | float) for value in values)
-        columns[key] = values if numbers else [None if value is None else json.dumps(value) for value in values]
+        if not all(value is None or isinstance(value, int | float) for value in values):
+            values = [None if value is None else json.dumps(value) for value in values]
+        elif any(isinstance(value, float) for value in values):  # 1 beside 1.5
+            values = [None if value is None else float(value) for value in values]
+        columns[key] = values
     for key in dict.fromkeys(key for row in rows for key in row.get("metrics", {})):
         columns[key] = pl.Series([row.get("metrics", {}).get(key) for row in rows], dtype=pl.Float64)
     return pl.DataFrame(columns | {"history": pl.Series([row.get("history") for row in rows], dtype=HISTORY)})
@@ -92,16 +97,44 @@ def _text(cell: Any) -> str:
 
 
 def winner(plan: Plan, best: dict[str, Any]) -> str:
-    """The recipe of the best trial: it extends the experiment's own by the keys in which it differs."""
-    name = plan.experiment.recipe
+    """The recipe of the best trial: it extends the experiment's own by the keys in which it differs.
+
+    Where that one is built on the recipe that is written here, it extends what this one extended. It stands on its own
+    where there is nothing to extend, or where the experiment lacks what a recipe that extends cannot take away.
+    """
+    name, own = plan.experiment.recipe, f"{plan.name}-best"
     if name not in named(RECIPES):
         raise refuse(EXPERIMENT, "recipe", name, f"one of {', '.join(named(RECIPES))}")
+    chain = _chain(name)
+    extended = next(iter(chain[chain.index(own) + 1 :] if own in chain else chain), None)
     tied = {"recipe", "run"}  # to the recipe's name, and to this machine
-    base, chosen = recipe.experiment_of(name), plan.changed(best["point"])
-    changes = difference(base.model_dump(exclude=tied), chosen.model_dump(exclude=tied))
+    base, chosen = {}, plan.changed(best["point"]).model_dump(exclude=tied)
+    if extended:
+        base, tree = recipe.experiment_of(extended).model_dump(exclude=tied), recipe.resolve(extended)
+        repeats = {kind: base[kind].keys() - tree.get(kind, {}).keys() for kind in REPEATED}  # made by `seeds`
+        if plan.sweep.method not in repeats["methods"]:
+            base, chosen = _without(repeats, base), _without(repeats, chosen)
+        if not any(repeats.values()) and any(base[kind].keys() - chosen[kind].keys() for kind in NAMED):
+            extended, base = None, {}
     value = best["metrics"][plan.sweep.metric]
-    lines = [f"# The best of the sweep {plan.name}: {plan.sweep.metric} {value:.4g} in its trial.", f"extends: {name}"]
-    return "\n".join([*lines, *(f"{key}: {plain(section)}" for key, section in changes.items())]) + "\n"
+    lines = [f"# The best of the sweep {plan.name}: {plan.sweep.metric} {value:.4g} in its trial."]
+    lines += [f"extends: {extended}"] if extended else []
+    lines += [f"{key}: {plain(section)}" for key, section in difference(base, chosen).items()]
+    return "\n".join(lines) + "\n"
+
+
+def _chain(name: str) -> list[str]:
+    """A recipe and those that it extends, the next one first. Raises BadInput."""
+    recipe.resolve(name)  # it ends
+    found = [name]
+    while base := read_yaml(RECIPES / f"{found[-1]}.yaml").get("extends"):
+        found.append(base)
+    return found
+
+
+def _without(names: dict[str, set[str]], tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree of an experiment without named entries of its sections."""
+    return tree | {kind: {name: tree[kind][name] for name in tree[kind] if name not in names[kind]} for kind in names}
 
 
 def difference(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -355,6 +355,65 @@ def test_a_recipe_says_what_differs_and_no_more():
     assert outcome.difference(base, other) == changes
 
 
+def won(plan: space.Plan, point: dict) -> Experiment:
+    """The experiment of the recipe that a sweep leaves."""
+    name = f"{plan.name}-best"
+    Path("params/recipes", f"{name}.yaml").write_text(outcome.winner(plan, {"point": point, "metrics": {"kid": 0.1}}))
+    return recipe.experiment_of(name)
+
+
+def same(winner: Experiment, plan: space.Plan, point: dict) -> bool:
+    """Whether a winner is the experiment with the values of a point, but for its name and how it runs."""
+    given, tied = plan.changed(point), {"recipe", "run"}
+    return winner.model_dump(exclude=tied) == given.model_dump(exclude=tied)
+
+
+def test_a_sweep_of_its_own_winner_leaves_a_winner_again(swept):
+    Path("params/recipes/other.yaml").write_text("extends: mine-best\n")
+    for name in ("mine-best", "other"):
+        swept("mine", SEARCH)
+        first = load("mine")
+        assert same(won(first, {LR: 3e-3}), first, {LR: 3e-3})
+        recipe.switch(name, force=True)
+        second = load("mine")
+        assert second.experiment.recipe == name and second.experiment.parts["dit"].training.lr == 3e-3
+        assert same(won(second, {DROPOUT: 0.3}), second, {DROPOUT: 0.3}), "the values of both sweeps"
+    Path("params/recipes/mine-best.yaml").write_text(Path("params.yaml").read_text())
+    recipe.switch("mine-best", force=True)
+    third = load("mine")
+    assert same(won(third, {LR: 1e-4}), third, {LR: 1e-4}), "a recipe of that name that stands on its own"
+
+
+def test_a_winner_does_not_bring_back_methods_that_the_experiment_has_lost(swept):
+    swept("mine", SEARCH)
+    plan = load("mine")
+    tree = plan.experiment.model_dump()
+    del tree["methods"]["msf"], tree["parts"]["msf-0"], tree["parts"]["msf-1"]
+    fewer = replace(plan, experiment=settings.validate(tree, plan.file))
+    winner = won(fewer, {LR: 3e-3})
+    assert "msf" not in winner.methods and same(winner, fewer, {LR: 3e-3})
+
+
+def test_a_winner_of_repeated_trainings_changes_all_of_them(swept):
+    swept("mine", SEARCH)
+    Path("params/recipes/twice.yaml").write_text("extends: tiny\nonly: [dit, msf]\nseeds: 2\n")
+    recipe.switch("twice", force=True)
+    plan = load("mine")
+    tree = plan.experiment.model_dump()
+    for part in tree["parts"].values():
+        part["training"]["beta2"] = 0.95
+    edited = replace(plan, experiment=settings.validate(tree, plan.file))
+    parts = won(edited, {LR: 3e-3}).parts
+    assert parts["dit"].training == parts["dit-seed-1"].training and parts["dit"].training.lr == 3e-3
+    assert {part.training.beta2 for part in parts.values()} == {0.95} and "msf-1-seed-1" in parts
+
+
+def test_whole_numbers_stand_beside_others_in_the_table():
+    rows = [{"state": "done", "point": {"a": a, "b": b}, "metrics": {}} for a, b in ((1, 1), (1.5, [2]), (None, 1.5))]
+    found = outcome.frame(["a", "b"], rows)
+    assert found["a"].to_list() == [1.0, 1.5, None] and found["b"].to_list() == ["1", "[2]", "1.5"]
+
+
 def test_a_sweep_that_is_interrupted_says_so_and_names_no_winner(swept):
     project = swept("mine", SEARCH | {"trials": 50, "concurrency": 1, "settings": {"parts.dit.training.images": 16}})
     command = [sys.executable, "-m", "flows.sweeps", "mine"]
