@@ -66,6 +66,8 @@ def _search(plan: Plan, pipeline: Pipeline, scratch: Path, records: Records, tel
 
     asked = cluster.request(one)
     space, options = _grid(plan, records) if plan.sweep.points else _searched(plan, records)
+    if plan.sweep.stop_early:
+        options["scheduler"] = _stopping(plan)
     trainable = partial(_trial, plan=plan, pipeline=pipeline, scratch=scratch)
     run_config = tune.RunConfig(
         storage_path=str(scratch / "tune"), verbose=0, callbacks=[_watcher(plan, records, tell)]
@@ -86,10 +88,9 @@ def _grid(plan: Plan, records: Records) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def _searched(plan: Plan, records: Records) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Optuna's search, told of the trials that are done, and ASHA on the images seen."""
+    """Optuna's search, told of the trials that are done."""
     import optuna
     from ray import tune
-    from ray.tune.schedulers import AsyncHyperBandScheduler
     from ray.tune.search.optuna import OptunaSearch
 
     class Search(OptunaSearch):
@@ -114,7 +115,14 @@ def _searched(plan: Plan, records: Records) -> tuple[dict[str, Any], dict[str, A
         evaluated_rewards=[record["metrics"][sweep.metric] for record in done],
         seed=sweep.seed + len(found),  # the seed of before would propose the same again
     )
-    scheduler = AsyncHyperBandScheduler(
+    return {}, {"search_alg": search, "num_samples": sweep.trials - len(found)}
+
+
+def _stopping(plan: Plan) -> Any:
+    """ASHA on the images seen."""
+    from ray.tune.schedulers import AsyncHyperBandScheduler
+
+    return AsyncHyperBandScheduler(
         time_attr="images",
         metric=NAME,
         mode="min",
@@ -122,8 +130,6 @@ def _searched(plan: Plan, records: Records) -> tuple[dict[str, Any], dict[str, A
         reduction_factor=3,
         max_t=2 * plan.images,  # at plan.images it would end a trial before its samples
     )
-    options = {"scheduler": scheduler} if sweep.stop_early else {}
-    return {}, {"search_alg": search, "num_samples": sweep.trials - len(found), **options}
 
 
 def _point(config: dict[str, Any], plan: Plan) -> Point:

@@ -168,8 +168,7 @@ def test_trials_are_stopped_by_their_validation_loss(swept, monkeypatch):
     monkeypatch.setattr(tune, "report", told.append)
     swept("early", SEARCH | {"stop_early": True})
     plan = load("early")
-    _, options = search._searched(plan, trial.Records(Path("records")))
-    assert options["scheduler"].metric == "validation_loss"
+    assert search._stopping(plan).metric == "validation_loss"
 
     def run(method, params, pipeline, scratch, on_row):
         on_row(100, {"images": 8, "loss": 1.0})
@@ -180,6 +179,30 @@ def test_trials_are_stopped_by_their_validation_loss(swept, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         search._trial({LR: 1e-3}, plan, Pipeline(Path.cwd(), plan.experiment, {}, ""), Path("scratch"))
     assert told == [{"images": 116, "validation_loss": 0.5}]
+
+
+@pytest.mark.parametrize("axis", [{"grid": [1e-3, 1e-2]}, {"log": [1e-3, 1e-2]}], ids=["grid", "search"])
+@pytest.mark.parametrize("early", [True, False], ids=["early", "to the end"])
+def test_a_grid_as_a_search_is_stopped_early_where_that_is_asked_for(swept, monkeypatch, axis, early):
+    from ray import tune
+
+    class Tuner:
+        def __init__(self, trainable: object, tune_config: tune.TuneConfig, **others: object):
+            asked.append(tune_config.scheduler)
+
+        def fit(self) -> None:
+            pass
+
+    asked: list[object] = []
+    monkeypatch.setattr(search, "connect", lambda run: None)
+    monkeypatch.setattr(search.cluster, "request", lambda run: {"CPU": 1, "GPU": 0})
+    monkeypatch.setattr(tune, "Tuner", Tuner)
+    swept("early", SEARCH | {"stop_early": early, "space": {LR: axis}})
+    plan, records = load("early"), trial.Records(Path("records"))
+    search._search(
+        plan, Pipeline(Path.cwd(), plan.experiment, {}, ""), Path("scratch").absolute(), records, lambda: None
+    )
+    assert [scheduler is not None for scheduler in asked] == [early]
 
 
 def test_a_point_that_is_proposed_again_is_not_run_again(swept, monkeypatch):
