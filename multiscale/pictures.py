@@ -120,7 +120,10 @@ def of_classes(
 
 
 def strip(frames: list[tuple[str, Tensor]], title: str, names: Sequence[str] = ()) -> Image.Image:
-    """Frames (caption, uint8 (n, C, h, h)) from left to right, all at the same zoom; names: to the left of each row."""
+    """Frames (caption, uint8 (n, C, h, h)) from left to right, all at the same zoom; names: to the left of their rows.
+
+    There are as many rows for each name, which stands in the middle of them.
+    """
     full = max(images.shape[-1] for _, images in frames)
     zoom = max(1, 96 // full)
     cell = max(full * zoom, *(_width(caption, 12) + 2 * GAP for caption, _ in frames))
@@ -132,8 +135,9 @@ def strip(frames: list[tuple[str, Tensor]], title: str, names: Sequence[str] = (
     sheet = Image.new("RGB", (width, top + count * step + 22), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, 6), title, INK, _font(16))
-    for row, name in enumerate(shown):
-        draw.text((GAP, top + row * step + full * zoom / 2), name, QUIET, _font(13), anchor="lm")
+    high = count // max(1, len(shown)) * step  # SSD shows an image in two rows
+    for index, name in enumerate(shown):
+        draw.text((GAP, top + index * high + (high - GAP) / 2), name, QUIET, _font(13), anchor="lm")
     for column, (caption, images) in enumerate(frames):
         for row, image in enumerate(images):
             picture = to_image(image, zoom)

@@ -147,6 +147,15 @@ def test_a_strip_has_the_names_of_its_rows_on_the_left(names):
     assert margin == GAP if not names else margin > 20 and inked[:100].any() and inked[100:].any()
 
 
+def test_a_name_stands_in_the_middle_of_the_rows_of_its_image():
+    """SSD shows an image in two rows: what the network predicts stands under the state."""
+    sheet = pictures.strip([("32 px", images(4, 96))], "", ["boot", "shoe"])
+    inked = (np.asarray(sheet.convert("L"))[34:-30, : box(sheet, 10)[0] - 1] < 200).any(1).nonzero()[0]
+    first, second = inked[inked < 200], inked[inked >= 200]
+    for rows, middle in ((first, 98), (second, 298)):
+        assert abs(rows.mean() - middle) < 10
+
+
 def test_the_names_of_classes_stand_over_their_columns():
     pixels, labels = images(4, 64), torch.arange(4) % 2
     named, numbered, swapped = (
