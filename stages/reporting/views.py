@@ -163,10 +163,11 @@ def cards(groups: Sequence[Group], differences: Sequence[Difference], judged: Ma
 
 
 def _extremes(kinds: Sequence[tuple[Any, str, str, str, float]], rows: Sequence[Row], beside: str = "") -> list[Card]:
-    """The row that is first in each kind of figure that was measured."""
+    """The row that is first in each kind of figure that was measured, unless all rows are equal in it."""
     found = []
     for chosen, key, title, unit, scale in kinds:
-        if known := [row for row in rows if row.get(key) is not None]:
+        known = [row for row in rows if row.get(key) is not None]
+        if len(known) == 1 or len({row[key] for row in known}) > 1:
             row = chosen(known, key=itemgetter(key))
             found.append(Card(f"{title}{beside}", row["method"], f"{scale * row[key]:.3g}{unit}"))
     return found
@@ -182,7 +183,7 @@ def pair_table(differences: Sequence[Difference]) -> Table:
             rows.append([*line, "-", "-"])
         else:
             low, high = (100 * (each.accuracy + k * APART * each.accuracy_se) for k in (-1, 1))
-            rows.append([*line, f"{each.accuracy:+.1%}", f"{low:+.1f} to {high:+.1f} %"])
+            rows.append([*line, f"{each.accuracy:+z.1%}", f"{low:+z.1f} to {high:+z.1f} %"])
     names = list(dict.fromkeys(name for each in differences for name in (each.method, each.other)))
     rows.sort(key=lambda row: (names.index(row[0]), names.index(row[1])))
     chosen = ("against", names[0]) if names else None

@@ -119,7 +119,18 @@ def test_the_figures_of_quality_are_those_of_each_protocol_and_of_what_copies_no
     }
 
 
+def test_no_method_is_named_first_where_all_are_equal():
+    group = Group({"n": 4}, [row("a", 0.1, 1, recall=0.0), row("b", 0.2, 1, recall=0.0)], [])
+    apart = Difference("a", "b", -0.1, 0.01, None, None)
+    assert "most diverse" not in {card.title for card in views.cards([group], [apart], {})}
+
+
 # --- pairs and fair views
+
+
+def test_equal_accuracies_are_zero_without_a_sign_that_means_nothing():
+    for line in views.pair_table([Difference("a", "b", 0.1, 0.01, 0.0, 0.0)]).rows:
+        assert list(line[-2:]) == ["+0.0%", "+0.0 to +0.0 %"]
 
 
 def row(name: str, kid: float, images: int, **more: object) -> dict:
