@@ -201,10 +201,15 @@ def _named(readers: Mapping[str, Callable[[], bytes]], data: Data) -> list[Item]
     if places is not None:
         parts = {name: parts[name] for name in places}
     told = captions.captions(parts, readers, data.caption_column) if data.caption_column else {}
+    around: tuple[str, ...] = ()  # the folders that hold every image
     while all(len(p) > 1 for p in parts.values()) and len({p[0] for p in parts.values()}) == 1:
         if next(iter(parts.values()))[0].lower() in SPLITS:
             break
+        around += (next(iter(parts.values()))[0],)
         parts = {name: p[1:] for name, p in parts.items()}
+    for path in [PurePosixPath(name) for name in others if name.endswith("/")]:
+        if around and path.parent.parts == around[:-1]:  # of two classes one is empty: the images would have none
+            raise refuse_path(path, "folders that hold images, beside those of the classes")
     # A single folder 'train' among others may be a class, but two splits and another folder are a mistake.
     tops = {p[0].lower() if len(p) > 1 else "" for p in parts.values()}
     has_splits = places is None and tops <= SPLITS.keys()

@@ -267,6 +267,14 @@ def test_a_class_that_is_gone_is_refused_by_name_and_no_label_shifts(refused, sp
     assert refused().startswith(f"params.yaml: data.path: {named} is not allowed; allowed: {said}")
 
 
+@pytest.mark.parametrize("around", ["", "pictures/"])
+def test_of_two_classes_none_may_be_empty(refused, around):
+    put({f"{around}a/{k}.png": k for k in range(3)})
+    Path("set", around, "b").mkdir()
+    allowed = "folders that hold images, beside those of the classes"
+    assert refused() == f"params.yaml: data.path: '{around}b' is not allowed; allowed: {allowed}"
+
+
 def test_a_class_that_is_gone_from_an_archive_or_from_splits_is_refused_by_name(refused):
     put({f"train/{name}": tone for name, tone in CLASSES.items()} | {"val/a/3.png": 1, "notes/x.txt": b"x"})
     for split, kind in (("train", "b"), ("val", "d")):
