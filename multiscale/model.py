@@ -20,7 +20,7 @@ def load(folder: Path, settings: Sampled | None = None, precision: str = "auto")
     """The sampler of the trained method in a folder, models/METHOD.
 
     settings: the method's section of an experiment; None takes the default solvers. Raises ForeignModel for a folder
-    without trained parts, or with parts of several methods.
+    without trained parts, or with parts of several methods, TypeError for settings that are not of the method's model.
     """
     parts = parts_in(folder)
     intact.check(*parts)
@@ -28,7 +28,11 @@ def load(folder: Path, settings: Sampled | None = None, precision: str = "auto")
     if kind not in methods.names() or any(models.about(part)["kind"] != kind for part in parts):
         allowed = f"parts of one method ({', '.join(methods.names())})"
         raise models.ForeignModel(f"{folder}: kind: {kind!r} is not allowed; allowed: {allowed}")
-    section = settings or methods.settings(kind).METHOD(kind=kind)
+    known = methods.settings(kind).METHOD
+    if settings is not None and not isinstance(settings, known):
+        allowed = f"{known.__name__} of {known.__module__}, or None"
+        raise TypeError(f"settings: {type(settings).__name__} is not allowed; allowed: {allowed}")
+    section = settings or known(kind=kind)
     sampler: Sampler = methods.sampler(kind).load_sampler(parts, section, autoencoder.codec_of(parts[0]), precision)
     return sampler
 

@@ -21,6 +21,7 @@ from multiscale.core.pixels import to_pixels
 from multiscale.methods.msf.parts import ScaleConfig
 from multiscale.methods.msf.sampler import MSFSampler
 from multiscale.methods.msf.settings import MSFMethod
+from multiscale.methods.ssd.settings import SSDMethod
 from multiscale.networks import autoencoder
 
 CLASSES = 3
@@ -62,6 +63,12 @@ def test_settings_of_the_method_take_the_place_of_its_defaults(folder, config):
     images = multiscale.load(folder, MSFMethod(kind="msf", scales=[solver]), "fp32")(SEEDS, LABELS)
     assert torch.equal(images, by_hand(folder, config, solver))
     assert not torch.equal(images, by_hand(folder, config, flow.Solver()))
+
+
+@pytest.mark.parametrize("settings", [{"scales": [{"steps": 3}]}, SSDMethod(kind="ssd")], ids=["dict", "of SSD"])
+def test_settings_of_another_kind_are_refused(folder, settings):
+    with pytest.raises(TypeError, match="allowed: MSFMethod of multiscale.methods.msf.settings, or None"):
+        multiscale.load(folder, settings)
 
 
 def test_a_model_on_latents_is_decoded_by_the_autoencoder_in_its_folder_to_its_channels(folder, config):
