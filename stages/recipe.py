@@ -222,7 +222,10 @@ def checked(name: str, force: bool = False) -> Experiment:
     """The experiment of a recipe. Raises BadInput where edits of params.yaml would be lost with it."""
     experiment = experiment_of(name)
     if not force and not _is_saved():
-        raise BadInput(f"{EXPERIMENT}: has uncommitted edits; commit them, or discard them with --force")
+        raise BadInput(
+            f"{EXPERIMENT}: has uncommitted edits (neither git nor its recipe, as the recipe is now, has what it says); "
+            "commit them, or discard them with --force"
+        )
     return experiment
 
 

@@ -111,10 +111,13 @@ def guarded(action: Callable[..., None], **arguments: object) -> None:
 
 
 def show(folder: Path) -> None:
-    """Lists the YAML files of a folder, each with its first line, a comment. Raises BadInput."""
+    """Lists the YAML files of a folder, each with its first line, a comment. Raises BadInput where there are none."""
     from stages.common.reading import named, read_text  # here: most commands read no YAML before they import torch
 
-    for name in named(folder):
+    found = named(folder)
+    if not found:
+        raise BadInput(f"{folder}: holds no YAML files in {Path.cwd()}; run this in the folder of the project")
+    for name in found:
         first = read_text(folder / f"{name}.yaml").partition("\n")[0]
         print(f"{name:20} {first.lstrip('# ')}")
 

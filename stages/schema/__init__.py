@@ -199,9 +199,10 @@ class Experiment(Section):
         if name in (*STAGES, "sampling", "claims") or name.startswith(("sample-", "text-")):
             raise Bad(key, name, "another name: reports/timing already has a file of this name")
         known = self.decompose | (self.synthetic if name in self.students else {})
-        fitting = [other for other, section in known.items() if section.kind in METHODS[part.kind].DATASETS]
+        kinds = METHODS[part.kind].DATASETS
+        fitting = [other for other, section in known.items() if section.kind in kinds]
         if part.dataset not in fitting:
-            allowed = f"one of {', '.join(fitting) or 'none'}, the decompositions of the kind that it needs"
+            allowed = f"one of {', '.join(fitting) or 'none'}, the decompositions of kind {' or '.join(kinds)}"
             raise Bad(f"{key}.dataset", part.dataset, allowed)
         if part.method not in self.methods:
             raise Bad(f"{key}.method", part.method, f"one of {', '.join(self.methods)}")

@@ -16,6 +16,7 @@ from conftest import ROOT, changed, refused, sealed
 from stages import recipe, train
 from stages.common import settings
 from stages.common.errors import BadInput
+from stages.common.harness import show
 from stages.common.images import SCHEMA
 from stages.common.paths import EXPERIMENT, RECIPES
 from stages.common.reading import parse_yaml
@@ -57,6 +58,12 @@ def test_the_list_names_every_recipe_with_the_first_line_of_its_file(project):
     assert done.returncode == 0 and set(lines) == shipped | {"tiny", "bare"}
     assert lines["embedded"].strip().startswith("The default: MNIST digits at 32x32")
     assert lines["bare"].strip() == ""
+
+
+def test_a_list_in_another_folder_says_where_to_stand(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match=f"params/recipes: holds no YAML files in {tmp_path}; run this in the folder"):
+        show(RECIPES)
 
 
 def test_listing_changes_nothing(project):
