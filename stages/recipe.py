@@ -223,7 +223,7 @@ def checked(name: str, force: bool = False) -> Experiment:
     experiment = experiment_of(name)
     if not force and not _is_saved():
         raise BadInput(
-            f"{EXPERIMENT}: has uncommitted edits (neither git nor its recipe, as the recipe is now, has what it says); "
+            f"{EXPERIMENT}: has uncommitted edits (git lacks what it says, and so does its recipe as it is now); "
             "commit them, or discard them with --force"
         )
     return experiment
