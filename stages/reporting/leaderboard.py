@@ -197,7 +197,7 @@ def _first(key: str, metric: str, rows: list[Row]) -> str:
     error = hypot(*(standard_error(key, row) for row in (first, second)))
     difference = second[key] - first[key]
     verdict = "significant" if difference > APART * error else "not significant"
-    alone = ", over images alone" if first["trainings"] == second["trainings"] == 1 else ""
+    alone = ", over images alone, not paired by seed" if first["trainings"] == second["trainings"] == 1 else ""
     return (
         f"Best KID-{metric}: {first['method']}, {difference:.4f} below {second['method']}, {verdict} at {APART} "
         f"standard errors of the difference ({APART * error:.4f}{alone})."

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 from PIL import Image
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -184,11 +185,15 @@ def scripts() -> str:
     return found[0]
 
 
+def with_code(text: str) -> Markup:
+    """Text as markup; what stands between backticks is code, as in Markdown."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 def render(page: Page | Comparison) -> str:
     """A page as HTML. What is not of the project (names, numbers, notes) is text and never markup."""
-    loader = FileSystemLoader(TEMPLATES)
-    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template(
-        "report.html.j2" if isinstance(page, Page) else "compare.html.j2"
-    )
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    environment.filters["with_code"] = with_code
+    template = environment.get_template("report.html.j2" if isinstance(page, Page) else "compare.html.j2")
     css, js = ((TEMPLATES / f"report.{kind}").read_text() for kind in ("css", "js"))
     return template.render(page=page, contents=CONTENTS, css=css, js=js, vega=scripts()) + "\n"

@@ -147,7 +147,7 @@ def cards(groups: Sequence[Group], differences: Sequence[Difference], judged: Ma
             )
             says = pairs.verdict(-abs(mine.kid), mine.kid_se, True)
             lead = (
-                f"; {says} than {others[0]['method']}"
+                f"; {says} than {others[0]['method']}, paired by seed"
                 if says == "better"
                 else f"; lead on {others[0]['method']} not shown"
             )

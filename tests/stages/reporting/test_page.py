@@ -9,7 +9,7 @@ import pytest
 from browser import Browser
 from results import METRICS
 
-from stages.reporting import fair, gallery, pairs, views
+from stages.reporting import fair, gallery, page, pairs, views
 from stages.reporting.pairs import Difference
 from stages.reporting.rows import Group
 
@@ -83,6 +83,10 @@ def test_the_labels_of_the_front_do_not_overlap_and_a_phone_needs_no_sideways_sc
 
 
 # --- the leaderboard's charts, cards and downloads
+
+
+def test_what_stands_between_backticks_is_code_and_nothing_is_markup():
+    assert page.with_code("a `b <c` <d> `e") == "a <code>b &lt;c</code> &lt;d&gt; `e"
 
 
 def test_a_download_has_what_was_measured_and_how_it_was_beside():
