@@ -152,6 +152,38 @@ def test_a_held_out_image_has_the_error_of_the_velocity_on_each_segment():
         assert torch.allclose(found, (torch.arange(6) % 3).float() ** 2, atol=1e-5)
 
 
+class Recorder(nn.Module):
+    """A velocity of zero; records the state, level and labels of each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        self.seen.append((x, t, labels))
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("timesteps, low", [("uniform", 0.1), ("logit-normal", 0.014)])
+def test_labels_are_dropped_and_places_drawn_as_the_settings_say(timesteps, low):
+    """Below 1/10 are a tenth of the uniform places, and Phi(-log 9) = 1.4 % of the logit-normal ones."""
+    count, columns = 4000, ["z8", "z16", "z32"]
+    table = Table({"label": torch.zeros(count).numpy()})
+    settings = section(timesteps=timesteps, label_dropout=0.25)
+    part, net = FlowPart("p", table, nn.Module(), config(), settings, columns), Recorder()
+    batch = {column: torch.zeros(count, 1, side, side) for column, side in zip(columns, (2, 4, 8))}
+    batch |= {"label": torch.arange(count) % 3}
+    part.loss("net", {"net": net}, batch, Draws(0, "p", 0, count, slice(0, count), torch.device("cpu")))
+    ((x, levels, labels),) = net.seen
+    dropped = labels == 3
+    assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert torch.equal(labels[~dropped], batch["label"][~dropped])
+    segment = part.segments[(2, 4, 8).index(x.shape[-1])]
+    places = (levels - segment.end) / (segment.start - segment.end)
+    assert (places < 0.1).float().mean().item() == pytest.approx(low, abs=0.01)
+    assert places.mean().item() == pytest.approx(0.5, abs=0.02)
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 def test_along_a_perfect_velocity_the_sampler_returns_the_latent(steps):
     z = torch.rand(1, 1, 8, 8)
@@ -176,6 +208,14 @@ def test_the_noise_of_a_jump_is_of_the_seed_and_can_be_left_out():
         return PyramidalSampler(net, config(), settings, Codec(None, 1), "fp32")(*asked)
 
     assert torch.equal(made(), made()) and not torch.allclose(made(), made(noise=False), atol=1e-3)
+
+
+def test_each_resolution_has_the_steps_and_the_guidance_of_its_own_solver():
+    """A guided step is one call with twice as many rows."""
+    solvers = [Solver(steps=1), Solver(steps=2, guidance_scale=2.0), Solver(steps=3, guidance_scale=0.5)]
+    settings, net = PyramidalMethod(kind="pyramidal", scales=solvers), Recorder()
+    PyramidalSampler(net, config(), settings, Codec(None, 1), "fp32")([0, 1], torch.tensor([0, 1]))
+    assert [(x.shape[-1], len(x)) for x, _, _ in net.seen] == [(2, 2)] + [(4, 4)] * 2 + [(8, 4)] * 3
 
 
 def test_solvers_of_other_resolutions_are_refused():

@@ -15,6 +15,7 @@ from multiscale.core import models
 from multiscale.core.models import ModelConfig
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.settings import Bad
+from multiscale.core.streams import Draws
 from multiscale.methods.shift import teaching
 from multiscale.methods.shift.parts import ShiftConfig, build_student
 from multiscale.methods.shift.sampler import ShiftSampler
@@ -92,6 +93,18 @@ def test_the_first_steps_are_small_and_their_noise_is_corrected(correction):
     torch.testing.assert_close(made, ((z + 1) / 2).expand(2, -1, -1, -1), atol=1e-5, rtol=0)
 
 
+def test_the_time_shift_and_the_guidance_are_those_of_the_solver():
+    """By hand: 3 u / (1 + 2 u) is 1, 0.9, 0.75, 0.5, and s / (s + 2 (1 - s)) of the first three 1, 9/11, 3/5."""
+    solver = {"steps": 4, "shift": 3.0, "guidance_scale": 2.0}
+    rows: list[int] = []
+    oracle = Oracle(torch.rand(1, 1, 8, 8))
+    oracle.register_forward_pre_hook(lambda net, inputs: rows.append(len(inputs[0])))
+    settings = ShiftMethod.model_validate({"kind": "shift", "solver": solver})
+    ShiftSampler(oracle, config(), settings, Codec(None, 1), "fp32")([0, 1], torch.tensor([0, 1]))
+    assert oracle.seen == [(4, 1.0), (4, round(9 / 11, 4)), (4, 0.6), (8, 0.5)]
+    assert rows == [4, 4, 4, 4], "classes and no class in one batch"
+
+
 def test_where_the_resolution_grows_the_noise_is_that_of_the_step():
     """Two steps, with a network whose clean image is constant: what the second is given can be worked out."""
     seen: list[Tensor] = []
@@ -154,6 +167,17 @@ def test_nothing_is_trained(teacher, tmp_path):
     (row,) = found.history
     assert row["images"] == 0 and row["loss"] > 0.1 and row["grad_norm"] == 0
     assert part.config.schedule.resolutions == [4, 8] and part.config.schedule.levels == [1.0, 0.6]
+
+
+def test_the_loss_that_is_measured_is_the_teachers_at_the_full_resolution(teacher, tmp_path):
+    """E || v(x_t, t, c) - (eps - z) ||^2 with t uniform, for a velocity that is its time and its class."""
+    part = build_student("shift", section(), tmp_path / "pyramid", teacher)
+    draws, rows = Draws(0, "shift", 0, 8, slice(0, 8), torch.device("cpu")), part.data[torch.arange(8)]
+    noise, t = draws.normal("noise", 1, 8, 8), draws.uniform("time").view(-1, 1, 1, 1)
+    velocity = t + rows["label"].view(-1, 1, 1, 1)
+    net = lambda x, t, labels: (t + labels).view(-1, 1, 1, 1).expand_as(x)  # noqa: E731
+    loss, _ = part.loss("net", {"net": net}, rows, draws)
+    torch.testing.assert_close(loss, (velocity - (noise - rows["z32"])).square().mean())
 
 
 def test_a_model_of_one_resolution_is_no_teacher(teacher, tmp_path):
