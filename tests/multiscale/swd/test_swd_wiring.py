@@ -325,6 +325,16 @@ def test_the_fake_score_learns_from_what_the_generator_makes_and_its_head_tells_
     torch.testing.assert_close(case.terms["accuracy"], right)
 
 
+def test_the_fake_scores_loss_asks_nothing_of_the_generator(folders):
+    """Though both are free here: what is made is data of the fake score."""
+    case = Case(folders, 0, "fake")
+    case.generator.requires_grad_(True)
+    draws = Draws(0, "swd", 0, COUNT, slice(0, COUNT), torch.device("cpu"))
+    loss, _ = case.part.loss("fake", case.part.networks, case.rows, draws)
+    found = torch.autograd.grad(loss, tuple(case.generator.parameters()), allow_unused=True)
+    assert loss.requires_grad and all(each is None for each in found)
+
+
 def test_without_a_discriminator_the_fake_score_sees_what_the_generator_makes_alone(folders):
     case = Case(folders, 0, "fake", gan=NOTHING)
     with torch.no_grad():

@@ -274,6 +274,14 @@ def test_the_stabilised_loss_is_logistic_with_a_lazy_gradient_penalty_on_standar
         assert terms["residual"].item() == pytest.approx(mse.item(), rel=1e-4)
 
 
+def test_the_lazy_penalty_comes_round_in_updates_of_the_discriminator(bands):
+    """With every second step its turn, and a penalty every second turn: at steps 1, 5, 9, ..."""
+    part = build(bands, replace(GAN, loss=replace(GAN.loss, discriminator_every=2, r1_every=2)))
+    assert [step for step in range(8) if "discriminator" in part.turns(step)] == [1, 3, 5, 7]
+    terms = {step: part.loss("discriminator", part.networks, rows(part), draws(step))[1] for step in (1, 3, 5, 7)}
+    assert [step for step, each in terms.items() if each["r1"] > 0] == [1, 5]
+
+
 def test_the_error_of_two_draws_leaves_the_spread_of_the_generator_alone():
     random = torch.Generator().manual_seed(0)
     truth = torch.randn(200000, generator=random)
@@ -295,6 +303,17 @@ def test_an_update_of_one_network_leaves_the_other_as_it_was(section, network, b
         assert not any(same) if name == network else all(same)
     norms = [module for net in part.networks.values() for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     assert all(norm.track_running_stats for norm in norms)
+
+
+def test_the_discriminators_loss_asks_nothing_of_the_generator(bands):
+    """Though both are free here: what is made is data of the discriminator."""
+    part = build(bands, GAN)
+    loss, _ = part.loss("discriminator", part.networks, rows(part), draws())
+    of_generator, of_discriminator = (
+        torch.autograd.grad(loss, tuple(part.networks[name].parameters()), allow_unused=True, retain_graph=True)
+        for name in ("generator", "discriminator")
+    )
+    assert all(each is None for each in of_generator) and all(each is not None for each in of_discriminator)
 
 
 # ---- Parts
@@ -428,6 +447,35 @@ def test_the_score_model_sees_whitened_bands(whitening, bands):
     else:
         covariance = torch.cov(z.flatten(1).T, correction=0)
         assert (torch.linalg.eigvalsh(covariance)[-20:] > 0.9).all() and covariance.diagonal().max() < 1.001
+
+
+def test_details_are_diffused_in_standard_deviations_given_their_coarse_band(bands):
+    """By hand for a velocity of zero, which is the noise over alpha away from its target."""
+    part = build(bands, replace(DIFFUSION, conditional=True, label_dropout=0.25))
+    found, labels, levels = json.loads((bands / "statistics.json").read_text()), [], set()
+    for step in range(60):
+        given, calls = draws(step), []
+
+        def net(x, t, label, calls=calls):
+            calls.append((x, t, label))
+            return torch.zeros_like(x[:, :9])
+
+        loss, _ = part.loss("net", {"net": net}, rows(part), given)
+        ((x, t, label),) = calls
+        level = given.choice("level", 2) + 1
+        low, real = coarse(rows(part), transform_of("haar"), 2, level)[level], rows(part)[detail(level)]
+        mean, std = (torch.tensor(found["coarse"][level][key]).view(1, -1, 1, 1) for key in ("mean", "std"))
+        torch.testing.assert_close(x[:, 9:], (low - mean) / std)
+        t = 0.001 + 0.999 * given.uniform("time").double().view(-1, 1, 1, 1)
+        alpha, noise = torch.exp(-0.5 * (0.1 * t + 9.95 * t**2)), given.normal("noise", *real.shape[1:])
+        data = real / torch.tensor(found["bands"][detail(level)]["std"]).view(1, -1, 1, 1)
+        torch.testing.assert_close(x[:, :9].double(), alpha * data + (1 - alpha**2).sqrt() * noise, rtol=0, atol=1e-4)
+        assert loss.item() == pytest.approx((noise / alpha).square().mean().item(), rel=1e-3)
+        labels.append(label)
+        levels.add(level)
+    label, true = torch.cat(labels), rows(part)["label"].repeat(60)
+    assert (label == CLASSES).float().mean().item() == pytest.approx(0.25, abs=0.08) and levels == {1, 2}
+    assert torch.equal(label[label < CLASSES], true[label < CLASSES])
 
 
 # ---- Checks of a method
@@ -614,6 +662,15 @@ def test_diversity_is_one_for_the_distribution_of_the_data_and_zero_for_a_regres
     assert still["ratio"] == 0 and still["collapsed"] and still["energy_ratio"] < 0.9
     few = adversarial.diversity(lambda k: mean + 0.1 * torch.randn(mean.shape, generator=random), real)
     assert few["ratio"] == pytest.approx(0.04, rel=0.1) and few["collapsed"]
+
+
+def test_the_diversity_of_two_draws_by_hand():
+    """Means 1 and 3, so errors of 2 and 2, less half the spread; energies of 6 and 17."""
+    draws = [torch.tensor(values).view(2, 1, 1, 1) for values in ([0.0, 2.0], [2.0, 4.0])]
+    found = adversarial.diversity(lambda k: draws[k], torch.tensor([3.0, 5.0]).view(2, 1, 1, 1), draws=2)
+    by_hand = {"spread": 2, "residual": 4 - 2 / 2, "ratio": 2 / 3, "noise_share": 2 / 6, "energy_ratio": 6 / 17}
+    by_hand |= {"kurtosis_real": 1, "kurtosis_generated": 8 / 2**2, "collapsed": False}
+    assert found == pytest.approx(by_hand)
 
 
 def test_a_trained_generator_is_examined_level_by_level_and_says_when_its_noise_does_nothing(bands):
