@@ -86,20 +86,32 @@ def test_of_a_teacher_each_resolution_counts_as_much(decomposed):
     assert loss_of(part, Stub(lambda x, t, *given: 0 * x)) == pytest.approx(np.mean(errors), rel=1e-5)
 
 
+def clean_error(y: np.ndarray, place: float, seed: int) -> float:
+    """min(SNR, 1) times the squared error of the clean data by a network that takes the whole state for noise."""
+    t = 0.001 + 0.999 * place
+    alpha = math.exp(-0.5 * (0.1 * t + 9.95 * t**2))
+    sigma = math.sqrt(1 - alpha**2)
+    x = alpha * y + sigma * noise(seed, y.shape)
+    return min(alpha**2 / sigma**2, 1) * np.square((x - sigma * x) / alpha - y).mean()
+
+
 @pytest.mark.parametrize("snr_cap", [1.0, 5.0, None])
 def test_of_a_score_model_it_is_the_clean_images_error_whatever_the_weight_in_training(snr_cap, decomposed):
     part, errors = held_out("sgm", decomposed), []
     shift, scale = part.data.arrays["pixels"].mean() / 255, part.data.arrays["pixels"].std() / 255
     for seed, (row, place, _) in enumerate(drawn(part)):
-        t = 0.001 + 0.999 * place
-        alpha = math.exp(-0.5 * (0.1 * t + 9.95 * t**2))
-        snr = alpha**2 / (1 - alpha**2)
-        y = (row["pixels"][0].double().numpy() / 255 - shift) / scale
-        eps = noise(seed, y.shape)
-        x = alpha * y + math.sqrt(1 - alpha**2) * eps
-        errors.append(min(snr, 1) * np.square(x / alpha - y).mean())  # a network that finds no noise
+        errors.append(clean_error((row["pixels"][0].double().numpy() / 255 - shift) / scale, place, seed))
     part.weight = None  # of the settings: not used
-    assert loss_of(part, Stub(lambda x, t, *given: 0 * x)) == pytest.approx(np.mean(errors), rel=1e-4)
+    assert loss_of(part, Stub(lambda x, t, *given: x)) == pytest.approx(np.mean(errors), rel=1e-4)
+
+
+def test_of_diffused_details_it_is_the_error_of_the_standardised_band(decomposed):
+    part, errors = held_out("fine", decomposed), []
+    std = np.array(part.levels.details[0].scale)[:, None, None]
+    for seed, (row, place, _) in enumerate(drawn(part)):
+        errors.append(clean_error(row["details-1"][0].double().numpy() / std, place, seed))
+    found = loss_of(part, Stub(lambda x, t, *given: x[:, :3]))  # the coarse band beside the state is not noisy
+    assert found == pytest.approx(np.mean(errors), rel=1e-4)
 
 
 def test_of_a_denoiser_it_is_the_clean_images_error_at_the_next_states_resolution(decomposed):
