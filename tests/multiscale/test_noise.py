@@ -32,7 +32,7 @@ DRAWING = [  # parts with settings by which they draw all that they can
 ]
 
 
-@pytest.mark.parametrize("name, changes", DRAWING)
+@pytest.mark.parametrize("name, changes", DRAWING, ids=["-".join([name, *changes]) for name, changes in DRAWING])
 def test_no_two_draws_of_a_training_step_are_of_one_stream(name, changes, decomposed, monkeypatch):
     """A time that came from the stream of the noise would tell the network what the noise is."""
     monkeypatch.setitem(parts.SECTIONS, name, parts.SECTIONS[name] | changes)
@@ -74,7 +74,7 @@ MORE = {
 }
 
 
-@pytest.mark.parametrize("names, method", SAMPLED, ids=lambda given: str(given) if isinstance(given, list) else "")
+@pytest.mark.parametrize("names, method", SAMPLED, ids=["-".join(names) for names, _ in SAMPLED])
 def test_no_two_noises_of_an_image_are_of_one_stream(names, method, decomposed, monkeypatch):
     """Resolutions, levels, states and steps have noise of their own."""
     monkeypatch.setattr(parts, "SECTIONS", parts.SECTIONS | MORE)

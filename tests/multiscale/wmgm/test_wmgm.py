@@ -684,3 +684,13 @@ def test_a_trained_generator_is_examined_level_by_level_and_says_when_its_noise_
     found = part.examine()["diversity"]
     assert all(row["collapsed"] and row["spread"] < 1e-9 and row["noise_share"] < 1e-6 for row in found)
     assert build(bands, REGRESSION).examine() == {}, "a regression is meant to have no noise"
+
+
+def test_details_are_examined_as_bands_of_the_data(bands):
+    """A generator that returns its noise makes details of the data's own variance about zero."""
+    part, found = build(bands, GAN), json.loads((bands / "statistics.json").read_text())
+    part.networks["generator"].forward = lambda x: x[:, 3:].repeat(1, 3, 1, 1)
+    for row in part.examine()["diversity"]:
+        variance = torch.tensor(found["bands"][detail(row["level"])]["std"]).square().mean().item()
+        assert row["spread"] == pytest.approx(variance, rel=0.05)
+        assert row["noise_share"] == pytest.approx(1, rel=0.01) and row["ratio"] == pytest.approx(1, rel=0.1)
