@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from multiscale.core import models
-from multiscale.core.streams import Draws
+from multiscale.core.streams import Draws, noise_of_seeds
 from multiscale.flow import Solver
 from multiscale.methods.msf.parts import ScaleConfig
 from multiscale.methods.swd import parts as swd_parts
@@ -165,7 +165,27 @@ def test_the_other_ways_to_enlarge_are_controls(student, monkeypatch):
     x = {name: inputs_of(student(upscaling=name), monkeypatch, 1) for name in "ABC"}
     noise = draws(1).normal("noise", 2, 6, 6)
     torch.testing.assert_close(x["A"], (1 - SIGMAS[1]) * truth + SIGMAS[1] * noise)
+    small = (1 - SIGMAS[1]) * rows(student())["z4"] + SIGMAS[1] * draws(1).normal("noise", 2, 4, 4)
+    torch.testing.assert_close(x["C"], nn.functional.interpolate(small, size=(6, 6), mode="bicubic"))
     assert not torch.allclose(x["A"], x["B"]) and not torch.allclose(x["B"], x["C"])
+
+
+@pytest.mark.parametrize("strategy", ["A", "B"])
+def test_both_latents_of_a_step_come_in_the_teachers_normalisation(strategy, student, monkeypatch):
+    """The one that is noised, smaller but for A, and the one whose features are matched."""
+    part = student(upscaling=strategy, mmd={"noised": False})
+    part.renormalise, part.teacher = lambda z: 3 * z + 2, Spy(part.teacher)
+    x, batch = inputs_of(part, monkeypatch, 1), rows(part)
+    low = nn.functional.interpolate(batch["z4"], size=(6, 6), mode="bicubic") if strategy == "B" else batch["z6"]
+    noise = draws(1).normal("noise", 2, 6, 6)
+    torch.testing.assert_close(x, (1 - SIGMAS[1]) * (3 * low + 2) + SIGMAS[1] * noise)
+    real, _ = (state for _, state, *_ in part.teacher.asked)
+    torch.testing.assert_close(real, 3 * batch["z6"] + 2)
+
+
+def test_the_levels_of_noise_have_the_time_shift_of_the_settings(student):
+    """With a shift of 1 they are even from 1 to 1/1000."""
+    torch.testing.assert_close(student(shift=1.0).grid, torch.linspace(1, 0.001, 28))
 
 
 class Spy(nn.Module):
@@ -409,6 +429,19 @@ def test_between_steps_the_clean_latent_is_enlarged_and_noised_anew(student, tmp
     sampler.latents(SEEDS, sampler.conditioner(LABELS), made.append)
     assert [resolution for _, resolution in seen] == RESOLUTIONS
     assert all(torch.equal(low, z) for (low, _), z in zip(seen[1:], made))
+
+
+@pytest.mark.parametrize("strategy", ["B", "C"])
+def test_a_student_is_sampled_by_the_way_to_enlarge_of_its_training(strategy, student, tmp_path):
+    """The input of the second step by hand: C enlarges the noise with the latent."""
+    sampler, made, seen = sampler_of(train(tmp_path, student(upscaling=strategy))), [], []
+    sampler.net.register_forward_pre_hook(lambda net, given: seen.append(given[0]))
+    sampler.latents(SEEDS, sampler.conditioner(LABELS), made.append)
+    sigma, enlarge = SIGMAS[1], nn.Upsample((6, 6), mode="bicubic")
+    side = {"B": 6, "C": 4}[strategy]
+    noise = sigma * noise_of_seeds(SEEDS, "step-1", (2, side, side))
+    clean = (1 - sigma) * made[0]
+    torch.testing.assert_close(seen[1], enlarge(clean) + noise if strategy == "B" else enlarge(clean + noise))
 
 
 def test_a_student_brings_its_schedule_with_its_weights(student, tmp_path):

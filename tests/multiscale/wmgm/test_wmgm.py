@@ -18,7 +18,7 @@ from multiscale import adversarial
 from multiscale.core.models import ForeignModel
 from multiscale.core.settings import Bad
 from multiscale.core.storage import Table
-from multiscale.core.streams import Draws, generator
+from multiscale.core.streams import Draws, generator, noise_of_seeds
 from multiscale.methods.ssd.settings import Pixels
 from multiscale.methods.wmgm import sampler as wmgm_sampler
 from multiscale.methods.wmgm.attention_unet import DISCRIMINATORS, GENERATORS, AttentionUNet, Discriminator
@@ -449,9 +449,10 @@ def test_the_score_model_sees_whitened_bands(whitening, bands):
         assert (torch.linalg.eigvalsh(covariance)[-20:] > 0.9).all() and covariance.diagonal().max() < 1.001
 
 
-def test_details_are_diffused_in_standard_deviations_given_their_coarse_band(bands):
-    """By hand for a velocity of zero, which is the noise over alpha away from its target."""
-    part = build(bands, replace(DIFFUSION, conditional=True, label_dropout=0.25))
+@pytest.mark.parametrize("snr_cap", [None, 5.0])
+def test_details_are_diffused_in_standard_deviations_given_their_coarse_band(snr_cap, bands):
+    """By hand for a network that finds no noise: the error of the velocity, or min(SNR, cap) times the data's."""
+    part = build(bands, replace(DIFFUSION, conditional=True, label_dropout=0.25, snr_cap=snr_cap))
     found, labels, levels = json.loads((bands / "statistics.json").read_text()), [], set()
     for step in range(60):
         given, calls = draws(step), []
@@ -470,7 +471,9 @@ def test_details_are_diffused_in_standard_deviations_given_their_coarse_band(ban
         alpha, noise = torch.exp(-0.5 * (0.1 * t + 9.95 * t**2)), given.normal("noise", *real.shape[1:])
         data = real / torch.tensor(found["bands"][detail(level)]["std"]).view(1, -1, 1, 1)
         torch.testing.assert_close(x[:, :9].double(), alpha * data + (1 - alpha**2).sqrt() * noise, rtol=0, atol=1e-4)
-        assert loss.item() == pytest.approx((noise / alpha).square().mean().item(), rel=1e-3)
+        snr = alpha**2 / (1 - alpha**2)
+        weight = alpha**-2 if snr_cap is None else snr.clamp_max(snr_cap) / snr
+        assert loss.item() == pytest.approx((weight * noise.square()).mean().item(), rel=1e-3)
         labels.append(label)
         levels.add(level)
     label, true = torch.cat(labels), rows(part)["label"].repeat(60)
@@ -545,6 +548,19 @@ def test_a_generator_as_it_was_trained_is_a_generator_as_it_samples(bands, tmp_p
     with torch.inference_mode():
         found = sampler.detail_bands(low, level, SEEDS, LABELS)
     assert torch.allclose(found, part.levels.decode(made, level), atol=1e-6)
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_details_are_sampled_in_the_standard_deviations_of_their_level(level, bands):
+    """By hand for a generator that adds its noise to its condition."""
+    part, found = build(bands, GAN), json.loads((bands / "statistics.json").read_text())
+    low = coarse(rows(part, 4), transform_of("haar"), 2, level)[level]
+    maker = part.config, lambda x: (x[:, :3] + x[:, 3:]).repeat(1, 3, 1, 1)
+    made = wmgm_sampler.detail_bands(maker, low, level, SEEDS, LABELS, SOLVER)
+    mean, std = (torch.tensor(found["coarse"][level][key]).view(1, -1, 1, 1) for key in ("mean", "std"))
+    noise = noise_of_seeds(SEEDS, detail(level), tuple(low.shape[1:]))
+    scale = torch.tensor(found["bands"][detail(level)]["std"]).view(1, -1, 1, 1)
+    torch.testing.assert_close(made, scale * ((low - mean) / std + noise).repeat(1, 3, 1, 1))
 
 
 def test_without_details_wmgm_is_sgm_bit_for_bit(pixels, tmp_path):

@@ -147,10 +147,10 @@ def pixels(tmp_path) -> Tensor:
     return images
 
 
-def coarse_part(folder):
+def coarse_part(folder, **changes):
     network = {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "heads": 2, "groups": 4}
     about = {"method": "sgm", "kind": "wmgm", "dataset": "pixels", "role": "coarse", "network": network}
-    part = build_part("coarse", CoarsePart.model_validate(about | {"training": {"images": 8}}), folder)
+    part = build_part("coarse", CoarsePart.model_validate(about | {"training": {"images": 8}} | changes), folder)
     awake(part.networks["net"].unet)
     return part
 
@@ -167,8 +167,10 @@ def moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
     return x.mean((0, 2, 3)).view(1, -1, 1, 1), x.std((0, 2, 3), correction=0).view(1, -1, 1, 1)
 
 
-def test_the_coarse_band_is_learnt_whitened_with_its_classes_some_dropped(pixels, tmp_path):
-    part = coarse_part(tmp_path)
+@pytest.mark.parametrize("snr_cap", [None, 5.0])
+def test_the_coarse_band_is_learnt_whitened_with_its_classes_some_dropped(snr_cap, pixels, tmp_path):
+    """The error of a network that finds no noise: the velocity's, or min(SNR, cap) times that of the data."""
+    part = coarse_part(tmp_path, snr_cap=snr_cap)
     net, size = Recorder(), 2400
     rows = torch.arange(size) % COUNT
     draws = Draws(0, "part", 0, size, slice(0, size), torch.device("cpu"))
@@ -179,7 +181,9 @@ def test_the_coarse_band_is_learnt_whitened_with_its_classes_some_dropped(pixels
     alpha, sigma, _ = factors(t)
     noise = (x - alpha * ((pixels[rows].double() / 255 - mean) / std)) / sigma
     assert noise.var().item() == pytest.approx(1, abs=0.02) and noise.mean().abs() < 0.02
-    assert loss.item() == pytest.approx((noise / alpha).square().mean().item(), rel=1e-3)
+    snr = (alpha / sigma) ** 2
+    weight = alpha**-2 if snr_cap is None else snr.clamp_max(snr_cap) / snr
+    assert loss.item() == pytest.approx((weight * noise.square()).mean().item(), rel=1e-3)
     dropped = labels == CLASSES
     assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.02)
     assert torch.equal(labels[~dropped], rows[~dropped] % CLASSES)
