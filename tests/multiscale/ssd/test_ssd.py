@@ -305,6 +305,14 @@ def test_guidance_asks_the_network_twice_and_pulls_towards_the_class(pixels):
     assert not torch.equal(plain([1, 2, 3, 4], LABELS), guided([1, 2, 3, 4], LABELS))
 
 
+def test_an_interval_of_guidance_is_a_share_of_the_states(pixels):
+    """Of 40 states those from 10 to 20 are guided, each in a batch of twice as many images."""
+    sampler, seen = sampler_of(pixels, {"guidance_scale": 3.0, "guidance_interval": [0.25, 0.5]}), {}
+    sampler.net.register_forward_pre_hook(lambda net, given: seen.update({int(given[1][0]): len(given[0])}))
+    sampler([1, 2, 3, 4], LABELS)
+    assert seen == {t: 8 if 10 <= t <= 20 else 4 for t, _, _ in sampler.plan} and set(seen.values()) == {4, 8}
+
+
 def test_with_eta_zero_noise_is_drawn_at_the_start_and_at_transitions_alone(pixels):
     sampler = sampler_of(pixels, {"eta": 0.0})
     drawing = [t for t, _, transition in sampler.plan if transition.needs_noise]
