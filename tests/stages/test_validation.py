@@ -132,6 +132,25 @@ def test_of_a_denoiser_it_is_the_clean_images_error_at_the_next_states_resolutio
     assert loss_of(part, Stub(output)) == pytest.approx(np.mean(errors), rel=1e-4)
 
 
+def test_a_held_out_image_is_asked_for_at_the_resolution_of_the_state_before_a_change_of_it(decomposed):
+    """States 29, 30 and 31 in one batch: at 30 the resolution halves, and the image is the full one."""
+    part, asked = held_out("ssd", decomposed), []
+    assert part.process.transitions == [30]
+    rows, levels = part.data[torch.arange(3)], (torch.tensor([29, 30, 31]) + 0.5) / 40
+
+    def output(x, t, *given, out_resolution):
+        asked.append((x.shape[-1], t.tolist(), out_resolution))
+        return x.new_zeros(len(x), 1, out_resolution, out_resolution)
+
+    found = part.errors(Stub(output), rows, Held([0, 1, 2], levels, 0)).tolist()
+    assert sorted(asked) == [(8, [30], 16), (8, [31], 8), (16, [29], 16)]
+    clean = rows["pixels"].double() / 127.5 - 1
+    small = torch.nn.functional.interpolate(clean, size=(8, 8), mode="bilinear", antialias=True)
+    squares = [clean[0].square().mean(), clean[1].square().mean(), small[2].square().mean()]
+    wanted = [min(part.process.snr(29 + k), 1) * each.item() for k, each in enumerate(squares)]
+    assert found == pytest.approx(wanted, rel=1e-4)
+
+
 def test_of_a_generator_it_is_the_error_of_its_mean_in_standard_deviations_of_the_band(decomposed):
     part, errors = held_out("details", decomposed), []
     spread = part.levels.details[0].scale[0]

@@ -123,6 +123,7 @@ def test_k_goes_round_and_each_turn_of_the_generator_follows_its_fake_scores_on_
     assert [alone.turns(step) for step in range(5)] == [("generator",)] * 5
     assert [alone.index(step) for step in range(6)] == [0, 1, 2, 3, 0, 1]
     both = student(dmd={"weight": 1.0})
+    assert (alone.cycle, both.cycle) == (4, 4 * 6), "after which networks and k come round"
     assert [both.turns(step)[0] for step in range(12)] == (["fake"] * 5 + ["generator"]) * 2
     assert [both.index(step) for step in range(30)] == [0] * 6 + [1] * 6 + [2] * 6 + [3] * 6 + [0] * 6
 

@@ -160,16 +160,13 @@ class Case:
 
     def logits(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
         """The head: the tokens' mean, then four times LayerNorm, GELU, Linear."""
-        h = self.tokens_of(self.fake, x, sigma, labels).mean(1)
-        for layer in self.head:
-            if isinstance(layer, nn.Linear):
-                h = h @ layer.weight.T + layer.bias
-            elif isinstance(layer, nn.LayerNorm):
-                centred = h - h.mean(1, keepdim=True)
-                h = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt() * layer.weight + layer.bias
-            else:
-                h = 0.5 * h * (1 + torch.erf(h / 2**0.5))
-        assert len(self.head) == 12
+        h, layers = self.tokens_of(self.fake, x, sigma, labels).mean(1), list(self.head)
+        assert [type(layer) for layer in layers] == [nn.LayerNorm, nn.GELU, nn.Linear] * 4
+        for norm, linear in zip(layers[::3], layers[2::3]):
+            centred = h - h.mean(1, keepdim=True)
+            h = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
+            h = 0.5 * h * (1 + torch.erf(h / 2**0.5))
+            h = h @ linear.weight.T + linear.bias
         return h
 
 
@@ -356,15 +353,18 @@ def test_generator_fake_score_and_teacher_have_weights_of_their_own_and_begin_al
         torch.testing.assert_close(net.state_dict(), nets[2].state_dict(), rtol=0, atol=0)
 
 
-def test_a_share_of_the_teachers_classes_is_dropped(folders):
-    settings = teacher_settings(label_dropout=0.2, timesteps="uniform")
+@pytest.mark.parametrize("timesteps, low", [("uniform", 0.1), ("logit-normal", 0.014)])
+def test_a_share_of_the_teachers_classes_is_dropped_and_its_times_are_those_of_the_settings(timesteps, low, folders):
+    """Below 1/10 are a tenth of the uniform times, and Phi(-log 9) = 1.4 % of the logit-normal ones."""
+    settings = teacher_settings(label_dropout=0.2, timesteps=timesteps)
     part = swd_parts.build_part("teacher", settings, folders[0])
     size = 2000
     rows = {name: value[torch.arange(size) % COUNT] for name, value in part.data[torch.arange(COUNT)].items()}
     shown = Shown(part.networks["net"])
     with torch.no_grad():
         part.loss("net", part.networks, rows, Draws(0, "t", 0, size, slice(0, size), torch.device("cpu")))
-    (labels,) = shown.labels
+    (labels,), (times,) = shown.labels, shown.times
+    assert (times < 0.1).float().mean().item() == pytest.approx(low, abs=0.02)
     dropped = labels == CLASSES
     assert dropped.float().mean().item() == pytest.approx(0.2, abs=0.03)
     assert torch.equal(labels[~dropped], rows["label"][~dropped])
