@@ -139,6 +139,15 @@ def test_the_spectral_rule_finds_the_frequency_at_which_a_known_law_drowns():
     assert spectrum.proposed(frequencies, power, [1.0, 0.8, 0.7, 0.1], resolutions) == [16, 16, 32, 128]
 
 
+def test_the_spectral_rule_by_hand():
+    """At 1/2 signal and noise have one weight, so powers above 1 are seen; the last step is at the full resolution."""
+    frequencies, power = torch.arange(1, 5).double() / 8, torch.tensor([9.0, 1.0, 1 / 9, 0.01]).double()
+    assert spectrum.masking(power).tolist() == pytest.approx([3 / 4, 1 / 2, 1 / 4, 1 / 11])
+    assert spectrum.cutoff(frequencies, power, 0.5) == 2 / 8 and spectrum.cutoff(frequencies, power, 0.3) == 3 / 8
+    assert spectrum.proposed(frequencies, power, [1.0, 0.5], [2, 4, 8]) == [2, 8]
+    assert spectrum.smallest_safe(frequencies, power, 0.5, [2, 4, 8]) == 4
+
+
 def test_pure_noise_masks_everything_and_no_noise_nothing():
     frequencies, power = torch.tensor([0.25, 0.5]).double(), torch.tensor([1e3, 1e-3]).double()
     assert spectrum.smallest_safe(frequencies, power, 1.0, [4, 8]) == 4

@@ -16,7 +16,6 @@ from multiscale.core.storage import Table
 from multiscale.methods.wmgm.bands import coarse, decompose_images, detail, shapes, statistics, transform_of
 from multiscale.methods.wmgm.wavelet import ORTHOGONAL, Wavelet, filters
 from multiscale.methods.wmgm.whitening import (
-    ROUNDING,
     BandStatistics,
     fully_whitened,
     gaussian_shape,
@@ -234,7 +233,8 @@ def test_condition_numbers_are_those_of_the_standardised_covariance():
         gathered.add(block)
     std = band.transpose(0, 1).flatten(1).std(1, correction=0).view(1, 2, 1, 1)
     z = ((band - band.mean((0, 2, 3), keepdim=True)) / std).flatten(1)
-    floor = torch.diag((ROUNDING / std**2).flatten().repeat_interleave(16))
+    rounding = 1 / (12 * 255**2)  # the variance of a uniform number of width 1/255
+    floor = torch.diag((rounding / std**2).flatten().repeat_interleave(16))
     eigenvalues = torch.linalg.eigvalsh(torch.cov(z.T, correction=0) + floor)
     assert gathered.summary()["condition"] == pytest.approx((eigenvalues[-1] / eigenvalues[0]).item(), rel=1e-6)
 
