@@ -172,6 +172,18 @@ def test_timesteps_are_exactly_uniform_once_weighted(oversample):
     assert share == pytest.approx(dict.fromkeys(range(1000), 1 / 1000))
 
 
+@pytest.mark.parametrize(
+    "slot, pair", [(0, (64, 64)), (749, (64, 64)), (750, (32, 64)), (751, (32, 32)), (999, (32, 32))]
+)
+def test_each_of_a_thousand_slots_is_of_one_state(slot, pair, monkeypatch):
+    """By hand for two levels: 750 states of the full resolution, the one that halves it, 249 of the small one."""
+    monkeypatch.setattr(Draws, "choice", lambda self, name, count: slot)
+    drawn = TimestepSampler(process(2)).draw(draws(0, batch=64))
+    assert (drawn.resolution, drawn.target_resolution) == pair
+    low, high = {(64, 64): (0, 749), (32, 64): (750, 750), (32, 32): (751, 999)}[pair]
+    assert low <= drawn.t.min() and drawn.t.max() <= high
+
+
 def test_oversampled_transitions_come_up_so_many_times_as_often():
     space = process(4, steps=100)
     sampler = TimestepSampler(space, oversample=10)

@@ -173,6 +173,12 @@ def test_equal_scores_leave_the_generator_alone_and_a_perfect_one_does_not_overf
     assert same.grad.isfinite().all() and same.grad.any()
 
 
+def test_the_normaliser_is_at_least_a_hundred_thousandth():
+    x = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    found = distribution.dmd_gradient(x, x, x + 2)
+    assert found.flatten().tolist() == pytest.approx([2e5] * 4)
+
+
 def test_the_linear_discrepancy_is_the_mean_kernel_of_all_pairs_of_tokens():
     fake, real = normal(3, 5, 7), normal(3, 5, 7, seed=1)
 
