@@ -57,7 +57,7 @@ lint: $(STAMP) ## Lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint ## Lint, format, types, and the tests that start no server, cluster or pipeline
+check: lint ## Lint, format, types and the quick tests, in two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 bench: $(STAMP) ## Compare the speed relative to plain torch with the committed ratios, in two minutes

@@ -40,8 +40,13 @@ from stages.datasets import digits
 ROOT = Path(__file__).parent.parent
 FILES = ("dvc.yaml", "constraints.txt", "pyproject.toml", ".gitignore", ".dvcignore")
 
-# Their tests start servers, clusters or whole pipelines, or train for many seconds; `make check` leaves them out.
-SLOW = "cluster dashboard flows mutate one_image pipeline postgres remote stages swd_stages sweep training wmgm".split()
+# Their tests start servers, clusters or pipelines, train, or take many seconds in all; `make check` leaves them out.
+SLOW = """
+cluster compare damage dashboard download drill evaluation export flows graph listeners mend mutate one_image
+paper_networks passes pipeline plan_stage postgres previews prompts propose published_stages readme remote report
+shards ssd stages start swd_lora swd_stages sweep text_stages text_training timing_stage training unet validation warm
+wmgm wmgm_ablations
+""".split()
 
 # A training of seconds.
 TRAINING = Training(
