@@ -49,7 +49,7 @@ def ended(action: Callable[[], None]) -> tuple[int, str, str]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-    if (took := time.process_time() - started) > 5:  # the first one imports the reader
+    if (took := time.process_time() - started) > 1:
         trouble += f" took {took:.1f} s"
     lines = [line for line in errors.getvalue().split("\n") if not line.startswith(("\rdownload", "\rfetch"))]
     shown = "".join(lines)
