@@ -87,8 +87,8 @@ def _averaged(trainings: list[Row]) -> Row:
     for key in SPREAD:
         values = [each.get(key) for each in trainings]
         row[f"{key}_spread"] = stdev(values) if len(values) > 1 and None not in values else None
-    if steps := _averaged_steps(trainings):
-        row["steps"] = steps
+    if "steps" in row:
+        row["steps"] = _averaged_steps(trainings)
     return row | {"trainings": len(trainings), "copies": any(each["copies"] for each in trainings)}
 
 
