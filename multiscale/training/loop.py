@@ -277,9 +277,9 @@ def fit(
     """Trains a part to its budget, rounded up to whole batches, from its newest checkpoint if there is one.
 
     parallel: 'ddp' or 'fsdp', see `Workers`; randomness: see `Draws`; checkpoint_seconds: see `Writer`. on_step(images
-    seen) is called after each step, on_row(row) for each row of the history, observe(images seen, averaged weights so
-    far) after each tenth of the budget, which also has a row with the validation loss. Raises FloatingPointError if a
-    loss or the weights stop being finite, Bad for settings that the part does not allow.
+    seen) is called before the first step and after each, on_row(row) for each row of the history, observe(images seen,
+    averaged weights so far) after each tenth of the budget, which also has a row with the validation loss. Raises
+    FloatingPointError if a loss or the weights stop being finite, Bad for settings that the part does not allow.
     """
     run = Trainer(part, training, seed, parallel, randomness)
     found = checkpoints.load(run.blank())

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -57,16 +57,20 @@ class Echo(Double):
 class Chosen(Draws):
     """The random numbers of a step, of which some integers are given."""
 
-    given: Mapping[str, int] | None = None
+    given: Mapping[str, int] = field(default_factory=dict)
 
     def choice(self, name: str, count: int) -> int:
-        return self.given[name] if self.given and name in self.given else super().choice(name, count)
+        return self.given[name] if name in self.given else super().choice(name, count)
 
 
-def outcomes(odds: Mapping[str, Mapping[int, int]]) -> Iterator[tuple[dict[str, int], int]]:
-    """All that a step may draw, as `Part.odds` says, and how often each comes."""
+def steps_of(part: Part, steps: int, images: int, device: torch.device) -> Iterator[tuple[Chosen, int]]:
+    """The random numbers of the first steps, with all that the part says it may draw, and how often each comes."""
+    odds = part.odds()
     for values in itertools.product(*(each.items() for each in odds.values())):
-        yield {name: value for name, (value, _) in zip(odds, values)}, math.prod(often for _, often in values)
+        given = {name: value for name, (value, _) in zip(odds, values)}
+        for step in range(steps):
+            draws = Chosen(0, part.name, step, images, slice(0, images), device, given=given)
+            yield draws, math.prod(often for _, often in values)
 
 
 def flops_per_image(part: Part, precision: str, device: torch.device) -> float:
@@ -84,27 +88,26 @@ def flops_per_image(part: Part, precision: str, device: torch.device) -> float:
     batch = {key: value.to(device) for key, value in part.data[torch.arange(count)].items()}
     trained = {name: [p for p in net.parameters() if p.requires_grad] for name, net in part.networks.items()}
 
-    def loss(name: str, step: int, given: Mapping[str, int]) -> Tensor:
-        draws = Chosen(0, part.name, step, count, slice(0, count), device, given=given)
+    def loss(name: str, draws: Chosen) -> Tensor:
         with autocast(precision, device):
             return part.loss(name, part.networks, batch, draws)[0]
 
     total, weights, known = 0, 0, dict[Any, int]()
     with _unchanged(nets), Counter() as counter:
         echoes = [Echo(net, counter) for net in nets]
-        for (given, often), step in itertools.product(outcomes(part.odds()), range(steps)):
+        for draws, often in steps_of(part, steps, count, device):
             weights += often
-            for name in part.turns(step):
+            for name in part.turns(draws.step):
                 for other, parameters in trained.items():
                     for parameter in parameters:
                         parameter.requires_grad_(other == name)
                 counter.flops = 0
                 with _echoing(echoes):
-                    loss(name, step, given)
+                    loss(name, draws)
                 key = (name, counter.flops, *(tuple(echo.calls) for echo in echoes))
                 if key not in known:
                     counter.flops = 0
-                    loss(name, step, given).backward()
+                    loss(name, draws).backward()
                     known[key] = counter.flops
                 total += often * known[key]
     return total / (count * weights)

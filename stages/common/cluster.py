@@ -191,12 +191,12 @@ class Meter:
     """The training images that the first worker has seen; the stage draws its bar from them."""
 
     def __init__(self) -> None:
-        self.seen = 0
+        self.seen: int | None = None  # until it has begun
 
     def reach(self, seen: int) -> None:
         self.seen = seen
 
-    def read(self) -> int:
+    def read(self) -> int | None:
         return self.seen
 
 
@@ -289,9 +289,10 @@ def _watched(title: str, total: int, meter: Any) -> Iterator[None]:
     def follow(reach: Callable[[int], None]) -> None:
         while not done.wait(1):
             with suppress(ray.exceptions.RayError):
-                reach(ray.get(meter.read.remote()))
+                if (seen := ray.get(meter.read.remote())) is not None:
+                    reach(seen)
 
-    with progress(title, total) as reach:
+    with progress(title, total, resumes=True) as reach:
         thread = threading.Thread(target=follow, args=(reach,), daemon=True)
         thread.start()
         try:

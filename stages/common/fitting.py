@@ -93,7 +93,7 @@ def train(job: Job, run: Run) -> None:
     if run.workers:
         cluster.train(title, run, images, _worker, {"job": job, "run": run})
     else:
-        with progress(title, images) as reach:
+        with progress(title, images, resumes=True) as reach:
             work(job, run, on_step=reach)
 
 

@@ -139,12 +139,21 @@ def _end(line: str, code: int) -> NoReturn:
 
 
 @contextmanager
-def progress(title: str, total: int, unit: str = "img") -> Iterator[Callable[[int], None]]:
-    """A progress bar, updated by calling it with the count so far; in a log file it prints a line every 10 seconds."""
+def progress(title: str, total: int, unit: str = "img", resumes: bool = False) -> Iterator[Callable[[int], None]]:
+    """A progress bar, updated by calling it with the count so far; in a log file it prints a line every 10 seconds.
+
+    resumes: the first count is what an earlier run has done, of which the speed and the time left are not made.
+    """
     quiet = not sys.stderr.isatty()
     with tqdm(total=total, desc=title, unit=unit, unit_scale=total >= 10000, mininterval=10 if quiet else 0.2) as bar:
 
         def reach(done: int) -> None:
+            nonlocal resumes
+            if resumes:
+                resumes = False
+                bar.reset()
+                bar.initial = bar.n = bar.last_print_n = min(done, total)
+                bar.refresh()
             bar.update(min(done, total) - bar.n)
 
         yield reach

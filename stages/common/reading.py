@@ -9,12 +9,23 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.scanner import Scanner
 
 from stages.common.errors import BadInput, one_line
 
 LARGEST = 1_000_000  # bytes of a file
 MOST = 100_000  # values in a file, those of an alias counted at each place
 LONGEST = 1000  # bits of an integer
+DEEPEST = 100  # mappings and lists in each other
+
+
+class _Scanner(Scanner):
+    """Stops at what is nested deeply, as its time grows with the square of the depth."""
+
+    def fetch_more_tokens(self) -> Any:
+        if self.flow_level + len(self.indents) > DEEPEST:
+            raise YAMLError(f"nested too deeply; allowed: {DEEPEST} mappings and lists in each other")
+        return super().fetch_more_tokens()
 
 
 class _Constructor(SafeConstructor):
@@ -63,7 +74,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_yaml(text: str, path: Path) -> dict[str, Any]:
     """A mapping from the text of a YAML 1.2 file. Raises BadInput."""
     yaml = YAML(typ="safe", pure=True)
-    yaml.Constructor = _Constructor
+    yaml.Scanner, yaml.Constructor = _Scanner, _Constructor
     try:
         value = yaml.load(text)
     except YAMLError as error:
@@ -71,8 +82,6 @@ def parse_yaml(text: str, path: Path) -> dict[str, Any]:
         line = f" line {where.line + 1}:" if where else ""
         reason = str(getattr(error, "problem", None) or error)
         raise BadInput(f"{path}:{line} not valid YAML: {one_line(reason)}") from None
-    except RecursionError:
-        raise BadInput(f"{path}: nested too deeply; allowed: what the reader of YAML takes") from None
     except Exception as error:  # of all kinds, from values that the tag or the form promises and that cannot be
         raise BadInput(f"{path}: not valid YAML: {one_line(error)}") from None
     _check_size(value, path)

@@ -9,10 +9,9 @@ of the training, without micro-batches.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,7 +30,7 @@ from multiscale.core.settings import Fetched
 from multiscale.core.storage import Table, sealed_folder, write_blocks, write_json
 from multiscale.networks.autoencoder import Codec
 from multiscale.plan import Call, Understudy, size
-from multiscale.training.operations import Chosen, outcomes
+from multiscale.training.operations import Chosen, steps_of
 from multiscale.training.part import Part
 from multiscale.training.prepare import recompute
 from stages import recipe
@@ -158,8 +157,8 @@ class Planner:
         stands = {each: self.stand(net).instead() for each, net in nets.items()}
         cycle = getattr(part, "cycle", STEPS if len(part.networks) > 1 else 1)  # a network alone has equal steps
         most, times, by = 0, 0, dict[int, float]()
-        for (given, often), step in product(outcomes(part.odds()), range(cycle)):
-            calls = calls_of(part, stands, step, training.batch // self.workers, given, training.precision)
+        for draws, often in steps_of(part, cycle, training.batch // self.workers, CPU):
+            calls = calls_of(part, stands, draws, training.precision)
             most, times = max(most, sum(call.activations for call in calls)), times + often
             for call in calls:
                 by[call.edge] = by.get(call.edge, 0.0) + call.flops * self.workers * often
@@ -259,20 +258,17 @@ def unfilled() -> Iterator[None]:
         yield
 
 
-def calls_of(
-    part: Part, stands: dict[str, Understudy], step: int, share: int, given: Mapping[str, int], precision: str
-) -> list[Call]:
-    """The calls of the networks in a training step of one worker, on its share of a batch; given: what it draws.
+def calls_of(part: Part, stands: dict[str, Understudy], draws: Chosen, precision: str) -> list[Call]:
+    """The calls of the networks in a training step of one worker, on its share of a batch.
 
     precision: of the training; 'auto' is bf16, which the GPU multiplies natively.
     """
-    batch = part.data[torch.arange(share) % ROWS]
-    draws = Chosen(0, part.name, step, share, slice(0, share), CPU, given=given)
+    batch = part.data[torch.arange(draws.batch) % ROWS]
     trained = dict[str, list[nn.Parameter]]()
     for name, stand in stands.items():
         trained[name] = [p for p in stand.net.parameters() if p.requires_grad]
         stand.calls.clear()
-    for turn in part.turns(step):
+    for turn in part.turns(draws.step):
         _train(trained, [turn])
         with autocast("bf16" if precision == "auto" else precision, CPU):
             part.loss(turn, part.networks, batch, draws)

@@ -19,7 +19,7 @@ from hypothesis import strategies
 
 from stages import download
 from stages.common import enough, images, reading, settings
-from stages.common.errors import refuse
+from stages.common.errors import BadInput, refuse
 from stages.common.harness import guarded, show
 from stages.common.paths import EXPERIMENT, IMAGES
 from stages.common.reading import read_yaml
@@ -136,3 +136,13 @@ def test_any_file_of_settings_is_read_or_refused_in_one_line(tmp_path, name):
     code, line, trouble = ended(lambda: settings.validate(read_yaml(path), EXPERIMENT) and None)
     assert code == 2 and not trouble
     assert ("an integer of 80000 bits" in line) == name.startswith("a hexadecimal integer")
+    assert ("nested too deeply; allowed: 100" in line) == ("nested" in name)
+
+
+def test_a_hundred_mappings_and_lists_in_each_other_are_read():
+    nested: object = None
+    for _ in range(99):
+        nested = [nested]
+    assert reading.parse_yaml(f"a: {'[' * 99}null{']' * 99}", EXPERIMENT) == {"a": nested}
+    with pytest.raises(BadInput, match="nested too deeply"):
+        reading.parse_yaml(f"a: {'[' * 100}null{']' * 100}", EXPERIMENT)
