@@ -137,6 +137,7 @@ def test_any_file_of_settings_is_read_or_refused_in_one_line(tmp_path, name):
     assert code == 2 and not trouble
     assert ("an integer of 80000 bits" in line) == name.startswith("a hexadecimal integer")
     assert ("nested too deeply; allowed: 100" in line) == ("nested" in name)
+    assert ("a reference; allowed: plain values" in line) == name.startswith("a reference")
 
 
 def test_a_hundred_mappings_and_lists_in_each_other_are_read():
