@@ -108,7 +108,7 @@ def overhead() -> dict:
 
 
 def whole() -> dict:
-    """Seconds of everything from nothing, one stage at a time on all cores and two at a time on half of them each."""
+    """Seconds of everything from nothing, one stage at a time and two at a time, each on `run.threads` threads."""
     seconds = {}
     for name, run in {"dvc repro": lambda folder: call("dvc", "repro", folder=folder), "flow": flow}.items():
         with tempfile.TemporaryDirectory() as folder:

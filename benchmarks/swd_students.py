@@ -57,7 +57,7 @@ class Size:
 
 SIZES = {
     "embedded": Size(
-        four=[4, 6, 6, 8],
+        four=[4, 6, 8, 8],
         six=[4, 4, 6, 6, 6, 8],
         network=DiTNetwork(depth=4, width=192, heads=3, patch=2),
         batch=50,
