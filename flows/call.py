@@ -1,9 +1,9 @@
-"""One call of the `python` of `flows.warm`: asks the server for a stage and stands for it until it has ended.
+"""One call of the `python` of `flows.warm`: requests a stage from the server and represents it until it has ended.
 
 python -IS flows/call.py SOCKET ARGUMENTS...
 
-Isolated and without site-packages it starts in hundredths of a second. It hands signals on, and asks the stage to end
-when whoever waits for it is gone. However this process ends, the stage ends with it.
+Isolated and without site-packages it starts in hundredths of a second. It passes signals on, and asks the stage to end
+when the process that waits for it is gone. However this process ends, the stage ends with it.
 """
 
 from __future__ import annotations

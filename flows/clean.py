@@ -1,11 +1,11 @@
-"""Frees what nothing refers to: temporary files of killed processes, and what only older settings would look for.
+"""Deletes what nothing refers to: temporary files of killed processes, and files that only older settings would use.
 
 python -m flows.clean    # make clean
 
-It shows each path that it frees, with its size. Results stay, and of .scratch what the next run would use: downloads
-and published models that params/ or params.yaml name, of each training and each sweep the newest checkpoints and
-records, shards of interrupted stages, logs, previews and the seconds of stages. It refuses to work while something else
-does in this folder.
+It shows each path that it deletes, with its size. It keeps results and, in .scratch, what the next run would use:
+downloads and published models that params/ or params.yaml name, the newest checkpoints and records of each training
+stage and each sweep, shards of interrupted stages, logs, previews and the seconds of stages. It refuses to run while
+something else is at work in this folder.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ if __name__ == "__main__":  # first: the imports below take seconds
     parser = argparse.ArgumentParser(
         prog="python -m flows.dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--port", type=int, default=4200, help="of the dashboard; the next serves the report (4200)")
-    parser.add_argument("--nightly", default="0 2 * * *", metavar="CRON", help="when, in UTC ('0 2 * * *')")
+    parser.add_argument("--port", type=int, default=4200, help="port; the next serves the report (4200)")
+    parser.add_argument("--nightly", default="0 2 * * *", metavar="CRON", help="nightly schedule, in UTC ('0 2 * * *')")
     launch("flows.dashboard", "loading Prefect", **vars(parser.parse_args()))
 
 import hmac

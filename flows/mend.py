@@ -1,10 +1,10 @@
-"""Puts right what a kill leaves of DVC's own files, which DVC writes in place and then cannot read.
+"""Repairs DVC's own files after a kill: DVC writes them in place, and cannot read them if it was interrupted.
 
 python -m flows.mend    # before a plain `dvc repro`; runs of flows do it by themselves
 
-A dvc.lock that is cut short, or that DVC could not read for another damage, is replaced by the last whole one, and what
-was done since comes from DVC's cache of runs.
-A table of locks that is cut short is removed, and so are the entries of processes that are gone.
+A dvc.lock that is truncated, or too damaged for DVC to read, is replaced by the last intact one, and later results come
+from DVC's run cache.
+A truncated table of locks is removed, and so are the entries of processes that are gone.
 """
 
 from __future__ import annotations

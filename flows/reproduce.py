@@ -1,11 +1,11 @@
-"""Runs what is stale of the pipeline, several stages at once, and tells in one line how far it is.
+"""Runs the stale stages of the pipeline, several at once, and shows the progress in one line.
 
 python -m flows.reproduce                        # everything that `dvc repro` would run
-python -m flows.reproduce msf train@dit          # methods, stages or groups of stages, with what they need
+python -m flows.reproduce msf train@dit          # methods, stages or groups of stages, with those that they need
 python -m flows.reproduce --recipe embedded -S training.lr=0.0007 --name lr7
 
-Runs show in the dashboard that `make dashboard` started here, or on the server at PREFECT_API_URL. Without either they
-need no server, and do not import Prefect.
+Runs appear in the dashboard that `make dashboard` started here, or on the server at PREFECT_API_URL. Without either
+they need no server, and do not import Prefect.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if __name__ == "__main__":  # first: the imports below take seconds
     parser.add_argument("--recipe", help="a recipe to switch to first (python -m stages.recipe lists them)")
     parser.add_argument("-S", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="a setting")
     parser.add_argument("--name", dest="experiment", help="save the result as a DVC experiment of this name")
-    parser.add_argument("--slots", type=int, help="stages at once; by default as many as there are cores for")
+    parser.add_argument("--slots", type=int, help="stages at once; by default as many as the cores allow")
     launch("flows.reproduce", "loading the pipeline, to see what is stale", **vars(parser.parse_args()))
 
 import os

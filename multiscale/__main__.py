@@ -3,9 +3,9 @@
     python -m multiscale sample models/msf --classes 3 7 --seeds 0-15 --out grid.png
     python -m multiscale export models/msf --to exported/msf
 
-With a folder, `--out images/`, every image is a PNG of its own. Needs only the folder of the method, not the
-experiment. An image depends on its seed and class alone. A method that reads text is conditioned on prompts, which its
-text encoder in models/text embeds: `--prompts "a seven above a three" "two ones"`, or a text file with a prompt a line.
+With a folder, `--out images/`, every image is a separate PNG. Needs only the folder of the method, not the
+experiment. An image depends only on its seed and class. A text-to-image method is conditioned on prompts, which its
+text encoder in models/text embeds: `--prompts "a seven above a three" "two ones"`, or a file with one prompt per line.
 """
 
 from __future__ import annotations
@@ -179,20 +179,20 @@ def main() -> None:
     command = commands.add_parser("sample", help="make images")
     command.set_defaults(run=sample)
     command.add_argument("folder", type=Path, help="a trained method, models/METHOD")
-    command.add_argument("--classes", type=int, nargs="+", help="a row each (default: all classes)")
-    command.add_argument("--prompts", nargs="+", help="texts, a row each, or a text file with one a line")
-    command.add_argument("--encoder", type=Path, help="of the prompts (default: that in models/text)")
+    command.add_argument("--classes", type=int, nargs="+", help="one row per class (default: all classes)")
+    command.add_argument("--prompts", nargs="+", help="texts, one row each, or a text file with one per line")
+    command.add_argument("--encoder", type=Path, help="text encoder (default: the one in models/text)")
     command.add_argument("--seeds", type=seeds_of, default="0-7", help="0-15 or 3,5,8 (default: 0-7)")
     command.add_argument(
         "--out", default="grid.png", help="FILE.png for a grid, FOLDER/ for single images (default: grid.png)"
     )
-    command.add_argument("--batch", type=int, default=50, help="images a batch (default: 50)")
-    other = commands.add_parser("export", help="write a pipeline of diffusers")
+    command.add_argument("--batch", type=int, default=50, help="images per batch (default: 50)")
+    other = commands.add_parser("export", help="write a diffusers pipeline")
     other.set_defaults(run=export)
     other.add_argument("folder", type=Path, help="a trained method, models/METHOD")
-    other.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder that is not there yet")
-    other.add_argument("--push", metavar="OWNER/NAME", help="repository of the Hugging Face hub to upload it to, too")
-    other.add_argument("--license", help="of the weights, on the card, such as cc-by-4.0; --push needs it")
+    other.add_argument("--to", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")
+    other.add_argument("--push", metavar="OWNER/NAME", help="repository on the Hugging Face Hub to upload it to")
+    other.add_argument("--license", help="licence of the weights, such as cc-by-4.0; --push needs it")
     for each in (command, other):
         each.add_argument(
             "--set",

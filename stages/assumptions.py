@@ -1,15 +1,15 @@
-"""Says whether a data set is as multi-scale generation assumes, with the tables behind it.
+"""Says whether a dataset meets the assumptions of multi-scale generation, and prints the tables behind this.
 
 spectrum      the power of each octave of frequencies, and the noise level that masks it
 resolutions   the smallest resolution that is safe at each noise level of SwD's schedules
 bands         conditioning and sparsity of wavelet bands (WMGM)
 scales        the energy of the base and of the residuals (MSF)
-information   what the noisy image x_t tells of the image at each resolution (SSD)
+information   the information that the noisy image x_t carries about the image at each resolution (SSD)
 floor         what the autoencoder loses; needs the stages floor@real and floor@autoencoder
 all           all of them
 
-All but the floor need the stage `download` alone; latents are looked at where they have been decomposed. From an even
-choice of training images, at most 4096.
+All but the floor need only the stage `download`; latents are analysed if they have been decomposed. The analyses use an
+evenly spaced choice of at most 4096 training images.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Collects the prompts to sample from, in data/captions/NAME/prompts.parquet: prompt, and label or null.
+"""Collects the prompts to sample from in data/captions/NAME/prompts.parquet, each with its label or null.
 
 Sources (params: text.NAME.prompts):
-  pictures   the captions of a split of the data set, with the labels of their pictures
-  file       a Parquet file with a column of text, or a text file with a prompt a line
-  hub        the Parquet files of a data set of the Hugging Face hub
+  pictures   the captions of a split of the dataset, with the labels of their pictures
+  file       a Parquet file with a column of text, or a text file with one prompt per line
+  hub        the Parquet files of a dataset on the Hugging Face Hub
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Trains the classifier of the samples' classes on the training split.
+"""Trains the classifier that predicts the classes of samples, on the training split.
 
-Where a class consists of factors (pictures of two digits) the classifier tells each of them, and a sample shows its
+Where a class consists of factors (pictures of two digits) the classifier predicts each of them, and a sample shows its
 class if all are right. For an unlabelled dataset, which has one class, nothing is trained and only the config is
 written.
 """

@@ -1,10 +1,10 @@
-"""Lists the code that decides each stage, in data/code: a file for each stage, by method where it runs a method's code.
+"""Lists the source code of each stage in data/code: one file per stage, or per method where it runs a method's code.
 
 It runs before all other stages, and after each edit of params.yaml: settings that are not allowed are refused here.
 
-A line is the digest and the path of a source file that the stage imports, directly or through others. Each stage
-depends on its list alone, so an edit re-runs the stages whose result it can change. Comments, docstrings and layout are
-not in the digest.
+Each line has the digest and the path of a source file that the stage imports, directly or through others. A stage
+depends only on its own list, so an edit re-runs the stages whose result it can change. The digest ignores comments,
+docstrings and layout.
 """
 
 from __future__ import annotations

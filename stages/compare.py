@@ -4,10 +4,11 @@ python -m stages.compare                    # HEAD, its DVC experiments, and the
 python -m stages.compare main bored-toad    # branches, commits, DVC experiments; the first is the baseline
 
 It also writes reports/compare.html, a self-contained page: the leaderboards of all revisions in one, and the
-quality of their rows against cost, with intervals. Rows of different protocols are kept apart. What a recipe gives is
-a revision, too: commit its run, or save it by `dvc exp run`.
+quality of their rows against cost, with intervals. Rows of different protocols are kept apart. To compare a recipe,
+commit its run, or save it with `dvc exp run`.
 
-A difference is given in standard errors of the difference (se), which cover other sampling seeds, not other trainings.
+A difference is given in standard errors of the difference (se), which cover other sampling seeds, not other training
+runs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Computes the training data of parts, in data/decomposed/NAME. The method in `kind` decides the decomposition.
+"""Computes the training data of the parts in data/decomposed/NAME. The method in `kind` decides the decomposition.
 
 ssd       the images as they are, for every method on pixels
-msf       a base and residuals of the latents, one target a scale; with one resolution, the normalised latents
+msf       a base and residuals of the latents, one target per scale; with one resolution, the normalised latents
 swd       the latents at each resolution, normalised by the statistics of the full resolution
 wmgm      the wavelet bands of the images
 

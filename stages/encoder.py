@@ -1,7 +1,7 @@
 """Provides the text encoder in models/text/NAME: that of a small CLIP trained here, or that of a published model.
 
-A published one is the files of its text encoders and tokenizers (safetensors only), from a folder or from the hub at a
-revision. Either way the folder is laid out as a pipeline of diffusers.
+A published encoder consists of its text encoders and tokenizers (safetensors only), from a folder or from the Hub at a
+revision. Either way the folder has the layout of a diffusers pipeline.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Measures the images of one method against the reference.
 
-Writes reports/measurements/METHOD.json, with the protocol, of these numbers the few that DVC compares,
-reports/metrics/METHOD.json, and what each image adds to KID and accuracy, reports/paired/METHOD.parquet: methods are
-compared seed by seed.
+Writes all numbers and the protocol to reports/measurements/METHOD.json, the few numbers that DVC compares to
+reports/metrics/METHOD.json, and the contribution of each image to KID and accuracy to reports/paired/METHOD.parquet,
+from which methods are compared seed by seed.
 
 The main metric is KID with its standard error: with a few thousand images FD is biased, KID is not. KID is measured
-against the training images (or the images that evaluate.reference names), against the test split, and by a second
-extractor. Inception gives sFID too, and evaluate.dinov2 FD-DINOv2. The classifier measures the label
-accuracy. Of images with prompts the diversity among those of one prompt is measured too, and the scores that
-evaluate.clip_score and evaluate.pick_score name. Images are tested for copies of training images
+against the training images (or the images that evaluate.reference names), against the test split, and with a second
+extractor. Inception also gives sFID, and evaluate.dinov2 adds FD-DINOv2. The classifier measures the label
+accuracy. For images with prompts, the diversity among the images of a prompt is measured too, and the scores that
+evaluate.clip_score and evaluate.pick_score enable. Images are tested for copies of training images
 (multiscale/evaluation/memorisation.py), and reports/neighbours/METHOD.png shows the most likely copies.
 """
 

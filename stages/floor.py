@@ -1,6 +1,6 @@
 """Measures real images as if a method had sampled them, as a floor for all methods.
 
-Makes samples/FLOOR and, as `evaluate` does, reports/measurements/FLOOR.json.
+Writes samples/FLOOR and, like `evaluate`, reports/measurements/FLOOR.json.
 
 real         images of the test split, at most as many as a method samples
 autoencoder  their reconstructions by the autoencoder, the floor of methods on latents

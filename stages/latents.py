@@ -1,10 +1,10 @@
 """Encodes the images, downsampled in pixels to one resolution, into data/latents/RESOLUTION.
 
 00000.safetensors ...   shards: mean and standard deviation of the posterior of each training image
-validation              a folder with the same of the validation split, if there is one
+validation              a folder with the same for the validation split, if there is one
 statistics.json         the shift and scale that normalise each channel of the training images' means
 
-A copy of the autoencoder lies beside them.
+A copy of the autoencoder is in the same folder.
 """
 
 from __future__ import annotations

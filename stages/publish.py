@@ -4,11 +4,11 @@ python -m stages.publish docs/results/fashion32                     # tables, cl
 python -m stages.publish docs/results/fashion32 --page              # and reports/report.html, some megabytes
 python -m stages.publish docs/results/fashion32 --into README.md    # and its table and plot into another page
 
-Into another page go the plot and the table, between the lines `<!-- results -->` and `<!-- end of results -->`.
+In another page the plot and the table go between the lines `<!-- results -->` and `<!-- end of results -->`.
 
 results.md has the leaderboard with the seconds of this machine, quality against time, the claims, a grid of samples of
-each method, the training curves, versions, hardware and commands. Commit the experiment before: the page names the
-commit. The results and the report of `dvc repro` must be in place.
+each method, the training curves, versions, hardware and commands. Commit the experiment first: the page names the
+commit. The results and the report of `dvc repro` must exist.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if __name__ == "__main__":  # first: the imports below take seconds
     parser = argparse.ArgumentParser(
         prog="python -m stages.publish", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", help="where to write; files of these names are replaced")
-    parser.add_argument("--page", action="store_true", help="also copy the page of the report")
-    parser.add_argument("--into", metavar="FILE", help="a Markdown page that shows the plot and the table")
+    parser.add_argument("folder", help="where to write; files of the same names are replaced")
+    parser.add_argument("--page", action="store_true", help="also copy reports/report.html")
+    parser.add_argument("--into", metavar="FILE", help="a Markdown page to insert the plot and the table into")
     launch("stages.publish", "reading the leaderboard", **vars(parser.parse_args()))
 
 import os

@@ -24,7 +24,7 @@ from stages.common.paths import RECIPES
 if __name__ == "__main__":  # first: the imports below take seconds, and a list needs none of them
     if sys.argv[1:2] == ["new"]:
         parser = argparse.ArgumentParser(prog="python -m stages.recipe new", description="Writes a recipe for images.")
-        parser.add_argument("name", help="of the recipe and the data set")
+        parser.add_argument("name", help="name of the recipe and the dataset")
         parser.add_argument("--images", required=True, help="a folder, zip, tar, Parquet or IDX file")
         launch("stages.recipes.propose", "looking at the images", **vars(parser.parse_args(sys.argv[2:])))
     parser = argparse.ArgumentParser(

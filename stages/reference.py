@@ -1,8 +1,8 @@
-"""Extracts the reference that methods are measured against, into data/reference.
+"""Extracts the reference against which methods are measured, into data/reference.
 
 It holds features of the training images (or of those that evaluate.reference names) and of the test split, features of
-the former by the second extractor and DINOv2, KID's part of each set alone, which all methods share, and small versions
-of all training images for the detection of copies.
+the former from the second extractor and DINOv2, the part of KID that depends on each set alone, which all methods
+share, and small versions of all training images for the detection of copies.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Samples the images of one method, in samples/METHOD, and counts what an image costs.
 
 Image k has the seed first_seed + k and the class k modulo the number of classes, or with `sample.labels: data` a class
-drawn with its frequency in the training images. A method that reads text takes prompts at equal strides instead. Also
-writes grid.png (one class a column, or with captions each image over its caption), strip.png (the first images at the
+drawn with its frequency in the training images. A text-to-image method takes prompts at equal strides instead. Also
+writes grid.png (one class per column, or each image above its caption), strip.png (the first images at the
 sampler's steps) and costs.json (network calls, floating-point operations, parameters); the peak memory goes to
 reports/timing. The stage `timing` measures seconds.
 
-For each further number of solver steps, in `methods.METHOD.steps`, it samples the first of these images again, or of
-prompts and of many classes a random choice, in images-STEPS.safetensors, and counts what they cost, in steps.json.
+For each further number of solver steps, in `methods.METHOD.steps`, it samples the first of these images again (with
+prompts or many classes, a random choice of them) to images-STEPS.safetensors, and writes their cost to steps.json.
 """
 
 from __future__ import annotations

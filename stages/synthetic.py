@@ -1,8 +1,8 @@
 """Generates training images with a trained teacher and its sampler, in data/decomposed/NAME, for students.
 
-The folder is made like the decomposition `dataset`, whose statistics, held-out images, autoencoder and text it takes
-over: images are downsampled in pixels and encoded as in the stages `latents` and `decompose`. Until all are there, each
-batch is a shard in .scratch: an interrupted stage goes on after the last one.
+The folder is made like the decomposition `dataset`, whose statistics, held-out images, autoencoder and text it reuses:
+images are downsampled in pixels and encoded as in the stages `latents` and `decompose`. Until all are complete, each
+batch is a shard in .scratch: an interrupted stage resumes after the last one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Times the sampling of all methods, in turn and in one process, and collects what an image of each costs.
+"""Times the sampling of all methods, in turn and in one process, and collects the cost of an image from each.
 
 Writes reports/costs.json, which is the same on every machine, and reports/timing/sampling.json, which is not: seconds,
 their spread, and when the machine was busy. Every round times each method once, between two runs of a reference
-workload, in an order of its own.
+workload, in a different order.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Trains one part of one method, and writes its averaged weights to models/METHOD/PART.
 
-A part with a `source` is fetched: the network of a published model, from a folder or from the hub at a revision.
+A part with a `source` is fetched: the network of a published model, from a folder or from the Hub at a revision.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Searches settings with Ray Tune: a sweep of params/sweeps, on this machine or on the cluster at RAY_ADDRESS.
 
 python -m flows.sweeps            # list the sweeps
-python -m flows.sweeps dit        # run one, or several in turn, or go on with them after a kill
+python -m flows.sweeps dit        # run one, or several in turn, or continue them after a kill
 
-Each trial trains the method's parts on a share of the training images, samples, and is measured as the pipeline
-measures. Trials share what they have in common: settings of the sampler alone train nothing. The pipeline's own
+Each trial trains the method's parts on a share of the training images, samples, and is evaluated as in the
+pipeline. Trials share what they have in common: a change of sampler settings trains nothing. The pipeline's own
 stages up to `decompose`, `classifier` and `reference` must have run (dvc repro).
 
-It leaves reports/sweeps/NAME: trials.parquet (settings, metrics and history of every trial), trials.md (ranked),
+It writes reports/sweeps/NAME: trials.parquet (settings, metrics and history of every trial), trials.md (ranked),
 settings.png, parallel.png; and the winner as a recipe, which you then run at full budget:
 
 python -m stages.recipe dit-best && dvc repro
