@@ -77,24 +77,35 @@ MOST = 30  # trainings of each method: to check more takes minutes
 Tree = dict[str, Any]
 
 
-def resolve(name: str, seen: tuple[str, ...] = ()) -> Tree:
+def chain(name: str) -> dict[str, Tree]:
+    """What a recipe and those that it extends say, by their names, the root of all last. Raises BadInput."""
+    found: dict[str, Tree] = {}
+    file, key = RECIPES, "recipe"  # where the name stands
+    while True:
+        if name not in named(RECIPES):
+            raise refuse(file, key, name, f"one of {', '.join(named(RECIPES))}")
+        file, key = RECIPES / f"{name}.yaml", "extends"
+        if name in found:
+            raise refuse(file, key, name, f"a chain without cycles (this one is {' -> '.join((*found, name))})")
+        found[name] = own = read_yaml(file)
+        base = own.pop("extends", None)
+        if base is None:
+            if own.get("only") is not None:
+                raise refuse(file, "only", own["only"], "this key only beside `extends`, whose methods it selects")
+            return found
+        if not isinstance(base, str):
+            raise refuse(file, key, base, "the name of a recipe")
+        name = base
+
+
+def resolve(name: str) -> Tree:
     """A recipe merged over the recipes that it extends. Raises BadInput."""
-    path = RECIPES / f"{name}.yaml"
-    if name not in named(RECIPES):
-        where = (RECIPES / f"{seen[-1]}.yaml", "extends") if seen else (RECIPES, "recipe")
-        raise refuse(*where, name, f"one of {', '.join(named(RECIPES))}")
-    if name in seen:
-        raise refuse(path, "extends", name, f"a chain without cycles (this one is {' -> '.join((*seen, name))})")
-    own = read_yaml(path)
-    base, only = own.pop("extends", None), own.pop("only", None)
-    if base is None:
-        if only is not None:
-            raise refuse(path, "only", only, "this key only beside `extends`, whose methods it selects")
-        return own
-    if not isinstance(base, str):
-        raise refuse(path, "extends", base, "the name of a recipe")
-    taken = resolve(base, (*seen, name))
-    return merge(taken if only is None else _only(taken, only, base, path), own)
+    base, tree = "", Tree()  # of the root, which is merged over nothing
+    for each, own in reversed(chain(name).items()):
+        only = own.pop("only", None)
+        taken = tree if only is None else _only(tree, only, base, RECIPES / f"{each}.yaml")
+        base, tree = each, merge(taken, own)
+    return tree
 
 
 def _only(tree: Tree, names: Any, base: str, path: Path) -> Tree:

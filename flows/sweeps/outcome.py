@@ -14,7 +14,7 @@ from multiscale.core.storage import atomic_file, write_text
 from stages import recipe
 from stages.common.errors import BadInput, refuse
 from stages.common.paths import EXPERIMENT, RECIPES, REPORTS
-from stages.common.reading import named, read_yaml
+from stages.common.reading import named
 from stages.common.settings import TAGS
 from stages.reporting.tables import markdown
 from stages.schema.rendering import plain
@@ -105,7 +105,7 @@ def winner(plan: Plan, best: dict[str, Any]) -> str:
     name, own = plan.experiment.recipe, f"{plan.name}-best"
     if name not in named(RECIPES):
         raise refuse(EXPERIMENT, "recipe", name, f"one of {', '.join(named(RECIPES))}")
-    chain = _chain(name)
+    chain = list(recipe.chain(name))
     extended = next(iter(chain[chain.index(own) + 1 :] if own in chain else chain), None)
     tied = {"recipe", "run"}  # to the recipe's name, and to this machine
     base, chosen = {}, plan.changed(best["point"]).model_dump(exclude=tied)
@@ -121,15 +121,6 @@ def winner(plan: Plan, best: dict[str, Any]) -> str:
     lines += [f"extends: {extended}"] if extended else []
     lines += [f"{key}: {plain(section)}" for key, section in difference(base, chosen).items()]
     return "\n".join(lines) + "\n"
-
-
-def _chain(name: str) -> list[str]:
-    """A recipe and those that it extends, the next one first. Raises BadInput."""
-    recipe.resolve(name)  # it ends
-    found = [name]
-    while base := read_yaml(RECIPES / f"{found[-1]}.yaml").get("extends"):
-        found.append(base)
-    return found
 
 
 def _without(names: dict[str, set[str]], tree: dict[str, Any]) -> dict[str, Any]:
