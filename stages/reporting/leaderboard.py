@@ -197,11 +197,20 @@ def _first(key: str, metric: str, rows: list[Row]) -> str:
     error = hypot(*(standard_error(key, row) for row in (first, second)))
     difference = second[key] - first[key]
     verdict = "significant" if difference > APART * error else "not significant"
-    alone = ", over images alone, not paired by seed" if first["trainings"] == second["trainings"] == 1 else ""
     return (
         f"Best KID-{metric}: {first['method']}, {difference:.4f} below {second['method']}, {verdict} at {APART} "
-        f"standard errors of the difference ({APART * error:.4f}{alone})."
+        f"standard errors of the difference ({APART * error:.4f}{_covers(first, second)})."
     )
+
+
+def _covers(*rows: Row) -> str:
+    """What the error of the difference of two rows is over, where it is not over trainings of both."""
+    few, many = sorted(rows, key=lambda row: row["trainings"])
+    if many["trainings"] == 1:
+        return ", over images alone, not paired by seed"
+    if few["trainings"] == 1:
+        return f", over {many['trainings']} trainings of {many['method']} and the images of one of {few['method']}"
+    return ""
 
 
 def markdown(

@@ -487,7 +487,8 @@ def test_several_trainings_are_one_row_with_their_mean_and_spread(measured):
     # The error of a mean of three trainings is 0.125 / sqrt(3), twice of which is as wide as t of two degrees asks;
     # of one training its error over images is known alone.
     wide = 0.125 / 3**0.5 * 4.3027
-    assert f"significant at 2 standard errors of the difference ({(wide**2 + 0.02**2) ** 0.5:.4f})." in told()
+    error = f"({(wide**2 + 0.02**2) ** 0.5:.4f}, over 3 trainings of msf and the images of one of dit)"
+    assert f"significant at 2 standard errors of the difference {error}." in told()
     pictures = {path.name for path in Path("reports/galleries").iterdir()}
     assert "msf-grid.png" in pictures and "msf-seed-1-grid.png" not in pictures
     assert "msf-0-seed-1" in Path("reports/training.csv").read_text()
