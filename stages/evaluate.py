@@ -19,7 +19,7 @@ from stages.common.harness import command
 if __name__ == "__main__":  # first: the imports below take seconds
     command(__doc__, {"method": "a key of `methods`"})
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,13 +38,12 @@ from multiscale.core.storage import (
     CHECKSUM,
     Table,
     atomic_file,
-    digest_files,
     metadata_of,
     read_json,
     write_json,
     write_sealed_json,
 )
-from multiscale.evaluation import features, memorisation, metrics, prompts
+from multiscale.evaluation import memorisation, metrics, prompts
 from multiscale.evaluation.classifier import Classifier, hits, load
 from stages.common import enough, images
 from stages.common.cluster import Pool, pool
@@ -63,6 +62,7 @@ from stages.common.paths import (
     SAMPLES,
     STEPS,
 )
+from stages.common.protocol import protocol_of, published, weights_of
 from stages.reference import Extractor, extract, fetched, further
 from stages.schema import Experiment
 from stages.schema.data import Evaluate
@@ -171,46 +171,6 @@ def by_further(title: str, table: Table, reference: Reference, dealt: Tensor | N
     return values
 
 
-def protocol_of(section: Evaluate, about: Row, made: Mapping[str, str], count: int, layers: Sequence[Tensor]) -> Row:
-    """How `count` images were measured; about: the reference. made: how the images were made."""
-    first, second = made.get("first_seed"), section.second_extractor
-    return {
-        "extractor": section.extractor,
-        "metric": features.LABELS[section.extractor],
-        "resize": features.RESIZES[section.extractor],
-        "features": layers[0].shape[1],
-        "second_extractor": second,
-        "second_metric": features.LABELS[second] if second else None,
-        "second_resize": features.RESIZES[second] if second else None,
-        "n": count,
-        "labels": made.get("labels"),
-        "seeds": None if first is None else f"{first}..{int(first) + count - 1}",
-        "n_reference": about["n"],
-        "reference": about["reference"],
-        "n_test": about["n_test"],
-        "test": about["test"],
-        "estimator": "KID over all pairs",
-        "is_splits": section.is_splits,
-        "prc_neighborhood": section.prc_neighborhood,
-    }
-
-
-def published(section: Evaluate, about: Row, spatial: bool) -> Row:
-    """What differs from the protocol of training images, or is measured beside it; nothing otherwise."""
-    protocol: Row = {}
-    if spatial:
-        protocol["sfid"] = "mixed_6/conv, 7 channels"
-    if section.resolution:
-        protocol["resolution"] = f"{section.resolution}, Lanczos"
-    if folder := section.dinov2:
-        digest = digest_files(sorted(Path(folder).glob("*.safetensors")))[:16]
-        protocol["dinov2"] = f"{Path(folder).name} {digest}, bicubic antialiased to 224"
-    if name := about.get("against"):
-        protocol["against"] = f"{name}{', by its statistics' if about['statistics'] else ''}"
-        protocol |= {"against_images": about["split"] is None, "prc_sets": "whole"}
-    return protocol
-
-
 def check_images(path: Path, table: Table, section: Evaluate) -> None:
     """Raises BadInput for images that are too few for the metrics, or all the same: they have no covariance."""
     fewest = enough.fewest_of_floors(section)
@@ -277,7 +237,7 @@ def of_prompts(name: str, section: Evaluate, found: Tensor, real: Tensor | None,
         if folder := getattr(section, key):
             scores = _scores(key, Path(folder), pixels, told)[place]
             values |= {key: float(scores.mean()), f"{key}_se": float(scores.std() / len(scores) ** 0.5)}
-            protocol[key] = f"{Path(folder).name} {digest_files(sorted(Path(folder).glob('*.safetensors')))[:16]}"
+            protocol[key] = weights_of(Path(folder))
     return values, protocol
 
 

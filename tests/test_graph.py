@@ -97,6 +97,7 @@ FOLLOWS = {  # the lists that an edit of a file changes
     "stages/common/cluster.py": set(),
     "stages/code.py": set(),
     "stages/common/previews.py": set(),
+    "stages/common/protocol.py": {"evaluate", "floor"},
     "stages/common/trackers.py": set(),
     "stages/recipe.py": set(),
     "stages/schema/__init__.py": set(),
