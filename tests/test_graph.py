@@ -49,7 +49,7 @@ def of(*kinds: str, verbs: str = "train synthetic distill sample") -> set[str]:
     return {f"{verb}-{kind}" for verb in verbs.split() for kind in kinds} & set(code.names(ROOT))
 
 
-KINDS = ("msf", "pyramidal", "shift", "ssd", "swd", "wmgm")
+KINDS = tuple(path.parent.name for path in sorted(ROOT.glob("multiscale/methods/*/settings.py")))
 FLOWS = ("msf", "pyramidal", "shift", "swd")
 FOLLOWS = {  # the lists that an edit of a file changes
     "multiscale/core/storage.py": set(code.names(ROOT)),
