@@ -29,8 +29,8 @@ from multiscale.core.memory import allocate, keep_freed_memory
 from multiscale.evaluation import metrics
 from multiscale.methods.wmgm.wavelet import Wavelet
 from stages.common.cluster import Pool
+from stages.common.extraction import Extractor, extract
 from stages.latents import Encoder
-from stages.reference import Extractor, extract
 
 BAR, FLOOR_BAR = 1.2, 0.95
 DEFAULT_ALLOCATOR = {"mapped_from": 2**25, "kept": 2**26}  # glibc gets there by itself after the first large blocks

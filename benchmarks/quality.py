@@ -10,8 +10,8 @@ from torch import Tensor
 from multiscale.evaluation import metrics
 from multiscale.evaluation.classifier import accuracy, load
 from stages.common.cluster import Pool
+from stages.common.extraction import Extractor, extract
 from stages.common.paths import CLASSIFIER, REFERENCE
-from stages.reference import Extractor, extract
 from stages.schema.data import Evaluate
 
 

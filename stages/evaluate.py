@@ -48,6 +48,7 @@ from multiscale.evaluation.classifier import Classifier, hits, load
 from stages.common import enough, images
 from stages.common.cluster import Pool, pool
 from stages.common.errors import BadInput, one_line, refuse
+from stages.common.extraction import Extractor, extract, fetched, further
 from stages.common.harness import progress, tell
 from stages.common.paths import (
     CLASSIFIER,
@@ -63,7 +64,6 @@ from stages.common.paths import (
     STEPS,
 )
 from stages.common.protocol import protocol_of, published, weights_of
-from stages.reference import Extractor, extract, fetched, further
 from stages.schema import Experiment
 from stages.schema.data import Evaluate
 

@@ -96,6 +96,7 @@ FOLLOWS = {  # the lists that an edit of a file changes
     "multiscale/__init__.py": set(),
     "stages/common/cluster.py": set(),
     "stages/code.py": set(),
+    "stages/common/extraction.py": {"reference", "evaluate", "floor"},
     "stages/common/previews.py": set(),
     "stages/common/protocol.py": {"evaluate", "floor"},
     "stages/common/trackers.py": set(),

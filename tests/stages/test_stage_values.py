@@ -455,7 +455,7 @@ def test_images_that_have_no_covariance_are_refused_in_a_line(tmp_path, count, s
 
 
 def test_distances_are_taken_of_the_pooled_features_and_the_inception_score_of_the_class_scores():
-    from stages.reference import Extractor
+    from stages.common.extraction import Extractor
 
     extractor = Extractor("efficientnet-lite0", None)
     images = torch.from_numpy(drawn(2, 0, 100))

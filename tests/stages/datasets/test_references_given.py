@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from multiscale.evaluation import features, metrics
 from stages import download, evaluate, reference
+from stages.common import extraction
 from stages.common.errors import BadInput
 from stages.common.paths import CLASSIFIER, MEASUREMENTS, SAMPLES
 from stages.datasets import item, references
@@ -172,7 +173,7 @@ def test_a_folder_without_dinov2_is_one_line_before_and_after_the_settings_are_r
         params(dinov2="none")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(BadInput, match=r"^params.yaml: evaluate.dinov2: .*allowed: a folder with a DINOv2") as error:
-        reference.extractor("dinov2", str(tmp_path))
+        extraction.extractor("dinov2", str(tmp_path))
     assert "\n" not in str(error.value)
 
 
