@@ -34,7 +34,7 @@ from multiscale.core.pixels import to_pixels
 from multiscale.core.settings import Sampled
 from multiscale.core.storage import TensorWriter, sealed_folder, write_blocks, write_json
 from multiscale.core.streams import classes_of_seeds, generator
-from stages.common import grids, texts, timings
+from stages.common import enough, grids, texts, timings
 from stages.common.cluster import Pool, pool
 from stages.common.errors import BadInput, refuse
 from stages.common.harness import progress, tell
@@ -153,6 +153,8 @@ def main(params: Experiment, method_name: str) -> None:
     kinds, title = classes(), f"sample {method_name}"
     seeds = list(range(section.first_seed, section.first_seed + section.images))
     prompts = texts.prompts(MODELS / method_name)
+    if prompts is None:
+        enough.check_classes(params, enough.unseen())
     told, labels = of_prompts(prompts, section.images) if prompts is not None else of_classes(section, seeds, kinds)
     resolution, channels = params.data.resolution, params.data.channels
     batches = [slice(start, start + section.batch) for start in range(0, section.images, section.batch)]

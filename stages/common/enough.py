@@ -8,24 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import polars as pl
+
 from stages.common.errors import BadInput
-from stages.common.paths import EXPERIMENT
+from stages.common.images import class_names
+from stages.common.paths import EXPERIMENT, IMAGES
 from stages.schema import Experiment
 from stages.schema.data import Evaluate
 
 
 def check(params: Experiment, train: int, test: int, unseen: Sequence[str] = ()) -> None:
-    """Raises BadInput if the training images are too few for the reference, or the test images for the floors.
+    """Raises BadInput if the images are too few for what the settings ask for; `unseen` as in `check_classes`."""
+    check_classes(params, unseen)
+    check_reference(params, train)
+    if params.evaluate.floors:
+        check_floors(params, test)
 
-    Also if classes have no training image, `unseen` by their names, and are sampled as often as others: their samples
-    would show what an embedding that nothing has trained happens to mean.
+
+def check_classes(params: Experiment, unseen: Sequence[str]) -> None:
+    """Raises BadInput if classes have no training image, `unseen` by their names, and are sampled as often as others.
+
+    Their samples would show what an embedding that nothing has trained happens to mean.
     """
     if unseen and params.sample.labels == "uniform":  # such as -1, which test images on the hub have for a label
         why = f"uniform, but no training image is of the class {', '.join(unseen)}"
         raise BadInput(f"{EXPERIMENT}: sample.labels: {why}; allowed: data, or training images of each class")
-    check_reference(params, train)
-    if params.evaluate.floors:
-        check_floors(params, test)
+
+
+def unseen() -> list[str]:
+    """The names of the classes that have images, but no training image."""
+    images, names = pl.read_parquet(IMAGES, columns=["split", "label"]), class_names()
+    labels = {*images["label"]} - {*images.filter(split="train")["label"]}
+    return [names[label] if names else str(label) for label in sorted(labels)]
 
 
 def check_reference(params: Experiment, train: int) -> None:

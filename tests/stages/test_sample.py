@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from multiscale.core.storage import Table
 from multiscale.core.streams import classes_of_seeds, generator
 from stages import sample
 from stages.common import settings as settings_of
+from stages.common.errors import BadInput
 from stages.common.images import CLASS_NAMES, SCHEMA, class_counts
 from stages.common.paths import IMAGES, SAMPLES
 from stages.schema.data import Sample
@@ -89,6 +91,18 @@ def test_the_training_split_alone_is_counted(painted):
 def test_uniform_labels_go_round_the_classes_whatever_the_seeds_and_the_data(painted):
     labels, _ = painted(labels="uniform", images=23, batch=4, first_seed=7)
     assert torch.equal(labels, torch.arange(23) % 5)
+
+
+def test_a_class_without_training_images_is_refused_after_a_later_edit_of_the_labels_too(painted):
+    rows = pl.read_parquet(IMAGES).with_columns(
+        label=pl.when(pl.col("split") == "test").then(5 + pl.int_range(pl.len()) % 2).otherwise("label")
+    )
+    rows.write_parquet(IMAGES)
+    sealed(IMAGES)
+    assert set(painted(labels="data", images=40)[0].tolist()) <= {0, 2, 3, 4}
+    line = "params.yaml: sample.labels: uniform, but no training image is of the class 5, 6; allowed: data, or training"
+    with pytest.raises(BadInput, match=re.escape(line)):
+        painted(labels="uniform")
 
 
 def test_labels_of_the_data_depend_neither_on_the_batch_nor_on_the_count(painted):
