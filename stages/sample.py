@@ -15,7 +15,7 @@ from __future__ import annotations
 from stages.common.harness import command
 
 if __name__ == "__main__":  # first: the imports below take seconds
-    command(__doc__, {"method_name": "a key of `methods`"})
+    command(__doc__, {"method": "a key of `methods`"})
 
 from functools import partial
 from pathlib import Path
@@ -144,23 +144,23 @@ def of_prompts(prompts: pl.DataFrame, count: int) -> tuple[Tensor, Tensor]:
     return turns + 1, torch.from_numpy(prompts["label"].fill_null(0).to_numpy().copy())[turns]
 
 
-def main(params: Experiment, method_name: str) -> None:
-    if method_name not in params.methods:
-        raise refuse("sample", "METHOD", method_name, f"one of {', '.join(params.methods)}")
-    check(method_name, params)
+def main(params: Experiment, method: str) -> None:
+    if method not in params.methods:
+        raise refuse("sample", "METHOD", method, f"one of {', '.join(params.methods)}")
+    check(method, params)
     intact.check(IMAGES)
     section = params.sample
-    kinds, title = classes(), f"sample {method_name}"
+    kinds, title = classes(), f"sample {method}"
     seeds = list(range(section.first_seed, section.first_seed + section.images))
-    prompts = texts.prompts(MODELS / method_name)
+    prompts = texts.prompts(MODELS / method)
     if prompts is None:
         enough.check_classes(params, enough.unseen())
     told, labels = of_prompts(prompts, section.images) if prompts is not None else of_classes(section, seeds, kinds)
     resolution, channels = params.data.resolution, params.data.channels
     batches = [slice(start, start + section.batch) for start in range(0, section.images, section.batch)]
     with (
-        sealed_folder(SAMPLES / method_name) as folder,
-        pool(title, params.run, partial(Artist, method_name, params)) as workers,
+        sealed_folder(SAMPLES / method) as folder,
+        pool(title, params.run, partial(Artist, method, params)) as workers,
         progress(title, section.images + SHOWN + COUNTED) as reach,
     ):
         shapes = {
@@ -175,7 +175,7 @@ def main(params: Experiment, method_name: str) -> None:
             writer.write("pixels", done, images)
             done += len(images)
             reach(done)
-        grid = f"{method_name}: seeds from {section.first_seed} on"
+        grid = f"{method}: seeds from {section.first_seed} on"
         captions = prompts["prompt"][(told - 1).tolist()].to_list() if prompts is not None else []
         if captions:
             pl.DataFrame({"prompt": captions}).write_parquet(folder / PROMPTS)
@@ -190,11 +190,11 @@ def main(params: Experiment, method_name: str) -> None:
         (memory,) = workers.map("memory", [()])
         (cost,) = workers.map("cost", [(told,)])
         write_json(folder / COSTS.name, cost)
-        if others := params.methods[method_name].steps:
+        if others := params.methods[method].steps:
             tell(title, f"with {', '.join(map(str, others))} steps")
             rows = chosen(section, kinds, prompts is not None)
             given = [seeds[row] for row in rows], told[rows], labels[rows]
             costs = {str(steps): with_steps(steps, workers, folder, section, *given) for steps in others}
             write_json(folder / STEPS, costs)
         reach(done + SHOWN + COUNTED)
-    timings.write(f"sample-{method_name}", SAMPLES / method_name / COSTS.name, memory)
+    timings.write(f"sample-{method}", SAMPLES / method / COSTS.name, memory)
