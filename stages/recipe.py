@@ -74,6 +74,7 @@ from stages.schema import Experiment
 from stages.schema.rendering import render
 
 MOST = 30  # trainings of each method: to check more takes minutes
+REPEATED = ("parts", "students", "synthetic", "methods")  # sections in which `seeds` makes entries
 Tree = dict[str, Any]
 
 
@@ -154,11 +155,10 @@ def experiment_of(name: str) -> Experiment:
 
 def _repeated(tree: Tree, seeds: int, path: Path) -> Tree:
     """An experiment with further trainings NAME-seed-1, NAME-seed-2, ... of each method."""
-    sections = ("parts", "students", "synthetic", "methods")
-    repeated = tree | {kind: dict(tree[kind]) for kind in sections}
+    repeated = tree | {kind: dict(tree[kind]) for kind in REPEATED}
     for k in range(1, seeds):
         new = "{}-seed-" + str(k)
-        for kind in sections:
+        for kind in REPEATED:
             for name, section in tree[kind].items():
                 if new.format(name) in tree[kind]:
                     raise refuse(path, f"{kind}.{new.format(name)}", new.format(name), "another name: `seeds` makes it")

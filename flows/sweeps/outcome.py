@@ -21,8 +21,7 @@ from stages.schema.rendering import plain
 
 SHOWN = ("kid", "kid_se", "fd", "memorised", "label_accuracy", "seconds_per_image")
 NUMBERS = {"images": pl.Int64, "loss": pl.Float64, "validation_loss": pl.Float64}
-REPEATED = ("parts", "students", "synthetic", "methods")  # sections in which `seeds` of a recipe makes entries
-NAMED = (*REPEATED, "decompose", "text")  # sections of which an experiment names the entries
+NAMED = (*recipe.REPEATED, "decompose", "text")  # sections of which an experiment names the entries
 HISTORY = pl.List(pl.Struct({"part": pl.String, **NUMBERS}))
 
 
@@ -111,7 +110,7 @@ def winner(plan: Plan, best: dict[str, Any]) -> str:
     base, chosen = {}, plan.changed(best["point"]).model_dump(exclude=tied)
     if extended:
         base, tree = recipe.experiment_of(extended).model_dump(exclude=tied), recipe.resolve(extended)
-        repeats = {kind: base[kind].keys() - tree.get(kind, {}).keys() for kind in REPEATED}  # made by `seeds`
+        repeats = {kind: base[kind].keys() - tree.get(kind, {}).keys() for kind in recipe.REPEATED}  # made by `seeds`
         if plan.sweep.method not in repeats["methods"]:
             base, chosen = _without(repeats, base), _without(repeats, chosen)
         if not any(repeats.values()) and any(base[kind].keys() - chosen[kind].keys() for kind in NAMED):
