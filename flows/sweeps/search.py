@@ -24,7 +24,7 @@ from stages.common.errors import one_line, refuse
 from stages.common.harness import progress
 from stages.common.paths import SCRATCH
 
-NAME = "validation_loss"  # what trials are compared by, until they sample
+LOSS = "validation_loss"  # what trials are compared by, until they sample
 OnTrial = Callable[[list[dict[str, Any]], int], None]  # (records so far, how many there will be)
 
 
@@ -124,7 +124,7 @@ def _stopping(plan: Plan) -> Any:
 
     return AsyncHyperBandScheduler(
         time_attr="images",
-        metric=NAME,
+        metric=LOSS,
         mode="min",
         grace_period=max(1, plan.images // 6),  # rungs at a sixth and at half of the images
         reduction_factor=3,
@@ -153,8 +153,8 @@ def _trial(config: dict[str, Any], plan: Plan, pipeline: Pipeline, scratch: Path
         return
 
     def on_row(before: int, row: dict[str, float]) -> None:
-        if NAME in row:
-            tune.report({"images": before + row["images"], NAME: row[NAME]})
+        if LOSS in row:
+            tune.report({"images": before + row["images"], LOSS: row[LOSS]})
 
     try:
         found = trial.run(plan.sweep.method, plan.trial(point), pipeline, scratch, on_row)
@@ -180,7 +180,7 @@ def _watcher(plan: Plan, records: Records, tell: Callable[[], None]) -> Any:
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             last = trial.last_result or {}
-            row = {"part": "", "images": last.get("images"), NAME: last.get(NAME)}
+            row = {"part": "", "images": last.get("images"), LOSS: last.get(LOSS)}
             records.add(_point(trial.config, plan), "stopped", history=[row], seconds=last.get("time_total_s"))
             tell()
 
