@@ -37,7 +37,7 @@ from packaging.version import Version
 
 from multiscale.core.compat import make_torchvision_importable
 from multiscale.core.device import bf16_is_native, default_device, describe
-from multiscale.evaluation.features import EFFICIENTNETS
+from multiscale.evaluation.features import EFFICIENTNETS, INCEPTION
 from stages.common import settings
 from stages.common.errors import BadInput, printable
 from stages.common.paths import SCRATCH
@@ -176,8 +176,8 @@ def weights(params: Experiment) -> Iterator[Finding]:
     own = params.evaluate.weights
     if own and not os.path.isfile(own):
         yield FIX, f"evaluate.weights: {own} is missing", "null downloads them"
-    if "inception-v3-compat" in asked and not own:
-        yield NOTE, "the weights of inception-v3-compat are fetched by the first run", "it needs a network"
+    if INCEPTION in asked and not own:
+        yield NOTE, f"the weights of {INCEPTION} are fetched by the first run", "it needs a network"
     sources = [getattr(section, "source", None) for section in (params.vae, *params.parts.values())]
     if params.data.source == "hub":
         sources.append(params.data.url)

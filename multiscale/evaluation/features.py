@@ -14,13 +14,20 @@ from multiscale.core.compat import make_torchvision_importable
 from multiscale.core.device import placed
 
 EFFICIENTNETS = ("efficientnet-lite0", "efficientnet-lite2")
-LABELS = {"efficientnet-lite0": "EffLite0", "efficientnet-lite2": "EffLite2", "inception-v3-compat": "Inception"}
-RESOLUTION = 128  # input of EfficientNet; at the 260 that Lite2 was trained at, it takes four times as long
-RESIZES = {name: f"bicubic antialiased to {RESOLUTION}" for name in EFFICIENTNETS}
-# The batch normalisation that follows each convolution, in the names of the package.
-NORMS = {"_conv_stem": "_bn0", "_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
-RESIZES["inception-v3-compat"] = "TensorFlow bilinear to 299"
 INCEPTION, DINOV2 = "inception-v3-compat", "dinov2"
+LABELS = {"efficientnet-lite0": "EffLite0", "efficientnet-lite2": "EffLite2", INCEPTION: "Inception"}
+RESOLUTION = 128  # input of EfficientNet; at the 260 that Lite2 was trained at, it takes four times as long
+RESIZES = {
+    **dict.fromkeys(EFFICIENTNETS, f"bicubic antialiased to {RESOLUTION}"),
+    INCEPTION: "TensorFlow bilinear to 299",
+}
+NORMS = {  # the batch normalisation that follows each convolution, in the names of EfficientNet's package
+    "_conv_stem": "_bn0",
+    "_expand_conv": "_bn0",
+    "_depthwise_conv": "_bn1",
+    "_project_conv": "_bn2",
+    "_conv_head": "_bn1",
+}
 
 
 class EfficientNetLite(nn.Module):
@@ -53,7 +60,7 @@ class EfficientNetLite(nn.Module):
 def _fold(net: nn.Module) -> None:
     """Folds batch norms and equal margins into the convolutions: features change by 3e-6, and take half the time."""
     for module in net.modules():
-        for conv, norm in {**NORMS, "_conv_head": "_bn1"}.items():
+        for conv, norm in NORMS.items():
             if hasattr(module, conv):
                 folded = fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm))
                 setattr(module, conv, folded)

@@ -16,10 +16,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from stages.common.errors import BadInput, one_line
 from stages.schema.data import Data
 
-SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation"}
+SPLITS = {  # by the words that name them
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+    "testing": "test",
+}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")  # an icon holds images larger than it says
 LARGEST = 50_000_000  # pixels of the largest image that is decoded: a few bytes can claim gigabytes
-SPLITS |= {"test": "test", "testing": "test"}
 
 
 @dataclass(frozen=True)

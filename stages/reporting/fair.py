@@ -49,7 +49,7 @@ def _lines(rows: Sequence[Row], key: str, unit: str, known: dict[tuple[str, str]
     best, *others = sorted(rows, key=lambda row: (row["copies"], row["kid"]))
 
     def start(row: Row) -> list[str]:
-        return [row["method"], f"{_budget(row[key], unit)}", f"{row['kid']:.4f} +- {row['kid_se']:.4f}"]
+        return [row["method"], _budget(row[key], unit), f"{row['kid']:.4f} +- {row['kid_se']:.4f}"]
 
     lines = [[*start(best), "-", "-", "the best"]]
     for row in others:
