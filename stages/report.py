@@ -2,9 +2,9 @@
 
 Writes reports/leaderboard.{json,parquet,md}, reports/claims.json, reports/pairs.csv, reports/quality-flops.csv,
 reports/training.{csv,png} and reports/validation.csv, none of which depends on the machine's speed. Neither git nor DVC
-tracks the files that do:
-reports/report.md (the leaderboard with seconds and memory, and the published claims), reports/timing/claims.json (the
-claims including those about seconds), reports/quality-time.png, and reports/report.html, a self-contained page.
+tracks the files that do: reports/report.md (the leaderboard with seconds and memory, and the published claims),
+reports/timing/claims.json (the claims including those about seconds), reports/quality-time.png, and
+reports/report.html, a self-contained page.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""The sources of images: digits of a package, pairs of them with captions, folders, archives, Parquet and IDX files, a
-URL, the Hugging Face hub.
-"""
+"""The sources of images: digits of a package, pairs of them with captions, files of all kinds, a URL, and the hub."""
 
 from __future__ import annotations
 
@@ -109,7 +107,7 @@ def _from_folder(folder: Path, data: Data, sha256: str | None = None) -> list[It
     files = {name: path for name, path in found.items() if not name.endswith("/")}
     tables = sorted(path for path in files.values() if path.suffix == ".parquet")
     arrays = idx.without_copies(sorted(path for path in files.values() if idx.is_images(path)))
-    archives = [path for path in files.values() if path.suffix in ARCHIVE_SUFFIXES]
+    packed = [path for path in files.values() if path.suffix in ARCHIVE_SUFFIXES]
     has_images = any(map(_is_image, readers))
     if sha256 and (has_images or tables or arrays):
         raise refuse(EXPERIMENT, "data.sha256", sha256, f"null: {folder} holds no archive to check")
@@ -119,8 +117,8 @@ def _from_folder(folder: Path, data: Data, sha256: str | None = None) -> list[It
         return parquet.items(tables, folder, data)
     if arrays:
         return _idx(arrays, folder, data)
-    if len(archives) == 1:
-        return _from_file(archives[0], data, sha256)
+    if len(packed) == 1:
+        return _from_file(packed[0], data, sha256)
     raise no_images(folder, "holds neither images nor Parquet or IDX files nor one archive", data)
 
 

@@ -13,7 +13,7 @@ from multiscale import timing
 from stages.common import timings
 from stages.common.paths import COSTS, SAMPLES, histories
 from stages.reporting import leaderboard
-from stages.reporting.rows import Group, Row
+from stages.reporting.rows import Group, Row, methods_of
 from stages.reporting.trainings import add_errors
 from stages.schema import Experiment
 
@@ -50,7 +50,7 @@ def with_seconds(groups: list[Group], sampling: dict[str, Any], params: Experime
 def _measured(row: Row, sampling: dict[str, Any], params: Experiment) -> dict[str, Any]:
     """Of a row: the seconds of sampling; means over its trainings of their seconds and of the peak memory."""
     name = row["method"]
-    trainings = [name, *(other for other, section in params.methods.items() if section.repeat_of == name)]
+    trainings = methods_of(name, params)
     seconds = [_of_training("train_seconds", sum, each) for each in trainings]
     known = [each for each in seconds if each is not None]
     samplings = [timings.read(f"sample-{each}", SAMPLES / each / COSTS.name) for each in trainings]

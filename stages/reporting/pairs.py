@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from stages.common.paths import PAIRED
-from stages.reporting.rows import Group, Row
+from stages.reporting.rows import Group, Row, methods_of
 from stages.reporting.trainings import APART
 from stages.schema import Experiment
 
@@ -57,8 +57,7 @@ def compare(groups: Sequence[Group], params: Experiment) -> list[Difference]:
 
 def _images(name: str, params: Experiment) -> pl.DataFrame:
     """What each image of a method adds, by seed; means over its trainings."""
-    trainings = [name, *(other for other, section in params.methods.items() if section.repeat_of == name)]
-    frames = [pl.read_parquet(PAIRED / f"{each}.parquet") for each in trainings]
+    frames = [pl.read_parquet(PAIRED / f"{each}.parquet") for each in methods_of(name, params)]
     means = [pl.col(column).cast(pl.Float64).mean() for column in COLUMNS]
     return pl.concat(frames).group_by("seed", maintain_order=True).agg(pl.col("label").first(), *means)
 

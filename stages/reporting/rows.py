@@ -54,6 +54,11 @@ def rows_of(params: Experiment) -> list[Row]:
     return [*methods, *(_floor(name, params) for name in params.evaluate.floors)]
 
 
+def methods_of(row: str, params: Experiment) -> list[str]:
+    """The methods that share a row: the one that names it, and those that repeat it."""
+    return [row, *(name for name, section in params.methods.items() if section.repeat_of == row)]
+
+
 def _as_key(protocol: Row) -> str:
     return json.dumps(protocol, sort_keys=True)
 
