@@ -203,9 +203,9 @@ def _first(key: str, metric: str, rows: list[Row]) -> str:
     )
 
 
-def _covers(*rows: Row) -> str:
+def _covers(one: Row, other: Row) -> str:
     """What the error of the difference of two rows is over, where it is not over trainings of both."""
-    few, many = sorted(rows, key=lambda row: row["trainings"])
+    few, many = sorted((one, other), key=lambda row: row["trainings"])
     if many["trainings"] == 1:
         return ", over images alone, not paired by seed"
     if few["trainings"] == 1:
