@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -30,7 +30,11 @@ def recomputed(layer: nn.Module, *given: Any) -> Any:
 
     A teacher beneath an adapter is called with the adapter off; by the time of the backward pass it is on again.
     """
-    off = [module for module in layer.modules() if getattr(module, "disable_adapters", None) is True]
+    # torch's compiler takes no contexts of ours, and needs none: it traces both passes with the adapters as they are.
+    modules: Iterable[nn.Module] = () if torch.compiler.is_compiling() else layer.modules()
+    off = [module for module in modules if getattr(module, "disable_adapters", None) is True]
+    if not off:
+        return checkpoint(layer.__call__, *given, use_reentrant=False)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), disabled(off)

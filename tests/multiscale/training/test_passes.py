@@ -170,6 +170,15 @@ def test_compiled_networks_and_teachers_train_as_they_are(kind, traced, tmp_path
     torch.testing.assert_close(found, weights)
 
 
+def test_blocks_of_a_compiled_network_are_recomputed_as_well(traced, tmp_path):
+    _, expected, weights = trained("msf", tmp_path / "eager", images=16, log_images=8)
+    _, history, found = trained("msf", tmp_path / "compiled", images=16, log_images=8, compile=True, recompute=True)
+    assert traced["stats"]["unique_graphs"] == 1, "nothing falls out of the graph"
+    for ours, theirs in zip(history, expected):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    torch.testing.assert_close(found, weights)
+
+
 def test_batches_come_in_the_layout_of_the_network_and_pinned_for_a_gpu(monkeypatch):
     run, pinned = Trainer(BUILD["vae"](), TRAINING, 0), []
     assert run.fetch(0)["pixels"].is_contiguous(memory_format=torch.channels_last)
