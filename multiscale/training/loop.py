@@ -68,11 +68,11 @@ class Trainer:
         randomness: Randomness = "cpu",
     ):
         self.part, self.training, self.randomness = part, training, randomness
-        check(part, training)
         allow_tf32()
         self.device = default_device()
         self.precision = resolve_precision(training.precision, self.device)
         self.workers = Workers(parallel, self.device)
+        check(part, training, self.workers.mesh is not None)
         share = training.batch // self.workers.count
         self.rows = slice(self.workers.rank * share, (self.workers.rank + 1) * share)
         each = training.microbatch or share
@@ -95,8 +95,9 @@ class Trainer:
         for net in part.frozen.values():
             kept = net if self.workers.mesh else cast_weights(net, self.precision)  # shards are of one dtype
             self.workers.place(kept, self.workers.layout(net), self.precision)
-        if training.compile:
-            compile_in_place([*self.networks.values(), *part.frozen.values()])
+        if training.compile:  # torch's compiler does not differentiate a gradient
+            once = [net for name, net in self.networks.items() if name not in part.twice]
+            compile_in_place([*once, *part.frozen.values()])
         self.nets = {name: self.workers.wrap(net, part.partial) for name, net in self.networks.items()}
         # `_move` turns gradients on for these alone: what is frozen from the start (under an adapter) stays frozen.
         self.trained = {name: [p for p in net.parameters() if p.requires_grad] for name, net in self.networks.items()}

@@ -75,6 +75,7 @@ class Part:
     main = "net"
     partial = False  # whether a step may leave some parameters unused
     couples = ""  # what makes the loss of an image depend on the others of its batch, which micro-batches would change
+    twice: Sequence[str] = ()  # networks whose gradient is differentiated again
     frozen: Mapping[str, nn.Module] = {}
     rates: Mapping[str, float] = {}  # factors on a network's learning rate, 1 by default
     held_out: Data | None = None

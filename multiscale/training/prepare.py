@@ -14,8 +14,10 @@ from multiscale.training.part import Part, Training
 GRAPHS = 64  # of one network, which is called at several resolutions, with gradients and without
 
 
-def check(part: Part, training: Training) -> None:
-    """Raises Bad for micro-batches of a part whose loss or networks look at the whole batch."""
+def check(part: Part, training: Training, sharded: bool) -> None:
+    """Raises Bad for micro-batches of a part whose loss or networks look at the whole batch, and for some shards."""
+    if sharded and part.twice:  # torch frees the weights of a block after its backward pass
+        raise Bad("run.parallel", "fsdp", f"ddp for {part.name}, which differentiates a gradient")
     couples = part.couples
     if any(isinstance(module, _BatchNorm) for net in part.networks.values() for module in net.modules()):
         couples = "batch normalisation takes the images of a batch together"

@@ -179,6 +179,7 @@ class GeneratedDetails(Details):
             self.conditional = settings.discriminator.conditional
             self.dropped = discriminator.features if discriminator.dropout else 0
             self.rates = {"discriminator": settings.discriminator.lr_factor}
+            self.twice = ("discriminator",) if self.weights.r1 else ()
 
     @torch.inference_mode()
     def examine(self) -> dict[str, Any]:

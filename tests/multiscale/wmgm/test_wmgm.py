@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -30,6 +31,7 @@ from multiscale.networks.unet import UNetNetwork
 from multiscale.sampling import count_calls
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Trainer, fit
+from multiscale.training.prepare import check
 
 CLASSES = 3
 NETWORK = UNetNetwork(width=8, multipliers=[1, 2], blocks=1, attention=[8], heads=2, groups=4)
@@ -280,6 +282,18 @@ def test_the_lazy_penalty_comes_round_in_updates_of_the_discriminator(bands):
     assert [step for step in range(8) if "discriminator" in part.turns(step)] == [1, 3, 5, 7]
     terms = {step: part.loss("discriminator", part.networks, rows(part), draws(step))[1] for step in (1, 3, 5, 7)}
     assert [step for step, each in terms.items() if each["r1"] > 0] == [1, 5]
+
+
+def test_a_discriminator_with_a_penalty_is_neither_compiled_nor_sharded(bands, monkeypatch):
+    """torch's compiler differentiates no gradient, and shards are freed before it is differentiated."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    run = Trainer(build(bands, GAN), replace(TRAINING, compile=True), 0)
+    assert run.part.turns(0) == ("generator", "discriminator")
+    run.step(run.fetch(0))  # with a penalty
+    assert [bool(net._compiled_call_impl) for net in run.networks.values()] == [True, False]
+    with pytest.raises(Bad, match="ddp for part"):
+        check(run.part, TRAINING, sharded=True)
+    check(build(bands, OFFICIAL), TRAINING, sharded=True)
 
 
 def test_the_error_of_two_draws_leaves_the_spread_of_the_generator_alone():
