@@ -161,6 +161,8 @@ class DiT(Recomputing):
     h must be a multiple of the patch. `inputs` exceeds `outputs` where a condition is concatenated to the noisy state.
     """
 
+    constants = (position_code.__wrapped__,)
+
     def __init__(self, inputs: int, outputs: int, depth: int, width: int, heads: int, patch: int, classes: int):
         super().__init__()
         self.patch, self.outputs, self.classes = patch, outputs, classes

@@ -36,9 +36,15 @@ def recompute(part: Part) -> None:
 
 
 def compile_in_place(nets: Sequence[nn.Module]) -> None:
-    """Compiles networks, with static shapes: once for each resolution and way of calling them."""
+    """Compiles networks, with static shapes: once for each resolution and way of calling them.
+
+    What the functions in `constants` of a module give is computed once. Else each call would compute it, and send what
+    is made on the CPU to the device, which waits for it.
+    """
     import torch._dynamo  # here, because it takes seconds
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
     for net in nets:
+        for function in {each for module in net.modules() for each in getattr(module, "constants", ())}:
+            torch.compiler.assume_constant_result(function)
         net.compile(dynamic=False)

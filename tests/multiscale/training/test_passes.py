@@ -170,6 +170,21 @@ def test_compiled_networks_and_teachers_train_as_they_are(kind, traced, tmp_path
     torch.testing.assert_close(found, weights)
 
 
+def test_a_compiled_transformer_holds_its_positions_and_makes_them_in_no_call(monkeypatch):
+    """Traced, they would be computed on the CPU in each call, and copied to the device while it waits."""
+    names: list[str] = []
+
+    def backend(graph, given):
+        names.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+    run = Trainer(PARTS["msf"](), replace(TRAINING, compile=True), 0)
+    run.step(run.fetch(0))
+    assert any("linear" in name for name in names) and not any("arange" in name for name in names)
+
+
 def test_blocks_of_a_compiled_network_are_recomputed_as_well(traced, tmp_path):
     _, expected, weights = trained("msf", tmp_path / "eager", images=16, log_images=8)
     _, history, found = trained("msf", tmp_path / "compiled", images=16, log_images=8, compile=True, recompute=True)
