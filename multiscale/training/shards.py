@@ -25,11 +25,16 @@ Blank = Callable[[str, torch.Size, torch.dtype], Tensor]
 
 
 def save(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any], group: dist.ProcessGroup) -> None:
-    """Writes this worker's shards; the first worker also the state, and the list. A collective call of the group."""
+    """Writes this worker's shards; the first worker also the state, and the list. A collective call of the group.
+
+    They are on the CPU. So nothing is copied ahead, for which torch would wait, in a thread that knows no device of this
+    worker, until the first GPU has done what it was told.
+    """
     first = dist.get_rank(group) == 0
     if first:
         (folder / intact.LIST).unlink(missing_ok=True)  # of a checkpoint that is written anew
-    save_from(dict(tensors), storage_writer=FileSystemWriter(folder), process_group=group)
+    writer = FileSystemWriter(folder, per_thread_copy_ahead=0)
+    save_from(dict(tensors), storage_writer=writer, process_group=group)
     if first:
         write_json(folder / STATE, state)
         intact.seal_folder(folder)

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import replace
 from test_training import SHORT, Interrupted, Line, start_of, stop_at
 
-from multiscale.training import checkpoint
+from multiscale.training import checkpoint, shards
 from multiscale.training.checkpoint import Checkpoints, Writer
 
 ALONE = SimpleNamespace(rank=0, mesh=None, writing=None)
@@ -101,3 +102,16 @@ def test_a_run_that_ends_in_an_error_has_written_what_was_due(tmp_path):
     with pytest.raises(Interrupted):
         fit_line(on_step=stop_at(40))
     assert Checkpoints(tmp_path, "line", "key").load()[1]["seen"] == 32
+
+
+def test_shards_are_written_without_a_word_to_a_gpu(tmp_path, monkeypatch):
+    """What asks a GPU fails here, where torch has none, if torch believes that it has one."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        shards.save(tmp_path / "8", {"x": torch.arange(3)}, {"seen": 8}, dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()
+    monkeypatch.undo()
+    tensors, about = shards.load(tmp_path / "8", lambda key, size, dtype: torch.empty(size, dtype=dtype))
+    assert torch.equal(tensors["x"], torch.arange(3)) and about == {"seen": 8}
