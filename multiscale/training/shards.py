@@ -27,8 +27,8 @@ Blank = Callable[[str, torch.Size, torch.dtype], Tensor]
 def save(folder: Path, tensors: dict[str, Tensor], state: dict[str, Any], group: dist.ProcessGroup) -> None:
     """Writes this worker's shards; the first worker also the state, and the list. A collective call of the group.
 
-    They are on the CPU. So nothing is copied ahead, for which torch would wait, in a thread that knows no device of this
-    worker, until the first GPU has done what it was told.
+    They are on the CPU. So nothing is copied ahead, for which torch would wait, in a thread that does not know the GPU
+    of this worker, until the first one has done what it was told.
     """
     first = dist.get_rank(group) == 0
     if first:

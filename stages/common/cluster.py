@@ -60,6 +60,7 @@ def connect(run: Run) -> None:
                         "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
                         "OMP_NUM_THREADS": str(run.threads),
                         "OPENBLAS_NUM_THREADS": "1",  # as in stages
+                        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # or who asks for no GPU would see all, and take one
                     }
                 },
             )

@@ -221,6 +221,9 @@ class Numbers:
         time.sleep(0.3 if number % 3 == 0 else 0)
         return 2 * number
 
+    def gpus(self) -> str | None:
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
     def refuse(self) -> None:
         raise BadInput("a line")
 
@@ -248,6 +251,11 @@ def test_a_pool_keeps_the_order_replaces_a_killed_worker_and_hands_on_what_is_re
         assert (tmp_path / "died").exists()
         with pytest.raises(BadInput, match="^a line$"):
             list(workers.map("refuse", [()]))
+
+
+def test_a_worker_that_asks_for_no_gpu_sees_none(nodes):
+    with cluster.pool("numbers", Run(workers=1, gpus=0), Numbers) as workers:
+        assert list(workers.map("gpus", [()])) == [""], "without the variable it would see all"
 
 
 def test_a_stage_waits_for_its_turn_and_says_so(nodes, spread, capfd):
