@@ -73,6 +73,14 @@ def line(event: dict) -> str:
     return text
 
 
+def version_of(package: str) -> str | None:
+    """The version of a package, None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def save(name: str, result: dict, packages: Sequence[str] = ()) -> None:
     """Writes benchmarks/results/NAME.json with the machine and the versions of `packages`, and prints it."""
     about = {
@@ -83,9 +91,9 @@ def save(name: str, result: dict, packages: Sequence[str] = ()) -> None:
             platform.processor(),
         ),
         "python": platform.python_version(),
-        "versions": {package: importlib.metadata.version(package) for package in ("torch", "diffusers", *packages)},
+        "versions": {package: version_of(package) for package in ("torch", "diffusers", *packages)},
     }
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({**about, **result}, indent=2)
     (RESULTS / f"{name}.json").write_text(text + "\n")
-    print(text)
+    print(text, flush=True)

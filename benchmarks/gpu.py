@@ -7,17 +7,22 @@ The share of the peak is that of a training step of DiT-XL/2 by the project's lo
 over its time, against a large product of matrices in bf16 on the same device. Sampling is counted in network calls:
 those of the published steps, timed at the shapes that they have. Graphs: Euler steps of DiT-XL/2 for one guided image,
 each replayed from one CUDA graph, against the same calls from Python.
+
+What is known is written and printed after each section. A section that fails is named, and the others go on.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 import sys
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,11 +42,13 @@ from multiscale.networks.dit import DiTNetwork
 from multiscale.networks.unet import UNetNetwork
 from multiscale.training.loop import Trainer
 from multiscale.training.part import Training
+from multiscale.training.prepare import compile_in_place
 
 # Least values: of the measured peak, and of the ratios of seconds per image.
 BARS = {"training_share_of_peak": 0.35, "ssd_over_ddpm": 1.58, "msf_over_dit_250_steps": 4.0, "graph_over_eager": 1.5}
 CHANNELS, CLASSES = 4, 1000
 FIRST, SECOND, DIT = 100, 50, 250  # published steps: of MSF's two scales, the first one guided, and of DiT, guided
+LATEST = 6.0  # minutes: no section begins later
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,9 @@ def training(sizes: Sizes) -> dict[str, float]:
     section = FlowPart.model_validate(about | {"training": budget.model_dump()})
     rows = 4 * sizes.batch
     table = Table({"y0": torch.randn(rows, CHANNELS, grid, grid).numpy(), "label": (torch.arange(rows) % 10).numpy()})
-    run = Trainer(ScalePart("dit", table, config.build(), config, section), budget, 0, randomness="device")
+    with default_device():  # random weights take long on a CPU
+        net = config.build()
+    run = Trainer(ScalePart("dit", table, net, config, section), budget, 0, randomness="device")
     run.networks["net"].train()
     taken = seconds({0: lambda: run.step(run.fetch(run.seen // sizes.batch))}, sizes.repeats, sizes.steps)[0]
     done, best = 3 * flops(sizes.dit, grid, CHANNELS) * sizes.batch / taken, peak(sizes)
@@ -142,12 +151,14 @@ def training(sizes: Sizes) -> dict[str, float]:
     }
 
 
-def ready(net: nn.Module) -> nn.Module:
+def ready(build: Callable[[], nn.Module], compiled: bool = True) -> nn.Module:
     """A network as samplers hold it; compiled on a GPU, for each shape."""
+    with default_device():
+        net = build()
     net = cast_weights(net.eval().requires_grad_(False), "bf16")
     net = placed(net, default_device(), layout_of(net))
-    if on_gpu():
-        net.compile(dynamic=False)
+    if on_gpu() and compiled:
+        compile_in_place([net])
     return net
 
 
@@ -174,7 +185,7 @@ def msf(sizes: Sizes) -> dict[str, float]:
     shapes = {"first": (sizes.scales[0], sizes.grids[0], CHANNELS), "second": (sizes.scales[1], sizes.grids[1], 8)}
     shapes["dit"] = (sizes.dit, sizes.grids[1], CHANNELS)
     calls = {
-        name: inferred(ready(size.build(inputs, CHANNELS, CLASSES)), *latents(grid, inputs, sizes.batch))
+        name: inferred(ready(partial(size.build, inputs, CHANNELS, CLASSES)), *latents(grid, inputs, sizes.batch))
         for name, (size, grid, inputs) in shapes.items()
     }
     each = seconds(calls, sizes.repeats, 5)
@@ -193,7 +204,7 @@ def ssd(sizes: Sizes) -> dict[str, float]:
         settings = ScaleSpaceProcess(levels=levels)
         network = UNetNetwork.model_validate({**sizes.unet, "top_block": levels == 1})  # as published
         config = SSDConfig(channels=3, resolution=sizes.resolution, classes=0, process=settings, network=network)
-        net, process = ready(build_network(config)), settings.build(sizes.resolution)
+        net, process = ready(partial(build_network, config)), settings.build(sizes.resolution)
         steps[levels] = Counter((process.resolution(t), process.resolution(t - 1)) for t in range(process.steps))
         for before, after in steps[levels]:
             x = torch.randn(sizes.batch, 3, before, before, device=device).to(memory_format=torch.channels_last)
@@ -206,8 +217,7 @@ def ssd(sizes: Sizes) -> dict[str, float]:
 
 def graph(sizes: Sizes) -> dict[str, float]:
     """Guided Euler steps for one image; without a GPU there is no graph, and the ratio is left out."""
-    net = cast_weights(sizes.dit.build(CHANNELS, CHANNELS, CLASSES).eval().requires_grad_(False), "bf16")
-    net = net.to(default_device())
+    net = ready(partial(sizes.dit.build, CHANNELS, CHANNELS, CLASSES), compiled=False)
     x, t, labels = latents(sizes.grids[1], CHANNELS, 2)
     call = inferred(net, x, t, labels)
 
@@ -232,28 +242,49 @@ def graph(sizes: Sizes) -> dict[str, float]:
     return found | ({"graph_over_eager": each["eager"] / each["graph"]} if "graph" in each else {})
 
 
-def measured(sizes: Sizes) -> dict[str, Any]:
-    """All figures, what they took, and for each bar whether it is met."""
-    started, found = time.perf_counter(), {}
-    for part in (training, msf, ssd, graph):
-        found |= part(sizes)
-        if on_gpu():
-            torch.cuda.empty_cache()
-    bars = {
-        name: {"least": bar, "found": found[name], "met": found[name] >= bar}
-        for name, bar in BARS.items()
-        if name in found
-    }
-    return {"bars": bars, "figures": found, "minutes": (time.perf_counter() - started) / 60}
+SECTIONS = (training, msf, graph, ssd)  # the last one takes longest, for the compiler
+
+
+def measured(sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """After each section the figures so far, what they took, for each bar whether it is met, and what has failed."""
+    started = before = time.perf_counter()
+    found: dict[str, float] = {}
+    took: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    for section in SECTIONS:
+        try:
+            if before - started > 60 * LATEST:
+                raise TimeoutError(f"not begun after {LATEST:g} minutes")
+            gc.collect()
+            if on_gpu():
+                torch.cuda.empty_cache()
+            found |= section(sizes)
+        except Exception as error:
+            traceback.print_exc()
+            failed[section.__name__] = (str(error).strip() or type(error).__name__).splitlines()[0]
+        now = time.perf_counter()
+        took[section.__name__], before = now - before, now
+        bars = {
+            name: {"least": bar, "found": found[name], "met": found[name] >= bar}
+            for name, bar in BARS.items()
+            if name in found
+        }
+        about = {"bars": bars, "figures": dict(found), "failed": dict(failed)}
+        yield about | {"seconds": dict(took), "minutes": (now - started) / 60}
 
 
 def main() -> None:
+    result: dict[str, Any] = {}
     if "--small" in sys.argv[1:]:
-        print(json.dumps(measured(SMALL), indent=2))
+        *_, result = measured(SMALL)
+        print(json.dumps(result, indent=2))
     elif not on_gpu():
         sys.exit("error: torch sees no GPU here; allowed: --small, or a machine with one")
     else:
-        save("gpu", measured(PUBLISHED))
+        for result in measured(PUBLISHED):
+            save("gpu", result)
+    if result["failed"]:
+        sys.exit(f"error: {', '.join(result['failed'])}")
 
 
 if __name__ == "__main__":
