@@ -31,7 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import in_turn, save
-from multiscale.core.device import autocast, cast_weights, default_device, layout_of, placed
+from multiscale.core.device import allow_tf32, autocast, cast_weights, default_device, layout_of, placed
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.storage import Table
 from multiscale.methods.msf.parts import ScaleConfig, ScalePart
@@ -141,7 +141,8 @@ def training(sizes: Sizes) -> dict[str, float]:
         net = config.build()
     run = Trainer(ScalePart("dit", table, net, config, section), budget, 0, randomness="device")
     run.networks["net"].train()
-    taken = seconds({0: lambda: run.step(run.fetch(run.seen // sizes.batch))}, sizes.repeats, sizes.steps)[0]
+    with allow_tf32():
+        taken = seconds({0: lambda: run.step(run.fetch(run.seen // sizes.batch))}, sizes.repeats, sizes.steps)[0]
     done, best = 3 * flops(sizes.dit, grid, CHANNELS) * sizes.batch / taken, peak(sizes)
     return {
         "training_share_of_peak": done / best,

@@ -36,16 +36,25 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
-def allow_tf32() -> None:
-    """Lets a GPU multiply in TF32 what stays in fp32: numbers of 8 bits of exponent and 10 of mantissa."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+@contextmanager
+def allow_tf32() -> Iterator[None]:
+    """Meanwhile a GPU may multiply in TF32 what stays in fp32: numbers of 8 bits of exponent and 10 of mantissa."""
+    with _tf32(True):
+        yield
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Meanwhile a GPU multiplies fp32 in fp32, whatever `allow_tf32` has allowed."""
+    """Meanwhile a GPU multiplies matrices of fp32 in fp32, whatever `allow_tf32` has allowed."""
+    with _tf32(False):
+        yield
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    """Convolutions are left alone: torch computes them in TF32 by default."""
     before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
         yield
     finally:

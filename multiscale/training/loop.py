@@ -68,7 +68,6 @@ class Trainer:
         randomness: Randomness = "cpu",
     ):
         self.part, self.training, self.randomness = part, training, randomness
-        allow_tf32()
         self.device = default_device()
         self.precision = resolve_precision(training.precision, self.device)
         self.workers = Workers(parallel, self.device)
@@ -263,6 +262,7 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
+@allow_tf32()
 def fit(
     part: Part,
     training: Training,

@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multiscale.core.device import full_precision
+
 Variance = Literal["small", "large"]  # of the noise that a step draws: the posterior's, or beta_t
 
 
 def sandwich(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
     """left x right^T for images x (N, C, H, W), left (h, H) and right (w, W), never in reduced precision."""
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False), full_precision():
         return torch.matmul(left, F.linear(x, right))
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from multiscale.core.device import full_precision
 from multiscale.core.normalisation import Normalisation
 
 Kind = Literal["scale", "full"]
@@ -160,7 +161,7 @@ class FullWhitening(nn.Module):
 
     @staticmethod
     def _apply_matrix(matrix: Tensor, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False), full_precision():
             return (x.float().flatten(1) @ matrix).view(x.shape)
 
 

@@ -415,6 +415,14 @@ def test_without_an_average_the_result_is_the_network_itself(part, tmp_path):
     torch.testing.assert_close(found.weights, made.networks[made.main].state_dict(), rtol=0, atol=0)
 
 
+def test_tf32_is_allowed_while_a_training_runs_and_no_longer(tmp_path):
+    """What the same process samples or measures afterwards has the numbers of a process of its own."""
+    matmul, seen = torch.backends.cuda.matmul, []
+    _, fit_line = start_of(Line, SHORT, tmp_path)
+    fit_line(on_step=lambda images: seen.append(matmul.allow_tf32))
+    assert seen and all(seen) and not matmul.allow_tf32
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_in_an_error_that_names_the_part(tmp_path):
     _, fit_line = start_of(lambda: Line(scale=math.nan), SHORT, tmp_path)
     with pytest.raises(FloatingPointError, match="line.*nan.*24"):
