@@ -149,11 +149,11 @@ def progress(title: str, total: int, unit: str = "img", resumes: bool = False) -
 
         def reach(done: int) -> None:
             nonlocal resumes
-            if resumes:
-                resumes = False
+            if resumes and done:
                 bar.reset()
                 bar.initial = bar.n = bar.last_print_n = min(done, total)
                 bar.refresh()
+            resumes = False
             bar.update(min(done, total) - bar.n)
 
         yield reach
