@@ -10,8 +10,8 @@ from torch import Tensor
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v for q, k, v (N, heads, T, D).
 
-    By torch's fused kernel, except in training on a CPU in bf16: there the fused backward pass takes 5 times as long as
-    that of two batched products (torch 2.13, 9 to 64 tokens; docs/performance.md).
+    By torch's fused kernel, except in training on a CPU in bf16: there the fused backward pass takes 7 times as long as
+    that of two batched products (torch 2.13, 16 tokens; docs/performance.md).
     """
     if q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (N, heads, T, T)

@@ -161,6 +161,7 @@ class DiT(Recomputing):
     h must be a multiple of the patch. `inputs` exceeds `outputs` where a condition is concatenated to the noisy state.
     """
 
+    # For `compile_in_place`: without the cache around it, which torch's compiler looks through.
     constants = (position_code.__wrapped__,)
 
     def __init__(self, inputs: int, outputs: int, depth: int, width: int, heads: int, patch: int, classes: int):

@@ -15,7 +15,7 @@ GRAPHS = 64  # of one network, which is called at several resolutions, with grad
 
 
 def check(part: Part, training: Training, sharded: bool) -> None:
-    """Raises Bad for micro-batches of a part whose loss or networks look at the whole batch, and for some shards."""
+    """Raises Bad for micro-batches where the whole batch counts, for shards where a gradient is differentiated."""
     if sharded and part.twice:  # torch frees the weights of a block after its backward pass
         raise Bad("run.parallel", "fsdp", f"ddp for {part.name}, which differentiates a gradient")
     couples = part.couples
