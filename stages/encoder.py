@@ -29,7 +29,6 @@ from stages.schema import Experiment
 from stages.schema.prompts import PublishedEncoder, TrainedEncoder
 
 FILES = [INDEX, "tokenizer*/*", "text_encoder*/*.json", "text_encoder*/*.safetensors"]
-COPIES = ["*fp16*"]  # of the same weights
 
 
 def build(name: str, section: TrainedEncoder, channels: int, resolution: int) -> clip.ContrastivePart:
@@ -46,14 +45,14 @@ def publish(section: PublishedEncoder, key: str, out: Path) -> None:
     """Copies the text encoders and tokenizers of a published model. Raises BadInput for what is none."""
     source, place = Path(section.source), f"{key}.source"
     if not source.exists():
-        source = fetch.snapshot(section.source, str(section.revision), place, "model", FILES, COPIES)
+        source = fetch.snapshot(section.source, str(section.revision), place, FILES)
     if not (source / INDEX).exists():
         raise refuse(EXPERIMENT, place, section.source, f"a model in the layout of diffusers, with {INDEX}")
     index = read_json(source / INDEX)
     if index.get("_class_name") not in PIPELINES:
         raise refuse(EXPERIMENT, place, index.get("_class_name"), f"a model of {', '.join(PIPELINES)}")
     files = (path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
-    chosen = sorted(filter_repo_objects(files, allow_patterns=FILES, ignore_patterns=COPIES))  # as of a download
+    chosen = sorted(filter_repo_objects(files, allow_patterns=FILES, ignore_patterns=fetch.COPIES))  # as of a download
     weighted = {path.split("/")[0] for path in chosen if path.endswith(".safetensors")}
     for part in filter(is_text, index):
         if part.startswith(clip.ENCODER) and part not in weighted:

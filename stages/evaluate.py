@@ -262,7 +262,7 @@ def copies(name: str, pixels: Tensor) -> tuple[float | None, bool]:
     distances, rows = memorisation.nearest(memorisation.small(pixels), known["training"])
     ratios = memorisation.ratios(distances)
     order = ratios.argsort(stable=True)[:SHOWN]
-    pairs = torch.cat([pixels[order], images.pixels_at("train", rows[order])])
+    pairs = torch.cat([pixels[order], images.training_pixels(rows[order])])
     heads = [f"{first:.0f} / {second:.0f}" for first, second in distances[order].tolist()]
     title = f"{name}: the likeliest copies, and their nearest training images"
     picture = pictures.grid(pairs, len(order), heads, title)

@@ -154,7 +154,7 @@ def main(params: Experiment, method: str) -> None:
     seeds = list(range(section.first_seed, section.first_seed + section.images))
     prompts = texts.prompts(MODELS / method)
     if prompts is None:
-        enough.check_classes(params, enough.unseen())
+        enough.check_classes(params, enough.unseen_classes())
     told, labels = of_prompts(prompts, section.images) if prompts is not None else of_classes(section, seeds, kinds)
     resolution, channels = params.data.resolution, params.data.channels
     batches = [slice(start, start + section.batch) for start in range(0, section.images, section.batch)]

@@ -24,7 +24,6 @@ from stages.schema import Experiment
 from stages.schema import Part as PartSection
 
 FILES = [f"{folder}/*.{kind}" for folder in ("transformer", "unet") for kind in ("json", "safetensors")]
-COPIES = ["*fp16*"]  # of the same weights
 
 
 def section_of(part: str, params: Experiment) -> PartSection | Fetched:
@@ -39,7 +38,7 @@ def publish(part: str, section: Fetched) -> None:
     source, dataset = Path(section.source), DECOMPOSED / section.dataset
     if not source.exists():
         key = f"parts.{part}.source"
-        source = fetch.snapshot(section.source, str(section.revision), key, "model", FILES, COPIES)
+        source = fetch.snapshot(section.source, str(section.revision), key, FILES)
     intact.check(dataset)
     with sealed_folder(MODELS / section.method / part) as folder:
         methods.parts(section.kind).publish(section, source, dataset, folder)

@@ -13,6 +13,7 @@ from torch import Tensor
 from multiscale.core import philox
 
 Randomness = Literal["cpu", "device"]
+CPU = torch.device("cpu")
 
 
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
@@ -24,9 +25,15 @@ def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def noise_of_seeds(seeds: list[int], stream: str, shape: tuple[int, ...]) -> Tensor:
-    """Unit Gaussian noise (N, *shape); row k depends on seeds[k] and the stream alone."""
-    return torch.stack([torch.randn(shape, generator=generator(seed, stream)) for seed in seeds])
+def noise_of_seeds(seeds: list[int], stream: str, shape: tuple[int, ...], device: torch.device = CPU) -> Tensor:
+    """Unit Gaussian noise (N, *shape) on a device; row k depends on seeds[k] and the stream alone.
+
+    It is drawn on the CPU, so that it is the same on every device, while a GPU works on what it was given before.
+    """
+    noise = torch.empty(len(seeds), *shape, pin_memory=device.type == "cuda")  # else the copy waits for the GPU
+    for row, seed in zip(noise, seeds):
+        torch.randn(shape, generator=generator(seed, stream), out=row)
+    return noise.to(device, non_blocking=True)
 
 
 def classes_of_seeds(seeds: list[int], counts: Tensor) -> Tensor:
@@ -94,7 +101,7 @@ class Held:
 
     def normal(self, name: str, *shape: int) -> Tensor:
         """Unit Gaussian noise (N, *shape); that of an image depends on its seed and the name alone."""
-        return noise_of_seeds(self.seeds, f"validation/{name}", shape).to(self.levels.device)
+        return noise_of_seeds(self.seeds, f"validation/{name}", shape, self.levels.device)
 
 
 class Order:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multiscale.core import models
+from multiscale.core.device import default_device
 from multiscale.core.pixels import to_signed
 from multiscale.core.streams import Draws
 from multiscale.networks.group_norm import GroupNorm
@@ -108,6 +109,6 @@ def accuracy(net: Classifier, pixels: Tensor, labels: Tensor, batch: int = 256) 
 
 
 def load(folder: Path) -> Classifier | None:
-    """The trained classifier in a folder; None for a dataset with one class."""
+    """The trained classifier in a folder, on the default device; None for a dataset with one class."""
     config = models.config(folder, ClassifierConfig)
-    return models.load_weights(config.build(), folder).eval() if config.count > 1 else None
+    return models.load_weights(config.build(), folder).eval().to(default_device()) if config.count > 1 else None

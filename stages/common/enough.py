@@ -35,7 +35,7 @@ def check_classes(params: Experiment, unseen: Sequence[str]) -> None:
         raise BadInput(f"{EXPERIMENT}: sample.labels: {why}; allowed: data, or training images of each class")
 
 
-def unseen() -> list[str]:
+def unseen_classes() -> list[str]:
     """The names of the classes that have images, but no training image."""
     images, names = pl.read_parquet(IMAGES, columns=["split", "label"]), class_names()
     labels = {*images["label"]} - {*images.filter(split="train")["label"]}

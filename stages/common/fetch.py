@@ -13,6 +13,8 @@ from stages.common.harness import is_disk_full, progress
 from stages.common.paths import EXPERIMENT, SCRATCH
 from stages.schema.data import Data
 
+COPIES = ["*fp16*"]  # of the same weights
+
 
 def verify(path: Path, sha256: str, name: object) -> None:
     """Raises BadInput unless the file has the checksum."""
@@ -44,33 +46,26 @@ def archive(data: Data) -> Path:
     return target
 
 
-def snapshot(
-    name: str,
-    revision: str,
-    key: str,
-    repo_type: str = "dataset",
-    allow: list[str] | None = None,
-    ignore: list[str] | None = None,
-) -> Path:
-    """A snapshot of a hub dataset or model at a fixed revision; `key` of the experiment holds its name.
+def snapshot(name: str, revision: str, key: str, model: list[str] | None = None) -> Path:
+    """A snapshot of a hub dataset at a fixed revision, or of a model; `key` of the experiment holds its name.
 
-    allow, ignore: patterns of its files; None: all of them, and none.
+    model: patterns of the files of a model, of which `COPIES` are left out; None: it is a dataset.
     """
     from huggingface_hub import snapshot_download
 
     try:
         folder = snapshot_download(
             name,
-            repo_type=repo_type,
+            repo_type="model" if model else "dataset",
             revision=revision,
             cache_dir=Path(SCRATCH, "hub"),
-            allow_patterns=allow,
-            ignore_patterns=ignore,
+            allow_patterns=model,
+            ignore_patterns=COPIES if model else None,
         )
     except Exception as error:  # of too many kinds to name: those of the network are not all OSErrors
         if is_disk_full(error):
             raise
-        advice = f"; {by_hand(name, revision, key)}" if repo_type == "model" else ""
+        advice = f"; {by_hand(name, revision, key)}" if model else ""
         raise BadInput(f"{EXPERIMENT}: {key}: cannot fetch {name} at {revision}: {one_line(error)}{advice}") from None
     return Path(folder)
 

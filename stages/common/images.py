@@ -18,7 +18,7 @@ import torch
 from multiscale.core import intact
 from multiscale.core.storage import Table, shards_in
 from stages.common.errors import BadInput
-from stages.common.paths import IMAGES, PIXELS
+from stages.common.paths import IMAGES, PIXELS, TRAIN
 
 SCHEMA = {"id": pl.String, "split": pl.String, "label": pl.Int64}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff"}
@@ -90,11 +90,10 @@ def check(split: str) -> None:
     intact.check(PIXELS / split)
 
 
-def pixels_at(split: str, rows: torch.Tensor) -> torch.Tensor:
-    """The pixels (n, C, H, W) of some rows (n,) of a split; of its shards only those that hold them are read."""
-    folder, table = PIXELS / split, pixel_table(split)
-    names = [path.name for path in shards_in(folder)]
-    intact.check_folder(folder, *(names[shard] for shard in table.arrays["pixels"].shards_of(rows.numpy())))
+def training_pixels(rows: torch.Tensor) -> torch.Tensor:
+    """The pixels (n, C, H, W) of some training images, rows (n,); only the shards that hold them are read."""
+    table, names = Table.open(TRAIN), [path.name for path in shards_in(TRAIN)]
+    intact.check_folder(TRAIN, *(names[shard] for shard in table.arrays["pixels"].shards_of(rows.numpy())))
     return table[rows]["pixels"]
 
 

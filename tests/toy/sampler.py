@@ -25,7 +25,7 @@ class ToySampler(NetworkSampler):
 
     def images(self, seeds: list[int], labels: Tensor, trace: Trace | None) -> Tensor:
         mean = to_unit(self.networks["net"](labels))
-        noise = noise_of_seeds(seeds, "toy", tuple(mean.shape[1:])).to(self.device)
+        noise = noise_of_seeds(seeds, "toy", tuple(mean.shape[1:]), self.device)
         image = (mean + self.noise * noise).clamp(0, 1)
         if trace is not None:
             trace("mean", mean)

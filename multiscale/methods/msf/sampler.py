@@ -55,7 +55,8 @@ class MSFSampler(LatentSampler):
                 y = config.target.undo(x)
                 self.show(y if before is None else before + y, trace)
 
-        x = noise_of_seeds(seeds, f"scale-{k}", (config.target.channels, resolution, resolution)).to(self.device)
+        shape = (config.target.channels, resolution, resolution)
+        x = noise_of_seeds(seeds, f"scale-{k}", shape, self.device)
         return config.target.undo(flow.solve(velocity, x, solver, watch))
 
 

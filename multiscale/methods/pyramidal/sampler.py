@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from multiscale import flow
-from multiscale.condition import Classes
+from multiscale.condition import Classes, Condition
 from multiscale.core import models
 from multiscale.core.streams import noise_of_seeds
 from multiscale.guidance import guided_by
@@ -36,18 +36,23 @@ class PyramidalSampler(LatentSampler):
 
     def images(self, seeds: list[int], labels: Tensor, trace: Trace | None) -> Tensor:
         condition = self.conditioner(labels)
-        x = noise_of_seeds(seeds, "segment-0", self.shapes[0]).to(self.device)
-        for k, (segment, solver) in enumerate(zip(self.segments, self.solvers)):
+        x = noise_of_seeds(seeds, "segment-0", self.shapes[0], self.device)
+        for k, segment in enumerate(self.segments):
             if k:
-                white = noise_of_seeds(seeds, f"segment-{k}", self.shapes[k]).to(self.device) if self.noise else None
+                white = noise_of_seeds(seeds, f"segment-{k}", self.shapes[k], self.device) if self.noise else None
                 x = path.jump(x, self.segments[k - 1], segment, white)
-
-            def network(x: Tensor, u: Tensor, *given: Tensor, segment: path.Segment = segment) -> Tensor:
-                velocity: Tensor = self.net(x, segment.level(u), *given)
-                return velocity
-
-            x = flow.solve(guided_by(solver, network, condition), x, solver, lambda x: self.show(x, trace))
+            x = self.through(k, x, condition, trace)
         return self.decoded(x)
+
+    def through(self, k: int, x: Tensor, condition: Condition, trace: Trace | None = None) -> Tensor:
+        """The end of segment k from its start x."""
+        segment, solver = self.segments[k], self.solvers[k]
+
+        def network(x: Tensor, u: Tensor, *given: Tensor) -> Tensor:
+            velocity: Tensor = self.net(x, segment.level(u), *given)
+            return velocity
+
+        return flow.solve(guided_by(solver, network, condition), x, solver, lambda x: self.show(x, trace))
 
 
 def load_sampler(folders: Sequence[Path], settings: PyramidalMethod, codec: Codec, precision: str) -> PyramidalSampler:

@@ -58,7 +58,7 @@ class ShiftSampler(LatentSampler):
 
     def _white(self, seeds: list[int], step: int) -> Tensor:
         side = self.sides[step]
-        return noise_of_seeds(seeds, f"step-{step}", (self.channels, side, side)).to(self.device)
+        return noise_of_seeds(seeds, f"step-{step}", (self.channels, side, side), self.device)
 
 
 def load_sampler(folders: Sequence[Path], settings: ShiftMethod, codec: Codec, precision: str) -> ShiftSampler:

@@ -60,7 +60,7 @@ class ScaleSpaceSampler(NetworkSampler):
         """The noise that goes into a state."""
         resolution = self.process.resolution(state)
         shape = (self.config.channels, resolution, resolution)
-        return noise_of_seeds(seeds, f"state-{state}", shape).to(self.device)
+        return noise_of_seeds(seeds, f"state-{state}", shape, self.device)
 
     def _predict(self, resolution: int, condition: Condition) -> Predict:
         """What the network predicts at a resolution as a function of (x_t, t), guided."""

@@ -38,7 +38,7 @@ def solved(
 ) -> Tensor:
     """Normalised latents (N, *shape) that a teacher generates; `watch` is called with the state after each step."""
     velocity = guided_by(solver, net, condition)
-    return flow.solve(velocity, noise_of_seeds(seeds, "teacher", shape).to(device), solver, watch)
+    return flow.solve(velocity, noise_of_seeds(seeds, "teacher", shape, device), solver, watch)
 
 
 class SwDSampler(LatentSampler):
@@ -103,7 +103,7 @@ class StudentSampler(SwDSampler):
         for k, (resolution, sigma) in enumerate(self.steps):
 
             def draw(shape: tuple[int, ...], k: int = k) -> Tensor:
-                return noise_of_seeds(seeds, f"step-{k}", shape).to(self.device)
+                return noise_of_seeds(seeds, f"step-{k}", shape, self.device)
 
             x = noisy(z, resolution, sigma, draw, self.upscaling)
             t = x.new_full((len(x),), sigma)

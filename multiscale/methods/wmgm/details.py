@@ -197,7 +197,7 @@ class GeneratedDetails(Details):
 
             def generate(k: int, condition: Tensor = condition, level: int = level) -> Tensor:
                 seeds = list(range(k * count, (k + 1) * count))
-                noise = noise_of_seeds(seeds, detail(level), tuple(condition.shape[1:])).to(device)
+                noise = noise_of_seeds(seeds, detail(level), tuple(condition.shape[1:]), device)
                 return self.levels.decode(generated(net, condition, noise), level)
 
             found.append({"level": level, **adversarial.diversity(generate, batch[detail(level)])})

@@ -77,7 +77,7 @@ def detail_bands(maker: Maker, x: Tensor, level: int, seeds: list[int], labels: 
     image, stream = config.levels.condition(x, level), detail(level)
     if isinstance(config, DetailsConfig):
         shape = tuple(image.shape[1:])
-        noise = noise_of_seeds(seeds, stream, shape).to(x.device) if config.noisy else None
+        noise = noise_of_seeds(seeds, stream, shape, x.device) if config.noisy else None
         made = generated(net, image, noise)
     else:
         shape = config.levels.details[0].channels, *image.shape[2:]

@@ -235,8 +235,8 @@ def solve(
     """
 
     def noise(step: int) -> Tensor:
-        return noise_of_seeds(seeds, f"{stream}/{step}", shape).to(device)
+        return noise_of_seeds(seeds, f"{stream}/{step}", shape, device)
 
     predict = guided_by(solver, network, condition)
-    start = noise_of_seeds(seeds, stream, shape).to(device)
+    start = noise_of_seeds(seeds, stream, shape, device)
     return SOLVERS[solver.name](predict, start, solver.steps, noise, watch)

@@ -64,9 +64,9 @@ def test_some_rows_need_their_own_shards_alone_and_these_whole(tmp_path, monkeyp
     write_pixels(TRAIN, pixels, [0] * 10, 1)
     path = TRAIN / "00001.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    assert images.pixels_at("train", torch.tensor([4, 0])).flatten().tolist() == [4, 0]
+    assert images.training_pixels(torch.tensor([4, 0])).flatten().tolist() == [4, 0]
     with pytest.raises(Damaged, match=r"train/00001.safetensors: damaged"):
-        images.pixels_at("train", torch.tensor([4, 5]))
+        images.training_pixels(torch.tensor([4, 5]))
 
 
 # --- a stage that dies
