@@ -190,7 +190,7 @@ def test_a_scratch_folder_that_fills_up_is_a_full_disk_and_no_bad_source(project
 
 
 def test_switching_on_a_full_disk_keeps_the_experiment(project, small_disk, monkeypatch):
-    folder = small_disk("params", 220)
+    folder = small_disk("params", 400)  # room for its files, however many recipes there are
     experiment = Path(shutil.copy(EXPERIMENT, folder))
     monkeypatch.setattr("stages.recipe.EXPERIMENT", experiment)
     kept = experiment.read_bytes()

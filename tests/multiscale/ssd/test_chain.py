@@ -139,7 +139,7 @@ def test_mean_and_covariance_of_the_whole_chain_are_those_of_the_closed_form(lev
     places: dict[str, int] = {}
     size, unit = 64 * (steps + levels) + 1, 0.25
 
-    def basis(seeds: list[int], stream: str, shape: tuple[int, ...]) -> Tensor:
+    def basis(seeds: list[int], stream: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Row 0 gets no noise, every other row one coordinate of the noise of one stream."""
         count = int(np.prod(shape))
         first = places.setdefault(stream, 1 + 64 * len(places))
