@@ -11,23 +11,23 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from benchmarks.common import save
 from benchmarks.quality import Quality
-from multiscale.core.device import autocast
-from multiscale.core.pixels import to_pixels
 from multiscale.core.storage import Table
 from multiscale.core.streams import noise_of_seeds
-from multiscale.methods.pyramidal import path
 from multiscale.methods.pyramidal.parts import PyramidalConfig, build_part
 from multiscale.methods.pyramidal.sampler import PyramidalSampler
 from multiscale.methods.pyramidal.settings import PyramidalMethod, PyramidalPart, resolutions
 from multiscale.networks import autoencoder
+from multiscale.sampling import Trace, generate
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import fit
 from multiscale.training.part import Training
@@ -37,7 +37,6 @@ from stages.common.paths import DECOMPOSED, VAE
 ROW = "pyramidal"
 BUDGETS = (9_000, 18_000, 36_000, 72_000)
 SEEDS = (0, 1)
-BATCH = 50
 
 
 def trained(section: PyramidalPart, images: int, seed: int) -> tuple[PyramidalConfig, dict[str, Tensor]]:
@@ -50,46 +49,37 @@ def trained(section: PyramidalPart, images: int, seed: int) -> tuple[PyramidalCo
     return part.config, found.weights
 
 
-def continued(sampler: PyramidalSampler, z: Tensor, seeds: list[int], labels: Tensor) -> Tensor:
-    """Images (N, C, H, H) whose first segment ends in real latents z (N, c, h, h)."""
-    first, second = sampler.segments
-    noise = noise_of_seeds(seeds, "real", tuple(z.shape[1:]), sampler.device)
-    white = noise_of_seeds(seeds, "segment-1", sampler.shapes[1], sampler.device) if sampler.noise else None
-    end = first.points(z.to(sampler.device), None, noise)[1]
-    with torch.inference_mode(), autocast(sampler.precision, sampler.device):
-        condition = sampler.conditioner(labels.to(sampler.device))
-        return sampler.decoded(sampler.through(1, path.jump(end, first, second, white), condition))
+class FromReal(PyramidalSampler):
+    """The first segment of seed k ends in the real latent low[k], of low (N, c, h, h)."""
+
+    def __init__(self, low: Tensor, *given: Any):
+        super().__init__(*given)
+        self.low = low
+
+    def images(self, seeds: list[int], labels: Tensor, trace: Trace | None) -> Tensor:
+        noise = noise_of_seeds(seeds, "real", self.shapes[0], self.device)
+        x = self.segments[0].points(self.low[seeds].to(self.device), None, noise)[1]
+        return self.decoded(self.through(1, self.jumped(1, x, seeds), self.conditioner(labels), trace))
 
 
 def main(images: int) -> None:
     params = settings.load()
-    section, method = params.parts[ROW], params.methods[ROW]
-    section, method = cast(PyramidalPart, section), cast(PyramidalMethod, method)
+    section, method = cast(PyramidalPart, params.parts[ROW]), cast(PyramidalMethod, params.methods[ROW])
     codec, quality = autoencoder.load(VAE, 1), Quality(params.evaluate, params.run.batch)
     table = Table.open(DECOMPOSED / section.dataset / "targets.safetensors")
     rows = table[torch.arange(images) * (len(table) // images)]
-    labels, low = rows["label"], rows[f"z{min(resolutions(params.data.resolution, section.jumps))}"]
-    found = []
-    for budget in BUDGETS:
-        for seed in SEEDS:
-            config, weights = trained(section, budget, seed)
-            for noise in (True, False):
-                net = config.build()
-                net.load_state_dict(weights)
-                sampler = PyramidalSampler(net, config, method.model_copy(update={"noise": noise}), codec, "auto")
-                for start in ("generated", "real"):
-                    made = []
-                    for at in range(0, images, BATCH):
-                        seeds, own = list(range(at, at + BATCH)), labels[at : at + BATCH]
-                        whole = (
-                            sampler(seeds, own)
-                            if start == "generated"
-                            else continued(sampler, low[at : at + BATCH], seeds, own)
-                        )
-                        made.append(to_pixels(whole))
-                    cell = {"images": budget, "seed": seed, "start": start, "noise": noise}
-                    found.append(cell | quality(torch.cat(made), labels))
-                    print(found[-1], flush=True)
+    low = rows[f"z{min(resolutions(params.data.resolution, section.jumps))}"]
+    kinds, found = {"generated": PyramidalSampler, "real": partial(FromReal, low)}, []
+    for budget, seed in product(BUDGETS, SEEDS):
+        config, weights = trained(section, budget, seed)
+        for noise, (start, kind) in product((True, False), kinds.items()):
+            net = config.build()
+            net.load_state_dict(weights)
+            sampler = kind(net, config, method.model_copy(update={"noise": noise}), codec, "auto")
+            made = torch.cat(list(generate(sampler, list(range(images)), rows["label"], params.sample.batch)))
+            cell = {"images": budget, "seed": seed, "start": start, "noise": noise}
+            found.append(cell | quality(made, rows["label"]))
+            print(found[-1], flush=True)
     save("pyramidal_noise", {"images": images, "method": method.model_dump(), "cells": found})
 
 

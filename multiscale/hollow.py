@@ -16,7 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
-META, CPU = torch.device("meta"), torch.device("cpu")
+from multiscale.core.device import CPU
+
+META = torch.device("meta")
 
 
 def _forward(q: Any, k: Any, v: Any, *rest: Any, **more: Any) -> int:

@@ -11,6 +11,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+CPU = torch.device("cpu")
+
 Net = TypeVar("Net", bound=nn.Module)
 
 

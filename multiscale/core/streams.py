@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from multiscale.core import philox
+from multiscale.core.device import CPU
 
 Randomness = Literal["cpu", "device"]
-CPU = torch.device("cpu")
 
 
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:

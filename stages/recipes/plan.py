@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from multiscale import methods, model, sampling
 from multiscale.condition import conditioner_of
-from multiscale.core.device import autocast
+from multiscale.core.device import CPU, autocast
 from multiscale.core.models import AUTOENCODER, CONFIG, EMBEDDINGS, TEXT
 from multiscale.core.normalisation import Normalisation
 from multiscale.core.settings import Fetched
@@ -40,7 +40,6 @@ from stages.schema.prompts import PublishedEncoder
 
 # FLOP/s of the SXM, dense. A training in fp32 multiplies in TF32 (`multiscale.core.device.allow_tf32`).
 GPU, PEAKS, SHARE = "H100", {"fp32": 495e12, "bf16": 989e12, "auto": 989e12}, 0.4
-CPU = torch.device("cpu")
 ROWS, TOKENS, STEPS = 8, 16, 12  # blank images, tokens of a small encoder, steps looked at
 CLASSES = 2  # where the experiment does not say how many
 LATENT = 4  # channels of Stable Diffusion's latents

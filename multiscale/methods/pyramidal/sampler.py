@@ -37,14 +37,17 @@ class PyramidalSampler(LatentSampler):
     def images(self, seeds: list[int], labels: Tensor, trace: Trace | None) -> Tensor:
         condition = self.conditioner(labels)
         x = noise_of_seeds(seeds, "segment-0", self.shapes[0], self.device)
-        for k, segment in enumerate(self.segments):
-            if k:
-                white = noise_of_seeds(seeds, f"segment-{k}", self.shapes[k], self.device) if self.noise else None
-                x = path.jump(x, self.segments[k - 1], segment, white)
-            x = self.through(k, x, condition, trace)
+        x = self.through(0, x, condition, trace)
+        for k in range(1, len(self.segments)):
+            x = self.through(k, self.jumped(k, x, seeds), condition, trace)
         return self.decoded(x)
 
-    def through(self, k: int, x: Tensor, condition: Condition, trace: Trace | None = None) -> Tensor:
+    def jumped(self, k: int, x: Tensor, seeds: list[int]) -> Tensor:
+        """The start of segment k from the end x of the one before."""
+        white = noise_of_seeds(seeds, f"segment-{k}", self.shapes[k], self.device) if self.noise else None
+        return path.jump(x, self.segments[k - 1], self.segments[k], white)
+
+    def through(self, k: int, x: Tensor, condition: Condition, trace: Trace | None) -> Tensor:
         """The end of segment k from its start x."""
         segment, solver = self.segments[k], self.solvers[k]
 
