@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from multiscale.core import intact
-from multiscale.core.device import autocast, default_device, placed, resolve_precision
+from multiscale.core.device import autocast, cast_weights, default_device, placed, resolve_precision
 from multiscale.core.moments import Moments
 from multiscale.core.pixels import to_signed
 from multiscale.core.resize import area_to
@@ -40,7 +40,7 @@ class Encoder:
     def __init__(self, codec: autoencoder.Codec, precision: str):
         self.device = default_device()
         self.precision = resolve_precision(precision, self.device)
-        self.codec = placed(codec, self.device, torch.channels_last)
+        self.codec = placed(cast_weights(codec, self.precision), self.device, torch.channels_last)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, resolution: int) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ from multiscale.training.checkpoint import (
 from multiscale.training.ema import EMA
 from multiscale.training.optimizers import optimizers
 from multiscale.training.parallel import Workers, load_whole, local, whole
-from multiscale.training.part import Part, Training
+from multiscale.training.part import Part, Training, let_through
 from multiscale.training.prepare import check, compile_in_place, recompute
 from multiscale.training.shards import Blank
 from multiscale.training.validation import NAME, validation_loss
@@ -129,9 +129,7 @@ class Trainer:
             self.ema.update(self.training.batch, self.moved)
 
     def _move(self, name: str, batch: dict[str, Tensor], draws: Draws) -> None:
-        for other, parameters in self.trained.items():
-            for parameter in parameters:
-                parameter.requires_grad_(other == name)
+        let_through(self.trained, name)
         # Networks that are not updated are called without their DDP wrapper, which would wait for their gradients.
         nets = {other: self.nets[other] if other == name else self.networks[other] for other in self.networks}
         sums: dict[str, Tensor] = {}

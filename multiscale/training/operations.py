@@ -18,7 +18,7 @@ from multiscale.core.device import autocast
 from multiscale.core.streams import Draws
 from multiscale.hollow import FORMULAS
 from multiscale.plan import Double, shapes
-from multiscale.training.part import Part
+from multiscale.training.part import Part, let_through
 
 IMAGES, STEPS = 2, 16  # of a step, and steps at least: not every step has the same turns and penalties
 
@@ -93,14 +93,12 @@ def flops_per_image(part: Part, precision: str, device: torch.device) -> float:
             return part.loss(name, part.networks, batch, draws)[0]
 
     total, weights, known = 0, 0, dict[Any, int]()
-    with _unchanged(nets), Counter() as counter:
+    with unchanged(nets), Counter() as counter:
         echoes = [Echo(net, counter) for net in nets]
         for draws, often in steps_of(part, steps, count, device):
             weights += often
             for name in part.turns(draws.step):
-                for other, parameters in trained.items():
-                    for parameter in parameters:
-                        parameter.requires_grad_(other == name)
+                let_through(trained, name)
                 counter.flops = 0
                 with _echoing(echoes):
                     loss(name, draws)
@@ -127,7 +125,7 @@ def _echoing(echoes: Sequence[Echo]) -> Iterator[None]:
 
 
 @contextmanager
-def _unchanged(nets: Sequence[nn.Module]) -> Iterator[None]:
+def unchanged(nets: Sequence[nn.Module]) -> Iterator[None]:
     """Afterwards networks have the buffers of before, no gradients, and want those that they wanted."""
     wanted = [(p, p.requires_grad) for net in nets for p in net.parameters()]
     held = [(buffer, buffer.clone()) for net in nets for buffer in net.buffers()]

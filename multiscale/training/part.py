@@ -116,3 +116,10 @@ class Part:
     def save(self, folder: Path) -> None:
         """Writes the model into an existing folder, with the averaged weights in `main`."""
         models.save(folder, self.networks[self.main].state_dict(), self.config)
+
+
+def let_through(trained: Mapping[str, Sequence[nn.Parameter]], *names: str) -> None:
+    """Lets gradients through to the trained parameters of the networks that are named, and to no others."""
+    for name, parameters in trained.items():
+        for parameter in parameters:
+            parameter.requires_grad_(name in names)

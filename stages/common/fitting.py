@@ -16,7 +16,7 @@ from multiscale.core.device import default_device, describe, peak_memory_bytes, 
 from multiscale.core.memory import keep_freed_memory
 from multiscale.core.settings import Bad
 from multiscale.core.storage import Table, check_place, sealed_folder, write_json
-from multiscale.training import operations
+from multiscale.training import memory, operations
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Result, fit
 from multiscale.training.part import Part, Training
@@ -121,6 +121,7 @@ def work(
     part = job.build()
     if job.decomposition and (held_out := job.decomposition / HELD_OUT).exists():
         part.held_out = Table.open(held_out, *cast(Table, part.data).arrays)
+    _check_memory(job, part, run)
     bare = copy.deepcopy(part.networks[part.main])  # an unsharded copy, for the result
     flops = _flops_per_image(job, part) if counted else None
     checkpoints = Checkpoints(Path(SCRATCH, "checkpoints"), job.name, f"{job.key} {run.randomness}")
@@ -147,6 +148,16 @@ def work(
         part.networks[part.main] = bare
         _write(job, part, result, torch.distributed.get_world_size() if group else 1, flops)
         checkpoints.clear()
+
+
+def _check_memory(job: Job, part: Part, run: Run) -> None:
+    device, workers = default_device(), max(1, run.workers)
+    free = memory.free(device, [*part.networks.values(), *part.frozen.values()])
+    needed = memory.need(part, job.training, device, workers, run.parallel == "fsdp" and workers > 1)
+    try:
+        memory.check(needed, part, job.training, free)
+    except Bad as error:
+        raise refuse(EXPERIMENT, error.key, error.value, error.allowed) from None
 
 
 def _flops_per_image(job: Job, part: Part) -> float | None:

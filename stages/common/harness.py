@@ -22,6 +22,8 @@ from multiscale.core.terminal import announce
 from stages.common.errors import BadInput, damaged, missing, one_line, printable
 from stages.common.paths import made_by, places_of
 
+BATCHES = "training.batch, training.microbatch, sample.batch, timing.batch, run.batch"
+
 
 def command(doc: str, arguments: dict[str, str] | None = None) -> NoReturn:
     """Runs the stage whose module calls this, from the command line; `arguments` maps positional ones to their help.
@@ -102,6 +104,8 @@ def guarded(action: Callable[..., None], **arguments: object) -> None:
     except KeyboardInterrupt:
         _end("interrupted; the next run resumes from the last checkpoint", 130)
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            _end(f"error: {one_line(error)}; allowed: smaller batches ({BATCHES})", 2)
         if is_disk_full(error):
             _end(f"error: the disk is full ({one_line(error)}); partial files were removed", 1)
         if isinstance(error, OSError) and error.filename:  # others tell of a fault in the code

@@ -31,7 +31,7 @@ from multiscale.core.storage import Table, sealed_folder, write_blocks, write_js
 from multiscale.networks.autoencoder import Codec
 from multiscale.plan import Call, Understudy, size
 from multiscale.training.operations import Chosen, steps_of
-from multiscale.training.part import Part
+from multiscale.training.part import Part, let_through
 from multiscale.training.prepare import recompute
 from stages import recipe
 from stages.schema import AnyPart, Decomposition, Experiment, Student
@@ -268,18 +268,11 @@ def calls_of(part: Part, stands: dict[str, Understudy], draws: Chosen, precision
         trained[name] = [p for p in stand.net.parameters() if p.requires_grad]
         stand.calls.clear()
     for turn in part.turns(draws.step):
-        _train(trained, [turn])
+        let_through(trained, turn)
         with autocast("bf16" if precision == "auto" else precision, CPU):
             part.loss(turn, part.networks, batch, draws)
-    _train(trained, list(trained))
+    let_through(trained, *trained)
     return [call for stand in stands.values() for call in stand.calls]
-
-
-def _train(trained: dict[str, list[nn.Parameter]], now: list[str]) -> None:
-    """Lets gradients through to the parameters of the networks that are named, as a training does at each turn."""
-    for name, parameters in trained.items():
-        for parameter in parameters:
-            parameter.requires_grad_(name in now)
 
 
 def lines(name: str, cost: Cost, section: AnyPart | Student, experiment: Experiment) -> list[str]:
