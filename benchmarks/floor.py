@@ -72,28 +72,65 @@ def training_steps() -> Iterator[Pair]:
         yield Pair(f"training step, {part.name}", calls, 20, block, {"batch": batch, "precision": precision})
 
 
-def whole() -> dict[str, dict]:
+class Turns:
+    """Steps of the floor between those of a training, as many, and the seconds and processor seconds of both.
+
+    It is told of the training's steps. What falls between these (history, validation, checkpoints) is the training's.
+    """
+
+    def __init__(self, floor: Callable[[], None], block: int):
+        self.floor, self.block, self.steps = floor, block, 0
+        self.spent: dict[str, list[list[float]]] = {OURS: [], FLOOR: []}
+        self.since = _clocks()
+
+    def __call__(self, seen: int) -> None:
+        if not seen:  # the training begins
+            self.since = _clocks()
+            return
+        self.steps += 1
+        if self.steps == self.block:
+            self.end()
+
+    def end(self) -> None:
+        """The turn of the training ends, and the floor takes its own."""
+        self._note(OURS)
+        for _ in range(self.steps):
+            self.floor()
+        self._note(FLOOR)
+        self.steps = 0
+
+    def overhead(self, clock: int) -> float:
+        """What the training takes more than the floor, a share of the latter."""
+        ours, floor = (sum(each[clock] for each in self.spent[name]) for name in (OURS, FLOOR))
+        return ours / floor - 1
+
+    def _note(self, name: str) -> None:
+        now = _clocks()
+        self.spent[name].append([after - before for after, before in zip(now, self.since)])
+        self.since = now
+
+
+def _clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def whole(block: int = 25) -> dict[str, dict]:
     """Trainings of the recipe from start to end, with history, validation and checkpoints, and as many plain steps."""
     params, found = work.recipe(), {}
     for part, calls, _ in trained(params):
         training, part.held_out = work.training(part, params), part.data
-        steps = -(-training.images // training.batch)
+        fresh = copy.deepcopy(part)  # the first steps below leave the networks of a student as of its last turn
+        turns = Turns(calls[FLOOR], block)
+        for call in calls.values():
+            call()  # a first step takes longer
         with tempfile.TemporaryDirectory() as folder:
-            checkpoints = Checkpoints(Path(folder), part.name, "floor")
-            timed = {
-                FLOOR: work.times(steps, calls[FLOOR]),
-                OURS: partial(fit, part, training, params.seed, checkpoints),
-            }
-            for call in calls.values():
-                call()  # a first step takes longer
-            seconds = {}
-            for name, call in timed.items():
-                started = time.perf_counter(), time.process_time()
-                call()
-                seconds[name] = [time.perf_counter() - started[0], time.process_time() - started[1]]
-        wall, processor = (ours / floor - 1 for ours, floor in zip(seconds[OURS], seconds[FLOOR]))
-        print(f"training, {part.name}: {wall:+.1%}, processor time {processor:+.1%}")
-        found[part.name] = {"steps": steps, "overhead": wall, "processor_overhead": processor, "seconds": seconds}
+            fit(fresh, training, params.seed, Checkpoints(Path(folder), part.name, "floor"), on_step=turns)
+        turns.end()
+        wall, processor = turns.overhead(0), turns.overhead(1)
+        print(f"training, {part.name}: {wall:+.1%}, processor time {processor:+.1%}", flush=True)
+        steps = -(-training.images // training.batch)
+        found[part.name] = {"steps": steps, "block": block, "overhead": wall, "processor_overhead": processor}
+        found[part.name]["seconds"] = turns.spent
     return found
 
 

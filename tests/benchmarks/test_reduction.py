@@ -55,6 +55,25 @@ def test_a_ratio_is_worse_if_it_fell_by_more_than_the_tolerance():
     assert floor.worse(before, {"dit": 1.0, "unet": 0.8}, 0.05) == ["sampling"]  # no longer measured
 
 
+def test_the_floor_takes_as_many_steps_between_those_of_a_training(monkeypatch):
+    """A step of ours takes 3 seconds, one of the floor 2; a checkpoint after the fourth takes 6."""
+    clock = [0.0]
+
+    def pass_(seconds):
+        clock[0] += seconds
+
+    monkeypatch.setattr(floor, "_clocks", lambda: (clock[0], clock[0] / 2))
+    turns = floor.Turns(lambda: pass_(2), block=3)
+    pass_(100)  # before the training begins
+    turns(0)
+    for seen in range(1, 6):
+        pass_(3 if seen != 5 else 9)
+        turns(16 * seen)
+    turns.end()
+    assert turns.spent == {"ours": [[9, 4.5], [12, 6]], "plain torch": [[6, 3], [4, 2]]}
+    assert turns.overhead(0) == turns.overhead(1) == pytest.approx(21 / 10 - 1)
+
+
 def bench(tmp_path, monkeypatch, ratios: list[float], arguments: tuple[str, ...] = (), committed: bool = True) -> int:
     """The exit code of `make bench` with one pair whose ratio is 1 as committed; `ratios` are measured one by one."""
     monkeypatch.setattr(floor, "RESULTS", tmp_path)
