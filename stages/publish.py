@@ -137,8 +137,9 @@ def text(
         leaderboard.markdown(list(groups), None, COLUMNS, measured.remarks(dict(sampling))),
         "## Quality against time",
         f"![KID against seconds per image]({report.QUALITY_TIME.name})",
-        "A point is a method, a small one on its line the method with fewer steps; bars are one standard error over "
-        "the images. The grey line is the Pareto front of all points.",
+        "A point is a method, a small one on its line the method with fewer steps; bars are one standard error, "
+        "over the trainings of a method that has several, else over the images. The grey line is the Pareto front of "
+        "all points.",
         claims.markdown(judged),
         f"{claims.counted(judged).capitalize()}.",
         "## Training",

@@ -23,8 +23,8 @@ from stages.common.reading import read_yaml
 from stages.reporting import analyses, tables
 from stages.reporting.analyses import Lacking, Measured, Unmeasured
 from stages.reporting.page import Section
-from stages.reporting.rows import Row, standard_error
-from stages.reporting.trainings import APART, widened
+from stages.reporting.rows import Row
+from stages.reporting.trainings import APART, standard_error, widened
 from stages.schema import claims as schema
 
 Finding = dict[str, Any]  # about one claim, as claims.json holds it

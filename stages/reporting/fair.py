@@ -8,13 +8,14 @@ from typing import Any
 from stages.reporting.page import Table
 from stages.reporting.pairs import Difference, verdict
 from stages.reporting.rows import Group, Row
-from stages.reporting.trainings import APART
+from stages.reporting.trainings import APART, standard_error
 
 WITHIN = 1.1  # budgets count as equal up to this factor
 HEADINGS = ("method", "budget", "KID", "less the best", "interval", "than the best")
 VIEWS = {"train_images": ("At equal training images", ""), "train_flops": ("At equal training FLOP", " PFLOP")}
 NOTE = (
-    f"Rows of one protocol whose budgets differ by at most {WITHIN - 1:.0%}, best KID first. A difference is that of "
+    f"Rows of one protocol whose budgets differ by at most {WITHIN - 1:.0%}, best KID first, with its standard error: "
+    "over trainings where a row has several, else over images. A difference is that of "
     f"the same seeds, with {APART} standard errors to either side; it does not cover other trainings. A student's "
     "budget is that of its distillation: its teacher's comes on top."
 )
@@ -49,7 +50,7 @@ def _lines(rows: Sequence[Row], key: str, unit: str, known: dict[tuple[str, str]
     best, *others = sorted(rows, key=lambda row: (row["copies"], row["kid"]))
 
     def start(row: Row) -> list[str]:
-        return [row["method"], _budget(row[key], unit), f"{row['kid']:.4f} +- {row['kid_se']:.4f}"]
+        return [row["method"], _budget(row[key], unit), f"{row['kid']:.4f} +- {standard_error('kid', row):.4f}"]
 
     lines = [[*start(best), "-", "-", "the best"]]
     for row in others:

@@ -21,6 +21,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib import ticker  # noqa: E402
 
 from multiscale.core.storage import atomic_file  # noqa: E402
+from stages.reporting.trainings import standard_error  # noqa: E402
 
 STYLE = {
     "axes.spines.top": False,
@@ -70,7 +71,8 @@ def training(curves: pl.DataFrame, path: Path) -> None:
 def quality_time(groups: list[Group], path: Path) -> None:
     """KID with its standard error against seconds per image, a panel for each protocol; floors are horizontal lines.
 
-    A method's further numbers of steps are small points on a line; the grey steps are the Pareto front of all points.
+    The error is that over trainings where a row has several, else, and of further numbers of steps, over images. These
+    are small points on a line; the grey steps are the Pareto front of all points.
     """
     with drawing(path, len(groups), figsize=(9.5 * len(groups), 4.8)) as panels:
         for axes, group in zip(panels, groups):
@@ -79,7 +81,7 @@ def quality_time(groups: list[Group], path: Path) -> None:
                 timed = row.get("seconds_per_image_of_steps", {})
                 steps = [each for each in row.get("steps") or [] if str(each["steps"]) in timed]
                 more = [(timed[str(each["steps"])], each["kid"], each["kid_se"]) for each in steps]
-                own = (row["seconds_per_image"], row["kid"], row["kid_se"])
+                own = (row["seconds_per_image"], row["kid"], standard_error("kid", row))
                 places = sorted([own, *more])
                 style = {"color": f"C{index % 10}", "marker": MARKERS[row["works_on"]]}
                 axes.errorbar(*zip(*places), linestyle="-", linewidth=1, capsize=3, markersize=4, **style)
@@ -94,7 +96,7 @@ def quality_time(groups: list[Group], path: Path) -> None:
             axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
             axes.minorticks_off()
-            least = min(0, *(row["kid"] - row["kid_se"] for row in [*group.methods, *group.floors]))
+            least = min(0, *(row["kid"] - standard_error("kid", row) for row in [*group.methods, *group.floors]))
             axes.set_ylim(bottom=least - 0.03 * axes.get_ylim()[1])  # keeps floors near zero off the axis
             axes.legend(**BESIDE, title="round: on pixels\nsquare: on latents")
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from math import hypot
 
 from stages.reporting import tables
-from stages.reporting.rows import BESIDE, NEEDS_EQUAL_N, OF_PROMPTS, Group, Row, standard_error
-from stages.reporting.trainings import APART
+from stages.reporting.rows import BESIDE, NEEDS_EQUAL_N, OF_PROMPTS, Group, Row
+from stages.reporting.trainings import APART, standard_error
 
 COLUMNS = {
     "method": "method",

@@ -131,9 +131,3 @@ def grouped(rows: list[Row]) -> list[Group]:
 
 def _measure(row: Row) -> Row:
     return {key: value for key, value in row["protocol"].items() if key not in OF_SAMPLES}
-
-
-def standard_error(key: str, row: Row) -> float:
-    """Of a column: over trainings if there are several and it has a spread over them, else over images or prompts."""
-    over_trainings = row.get(f"{key}_training_se")
-    return float(row[f"{key}_se"] if over_trainings is None else over_trainings)

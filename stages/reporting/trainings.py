@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import mul
 from typing import Any
 
@@ -59,3 +59,9 @@ def _relative(rows: Sequence[dict[str, Any]], key: str) -> float:
 def _of_images(row: dict[str, Any], key: str) -> float:
     """The variance over the images of one training; 0 of what has none."""
     return float(row.get(f"{key}_se") or 0.0) ** 2
+
+
+def standard_error(key: str, row: Mapping[str, Any]) -> float:
+    """Of a column: over trainings if there are several and it has a spread over them, else over images or prompts."""
+    over_trainings = row.get(f"{key}_training_se")
+    return float(row[f"{key}_se"] if over_trainings is None else over_trainings)

@@ -16,8 +16,8 @@ from stages.reporting import claims, fair, gallery, leaderboard, measured, pairs
 from stages.reporting.claims import Finding
 from stages.reporting.page import Card, Exhibit, Leaderboard, Page, Section, Table, address, picture, sheet
 from stages.reporting.pairs import Difference
-from stages.reporting.rows import Group, Row
-from stages.reporting.trainings import APART
+from stages.reporting.rows import SPREAD, Group, Row
+from stages.reporting.trainings import APART, standard_error
 from stages.schema import Experiment
 
 SHOWN = (
@@ -151,7 +151,7 @@ def cards(groups: Sequence[Group], differences: Sequence[Difference], judged: Ma
                 if says == "better"
                 else f"; lead on {others[0]['method']} not shown"
             )
-        value = f"{best['kid']:.4f} ± {best['kid_se']:.4f}{lead}"
+        value = f"{best['kid']:.4f} ± {standard_error('kid', best):.4f}{lead}"
         found.append(Card(f"lowest KID{beside}", best["method"], value))
         found += _extremes(FIGURES, rows, beside)
     found += _extremes(COSTS, [row for group in groups for row in group.methods])
@@ -217,9 +217,10 @@ def pareto(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def points(row: Row) -> list[Row]:
-    """The points of a method: its own, and those of its further numbers of steps."""
+    """The points of a method: its own, and those of its further numbers of steps, whose errors are over images."""
     budget = row.get("train_flops")
     own = {key: row.get(key) for key in POINT} | {"own": True, "n": row["protocol"]["n"]}
+    own |= {f"{key}_se": standard_error(key, row) for key in SPREAD if row.get(f"{key}_se") is not None}
     own |= {"gflops_per_image": row["flops_per_image"] / 1e9, "train_pflops": budget / 1e15 if budget else None}
     share = own["label_accuracy"]
     own["label_accuracy_se"] = None if share is None else (share * (1 - share) / own["n"]) ** 0.5

@@ -92,6 +92,20 @@ def test_the_plot_has_the_other_numbers_of_steps_that_were_timed(tmp_path, monke
     assert Image.open(tmp_path / "plot.png").size[0] > 900
 
 
+def test_bars_of_the_plot_are_over_trainings_where_a_row_has_several(tmp_path, monkeypatch):
+    common = {"kid_se": 0.01, "works_on": "pixels", "seconds_per_image_of_steps": {"4": 0.4}}
+    steps = [{"steps": 4, "kid": 0.3, "kid_se": 0.02}]
+    one = common | {"method": "one", "kid": 0.2, "seconds_per_image": 0.8, "steps": steps, "kid_training_se": 0.25}
+    two = common | {"method": "two", "kid": 0.1, "seconds_per_image": 1.5, "kid_training_se": None}
+    seen, limits, axes = [], [], figures.plt.Axes
+    drawn, limited = axes.errorbar, axes.set_ylim
+    monkeypatch.setattr(axes, "errorbar", lambda *args, **how: seen.append(args[3]) or drawn(*args, **how))
+    monkeypatch.setattr(axes, "set_ylim", lambda *args, **to: limits.append(to.get("bottom")) or limited(*args, **to))
+    figures.quality_time([Group({"metric": "EffLite0", "n": 8}, [one, two], [])], tmp_path / "plot.png")
+    assert seen == [(0.02, 0.25), (0.01,)], "the few steps have no spread of their own"
+    assert min(each for each in limits if each is not None) < 0.2 - 0.25, "the whole bar is seen"
+
+
 def test_the_front_is_what_no_faster_point_beats():
     assert figures.front([(3, 0.2), (1, 0.5), (2, 0.5), (4, 0.3), (5, 0.1)]) == [(1, 0.5), (3, 0.2), (5, 0.1)]
     assert figures.front([(1, 0.5), (1, 0.4)]) == [(1, 0.4)]

@@ -132,6 +132,19 @@ def test_no_method_is_named_first_where_all_are_equal():
 # --- pairs and fair views
 
 
+def test_a_row_of_several_trainings_has_their_error_in_cards_fair_views_and_charts():
+    cost = {"flops_per_image": 1e9, "kid_second": 0.5, "kid_second_se": 0.02, "kid_second_training_se": 0.06}
+    best = row("a", 0.1, 1, kid_training_se=0.03, label_accuracy=None, **cost)
+    group = Group({"n": 4}, [best, row("b", 0.2, 1, flops_per_image=1e9)], [])
+    apart = [Difference("a", "b", -0.1, 0.1, None, None)]
+    card, *_ = views.cards([group], apart, {})
+    assert card.more == "0.1000 ± 0.0300; lead on b not shown"
+    (table,) = fair.tables([group], apart)
+    assert [line[2] for line in table.rows] == ["0.1000 +- 0.0300", "0.2000 +- 0.0100"], "b has one training"
+    (point,) = views.points(best)
+    assert (point["kid_se"], point["kid_second_se"], point["kid_test_se"]) == (0.03, 0.06, None)
+
+
 def test_equal_accuracies_are_zero_without_a_sign_that_means_nothing():
     for line in views.pair_table([Difference("a", "b", 0.1, 0.01, 0.0, 0.0)]).rows:
         assert list(line[-2:]) == ["+0.0%", "+0.0 to +0.0 %"]
