@@ -15,9 +15,9 @@ HEADINGS = ("method", "budget", "KID", "less the best", "interval", "than the be
 VIEWS = {"train_images": ("At equal training images", ""), "train_flops": ("At equal training FLOP", " PFLOP")}
 NOTE = (
     f"Rows of one protocol whose budgets differ by at most {WITHIN - 1:.0%}, best KID first, with its standard error: "
-    "over trainings where a row has several, else over images. A difference is that of "
-    f"the same seeds, with {APART} standard errors to either side; it does not cover other trainings. A student's "
-    "budget is that of its distillation: its teacher's comes on top."
+    f"over trainings where a row has several, else over images. A difference is that of the same seeds, with {APART} "
+    "standard errors to either side, which cover other trainings of rows that have several. A student's budget is that "
+    "of its distillation: its teacher's comes on top."
 )
 
 

@@ -1,7 +1,10 @@
 """Methods compared pair by pair: the same seeds and classes, so that what images share does not count as an error.
 
 The difference of two KIDs has the variance of the difference of what each image adds to them, image by image
-(`multiscale.evaluation.metrics.kid_by_image`). Intervals cover other seeds, not other trainings.
+(`multiscale.evaluation.metrics.kid_by_image`). To it comes the variance over trainings of each row that has several: of
+two such rows no difference is shown here which the leaderboard's notes call not significant. A part of that variance is
+of the images, which counts twice, so that an interval may be too wide, at most by the root of 2. The intervals of
+single trainings, and of accuracy, cover other seeds, not other trainings.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import hypot
 from typing import Any
 
 import polars as pl
@@ -64,7 +68,8 @@ def _images(name: str, params: Experiment) -> pl.DataFrame:
 
 def _difference(one: Row, other: Row, images: dict[str, pl.DataFrame], dealt: bool) -> Difference:
     both = images[one["method"]].join(images[other["method"]], on="seed", suffix="_other", maintain_order="left")
-    kid, kid_se = one["kid"] - other["kid"], _error(both, "kid", dealt)
+    several = [row["kid_training_se"] for row in (one, other) if row.get("kid_training_se") is not None]
+    kid, kid_se = one["kid"] - other["kid"], hypot(_error(both, "kid", dealt), *several)
     known = one["label_accuracy"] is not None and other["label_accuracy"] is not None
     accuracy = one["label_accuracy"] - other["label_accuracy"] if known else None
     return Difference(

@@ -40,8 +40,8 @@ COSTS: tuple[tuple[Any, str, str, str, float], ...] = (
 PAIRS = ("method", "against", "KID apart", "KID, interval", "by KID", "accuracy apart", "accuracy, interval")
 PAIRS_NOTE = (
     f"Each pair of methods, image by image with the same seed and class: {APART} standard errors to either "
-    "side. Where methods are equal, about one interval in twenty leaves out zero. Over the images of one training, no "
-    "interval covers other trainings."
+    "side. Where methods are equal, about one interval in twenty leaves out zero. Intervals of KID "
+    "cover other trainings of methods that have several; all others cover other seeds alone."
 )
 
 

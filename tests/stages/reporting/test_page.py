@@ -210,6 +210,33 @@ def test_images_are_paired_by_their_seeds_and_compared_within_their_classes(tmp_
         assert found.kid_se == pytest.approx(variance**0.5)
 
 
+def test_a_difference_by_seeds_covers_other_trainings_of_rows_that_have_several(tmp_path, monkeypatch):
+    """The squares of the images sum to .5, with 3 freedoms and 4 images; trainings add .3 and .4, which are .5."""
+    import polars as pl
+
+    monkeypatch.setattr(pairs, "PAIRED", tmp_path)
+    for name, kid in (("one", [0.5, 1.5, 1.0, 1.0]), ("two", [0.0] * 4)):
+        images = {"seed": range(4), "label": [0] * 4, "kid": kid, "correct": [True] * 4}
+        pl.DataFrame(images).write_parquet(tmp_path / f"{name}.parquet")
+
+    class Params:
+        methods: dict = {}
+
+    of_images = (0.5 / 3 / 4) ** 0.5
+    for over, error, says in (
+        ((None, None), of_images, "worse"),
+        ((0.3, None), (of_images**2 + 0.3**2) ** 0.5, "worse"),
+        ((0.3, 0.4), (of_images**2 + 0.5**2) ** 0.5, "not shown"),
+    ):
+        rows = [
+            row(name, kid, 1, label_accuracy=1.0, kid_training_se=each)
+            for name, kid, each in zip(("one", "two"), (2.0, 1.0), over)
+        ]
+        (found,) = pairs.compare([Group({"labels": "uniform"}, rows, [])], Params)
+        assert found.kid_se == pytest.approx(error) and pairs.verdict(found.kid, found.kid_se, True) == says
+        assert found.accuracy_se == 0, "no spread of accuracy is known"
+
+
 def test_floors_stand_under_their_class():
     import torch
 
