@@ -23,6 +23,7 @@ from matplotlib import ticker  # noqa: E402
 from multiscale.core.storage import atomic_file  # noqa: E402
 from stages.reporting.trainings import standard_error  # noqa: E402
 
+COLOURS = (*(f"C{index}" for index in range(10)), "black", "blue")  # of methods: of more, some share one
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -83,7 +84,7 @@ def quality_time(groups: list[Group], path: Path) -> None:
                 more = [(timed[str(each["steps"])], each["kid"], each["kid_se"]) for each in steps]
                 own = (row["seconds_per_image"], row["kid"], standard_error("kid", row))
                 places = sorted([own, *more])
-                style = {"color": f"C{index % 10}", "marker": MARKERS[row["works_on"]]}
+                style = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[row["works_on"]]}
                 axes.errorbar(*zip(*places), linestyle="-", linewidth=1, capsize=3, markersize=4, **style)
                 axes.plot(*own[:2], linestyle="none", markersize=9, label=row["method"], **style)
                 known += [place[:2] for place in places]

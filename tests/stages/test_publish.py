@@ -106,6 +106,21 @@ def test_bars_of_the_plot_are_over_trainings_where_a_row_has_several(tmp_path, m
     assert min(each for each in limits if each is not None) < 0.2 - 0.25, "the whole bar is seen"
 
 
+def test_twelve_methods_have_twelve_colours(tmp_path, monkeypatch):
+    common = {"kid_se": 0.01, "works_on": "pixels", "seconds_per_image": 0.5}
+    rows = [common | {"method": f"m{index}", "kid": 0.1 + index / 100} for index in range(12)]
+    seen, drawn = {}, figures.plt.Axes.plot
+
+    def plot(*args, **how):
+        lines = drawn(*args, **how)
+        seen.update({how.get("label"): figures.matplotlib.colors.to_hex(line.get_color()) for line in lines})
+        return lines
+
+    monkeypatch.setattr(figures.plt.Axes, "plot", plot)
+    figures.quality_time([Group({"metric": "EffLite0", "n": 8}, rows, [])], tmp_path / "plot.png")
+    assert len({seen[row["method"]] for row in rows}) == 12
+
+
 def test_the_front_is_what_no_faster_point_beats():
     assert figures.front([(3, 0.2), (1, 0.5), (2, 0.5), (4, 0.3), (5, 0.1)]) == [(1, 0.5), (3, 0.2), (5, 0.1)]
     assert figures.front([(1, 0.5), (1, 0.4)]) == [(1, 0.4)]
