@@ -149,7 +149,7 @@ def text(
         "## Where it ran",
         markdown(["", ""], about),
         "## What makes each row again",
-        markdown(["method", "command", "images", "SHA-256 of the images"], provenance.commands(rows)),
+        markdown(["method", "command", "images", "SHA-256 of the images"], provenance.commands(rows, params)),
         "## Files",
         markdown(["file", "holds"], FILES.items()),
     ]

@@ -82,7 +82,7 @@ def main(params: Experiment) -> None:
     rows = rows_of(params)
     shown = {row["method"]: PICTURES[row["kind"]] for row in rows}
     gallery = {f"{name}-{kind}.png": _picture(name, kind) for name, kinds in shown.items() for kind in kinds}
-    for name in shown:
+    for name in (*params.methods, *params.evaluate.floors):
         intact.check_folder(SAMPLES / name, "images.safetensors")
     for path in gallery.values():
         check_picture(path)

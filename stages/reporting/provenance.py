@@ -14,7 +14,8 @@ import psutil
 
 from multiscale.core.storage import sha256_of
 from stages.common.paths import SAMPLES
-from stages.reporting.rows import Row
+from stages.reporting.rows import Row, methods_of
+from stages.schema import Experiment
 
 PACKAGES = ("torch", "diffusers", "torch-fidelity", "numpy", "scipy", "polars", "dvc", "prefect", "ray")
 
@@ -62,11 +63,12 @@ def _processor() -> str:
     return next(named, platform.machine())
 
 
-def commands(rows: Sequence[Row]) -> list[list[str]]:
-    """Of each row: its name, the command that makes it, the file of its images, and the start of their SHA-256."""
+def commands(rows: Sequence[Row], params: Experiment) -> list[list[str]]:
+    """Of each training of each row: its name, the command that makes it, the file of its images, and its SHA-256."""
     found = []
     for row in rows:
-        name, file = row["method"], SAMPLES / row["method"] / "images.safetensors"
-        command = f"dvc repro {'floor' if row['kind'] == 'floor' else 'evaluate'}@{name}"
-        found.append([name, command, file.as_posix(), sha256_of(file)[:16]])
+        stage = "floor" if row["kind"] == "floor" else "evaluate"
+        for name in methods_of(row["method"], params):
+            file = SAMPLES / name / "images.safetensors"
+            found.append([name, f"dvc repro {stage}@{name}", file.as_posix(), sha256_of(file)[:16]])
     return found

@@ -90,7 +90,7 @@ def page(
         sections=[section_table(index, section, folder) for index, section in enumerate(sections)],
         versions=provenance.versions(),
         hardware=provenance.hardware(made.sampling),
-        commands=command_table(rows),
+        commands=command_table(rows, made.params),
         downloads=downloads(rows, files, made.judged),
         charts=charts(made, spectra),
     )
@@ -326,8 +326,8 @@ def spectra_lines(spectra: list[Row], real: str | None) -> list[str]:
     return lines
 
 
-def command_table(rows: Sequence[Row]) -> Table:
-    """What makes each row again."""
+def command_table(rows: Sequence[Row], params: Experiment) -> Table:
+    """What makes each training of each row again."""
     line = "On a CPU the same command gives the same images: `sha256sum` of the file starts with what stands here."
     headings = ("method", "command", "images", "SHA-256 of the images")
-    return Table("commands", "What makes each row again", headings, provenance.commands(rows), [line])
+    return Table("commands", "What makes each row again", headings, provenance.commands(rows, params), [line])

@@ -489,9 +489,16 @@ def test_several_trainings_are_one_row_with_their_mean_and_spread(measured):
     wide = 0.125 / 3**0.5 * 4.3027
     error = f"({(wide**2 + 0.02**2) ** 0.5:.4f}, over 3 trainings of msf and the images of one of dit)"
     assert f"significant at 2 standard errors of the difference {error}." in told()
+    again = [row[:3] for table in whole().tables for row in table if row[1].startswith("dvc repro ")]
+    commands = [(name, f"dvc repro evaluate@{name}") for name in ("msf", "msf-seed-1", "msf-seed-2", "dit")]
+    commands += [(name, f"dvc repro floor@{name}") for name in FLOORS]
+    assert again == [[name, command, f"samples/{name}/images.safetensors"] for name, command in commands]
     pictures = {path.name for path in Path("reports/galleries").iterdir()}
     assert "msf-grid.png" in pictures and "msf-seed-1-grid.png" not in pictures
     assert "msf-0-seed-1" in Path("reports/training.csv").read_text()
+    images = Path("samples/msf-seed-1/images.safetensors")
+    with flipped(images, images.stat().st_size // 2, 3):
+        refused(project.stage("report"), f"error: {images}: damaged", "makes it")
 
 
 def test_other_numbers_of_steps_are_means_over_the_trainings_too():
