@@ -6,9 +6,9 @@ python -m stages.publish docs/results/fashion32 --into README.md    # and its ta
 
 In another page the plot and the table go between the lines `<!-- results -->` and `<!-- end of results -->`.
 
-results.md has the leaderboard with the seconds of this machine, quality against time, the claims, a grid of samples of
-each method, the training curves, versions, hardware and commands. Commit the experiment first: the page names the
-commit. The results and the report of `dvc repro` must exist.
+results.md has the leaderboard with the seconds of this machine, quality against time, methods at equal budgets, the
+claims, a grid of samples of each method, the training curves, versions, hardware and commands. Commit the experiment
+first: the page names the commit. The results and the report of `dvc repro` must exist.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ from typing import Any
 
 from PIL import Image
 
+from multiscale.core import intact
 from multiscale.core.storage import atomic_file, read_json, read_sealed_json, write_json, write_text
 from stages import report
 from stages.common import settings
 from stages.common.errors import BadInput
-from stages.common.paths import EXPERIMENT, MEASUREMENTS, REPORTS, SAMPLES
-from stages.reporting import claims, leaderboard, measured, provenance, views
+from stages.common.paths import EXPERIMENT, MEASUREMENTS, PAIRED, REPORTS, SAMPLES
+from stages.reporting import claims, fair, leaderboard, measured, pairs, provenance, views
+from stages.reporting.pairs import Difference
 from stages.reporting.rows import Group, Row, grouped, rows_of
 from stages.reporting.tables import markdown
 from stages.schema import Experiment
@@ -87,7 +89,9 @@ def run(folder: str, page: bool = False, into: str | None = None) -> None:
     sampling, judged = measured.of_sampling(), read_sealed_json(claims.SECONDS)
     if not sampling:
         raise BadInput(f"{report.QUALITY_TIME}: seconds were not measured here; run `{measured.COMMAND}`")
+    intact.check(*(PAIRED / f"{name}.parquet" for name in params.methods))
     groups = measured.with_seconds(grouped(rows), sampling, params)
+    equal = fair_views(groups, pairs.compare(groups, params))
     ordered = [row for group in groups for row in group.methods] + [row for row in rows if row["kind"] == "floor"]
     for path in (*COPIED, *([report.PAGE] if page else [])):
         with atomic_file(to / path.name) as temporary:
@@ -104,7 +108,7 @@ def run(folder: str, page: bool = False, into: str | None = None) -> None:
     write_json(to / "measurements.json", {name: read_sealed_json(MEASUREMENTS / f"{name}.json") for name in names})
     write_json(to / "claims.json", judged)
     write_json(to / "sampling.json", sampling)
-    write_text(to / PAGE, text(params, groups, ordered, judged, sampling, folder))
+    write_text(to / PAGE, text(params, groups, ordered, equal, judged, sampling, folder))
     if into:
         before, after = _parts(Path(into))
         plot = os.path.relpath(to / report.QUALITY_TIME.name, Path(into).parent)
@@ -124,11 +128,12 @@ def text(
     params: Experiment,
     groups: Sequence[Group],
     rows: Sequence[Row],
+    equal: Sequence[str],
     judged: Mapping[str, claims.Finding],
     sampling: Mapping[str, Any],
     folder: str,
 ) -> str:
-    """The page, as Markdown."""
+    """The page, as Markdown; equal: its section of methods at equal budgets."""
     data, versions = params.data, provenance.versions()
     about = [*provenance.hardware(sampling).items(), *versions.items()]
     parts = [
@@ -140,6 +145,7 @@ def text(
         "A point is a method, a small one on its line the method with fewer steps; bars are one standard error, "
         "over the trainings of a method that has several, else over the images. The grey line is the Pareto front of "
         "all points.",
+        *equal,
         claims.markdown(judged),
         f"{claims.counted(judged).capitalize()}.",
         "## Training",
@@ -154,6 +160,13 @@ def text(
         markdown(["file", "holds"], FILES.items()),
     ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def fair_views(groups: Sequence[Group], differences: Sequence[Difference]) -> list[str]:
+    """The parts of the page about methods at equal budgets; none where no two have such budgets."""
+    shown = [table for table in fair.tables(groups, differences) if table.rows]
+    found = [f"### {table.title}\n\n{markdown(table.headings, table.rows)}" for table in shown]
+    return ["## Fair views", fair.NOTE, *found] if found else []
 
 
 def table_of(groups: Sequence[Group]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import flipped
+from conftest import flipped, sealed
 from PIL import Image
 from results import FLOORS, METRICS, made
 
@@ -57,6 +57,26 @@ def test_the_folder_has_the_rows_the_pictures_and_the_page(reported, capsys):
     publish.run("docs/toy", into="OURS.md")
     assert Path("OURS.md").read_text() == shown, "the same again"
     assert "docs/toy/results.md: " in capsys.readouterr().out
+
+
+def test_the_page_has_methods_of_equal_budgets_beside_each_other(reported):
+    """They have 256 and 512 training images; then as many each, which makes a table of them."""
+    publish.run("docs/toy")
+    assert "Fair views" not in Path("docs/toy/results.md").read_text()
+    for part in ("msf-0", "msf-1"):
+        history = Path("models/msf", part, "history.jsonl")
+        history.write_text(history.read_text().replace('"images": 256', '"images": 128'))
+        sealed(history.parent)
+    made(reported)
+    publish.run("docs/toy")
+    section = Path("docs/toy/results.md").read_text().partition("## Fair views")[2].partition("## Published claims")[0]
+    assert "### At equal training images" in section and "### At equal training FLOP" not in section
+    first, second = [line for line in section.splitlines() if line.startswith(("| msf", "| dit"))]
+    assert first == "| msf | 256 | 0.1250 +- 0.0200 | - | - | the best |"
+    difference = pl.read_csv("docs/toy/pairs.csv").row(0, named=True)
+    assert second.startswith("| dit | 256 | 0.2500 +- 0.0100 | +0.1250 | ") and difference["kid"] == -0.125
+    low, high = (float(end) for end in second.split(" | ")[4].split(" to "))
+    assert high - low == pytest.approx(4 * difference["kid_se"], abs=2e-4)
 
 
 def test_a_report_of_other_results_is_not_published(reported):
