@@ -229,15 +229,16 @@ def test_a_folder_that_holds_another_model_is_refused_in_one_line(published):
     assert "_class_name: 'FluxTransformer2DModel' is not allowed; allowed: SD3Transformer2DModel" in done.stderr
 
 
-def test_where_no_hub_can_be_asked_a_line_says_which_folder_to_fill(published, monkeypatch):
+@pytest.mark.parametrize("section, stage", [("parts.teacher-sd3", "train teacher-sd3"), ("vae", "vae")])
+def test_where_no_hub_can_be_asked_a_line_says_which_folder_to_fill(section, stage, published, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    published.change({"parts.teacher-sd3.source": "them/model", "parts.teacher-sd3.revision": "v1"})
-    done = published.stage("train", "teacher-sd3")
+    published.change({f"{section}.source": "them/model", f"{section}.revision": "v1"})
+    done = published.stage(*stage.split())
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: params.yaml: parts.teacher-sd3.source: cannot fetch them/model at v1: ")
+    assert done.stderr.startswith(f"error: params.yaml: {section}.source: cannot fetch them/model at v1: ")
     advice = "`hf download them/model --revision v1 --local-dir FOLDER` fills a folder; bring it here and set "
-    assert advice + "parts.teacher-sd3.source: FOLDER" in done.stderr
+    assert advice + f"{section}.source: FOLDER" in done.stderr
 
 
 TEACHER, STUDENT = "parts.teacher-sd3", "students.student-sdxl"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import TRAINING, replace
+from huggingface_hub.utils import filter_repo_objects
 
 from multiscale.core import device
 from multiscale.core.resize import area_to
@@ -152,6 +155,34 @@ def test_a_published_autoencoder_is_taken_from_a_folder(subfolder, tmp_path, mon
     assert codec.factor == 8
     assert same_codec(codec, Codec(net, 1))
     assert json.loads((tmp_path / "models/vae/config.json").read_text())["block_out_channels"] == [8, 8, 16, 16]
+
+
+@pytest.mark.parametrize("subfolder", [None, "vae"])
+def test_of_a_hub_the_files_of_the_autoencoder_are_fetched_alone(subfolder, tmp_path, monkeypatch):
+    from stages.schema.data import PublishedVAE
+    from stages.vae import publish
+
+    hub, inner = tmp_path / "hub", Path(subfolder or "")
+    build().save_pretrained(hub / inner, safe_serialization=True)
+    for other in ("model.safetensors", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"):
+        (hub / other).parent.mkdir(exist_ok=True)
+        (hub / other).touch()
+
+    def snapshot_download(name, repo_type, revision, cache_dir, allow_patterns, ignore_patterns):
+        assert (name, repo_type, revision, cache_dir) == ("them/model", "model", "v1", Path(".scratch/hub"))
+        files = [path.relative_to(hub).as_posix() for path in hub.rglob("*") if path.is_file()]
+        for each in filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            (cache_dir / each).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(hub / each, cache_dir / each)
+        return str(cache_dir)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    publish(PublishedVAE(kind="published", source="them/model", revision="v1", subfolder=subfolder))
+    fetched = {path.relative_to(".scratch/hub") for path in Path(".scratch/hub").rglob("*") if path.is_file()}
+    assert fetched == {inner / "config.json", inner / "diffusion_pytorch_model.safetensors"}
+    assert same_codec(autoencoder.load(Path("models/vae"), 1), Codec(build(), 1))
+    assert json.loads(Path("models/vae/config.json").read_text())["_name_or_path"] == "them/model"
 
 
 def test_a_folder_without_an_autoencoder_is_refused_in_one_line_and_leaves_the_old_one(tmp_path, monkeypatch):
