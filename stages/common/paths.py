@@ -57,10 +57,14 @@ MAKERS = {
     f"{PAIRED}/*": "evaluate@NAME",
 }
 
+# The stages that go on from what they keep in the scratch folder.
+RESUMING = ("download", "vae", "encoder", "latents", "synthetic", "train", "distill", "classifier")
+
 
 def places_of(stage: str) -> list[Path]:
     """A path, of nothing, in each folder where a stage writes."""
     patterns = [pattern for pattern, made in MAKERS.items() if stage in re.split("@NAME| or ", made)]
+    patterns += [f"{SCRATCH}/*"] if stage in RESUMING else []
     return [Path(f"{pattern.partition('*')[0]}.tmp") for pattern in patterns]
 
 

@@ -162,6 +162,7 @@ BLOCKED = {
     "latents 32": "data/latents",
     "decompose full": "data/decomposed",
     "train dit": "models/dit",
+    "train msf-1": ".scratch",
     "classifier": "reports/timing",
     "sample msf": "samples",
     "evaluate msf": "reports/paired",
