@@ -1,8 +1,9 @@
 """Tells a tracker of the user each row of a training's history as it comes: TensorBoard or MLflow (run.tracker).
 
 TensorBoard reads .scratch/tensorboard. MLflow's server is that of MLFLOW_TRACKING_URI, by default .scratch/mlflow.db.
-One training is one run, also where it was killed and went on, by the key of its checkpoints. A tracker decides no
-result, and a training goes on where it fails.
+One training is one run, also where it was killed and went on, by the key of its checkpoints. The rows since the last
+checkpoint are then told once more: TensorBoard replaces them, MLflow keeps both. A tracker decides no result, and a
+training goes on where it fails.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class MLflow:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient
 
+        SCRATCH.mkdir(exist_ok=True)  # SQLite makes no folders
         local = f"sqlite:///{(SCRATCH / 'mlflow.db').absolute()}"
         self.client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", local))
         known = self.client.get_experiment_by_name("multiscale")

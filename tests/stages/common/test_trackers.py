@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -137,6 +138,7 @@ def test_a_training_is_one_run_of_mlflow_also_where_it_went_on(server, monkeypat
     tell("mlflow", ROWS[2:])
     tell("mlflow", ROWS[2:], "other")
     assert server.uri.startswith("sqlite:////") and server.uri.endswith(".scratch/mlflow.db")
+    assert Path(server.uri.removeprefix("sqlite:///")).parent.is_dir()
     assert server.metrics[:3] == [
         ("ditk", "loss", 0.5, 16),
         ("ditk", "lr", 1e-3, 16),
@@ -152,7 +154,6 @@ def test_mlflow_itself_keeps_the_rows_of_a_training_in_one_run(tmp_path, monkeyp
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / ".scratch").mkdir()
     tell("mlflow", ROWS[:2])
     tell("mlflow", ROWS[2:])
     client = MlflowClient(f"sqlite:///{tmp_path}/.scratch/mlflow.db")
