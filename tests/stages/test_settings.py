@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 from conftest import ROOT, changed, write_images
@@ -646,6 +647,22 @@ def test_a_missing_weights_file_is_one_line(project):
     with pytest.raises(BadInput, match=r"^params.yaml: evaluate.weights: 'none.pth' .*allowed: ") as error:
         reference.main(load())
     line_of(error)
+    assert not Path("data/reference").exists()
+
+
+def test_weights_of_an_extractor_that_cannot_be_fetched_are_one_line(project, monkeypatch):
+    def urlopen(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(project.folder / "torch"))
+    monkeypatch.setattr("torch.hub.urlopen", urlopen)
+    write_images(Path("data/images.parquet"), 1)
+    project.change({"evaluate.extractor": "inception-v3-compat"})
+    done = project.stage("reference")
+    *said, line = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (2, "") and not any("error" in each for each in said), done.stderr
+    assert line.startswith("error: params.yaml: evaluate.extractor: the weights of inception-v3-compat cannot be ")
+    assert "(<urlopen error no network>)" in line and f"into {project.folder}/torch/hub/checkpoints, or " in line
     assert not Path("data/reference").exists()
 
 
