@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from conftest import CONFIG, ROOT, TRAINING, flipped, replace
+from conftest import CONFIG, ROOT, TRAINING, flipped, replace, until
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -219,7 +220,7 @@ def stop_at(images: int | None):
     return on_step
 
 
-def start_of(part: type[Part], training: Training, folder: Path, **options):
+def start_of(part: Callable[[], Part], training: Training, folder: Path, **options):
     torch.manual_seed(0)
     made = part()
     return made, lambda **more: fit(
@@ -230,19 +231,57 @@ def start_of(part: type[Part], training: Training, folder: Path, **options):
 @pytest.mark.parametrize("stop", [24, 32, 88])  # on a history row, between two rows, before the end
 @pytest.mark.parametrize("part", [Line, Duel])
 def test_a_run_interrupted_anywhere_goes_on_to_the_same_weights_and_history(part, stop, tmp_path):
-    whole, fit_whole = start_of(part, SHORT, tmp_path / "whole")
+    goes_on(part, SHORT, stop, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "randomness, changes", [("device", {}), ("cpu", {"microbatch": 3}), ("cpu", {"recompute": True})]
+)
+def test_so_does_one_with_draws_of_the_device_in_passes_or_recomputed(randomness, changes, tmp_path):
+    goes_on(scale_part, replace(SHORT, images=48, **changes), 32, tmp_path, randomness=randomness)
+
+
+def goes_on(part: Callable[[], Part], training: Training, stop: int, folder: Path, **options) -> None:
+    """Asserts that a run interrupted at `stop` images ends as one that was not."""
+    whole, fit_whole = start_of(part, training, folder / "whole", **options)
     expected = fit_whole()
-    _, fit_broken = start_of(part, SHORT, tmp_path / "broken")
+    _, fit_broken = start_of(part, training, folder / "broken", **options)
     with pytest.raises(Interrupted):
         fit_broken(on_step=stop_at(stop))
-    resumed, fit_resumed = start_of(part, SHORT, tmp_path / "broken")
+    resumed, fit_resumed = start_of(part, training, folder / "broken", **options)
     seen = []
     found = fit_resumed(on_step=seen.append)
-    assert seen[0] == stop - SHORT.batch, "it went on from the last checkpoint"
+    assert seen[0] == stop - training.batch, "it went on from the last checkpoint"
     torch.testing.assert_close(found.weights, expected.weights, rtol=0, atol=0)
     assert found.history == expected.history
     for name, net in whole.networks.items():
         torch.testing.assert_close(resumed.networks[name].state_dict(), net.state_dict(), rtol=0, atol=0)
+
+
+def test_the_next_batch_is_fetched_while_a_step_runs(tmp_path):
+    class Waiting(Line):
+        """Ends no step before the batch of the next is there."""
+
+        def loss(self, network, nets, batch, draws):
+            until(lambda: self.data.fetched == draws.step + 2, seconds=30)
+            return super().loss(network, nets, batch, draws)
+
+    part, fit_part = start_of(Waiting, replace(SHORT, images=24), tmp_path)
+    part.data = Slowed(part.data, 0.0)
+    assert fit_part().history[-1]["images"] == 24
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_of_a_frozen_teacher_are_cast_once_and_those_in_training_never(precision):
+    part = BUILD["copies by the teacher's features"]()
+    Trainer(part, replace(SHORT, precision=precision), 0)
+
+    def kinds(nets: dict[str, nn.Module]) -> set[torch.dtype]:
+        layers = [module for net in nets.values() for module in net.modules() if isinstance(module, nn.Linear)]
+        return {layer.weight.dtype for layer in layers}
+
+    assert kinds(part.frozen) == {torch.bfloat16 if precision == "bf16" else torch.float32}
+    assert kinds(part.networks) == {torch.float32}
 
 
 def test_two_networks_take_turns_log_their_losses_and_learn(tmp_path):
