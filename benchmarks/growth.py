@@ -1,11 +1,11 @@
 """Seconds and peak memory against resolution, number of images and number of stages, with exponents.
 
-    python -m benchmarks.growth [SECTION ...]     # all by default; three minutes on one core
+    python -m benchmarks.growth [SECTION ...]     # all by default; seven minutes on one core
 
-Sections: resolution, images, stages. A quantity that grows as size^b has the exponent b, fitted to the three largest
-sizes, where constant costs are small. Beside it stands the exponent of the work: of the floating-point operations for
-networks, 2 (pixels) for transforms, 1 for what goes over all images or stages once. Memory is what a call adds to the
-process at its peak.
+Sections: resolution, images (four of the minutes, most of them for latents), stages. A quantity that grows as size^b
+has the exponent b, fitted to the three largest sizes, where constant costs are small. Beside it stands the exponent of
+the work: of the floating-point operations for networks, 2 (pixels) for transforms, 1 for what goes over all images or
+stages once. Memory is what a call adds to the process at its peak.
 """
 
 from __future__ import annotations
@@ -30,13 +30,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import miniature, work
 from benchmarks.common import RESULTS, exponent, save
-from multiscale.core.storage import TensorWriter, write_json
 from multiscale.core.streams import Order
 from multiscale.evaluation import memorisation
 from multiscale.methods.wmgm.bands import decompose_images
 from multiscale.training.loop import Trainer
-from stages import decompose, download, reference
-from stages.common import paths
+from stages import decompose, download, latents, reference
 from stages.common.images import pixel_table
 from stages.latents import Encoder
 from stages.schema import Experiment
@@ -174,17 +172,6 @@ def write_parquet(path: Path, count: int) -> None:
     pl.DataFrame(frame).write_parquet(path, row_group_size=count)
 
 
-def write_latents(folder: Path, count: int) -> None:
-    """Random latents of the embedded recipe's shape."""
-    folder.mkdir(parents=True)
-    latents = (np.float16, (count, 4, 8, 8))
-    writer = TensorWriter(folder / "00000.safetensors", {"mean": latents, "label": (np.int64, (count,))})
-    for start in range(0, count, 4096):
-        writer.write("mean", start, torch.randn(min(4096, count - start), 4, 8, 8).half())
-    writer.close()
-    write_json(folder / "statistics.json", {"classes": 10, "shift": [0.0] * 4, "scale": [1.0] * 4})
-
-
 def read_latents(count: int) -> None:
     """An epoch of training batches in random order."""
     table, order = decompose.Dataset().latents(32), Order(0, "benchmark", count)
@@ -194,7 +181,13 @@ def read_latents(count: int) -> None:
 
 def images() -> list[dict]:
     params = work.recipe()
-    files = params.model_copy(update={"data": params.data.model_copy(update={"source": "files", "test_share": 0.0})})
+    shares = {"test_share": 0.0, "validation_share": 0.0}  # all images are for training
+    files = params.model_copy(
+        update={
+            "data": params.data.model_copy(update={"source": "files", **shares}),
+            "evaluate": params.evaluate.model_copy(update={"floors": []}),  # they need images of a test split
+        }
+    )
     found: dict[str, list[Point]] = {}
 
     def add(what: str, count: int, call: Callable[[], object]) -> None:
@@ -210,8 +203,9 @@ def images() -> list[dict]:
                 add(
                     f"download, {kind}", count, lambda data=data: download.main(files.model_copy(update={"data": data}))
                 )
+            miniature.write_autoencoder(params)
             for edge in (24, 32):
-                write_latents(paths.LATENTS / str(edge), count)
+                add(f"latents, {edge} px", count, lambda edge=edge: latents.main(params, str(edge)))
             add("reading latents, an epoch", count, lambda count=count: read_latents(count))
             for name in ("wavelet", "full"):
                 add(f"decompose, {name}", count, lambda name=name: decompose.main(params, name))

@@ -141,11 +141,13 @@ class Network:
 
 
 def networks_of(part: Part, training: Training, seed: int) -> Iterator[Network]:
-    """The networks of a part, each with the inputs of its first call in its own loss."""
+    """The networks of a part, each with the inputs of its first call in its own loss; none where no step is taken."""
+    if not (steps := training.images // training.batch):
+        return  # a teacher as it is
     device, precision = default_device(), resolve_precision(training.precision, default_device())
     for net in (*part.networks.values(), *part.frozen.values()):
         placed(net, device, layout_of(net)).train()
-    steps, turns = training.images // training.batch, Counter[str]()
+    turns = Counter[str]()
     for step in range(1000):
         turns.update(part.turns(step))
     for name, net in part.networks.items():

@@ -11,6 +11,7 @@ import torch
 from prefect.states import State
 
 from benchmarks import common, floor, growth, page, roofline, soak
+from multiscale.training.part import Part, Training
 
 
 def test_a_ratio_is_that_of_pairs_with_its_quartiles():
@@ -46,6 +47,21 @@ def test_the_peak_memory_of_a_call_is_what_it_adds():
     _, less = growth.peak_memory(lambda: torch.ones(2**22).sum())  # 16 MiB
     _, more = growth.peak_memory(lambda: torch.ones(2**24).sum())  # 64 MiB
     assert 15 < less < 25 and 63 < more < 73 and held.sum() == 0
+
+
+@pytest.mark.slow
+def test_growth_measures_the_stages_that_make_and_read_images(monkeypatch):
+    monkeypatch.setattr(growth, "WARMUP", 20)
+    monkeypatch.setattr(growth, "IMAGES", [20, 40, 80])
+    found = {row["what"]: [each["size"] for each in row["points"]] for row in growth.images()}
+    assert found.pop("reference, nearest of a fifth") == [20, 40]
+    assert len(found) == 8 and all(sizes == [20, 40, 80] for sizes in found.values())
+
+
+def test_no_network_of_a_part_that_trains_nothing_is_measured():
+    training = Training(images=1, batch=2)
+    part = Part("as it is", [0, 1], {"net": torch.nn.Linear(1, 1)}, None)
+    assert list(roofline.networks_of(part, training, 0)) == []
 
 
 def test_a_ratio_is_worse_if_it_fell_by_more_than_the_tolerance():
