@@ -52,7 +52,8 @@ def serving(environment: Mapping[str, str]) -> Iterator[Path]:
 
 def load() -> None:
     """Imports what is none of the project."""
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # see stages.common.harness
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # both: see stages.common.harness
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in IMPORTS.split():
         import_module(name)
     gc.freeze()

@@ -162,8 +162,8 @@ def threads(params: Experiment) -> Iterator[Finding]:
         yield FIX, f"run.threads: {params.run.threads} on {cores} cores", f"at most {cores}"
     if load > 1.5 * cores:
         yield NOTE, f"the machine is busy (load {load:.1f} on {cores} cores)", "measured seconds say little"
-    if params.run.threads > 1 and os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE":
-        yield NOTE, "threads of a stage spin while they wait", "export OMP_WAIT_POLICY=PASSIVE where other stages run"
+    if params.run.threads > 1 and os.environ.get("OMP_WAIT_POLICY", "PASSIVE").upper() != "PASSIVE":
+        yield NOTE, "threads of a stage spin while they wait", "unset OMP_WAIT_POLICY where other stages run"
 
 
 def weights(params: Experiment) -> Iterator[Finding]:

@@ -168,19 +168,48 @@ print(torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item())
     assert {"torchvision", "torch_fidelity"} <= modules
 
 
-def test_a_stage_computes_with_one_thread_of_numpy_and_scipy_whatever_the_shell_says():
+def test_a_stage_computes_with_its_threads_and_one_of_numpy_and_scipy_whatever_the_shell_says():
     toy = """
 import os, sys, types
 os.environ |= {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
 
 def main(params):
-    import numpy, scipy.linalg
+    import numpy, scipy.linalg, torch
     from threadpoolctl import threadpool_info
-    print(*(each["num_threads"] for each in threadpool_info() if each["internal_api"] == "openblas"))
+    openblas = (each["num_threads"] for each in threadpool_info() if each["internal_api"] == "openblas")
+    print(torch.get_num_threads(), *openblas)
 
 sys.modules["stages.toy"] = types.SimpleNamespace(main=main)
 from stages.common import harness
 harness._run("stages.toy", {})
 """
     out, _ = run(toy)
-    assert set(out.split()) == {"1"}
+    assert len(out.split()) > 1 and set(out.split()) == {"1"}
+
+
+LOADS = {
+    "warm": "from flows import warm; warm.load()",
+    "harness": "from stages.common import harness; harness._run('', {})",
+}
+
+
+@pytest.mark.parametrize("own", [None, "ACTIVE"])
+@pytest.mark.parametrize("load", LOADS)
+def test_threads_sleep_while_they_wait_unless_the_shell_says_otherwise(load, own, monkeypatch):
+    """torch's read the variable when torch is loaded."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if own:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    out, _ = run(f"""
+import os, sys
+
+class Told:
+    def find_spec(self, name, *about):
+        if name == "torch":
+            print(os.environ.get("OMP_WAIT_POLICY"))
+            sys.exit()
+
+sys.meta_path.insert(0, Told())
+{LOADS[load]}
+""")
+    assert out == f"{own or 'PASSIVE'}\n"

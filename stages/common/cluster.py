@@ -59,7 +59,8 @@ def connect(run: Run) -> None:
                         # Workers import this checkout, not an installed copy, and use the cores that they asked for.
                         "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
                         "OMP_NUM_THREADS": str(run.threads),
-                        "OPENBLAS_NUM_THREADS": "1",  # as in stages
+                        "OPENBLAS_NUM_THREADS": "1",  # as in stages, and so the next
+                        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
                         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # or who asks for no GPU would see all, and take one
                     }
                 },

@@ -56,6 +56,7 @@ def _run(name: str, given: dict[str, str]) -> None:
         lockfile.keep()
     announce("loading torch, the settings and the code of the stage")
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of NumPy and SciPy, which read it once: FD's last bits depend on it
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of torch: threads that spin keep a core from other processes
     import torch  # here, because commands start without torch
 
     from multiscale.core.memory import keep_freed_memory

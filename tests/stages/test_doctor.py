@@ -77,7 +77,7 @@ def test_a_command_that_is_missing_is_named(monkeypatch, tmp_path):
 def test_threads_that_spin_or_have_no_core_are_told_of(tiny, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(2))
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
 
     def told(count: int) -> list[str]:
         params = settings.validate(tiny | {"run": {"threads": count}}, EXPERIMENT)
@@ -85,6 +85,8 @@ def test_threads_that_spin_or_have_no_core_are_told_of(tiny, monkeypatch):
 
     assert told(1) == [OK] and told(2) == [OK, NOTE] and told(3) == [OK, FIX, NOTE]
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    assert told(2) == [OK]
+    monkeypatch.delenv("OMP_WAIT_POLICY")
     assert told(2) == [OK]
     monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 0.0, 0.0))
     assert told(1) == [OK, NOTE]

@@ -221,6 +221,9 @@ class Numbers:
         time.sleep(0.3 if number % 3 == 0 else 0)
         return 2 * number
 
+    def threads(self) -> tuple[int, str | None]:
+        return torch.get_num_threads(), os.environ.get("OMP_WAIT_POLICY")
+
     def gpus(self) -> str | None:
         return os.environ.get("CUDA_VISIBLE_DEVICES")
 
@@ -256,6 +259,13 @@ def test_a_pool_keeps_the_order_replaces_a_killed_worker_and_hands_on_what_is_re
 def test_a_worker_that_asks_for_no_gpu_sees_none(nodes):
     with cluster.pool("numbers", Run(workers=1, gpus=0), Numbers) as workers:
         assert list(workers.map("gpus", [()])) == [""], "without the variable it would see all"
+
+
+def test_a_worker_computes_with_the_threads_of_its_pool(nodes):
+    policy = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+    for threads in (1, 2):  # the first pool decides the environment of all workers
+        with cluster.pool("numbers", Run(workers=1, threads=threads), Numbers) as workers:
+            assert list(workers.map("threads", [()])) == [(threads, policy)]
 
 
 def test_a_stage_waits_for_its_turn_and_says_so(nodes, spread, capfd):
