@@ -102,7 +102,9 @@ def contention() -> dict:
 def overhead() -> dict:
     if "up to date" not in (status := call("dvc", "status")):
         sys.exit(f"error: the pipeline is not up to date; run `dvc repro` first, or leave this out\n{status[:300]}")
-    seconds = in_turn({"dvc repro": lambda: call("dvc", "repro"), "flow": flow}, repeats=7, warmup=1)
+    alone = ("env", "-u", "PREFECT_API_URL", sys.executable, "-m", "flows.reproduce", "--slots", "2")  # as `make repro`
+    runs = {"dvc repro": lambda: call("dvc", "repro"), "flow": flow, "flow without a server": lambda: call(*alone)}
+    seconds = in_turn(runs, repeats=7, warmup=1)
     middle = {name: sorted(values)[len(values) // 2] for name, values in seconds.items()}
     return {"seconds": seconds, "median": middle, "allowed": 1.5 * middle["dvc repro"] + 3}
 
