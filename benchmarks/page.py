@@ -1,6 +1,6 @@
 """Writes the tables of docs/performance.md from the raw figures in benchmarks/results.
 
-python -m benchmarks.page     # after peers, floor, roofline and growth
+python -m benchmarks.page     # after peers, floor, roofline, growth, timing, flows, start or a run of the recipe
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ import json
 import re
 import statistics
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, ROOT
 from stages.reporting.tables import markdown
 
 GLIBC = "glibc's allocator"  # a version without a bar
-PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+PAGE = ROOT / "docs" / "performance.md"
+SETUP = ("peers", "floor", "roofline", "growth", "timing", "flows", "start")
+ONE_LINE = ("latents", "decompose", "floor")  # kinds of stages that are short
 
 
 def raw(name: str) -> dict:
@@ -31,14 +32,16 @@ def spread(found: dict[str, float]) -> str:
     return f"{found['median']:.2f}x ({found['q1']:.2f} to {found['q3']:.2f})"
 
 
-def setup(names: Iterable[str] = ("peers", "floor", "roofline", "growth")) -> str:
-    """The hardware and the versions of each raw file."""
+def setup(names: Iterable[str] = SETUP) -> str:
+    """The hardware and the versions of each raw file that is there."""
     rows = []
     for name in names:
+        if not (RESULTS / f"{name}.json").exists():
+            continue
         about = raw(name)
         versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
         hardware = f"{about['processor']}, {about['device']}"
-        rows.append([f"`{name}.json`", about["date"], hardware, f"Python {about['python']}, {versions}"])
+        rows.append([f"`{name}.json`", about.get("date", "-"), hardware, f"Python {about['python']}, {versions}"])
     return markdown(["raw file", "measured", "hardware", "versions"], rows)
 
 
@@ -139,8 +142,38 @@ def timing() -> str:
     )
 
 
+def stages() -> str:
+    """Seconds of each stage of the embedded run, in the first recipe and now."""
+    first = raw("stages_first")["seconds"]
+    now = json.loads((ROOT / "flows" / "seconds" / "embedded.json").read_text())
+    lines: dict[str, list[str]] = {}  # the stages of each line, in the order of the table
+    order = list(dict.fromkeys(name.partition("@")[0] for name in first))
+    for name in sorted(first.keys() & now.keys(), key=lambda name: (order.index(name.partition("@")[0]), name)):
+        kind = name.partition("@")[0]
+        lines.setdefault(kind if kind in ONE_LINE else name, []).append(name)
+    rows = []
+    for line, names in lines.items():
+        before, after = (sum(found[name] for name in names) for found in (first, now))
+        title = f"`{line}`, {len(names)} stages" if len(names) > 1 else f"`{line}`"
+        rows.append([title, f"{before:,.0f}", f"{after:,.1f}", f"{after / before:.2f}"])
+    both, alone = sum(now[name] for name in first), [seconds for name, seconds in now.items() if name not in first]
+    before = sum(first.values())
+    rows.append([f"these {len(first)} stages", f"{before:,.0f}", f"{both:,.1f}", f"{both / before:.2f}"])
+    rows.append([f"{len(alone)} stages that the first recipe had not", "-", f"{sum(alone):,.1f}", "-"])
+    rows.append(["all stages", f"{before:,.0f}", f"{sum(now.values()):,.1f}", f"{sum(now.values()) / before:.2f}"])
+    return markdown(["stage", "first recipe (estimates), s", "now, s", "now / first"], rows)
+
+
+def start() -> str:
+    if not (RESULTS / "start.json").exists():
+        return "Not measured yet."
+    found = {name: row["median"] for name, row in raw("start")["stages"].items()}
+    rows = [[f"`{name}`", seconds(each["wall"]), seconds(each["processor"])] for name, each in found.items()]
+    return markdown(["stage", "to its first batch", "processor time"], rows)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
-    each.__name__: each for each in (setup, peers, floor, peaks, roofline, gaps, growth, timing)
+    each.__name__: each for each in (setup, peers, floor, peaks, roofline, gaps, growth, timing, stages, start)
 }
 
 
