@@ -41,7 +41,10 @@ TURNS = "turns"  # the sum that counts a network's updates
 
 @dataclass(frozen=True)
 class Result:
-    """Averaged weights on the CPU, the rows of the history, and the seconds of training over all starts."""
+    """Averaged weights on the CPU, the rows of the history, and the seconds of training over all starts.
+
+    The first worker has the weights, the others have none.
+    """
 
     weights: dict[str, Tensor]
     history: list[dict[str, float]]
@@ -91,8 +94,10 @@ class Trainer:
         self.networks = {
             name: self.workers.place(net, self.layout[name], self.precision) for name, net in part.networks.items()
         }
+        if self.workers.mesh:
+            self.ema.share(self.device)
         for net in part.frozen.values():
-            kept = net if self.workers.mesh else cast_weights(net, self.precision)  # shards are of one dtype
+            kept = net if self.workers.mesh else cast_weights(net, self.precision)  # `place` casts shards
             self.workers.place(kept, self.workers.layout(net), self.precision)
         if training.compile:  # torch's compiler does not differentiate a gradient
             once = [net for name, net in self.networks.items() if name not in part.twice]
@@ -187,12 +192,16 @@ class Trainer:
         return row
 
     def weights(self) -> dict[str, Tensor]:
-        """The averaged weights on the CPU. A collective call: every worker must make it.
+        """The averaged weights on the CPU of the first worker; the others keep none. A collective call of all workers.
 
         Raises FloatingPointError for weights that are not finite, as `state` does: the loss that `log_row` looks at is
         that before an update.
         """
-        found = {key: whole(value).detach().cpu().contiguous() for key, value in self.ema.average.state_dict().items()}
+        found = {}
+        for key, value in self.ema.average.state_dict().items():
+            full = whole(value)  # one at a time: together they may not fit
+            if self.workers.rank == 0:
+                found[key] = full.detach().cpu().contiguous()
         self._check(found)
         return found
 
@@ -277,8 +286,9 @@ def fit(
 
     parallel: 'ddp' or 'fsdp', see `Workers`; randomness: see `Draws`; checkpoint_seconds: see `Writer`. on_step(images
     seen) is called before the first step and after each, on_row(row) for each row of the history, observe(images seen,
-    averaged weights so far) after each tenth of the budget, which also has a row with the validation loss. Raises
-    FloatingPointError if a loss or the weights stop being finite, Bad for settings that the part does not allow.
+    averaged weights so far) after each tenth of the budget, which also has a row with the validation loss. Of several
+    workers the first has the weights, and whether it observes decides for all. Raises FloatingPointError if a loss or
+    the weights stop being finite, Bad for settings that the part does not allow.
     """
     run = Trainer(part, training, seed, parallel, randomness)
     found = checkpoints.load(run.blank())
@@ -308,8 +318,10 @@ def fit(
             for row in rows:
                 for call in on_row:
                     call(row)
-            if observe and tenth:
-                observe(run.seen, run.weights())
+            if tenth and run.workers.agree(observe is not None):
+                averaged = run.weights()  # collective
+                if observe:
+                    observe(run.seen, averaged)
             run.seconds = earlier + time.monotonic() - started
             if run.workers.agree(not finished and writer.due()):  # collective: each worker holds a part of the state
                 writer.save(run.seen, run.state)

@@ -39,9 +39,13 @@ class Workers:
         """The network on this worker's device, or this worker's shards of it, block by block as it may not fit.
 
         With bf16 workers exchange weights in bf16 and gradients in fp32. What a block is called with stays as it is,
-        since times are not exact in bf16, and is cast by autocast, as without shards.
+        since times are not exact in bf16, and is cast by autocast, as without shards. A frozen network, of which every
+        exchange would cast the same weights, is cast once.
         """
         if self.mesh:
+            if precision == "bf16" and not any(p.requires_grad for p in net.parameters()):
+                for parameter in net.parameters():
+                    parameter.data = parameter.data.bfloat16()
             half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
             policy = half if precision == "bf16" else MixedPrecisionPolicy()
             for module in reversed(list(net.modules())):  # innermost first
@@ -84,6 +88,11 @@ class Workers:
         """Undoes `gather`. If the number of workers has changed, each gets the mean."""
         kept = all(len(values) == self.count for values in numbers.values())
         return {key: (values[self.rank] if kept else values.mean()).to(self.device) for key, values in numbers.items()}
+
+
+def first_worker() -> bool:
+    """Whether this process is the first of its process group, or alone: the one that writes results."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def local(tensor: Tensor) -> Tensor:

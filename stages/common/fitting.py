@@ -19,6 +19,7 @@ from multiscale.core.storage import Table, check_place, sealed_folder, write_jso
 from multiscale.training import memory, operations
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import Result, fit
+from multiscale.training.parallel import first_worker
 from multiscale.training.part import Part, Training
 from stages.common import cluster, codec, keys, previews, texts, timings, trackers
 from stages.common.errors import refuse
@@ -122,7 +123,7 @@ def work(
     if job.decomposition and (held_out := job.decomposition / HELD_OUT).exists():
         part.held_out = Table.open(held_out, *cast(Table, part.data).arrays)
     _check_memory(job, part, run)
-    bare = copy.deepcopy(part.networks[part.main])  # an unsharded copy, for the result
+    bare = copy.deepcopy(part.networks[part.main]) if first_worker() else None  # an unsharded copy, for the result
     flops = _flops_per_image(job, part) if counted else None
     checkpoints = Checkpoints(Path(SCRATCH, "checkpoints"), job.name, f"{job.key} {run.randomness}")
     observe = previews.observer(part, job.training, job.decomposition, run.previews)
@@ -142,10 +143,10 @@ def work(
             )
     except Bad as error:
         raise refuse(EXPERIMENT, error.key, error.value, error.allowed) from None
-    group = torch.distributed.is_initialized()
-    if not group or torch.distributed.get_rank() == 0:
+    if bare is not None:
         bare.load_state_dict(result.weights)
         part.networks[part.main] = bare
+        group = torch.distributed.is_initialized()
         _write(job, part, result, torch.distributed.get_world_size() if group else 1, flops)
         checkpoints.clear()
 

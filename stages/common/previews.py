@@ -27,6 +27,7 @@ from multiscale.core.storage import Table, atomic_file
 from multiscale.networks import autoencoder
 from multiscale.networks.autoencoder import Codec
 from multiscale.training.loop import TENTHS
+from multiscale.training.parallel import first_worker
 from multiscale.training.part import Part, Training
 from stages.common.paths import PREVIEWS
 
@@ -34,11 +35,12 @@ WIDE = 8  # images in a row of a picture, one class a column
 
 
 def observer(part: Part, training: Training, decomposition: Path | None, count: int) -> Observer | None:
-    """Draws `count` images at each tenth; None with a count of 0, and for a part that generates nothing.
+    """Draws `count` images at each tenth; None with a count of 0, for a part that generates nothing, on other workers
+    than the first.
 
     decomposition: that the part trains on, with the autoencoder that decodes it.
     """
-    found = methods.preview(part.config.kind) if decomposition and count else None
+    found = methods.preview(part.config.kind) if decomposition and count and first_worker() else None
     return Observer(found, part, training, decomposition, count) if found and decomposition else None
 
 
@@ -53,9 +55,7 @@ class Observer:
         self.rows = table[of_each_class(torch.from_numpy(np.array(table.arrays["label"])), count)]
 
     def __call__(self, seen: int, weights: dict[str, Tensor]) -> None:
-        """Draws in the first worker. A picture is not worth a training: one that fails is a warning."""
-        if torch.distributed.is_initialized() and torch.distributed.get_rank():
-            return
+        """A picture is not worth a training: one that fails is a warning."""
         try:
             with torch.random.fork_rng(devices=[]):  # a method's networks may draw from torch's own stream
                 self._draw(seen, weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -28,13 +30,16 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from multiscale.core import models
+from multiscale.core.device import autocast
 from multiscale.core.storage import Table
+from multiscale.core.streams import Held
 from multiscale.methods.msf import parts as msf_parts
 from multiscale.methods.msf.settings import FlowPart
 from multiscale.methods.swd import parts as swd_parts
 from multiscale.methods.swd.config import TeacherConfig
 from multiscale.training.checkpoint import Checkpoints
 from multiscale.training.loop import EMA, Trainer, fit, learning_rate
+from multiscale.training.parallel import Workers, first_worker, whole
 from multiscale.training.part import Part, Training
 
 SHORT = replace(
@@ -526,13 +531,51 @@ def data_parallel(rank: int, folder: str) -> None:
         except Exception as error:
             found = f"{type(error).__name__}: {error}"
         (Path(folder) / f"{name}-{rank}.json").write_text(json.dumps(found))
+    (Path(folder) / f"shared-{rank}.json").write_text(json.dumps(shared_with_the_average()))
+    (Path(folder) / f"frozen-{rank}.json").write_text(json.dumps(frozen_in_bf16()))
     dist.destroy_process_group()
+
+
+def frozen_in_bf16() -> list:
+    """The types of frozen shards, and whether they compute what shards of a trained network do."""
+    cpu = torch.device("cpu")
+    workers, types, outputs = Workers("fsdp", cpu), [], []
+    for trained in (False, True):
+        torch.manual_seed(0)
+        part = scale_part()
+        net = part.networks["net"].requires_grad_(trained)
+        for parameter in net.parameters():
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+        shards = workers.place(net, torch.contiguous_format, "bf16")
+        types.append(sorted({str(p.dtype) for p in shards.parameters()}))
+        with torch.no_grad(), autocast("bf16", cpu):
+            held = Held(list(range(4)), torch.full((4,), 0.5), 0)
+            outputs.append(part.errors(shards, part.data[torch.arange(4)], held))
+    return [types[0], torch.equal(*outputs)]
+
+
+def shared_with_the_average() -> list[bool]:
+    """Whether the average has the network's own shards of what lies under an adapter, and whether copies are gone."""
+    part, copies, share = student_part(2, "teacher"), [], EMA.share
+
+    def watched(ema, device):
+        copies.extend(weakref.ref(p) for key, p in ema.average.named_parameters() if "lora" not in key)
+        share(ema, device)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EMA, "share", watched)
+        run = Trainer(part, replace(SHORT, precision="fp32"), 0, "fsdp")
+    run.step(run.fetch(0))  # and no validation, which lets go of copies, too
+    gc.collect()
+    pairs = zip(run.ema.average.parameters(), run.ema.net.parameters())
+    frozen = [mine is its for mine, its in pairs if not its.requires_grad]
+    return [*frozen, len(copies) == len(frozen), *(copy() is None for copy in copies)]
 
 
 def train_alone(
     kind: str, folder: Path, parallel: str = "ddp", stop: int | None = None, how: str = ""
-) -> tuple[list, dict, dict]:
-    """History and weights, whether each frozen network is sharded, and the types that layers of MSF see."""
+) -> tuple[list, dict, dict, dict]:
+    """History and weights, the types of shards of each frozen network and those that layers of MSF see, the network."""
     torch.manual_seed(0)
     part = BUILD[kind]()
     images = 32 if kind in STUDENTS else SHORT.images
@@ -542,9 +585,20 @@ def train_alone(
     if kind == "msf":
         attention = part.networks["net"].blocks[0].attention
         attention.register_forward_pre_hook(lambda layer, _: dtypes.add(str(layer.qkv.weight.dtype)))
-    found = fit(part, training, 0, checkpoints, (), stop_at(stop), parallel, checkpoint_seconds=every)
-    shared = {name: all(isinstance(p, DTensor) for p in net.parameters()) for name, net in part.frozen.items()}
-    return found.history, {key: value.tolist() for key, value in found.weights.items()}, shared | {"in": sorted(dtypes)}
+    last = {}
+    observe = (lambda seen, weights: last.update(weights)) if first_worker() else None
+    found = fit(part, training, 0, checkpoints, (), stop_at(stop), parallel, every, observe)
+    assert found.weights.keys() == last.keys() and all(torch.equal(found.weights[key], last[key]) for key in last)
+    types = {
+        name: sorted({str(p.dtype) if isinstance(p, DTensor) else "whole" for p in net.parameters()})
+        for name, net in part.frozen.items()
+    }
+    net = part.networks[part.main].state_dict()
+    return found.history, listed(found.weights), types | {"in": sorted(dtypes)}, listed(net)
+
+
+def listed(tensors: dict) -> dict:
+    return {key: whole(value).tolist() for key, value in tensors.items()}
 
 
 @pytest.fixture(scope="module")
@@ -562,15 +616,17 @@ def of_two_workers(tmp_path_factory) -> Path:
 def found_by(folder: Path, name: str) -> tuple[list, dict, dict]:
     first, second = (json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in (0, 1))
     assert not isinstance(first, str), first
-    assert first == second, "both workers end with the same history and weights"
-    return first
+    history, weights, types, net = second
+    assert (history, types, net) == (first[0], *first[2:]), "both workers end with the same history and network"
+    assert first[1] and not weights, "the first alone holds the result"
+    return first[:3]
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("kind", list(BUILD))
 def test_two_workers_train_as_one(kind, parallel, of_two_workers, tmp_path):
     first = found_by(of_two_workers, f"{kind}-{parallel}-None")
-    history, weights, _ = train_alone(kind, tmp_path)
+    history, weights, *_ = train_alone(kind, tmp_path)
     assert [row["images"] for row in first[0]] == [row["images"] for row in history]
     for ours, theirs in zip(first[0], history):
         assert ours == pytest.approx(theirs, rel=1e-4)
@@ -592,8 +648,20 @@ def test_two_workers_train_as_one_in_passes_recomputed_and_in_bf16(how, toleranc
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("kind", STUDENTS)
 def test_a_teacher_of_its_own_is_spread_over_the_workers_as_its_student_is(kind, parallel, of_two_workers):
-    shared = found_by(of_two_workers, f"{kind}-{parallel}-None")[2]
-    assert shared == {"in": []} | ({} if kind.startswith("adapters") else {"teacher": parallel == "fsdp"})
+    types = found_by(of_two_workers, f"{kind}-{parallel}-None")[2]
+    held = {} if kind.startswith("adapters") else {"teacher": ["torch.float32" if parallel == "fsdp" else "whole"]}
+    assert types == {"in": []} | held
+
+
+def test_frozen_shards_are_held_in_the_type_that_they_are_exchanged_in(of_two_workers):
+    for rank in (0, 1):
+        assert json.loads((of_two_workers / f"frozen-{rank}.json").read_text()) == [["torch.bfloat16"], True]
+
+
+def test_shards_of_what_lies_under_an_adapter_stand_once(of_two_workers):
+    for rank in (0, 1):
+        found = json.loads((of_two_workers / f"shared-{rank}.json").read_text())
+        assert len(found) > 3 and all(found)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
