@@ -12,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 import weakref
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
