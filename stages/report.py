@@ -107,7 +107,10 @@ def main(params: Experiment) -> None:
     with atomic_folder(GALLERIES) as folder:
         for name, path in gallery.items():
             shutil.copyfile(path, folder / name)
-        sections = [*assumptions.sections(observed.look(params), list(findings.ANALYSES)), *wavelets.sections(folder)]
+        analysed = assumptions.sections(observed.look(params), list(findings.ANALYSES))
+        drawn = wavelets.sections(folder)
+        titles = {section.title for section in drawn}  # tables of bands among them, there with their plots
+        sections = [*(section for section in analysed if section.title not in titles), *drawn]
     sampling = measured.of_sampling()
     timed, remarks = measured.with_seconds(groups, sampling, params), measured.remarks(sampling)
     QUALITY_TIME.unlink(missing_ok=True)

@@ -130,7 +130,7 @@ def bands(data: Data) -> Found:
         Finding("The coarse band is better conditioned", "WMGM", name, measured[0], wanted[0], better, words),
         Finding("Details are sparse", "WMGM", name, measured[1], wanted[1], sparse, of_sparse),
     ]
-    return findings, [] if known else [wavelets.bands("the pixels", found)]
+    return findings, [wavelets.bands(name if known else "the pixels", found)]
 
 
 def scales(data: Data) -> Found:

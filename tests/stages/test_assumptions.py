@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import write_set
 
-from multiscale.core.storage import write_sealed_json
+from multiscale.core.storage import Table, write_sealed_json
+from multiscale.methods.wmgm import bands
 from stages import assumptions
 from stages.common.errors import BadInput
 from stages.reporting import fields, findings, observed
@@ -84,6 +85,16 @@ def test_noise_has_no_scales_and_large_shapes_have(tmp_path, monkeypatch):
     distances = (np.hypot(x - px, y - py) - size for (px, py), size in zip(places, sizes))
     discs = np.stack([np.clip(127 - 64 * each, 0, 255).astype(np.uint8) for each in distances])[:, None]
     assert all(verdicts(discs).values()), verdicts(discs)
+
+
+def test_the_bands_of_a_decomposition_are_printed_with_what_is_found_about_them():
+    images = torch.randint(0, 256, (8, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    table = Table({name: band.numpy() for name, band in bands.decompose_images(images, "haar", 1).items()})
+    data = SimpleNamespace(pixels=images, statistics={"wavelet": bands.statistics(table, "haar", 1)}, full=8)
+    verdicts, found = assumptions.sections(data, ["bands"])
+    assert [row[2] for row in verdicts.rows] == ["wavelet"] * 2
+    assert found.title == "Bands of wavelet: haar, 1 levels"
+    assert [row[0] for row in found.rows] == ["ll", "pixels", "details-1"]
 
 
 @pytest.mark.parametrize("decoded, holds, shown", [(0.02, "true", "20%"), (0.07, "false", "120%")])

@@ -192,7 +192,7 @@ def test_the_report_shows_the_bands_their_theory_and_a_collapsed_generator(measu
     assert done.returncode == 0, done.stderr
     assert "mode collapse: msf-1 at level 1 varies 0 times as much as the data" in done.stdout
     assert "mode collapse: msf-1 at level 1" in Path("reports/report.html").read_text()
-    statistics, diversity = (table for table in whole().tables if table[0][0] in ("band", "part"))
+    statistics, diversity = (table for table in whole().tables if table[0][0] in ("band", "part"))  # each once
     assert [row[0] for row in statistics] == ["band", "ll", "pixels", "details-1"]
     assert diversity[1][:3] == ["msf-1", "1", "0"]
     for name in ("conditioning", "euler-steps"):
