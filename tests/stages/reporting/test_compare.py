@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from results import METRICS, PROTOCOL, REST, put_json
 from multiscale.core.storage import write_sealed_json
 from stages import compare
 from stages.common.errors import BadInput
+from stages.reporting.page import CHARTS
 
 STAGE = """
 a:
@@ -147,3 +149,15 @@ def test_plots_are_drawn_without_a_network_by_the_scripts_that_dvc_would_link_to
     assert page.count("<script") == 4 and "<script src" not in page and "<link" not in page
     linked = re.findall(r'/npm/([^"]+)"', VegaRenderer.SCRIPTS)
     assert len(linked) == 3 and all(name in page.partition("<script")[0] for name in linked)
+
+
+def test_the_scripts_of_the_charts_are_those_of_the_npm_packages():
+    """Byte for byte, but for the last line of each file, which names a map of its sources that is not there."""
+    published = {  # SHA-256 of build/NAME.min.js of vega@5.20.2, vega-lite@5.2.0 and vega-embed@6.18.2
+        "vega": "4794d0169cb1f3ebad8117fe98ba5bd652dd725905ec0384e832391dbccb03be",
+        "vega-lite": "d73157451b3978015ab31dacd55ff90d986ab8663fc0abed50f97b3cd90002cb",
+        "vega-embed": "1ba9826431ddc9805e815ad92acc811c819f2bfd32bda2a128b8c4b5070fab5e",
+    }
+    held = re.findall(r"<script>\n(.*?)</script>", CHARTS.read_bytes().decode(), re.DOTALL)
+    whole = [f"{script}//# sourceMappingURL={name}.min.js.map\n" for name, script in zip(published, held, strict=True)]
+    assert [hashlib.sha256(script.encode()).hexdigest() for script in whole] == list(published.values())
