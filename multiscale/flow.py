@@ -5,13 +5,13 @@ Time runs from t = 0 (data) to t = 1 (noise): x_t = (1 - t) y + t eps, and the v
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from multiscale import solvers
-from multiscale.core.settings import Above0, Steps
+from multiscale.core.settings import Above0, Bad, Sampled, Steps
 from multiscale.core.streams import Draws, Held
 from multiscale.guidance import Guidance, Predict
 
@@ -28,6 +28,19 @@ class Solver(Guidance):
     """evenly spaced in time"""
     shift: Above0 = 1.0
     """of the steps towards noise; 1: none, published for SD3.5: 3"""
+
+
+class Scaled(Sampled):
+    """Fields of every method with a solver for each scale: of a flow of its own (MSF), or of a segment of one flow."""
+
+    scales: list[Solver] = []
+    """a solver for each scale, coarsest first; empty: the default one"""
+
+    def at(self, steps: int) -> Self:
+        """The same sampler with so many steps at each scale."""
+        if not self.scales:
+            raise Bad("steps", self.steps, "[], unless `scales` has the solvers whose steps could be others")
+        return self._with(scales=[solver.model_dump() | {"steps": steps} for solver in self.scales])
 
 
 def interpolate(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:

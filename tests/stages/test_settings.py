@@ -29,6 +29,7 @@ HUB = {"kind": "published", "source": "a/b"}
 SWD = "students.swd"
 WITHOUT_STUDENTS = {"students": ..., "methods.swd": ..., "methods.shift": ...}
 SHIFT, JUMPS = "students.shift", "parts.pyramidal.jumps"
+SEGMENTS = "methods.pyramidal.steps", "[4]", "[], unless `scales` has the solvers"
 UNSEEN = (f"{SHIFT}.schedule.resolutions", "[8, 32]", "[16, 24, 32], up to the last")
 LACKING = ("decompose.pyramid.resolutions", "[16, 24, 32]", "[8, 16, 32] among them")
 LEVELS = (f"{SHIFT}.schedule.levels", "[0.9, 0.5]", "fall from 1")
@@ -86,6 +87,7 @@ INVALID = [
     ("a step count twice", {"methods.dit.steps": [4, 4]}, "methods.dit.steps", "[4, 4]", "each number of steps once"),
     ("steps of a student", {"methods.swd.steps": [4]}, "methods.swd.steps", "[4]", "[], since no `solver` is set"),
     ("steps of default solvers", {"methods.dit": {"kind": "msf", "steps": [4]}}, "methods.dit.steps", "[4]", "unless"),
+    ("steps of segments", {"methods.pyramidal": {"kind": "pyramidal", "steps": [4]}}, *SEGMENTS),
     ("too few steps of a chain", {"methods.ssd-2l.steps": [1]}, "methods.ssd-2l.steps", "1", "equal to 2"),
     ("too many", {"methods.ssd-2l.steps": [10**5]}, "methods.ssd-2l.solver.steps", "100000", "at most the process's"),
     (

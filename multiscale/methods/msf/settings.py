@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from multiscale.core.settings import Bad, Decomposed, Experiment, FewOr0, From0, Positive, Sampled, Share, Trained
-from multiscale.flow import Solver, Timesteps
+from multiscale.core.settings import Bad, Decomposed, Experiment, FewOr0, From0, Positive, Share, Trained
+from multiscale.flow import Scaled, Timesteps
 from multiscale.networks.dit import DiTNetwork
 from multiscale.training.part import Training
 
@@ -43,18 +43,10 @@ class FlowPart(Trained):
     training: Training
 
 
-class MSFMethod(Sampled):
+class MSFMethod(Scaled):
     """The sampler of MSF and of its control DiT."""
 
     kind: Literal["msf"]
-    scales: list[Solver] = []
-    """a solver for each scale, coarsest first; empty: the default one"""
-
-    def at(self, steps: int) -> MSFMethod:
-        """The same sampler with so many steps at each scale."""
-        if not self.scales:
-            raise Bad("steps", self.steps, "[], unless `scales` has the solvers whose steps could be others")
-        return self._with(scales=[solver.model_dump() | {"steps": steps} for solver in self.scales])
 
 
 DECOMPOSITION, PART, METHOD = Residual, FlowPart, MSFMethod

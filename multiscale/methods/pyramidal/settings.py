@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from multiscale.core.settings import Bad, Experiment, Sampled, Share, Trained
-from multiscale.flow import Solver, Timesteps
+from multiscale.core.settings import Bad, Experiment, Share, Trained
+from multiscale.flow import Scaled, Timesteps
 from multiscale.methods.pyramidal.path import FACTOR
 from multiscale.networks.dit import DiTNetwork
 from multiscale.training.part import Training
@@ -36,12 +36,10 @@ class PyramidalPart(Trained):
         return self
 
 
-class PyramidalMethod(Sampled):
+class PyramidalMethod(Scaled):
     """The sampler of pyramidal flow matching."""
 
     kind: Literal["pyramidal"]
-    scales: list[Solver] = []
-    """a solver for each resolution, coarsest first; empty: the default one"""
     noise: bool = True
     """noise that corrects the covariance at a jump; false: none, an ablation"""
 

@@ -218,6 +218,13 @@ def test_each_resolution_has_the_steps_and_the_guidance_of_its_own_solver():
     assert [(x.shape[-1], len(x)) for x, _, _ in net.seen] == [(2, 2)] + [(4, 4)] * 2 + [(8, 4)] * 3
 
 
+def test_further_numbers_of_steps_are_those_of_each_resolution():
+    solvers = [Solver(steps=1), Solver(steps=2, guidance_scale=2.0)]
+    settings = PyramidalMethod(kind="pyramidal", scales=solvers, steps=[5], noise=False)
+    wanted = [Solver(steps=5), Solver(steps=5, guidance_scale=2.0)]
+    assert settings.at(5) == PyramidalMethod(kind="pyramidal", scales=wanted, noise=False)
+
+
 def test_solvers_of_other_resolutions_are_refused():
     settings = PyramidalMethod(kind="pyramidal", scales=[Solver()])
     with pytest.raises(ValueError, match="^scales: 1 is not allowed; allowed: 3, one a resolution, or none$"):
