@@ -63,6 +63,12 @@ class Chosen(Draws):
         return self.given[name] if name in self.given else super().choice(name, count)
 
 
+def all_kinds(part: Part) -> int:
+    """Steps among which are all kinds that a part makes, in whole cycles of it."""
+    cycle: int = getattr(part, "cycle", 1)
+    return -(-STEPS // cycle) * cycle
+
+
 def steps_of(part: Part, steps: int, images: int, device: torch.device) -> Iterator[tuple[Chosen, int]]:
     """The random numbers of the first steps, with all that the part says it may draw, and how often each comes."""
     odds = part.odds()
@@ -80,8 +86,7 @@ def flops_per_image(part: Part, precision: str, device: torch.device) -> float:
     call the networks with the same shapes are counted once. The part is left as it was, but on the device.
     """
     count = min(IMAGES, len(part.data))
-    cycle = getattr(part, "cycle", 1)
-    steps = -(-STEPS // cycle) * cycle
+    steps = all_kinds(part)
     nets = [*part.networks.values(), *part.frozen.values()]
     for net in nets:
         net.to(device)
@@ -126,11 +131,16 @@ def _echoing(echoes: Sequence[Echo]) -> Iterator[None]:
 
 @contextmanager
 def unchanged(nets: Sequence[nn.Module]) -> Iterator[None]:
-    """Afterwards networks have the buffers of before, no gradients, and want those that they wanted."""
+    """Afterwards networks have the buffers of before, no gradients, and want those that they wanted.
+
+    What they draw from torch's own streams meanwhile, as its dropout does, moves none of these.
+    """
     wanted = [(p, p.requires_grad) for net in nets for p in net.parameters()]
     held = [(buffer, buffer.clone()) for net in nets for buffer in net.buffers()]
+    gpus = {p.device for p, _ in wanted if p.is_cuda}
     try:
-        yield
+        with torch.random.fork_rng(gpus):
+            yield
     finally:
         for parameter, wants in wanted:
             parameter.requires_grad_(wants).grad = None

@@ -122,8 +122,9 @@ def work(
     part = job.build()
     if job.decomposition and (held_out := job.decomposition / HELD_OUT).exists():
         part.held_out = Table.open(held_out, *cast(Table, part.data).arrays)
+    # An unsharded copy for the result, off the device.
+    bare = copy.deepcopy(part.networks[part.main]) if first_worker() else None
     _check_memory(job, part, run)
-    bare = copy.deepcopy(part.networks[part.main]) if first_worker() else None  # an unsharded copy, for the result
     flops = _flops_per_image(job, part) if counted else None
     checkpoints = Checkpoints(Path(SCRATCH, "checkpoints"), job.name, f"{job.key} {run.randomness}")
     observe = previews.observer(part, job.training, job.decomposition, run.previews)
