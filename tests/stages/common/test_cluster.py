@@ -16,12 +16,13 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT, Project
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flows.cluster import slots
 from flows.flow import reproduce
 from stages.common import cluster, shards
 from stages.common.errors import BadInput
-from stages.common.paths import IMAGES, PIXELS, PREVIEWS, SAMPLES, VAE
+from stages.common.paths import IMAGES, PIXELS, PREVIEWS, SAMPLES, SCRATCH, VAE
 from stages.schema.data import Run
 
 LONG = {  # a training of forty steps, with a checkpoint after each
@@ -43,7 +44,7 @@ def nodes(tmp_path_factory):
     before = dict(os.environ)
     os.environ |= QUICK | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
     folders = (Path(__file__).parent, ROOT / "tests")  # what a test sends to a worker is found there
-    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, folders))
+    os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
     import ray
     from ray.cluster_utils import Cluster
 
@@ -135,7 +136,7 @@ def test_a_flow_on_a_gpu_without_workers_runs_one_stage_at_a_time(spread, server
 
 
 def test_training_survives_a_killed_worker_and_a_killed_node_to_the_same_bytes(nodes, spread, tmp_path):
-    spread.change(LONG | {"run.workers": 2})
+    spread.change(LONG | {"run.workers": 2, "run.tracker": "tensorboard"})
     quiet = tmp_path / "quiet"
     shutil.copytree(spread.folder, quiet)
     child = start("train msf-1", spread.folder)
@@ -165,11 +166,17 @@ def test_training_survives_a_killed_worker_and_a_killed_node_to_the_same_bytes(n
     ]
     assert results[0] == results[1]
     assert (quiet / PREVIEWS / "msf-1/100.png").exists(), "the first worker draws"
+    runs = [list((folder / SCRATCH / "tensorboard/msf-1").iterdir()) for folder in (spread.folder, quiet)]
+    assert [len(found) for found in runs] == [1, 1], "a training is one run, whoever dies"
+    assert len(list(runs[1][0].iterdir())) == 1, "the first worker alone tells the tracker"
+    together = [json.loads(row) for row in results[0]["history.jsonl"].decode().splitlines()]
+    for (found,) in runs:
+        events = EventAccumulator(str(found)).Reload().Scalars("loss")
+        assert [each.step for each in events] == [row["images"] for row in together if "loss" in row]
 
     spread.change({"run.workers": 0})
     assert spread.stage("train", "msf-1").returncode == 0
     alone = [json.loads(row) for row in Path("models/msf/msf-1/history.jsonl").read_text().splitlines()]
-    together = [json.loads(row) for row in results[0]["history.jsonl"].decode().splitlines()]
     assert [row["images"] for row in together] == [row["images"] for row in alone]
     # The same batches and numbers, summed in another order.
     for name in ("loss", "validation_loss"):
