@@ -12,7 +12,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -24,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import miniature
-from benchmarks.common import apart, save
+from benchmarks.common import apart, hashing, save
 from benchmarks.loader import anonymous_bytes
 from multiscale.core.streams import Order
 from stages import download
@@ -92,17 +91,6 @@ def step(what: str, recipe: str, workers: int) -> None:
     print(json.dumps(found))
 
 
-def hashing() -> dict[str, float]:
-    """Seconds that DVC takes to hash the pixels, and to see that nothing has changed."""
-    quiet = {"DVC_NO_ANALYTICS": "1", "PATH": os.environ["PATH"]}
-    found = {}
-    for command in ("git init -q", "dvc init -q", f"dvc add -q --no-commit {paths.PIXELS}", "dvc data status"):
-        started = time.perf_counter()
-        subprocess.run(command.split(), check=True, env=os.environ | quiet, stdout=subprocess.DEVNULL)
-        found[command.split()[1]] = time.perf_counter() - started
-    return {"hash_seconds": found["add"], "status_seconds": found["data"]}
-
-
 def main(count: int) -> None:
     recipe, results = settings.load().model_dump_json(), {}
 
@@ -119,7 +107,8 @@ def main(count: int) -> None:
         read["images_per_second"] = BATCH * BATCHES / read["seconds"]
         read["images_per_processor_second"] = BATCH * BATCHES / read["processor_seconds"]
         files = [path for path in paths.PIXELS.rglob("*") if path.is_file()]
-        results["DVC"] = hashing() | {"files": len(files), "bytes": sum(path.stat().st_size for path in files)}
+        size = sum(path.stat().st_size for path in files)
+        results["DVC"] = hashing(paths.PIXELS) | {"files": len(files), "bytes": size}
         print(json.dumps(results), file=sys.stderr)  # the rest takes as long on a busy machine
         for workers in (0, 1, 2):
             for path in (Path("set"), paths.PIXELS):

@@ -15,13 +15,14 @@ import resource
 import sys
 import tempfile
 import time
+from contextlib import chdir
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
 
-from benchmarks.common import in_turn, save
+from benchmarks.common import hashing, in_turn, save
 from multiscale import flow
 from multiscale.core.device import autocast, default_device, resolve_precision
 from multiscale.core.storage import Table, TensorWriter
@@ -134,6 +135,8 @@ def main(count: int) -> None:
             path = Path(folder, "latents")
             write(path, count)
             tables[name] = reading(path)
+            with chdir(folder):
+                tables[name] |= hashing(Path(path.name))
     peak = {"anonymous_bytes": anonymous_bytes(), "peak_resident_bytes": resident_peak()}
     name, eaten = consumption()
     rate = tables["one file"]["images_per_second"][str(BATCH)]
