@@ -33,11 +33,9 @@ def spread(found: dict[str, float]) -> str:
 
 
 def setup(names: Iterable[str] = SETUP) -> str:
-    """The hardware and the versions of each raw file that is there."""
+    """The hardware and the versions of each raw file."""
     rows = []
     for name in names:
-        if not (RESULTS / f"{name}.json").exists():
-            continue
         about = raw(name)
         versions = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
         hardware = f"{about['processor']}, {about['device']}"
@@ -165,8 +163,6 @@ def stages() -> str:
 
 
 def start() -> str:
-    if not (RESULTS / "start.json").exists():
-        return "Not measured yet."
     found = {name: row["median"] for name, row in raw("start")["stages"].items()}
     rows = [[f"`{name}`", seconds(each["wall"]), seconds(each["processor"])] for name, each in found.items()]
     return markdown(["stage", "to its first batch", "processor time"], rows)

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from multiscale.core.device import allow_tf32, autocast, cast_weights, default_device, resolve_precision
+from multiscale.core.device import allow_tf32, autocast, default_device, resolve_precision
 from multiscale.core.finite import unfit
 from multiscale.core.streams import Draws, Order, Randomness
 from multiscale.training.checkpoint import (
@@ -30,7 +30,7 @@ from multiscale.training.checkpoint import (
 from multiscale.training.ema import EMA
 from multiscale.training.optimizers import optimizers
 from multiscale.training.parallel import Workers, load_whole, local, whole
-from multiscale.training.part import Part, Training, let_through
+from multiscale.training.part import Part, Training, let_through, trainable
 from multiscale.training.prepare import check, compile_in_place, recompute
 from multiscale.training.shards import Blank
 from multiscale.training.validation import NAME, validation_loss
@@ -97,14 +97,13 @@ class Trainer:
         if self.workers.mesh:
             self.ema.share(self.device)
         for net in part.frozen.values():
-            kept = net if self.workers.mesh else cast_weights(net, self.precision)  # `place` casts shards
-            self.workers.place(kept, self.workers.layout(net), self.precision)
+            self.workers.place(net, self.workers.layout(net), self.precision)
         if training.compile:  # torch's compiler does not differentiate a gradient
             once = [net for name, net in self.networks.items() if name not in part.twice]
             compile_in_place([*once, *part.frozen.values()])
         self.nets = {name: self.workers.wrap(net, part.partial) for name, net in self.networks.items()}
         # `_move` turns gradients on for these alone: what is frozen from the start (under an adapter) stays frozen.
-        self.trained = {name: [p for p in net.parameters() if p.requires_grad] for name, net in self.networks.items()}
+        self.trained = trainable(self.networks)
         self.optimizers = {name: optimizers(net, training) for name, net in self.networks.items()}
         self.seen, self.seconds = 0, 0.0
         self.moved = 0  # images of the steps that update the main network

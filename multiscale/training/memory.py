@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from multiscale.core.device import autocast, cast_weights, resolve_precision
 from multiscale.core.settings import Bad
 from multiscale.training.operations import all_kinds, steps_of, unchanged
-from multiscale.training.part import Part, Training, let_through
+from multiscale.training.part import Part, Training, let_through, trainable
 
 FEW = (2, 4)  # images that are tried
 MOMENTS = {"adamw": 2, "muon": 1}  # kept of a weight, at least
@@ -48,7 +48,7 @@ def need(part: Part, training: Training, device: torch.device, workers: int = 1,
             cast_weights(net, precision)
     nets = [*part.networks.values(), *part.frozen.values()]
     weights = sum(_bytes(x) for net in nets for x in (*net.parameters(), *net.buffers()))
-    trained = {name: sum(p.numel() for p in net.parameters() if p.requires_grad) for name, net in part.networks.items()}
+    trained = {name: sum(p.numel() for p in own) for name, own in trainable(part.networks).items()}
     states = weights + FLOAT * (sum(trained.values()) * MOMENTS[training.optimizer] + trained[part.main])
     gradients = FLOAT * max(trained.values())
     if sharded:
@@ -69,7 +69,7 @@ def activations(part: Part, precision: str, images: int, device: torch.device) -
     nets = [*part.networks.values(), *part.frozen.values()]
     for net in nets:
         net.to(device)
-    trained = {name: [p for p in net.parameters() if p.requires_grad] for name, net in part.networks.items()}
+    trained = trainable(part.networks)
     counts = FEW if images > max(FEW) else (images,)
     cycle = getattr(part, "cycle", 1)
     kept: list[Mapping[tuple[str, int, str], int]] = []

@@ -18,7 +18,7 @@ from multiscale.core.device import autocast
 from multiscale.core.streams import Draws
 from multiscale.hollow import FORMULAS
 from multiscale.plan import Double, shapes
-from multiscale.training.part import Part, let_through
+from multiscale.training.part import Part, let_through, trainable
 
 IMAGES, STEPS = 2, 16  # of a step, and steps at least: not every step has the same turns and penalties
 
@@ -91,7 +91,7 @@ def flops_per_image(part: Part, precision: str, device: torch.device) -> float:
     for net in nets:
         net.to(device)
     batch = {key: value.to(device) for key, value in part.data[torch.arange(count)].items()}
-    trained = {name: [p for p in net.parameters() if p.requires_grad] for name, net in part.networks.items()}
+    trained = trainable(part.networks)
 
     def loss(name: str, draws: Chosen) -> Tensor:
         with autocast(precision, device):

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from multiscale.core.device import layout_of, placed
+from multiscale.core.device import cast_weights, layout_of, placed
 
 
 class Workers:
@@ -40,19 +40,21 @@ class Workers:
 
         With bf16 workers exchange weights in bf16 and gradients in fp32. What a block is called with stays as it is,
         since times are not exact in bf16, and is cast by autocast, as without shards. A frozen network, of which every
-        exchange would cast the same weights, is cast once.
+        call or exchange would cast the same weights, is cast once.
         """
-        if self.mesh:
-            if precision == "bf16" and not any(p.requires_grad for p in net.parameters()):
-                for parameter in net.parameters():
-                    parameter.data = parameter.data.bfloat16()
-            half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-            policy = half if precision == "bf16" else MixedPrecisionPolicy()
-            for module in reversed(list(net.modules())):  # innermost first
-                for block in module if isinstance(module, nn.ModuleList) else ():
-                    if block is not None and not isinstance(block, nn.ModuleList):
-                        fully_shard(block, mesh=self.mesh, reshard_after_forward=True, mp_policy=policy)
-            fully_shard(net, mesh=self.mesh, reshard_after_forward=True, mp_policy=policy)
+        frozen = not any(p.requires_grad for p in net.parameters())
+        if not self.mesh:
+            return placed(cast_weights(net, precision) if frozen else net, self.device, layout)
+        if frozen and precision == "bf16":  # whole, as shards are of one dtype
+            for parameter in net.parameters():
+                parameter.data = parameter.data.bfloat16()
+        half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        policy = half if precision == "bf16" else MixedPrecisionPolicy()
+        for module in reversed(list(net.modules())):  # innermost first
+            for block in module if isinstance(module, nn.ModuleList) else ():
+                if block is not None and not isinstance(block, nn.ModuleList):
+                    fully_shard(block, mesh=self.mesh, reshard_after_forward=True, mp_policy=policy)
+        fully_shard(net, mesh=self.mesh, reshard_after_forward=True, mp_policy=policy)
         return placed(net, self.device, layout)
 
     def wrap(self, net: nn.Module, partial: bool) -> nn.Module:

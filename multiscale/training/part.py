@@ -118,6 +118,11 @@ class Part:
         models.save(folder, self.networks[self.main].state_dict(), self.config)
 
 
+def trainable(networks: Nets) -> dict[str, list[nn.Parameter]]:
+    """The parameters of each network that want gradients; what lies frozen beneath an adapter does not."""
+    return {name: [p for p in net.parameters() if p.requires_grad] for name, net in networks.items()}
+
+
 def let_through(trained: Mapping[str, Sequence[nn.Parameter]], *names: str) -> None:
     """Lets gradients through to the trained parameters of the networks that are named, and to no others."""
     for name, parameters in trained.items():

@@ -124,11 +124,11 @@ def work(
         part.held_out = Table.open(held_out, *cast(Table, part.data).arrays)
     # An unsharded copy for the result, off the device.
     bare = copy.deepcopy(part.networks[part.main]) if first_worker() else None
-    _check_memory(job, part, run)
-    flops = _flops_per_image(job, part) if counted else None
     checkpoints = Checkpoints(Path(SCRATCH, "checkpoints"), job.name, f"{job.key} {run.randomness}")
-    observe = previews.observer(part, job.training, job.decomposition, run.previews)
     try:
+        _check_memory(job, part, run)
+        flops = _flops_per_image(job, part) if counted else None
+        observe = previews.observer(part, job.training, job.decomposition, run.previews)
         with trackers.tracking(run.tracker, job.name, job.key) as told:
             result = fit(
                 part,
@@ -156,10 +156,7 @@ def _check_memory(job: Job, part: Part, run: Run) -> None:
     device, workers = default_device(), max(1, run.workers)
     free = memory.free(device, [*part.networks.values(), *part.frozen.values()])
     needed = memory.need(part, job.training, device, workers, run.parallel == "fsdp" and workers > 1)
-    try:
-        memory.check(needed, part, job.training, free)
-    except Bad as error:
-        raise refuse(EXPERIMENT, error.key, error.value, error.allowed) from None
+    memory.check(needed, part, job.training, free)
 
 
 def _flops_per_image(job: Job, part: Part) -> float | None:

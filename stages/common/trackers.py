@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import torch
-
+from multiscale.training.parallel import first_worker
 from stages.common.errors import refuse
 from stages.common.paths import EXPERIMENT, SCRATCH
 
@@ -81,7 +80,7 @@ def tracking(kind: str | None, name: str, key: str) -> Iterator[list[Callable[[R
     """
     if kind and not importlib.util.find_spec(kind):
         raise refuse(EXPERIMENT, "run.tracker", kind, f"null, or {kind} after pip install '.[{kind}]'")
-    if not kind or (torch.distributed.is_initialized() and torch.distributed.get_rank()):
+    if not kind or not first_worker():
         yield []
         return
     found: list[TensorBoard | MLflow] = []

@@ -31,7 +31,7 @@ from multiscale.core.storage import Table, sealed_folder, write_blocks, write_js
 from multiscale.networks.autoencoder import Codec
 from multiscale.plan import Call, Understudy, size
 from multiscale.training.operations import Chosen, steps_of
-from multiscale.training.part import Part, let_through
+from multiscale.training.part import Part, let_through, trainable
 from multiscale.training.prepare import recompute
 from stages import recipe
 from stages.schema import AnyPart, Decomposition, Experiment, Student
@@ -263,9 +263,8 @@ def calls_of(part: Part, stands: dict[str, Understudy], draws: Chosen, precision
     precision: of the training; 'auto' is bf16, which the GPU multiplies natively.
     """
     batch = part.data[torch.arange(draws.batch) % ROWS]
-    trained = dict[str, list[nn.Parameter]]()
-    for name, stand in stands.items():
-        trained[name] = [p for p in stand.net.parameters() if p.requires_grad]
+    trained = trainable({name: stand.net for name, stand in stands.items()})
+    for stand in stands.values():
         stand.calls.clear()
     for turn in part.turns(draws.step):
         let_through(trained, turn)

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from stages.common import trackers
@@ -53,9 +54,9 @@ def test_without_a_tracker_and_in_every_worker_but_the_first_nobody_is_told(monk
     with trackers.tracking(None, "dit", "k") as told:
         assert told == []
     installed()
-    monkeypatch.setattr(trackers.torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     for rank in (0, 1):
-        monkeypatch.setattr(trackers.torch.distributed, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
         with trackers.tracking("mlflow", "dit", "k") as told:
             assert len(told) == 1 - rank
 
