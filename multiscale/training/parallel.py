@@ -1,18 +1,23 @@
-"""The workers of one training run: how they share networks and exchange values."""
+"""The workers of one training run: how they share networks and exchange values.
+
+What shards need is imported where there are some: it loads sympy and much of torch's compiler, in over a second.
+"""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from multiscale.core.device import cast_weights, layout_of, placed
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
 
 
 class Workers:
@@ -26,10 +31,9 @@ class Workers:
         self.count = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.device = device
-        sharded = parallel == "fsdp" and self.count > 1
-        self.mesh = init_device_mesh(device.type, (self.count,)) if sharded else None
+        self.mesh = _mesh(device, self.count) if parallel == "fsdp" and self.count > 1 else None
         self.control = dist.new_group(backend="gloo") if self.count > 1 else None  # for scalars on the CPU
-        self.writing = dist.new_group(backend="gloo") if sharded else None  # for checkpoints, in their own thread
+        self.writing = dist.new_group(backend="gloo") if self.mesh else None  # for checkpoints, in their own thread
 
     def layout(self, net: nn.Module) -> torch.memory_format:
         """The memory layout of a network in training. Shards are contiguous: torch shards no other layout."""
@@ -45,6 +49,8 @@ class Workers:
         frozen = not any(p.requires_grad for p in net.parameters())
         if not self.mesh:
             return placed(cast_weights(net, precision) if frozen else net, self.device, layout)
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
         if frozen and precision == "bf16":  # whole, as shards are of one dtype
             for parameter in net.parameters():
                 parameter.data = parameter.data.bfloat16()
@@ -97,14 +103,24 @@ def first_worker() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
+def _mesh(device: torch.device, workers: int) -> DeviceMesh:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(device.type, (workers,))
+
+
+def _is_shard(tensor: Tensor) -> TypeGuard[DTensor]:
+    return hasattr(tensor, "device_mesh")
+
+
 def local(tensor: Tensor) -> Tensor:
     """This worker's shard of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _is_shard(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The full tensor. A collective call: every worker must make it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_shard(tensor) else tensor
 
 
 def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
@@ -112,9 +128,11 @@ def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
 
     What is a shard already stays as it is.
     """
-    if isinstance(tensor, DTensor):
+    if _is_shard(tensor):
         return tensor
-    if isinstance(like, DTensor):
+    if _is_shard(like):
+        from torch.distributed.tensor import distribute_tensor
+
         return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     return torch.empty_like(like).copy_(tensor)
 

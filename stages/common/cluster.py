@@ -22,6 +22,7 @@ import torch
 
 from multiscale.core.memory import keep_freed_memory
 from multiscale.core.temporary import remove_left, temporary_name
+from multiscale.training.parallel import first_worker
 from stages.common.errors import BadInput, one_line, refuse
 from stages.common.harness import progress
 from stages.common.paths import EXPERIMENT, SCRATCH
@@ -311,12 +312,11 @@ def _is_free(run: Run, free: dict[str, float]) -> bool:
 
 def reporter(meter: Any) -> Callable[[int], None]:
     """Tells the meter the images that this worker has seen, at most twice a second; only the first worker does."""
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-    last = 0.0
+    is_first, last = first_worker(), 0.0
 
     def reach(seen: int) -> None:
         nonlocal last
-        if rank == 0 and time.monotonic() - last > 0.5:
+        if is_first and time.monotonic() - last > 0.5:
             last = time.monotonic()
             meter.reach.remote(seen)
 
