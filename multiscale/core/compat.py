@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, cast
 
@@ -46,9 +46,9 @@ def make_torchvision_importable() -> None:
 
 @contextmanager
 def _without_compiler() -> Iterator[None]:
-    """For the import of torchvision, which loads torch's compiler, in seconds, to ask one question of a CUDA operator.
+    """For imports that load torch's compiler, in seconds, to ask one question of it or to mark what it takes as it is.
 
-    A compiler that is loaded already stays.
+    A compiler that is loaded already stays. One that is loaded later looks into blocks of diffusers, which is as good.
     """
     compiler = "torch._dynamo"
     if compiler in sys.modules:
@@ -56,6 +56,7 @@ def _without_compiler() -> Iterator[None]:
         return
     stand_ins = {name: ModuleType(name) for name in (compiler, f"{compiler}.utils")}
     vars(stand_ins[f"{compiler}.utils"])["is_compile_supported"] = lambda device: False
+    vars(stand_ins[compiler])["disable"] = lambda function=None, *_, **__: function or (lambda own: own)
     sys.modules.update(stand_ins)
     try:
         yield
@@ -64,15 +65,18 @@ def _without_compiler() -> Iterator[None]:
             del sys.modules[name]
 
 
-def without_pipelines() -> AbstractContextManager[None]:
+@contextmanager
+def without_pipelines() -> Iterator[None]:
     """For an import of diffusers' models and schedulers: hides what it loads, where it finds it, for its pipelines.
 
     That takes seconds. What diffusers has found before, it expects to stay, and what transformers has found, it takes.
     """
-    if not {"diffusers", "transformers"} & sys.modules.keys():
-        return absent("peft", "scipy", "torchvision", "transformers")
-    make_torchvision_importable()
-    return nullcontext()
+    if {"diffusers", "transformers"} & sys.modules.keys():
+        make_torchvision_importable()
+        yield
+    else:
+        with absent("peft", "scipy", "torchvision", "transformers"), _without_compiler():
+            yield
 
 
 @contextmanager
