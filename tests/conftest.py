@@ -15,7 +15,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,6 @@ from stages.common import errors, shards
 from stages.common.images import SCHEMA
 from stages.common.paths import EXPERIMENT
 from stages.common.reading import read_yaml
-from stages.datasets import digits
 
 ROOT = Path(__file__).parent.parent
 FILES = ("dvc.yaml", "constraints.txt", "pyproject.toml", ".gitignore", ".dvcignore")
@@ -227,14 +225,6 @@ def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path
             make(folder)
             ready.touch()
     return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def digits_read_once():
-    """The package of the digits reads a large text file, in seconds, each time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digits, "_mnist", cache(lambda read=digits._mnist: tuple(read())))
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -63,7 +63,7 @@ def few(sources, tmp_path_factory) -> Path:
     """The sources, their digits every tenth of the package, in an archive: most stages go through all images."""
     folder = shutil.copytree(sources, tmp_path_factory.mktemp("few") / "sources")
     with zipfile.ZipFile(folder / "data/raw/few.zip", "w") as archive:
-        for name, label, image in digits._mnist()[::10]:
+        for name, label, image in list(digits._mnist())[::10]:
             archive.writestr(f"{label}/{name}.png", digits.png(image))
     tiny = folder / "params/recipes/tiny.yaml"
     data = "data: {source: files, path: data/raw/few.zip, test_share: 0.2}"

