@@ -11,7 +11,8 @@ Sources (params: data):
   hub      a dataset on the Hugging Face Hub, data.url at data.revision
 
 Images are PNG, JPEG, WebP, BMP, GIF, PPM or TIFF, of at most 50 million pixels; others count as unreadable.
-Folders are read as split/class/name.jpg, class/name.jpg or flat. Without splits, a hash of the names decides the split.
+Folders are read as split/class/name.jpg, class/name.jpg or flat. Without splits, a hash of the names decides the split;
+with splits but none for validation, it decides which training images are held out (data.validation_share).
 Images that cannot be read are named and left out, at most a share of data.max_unreadable. These include unsupported
 formats, such as HEIC, and partial images, such as name.jpg.part. A class folder that holds no image is refused.
 Class names, if the data has any, are in the metadata of the Parquet. Images with captions (data.caption_column,

@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -106,6 +106,14 @@ def split_by_hash(name: str, data: Data) -> str:
     if share < data.test_share:
         return "test"
     return "validation" if share < data.test_share + data.validation_share else "train"
+
+
+def hold_out(items: list[Item], data: Data) -> list[Item]:
+    """The items; of a dataset with splits but none for validation, the share of the training images is held out."""
+    if any(item.split == "validation" for item in items):
+        return items
+    held_out = {item.id for item in items if item.split == "train" and split_by_hash(item.id, data) == "validation"}
+    return [replace(item, split="validation") if item.id in held_out else item for item in items]
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -19,7 +19,7 @@ from stages.common.images import IMAGE_SUFFIXES
 from stages.common.paths import EXPERIMENT
 from stages.datasets import archives, captions, digits, idx, layouts, parquet
 from stages.datasets.archives import check_depth, refuse_path, whole
-from stages.datasets.item import SPLITS, Item, content, is_hidden, png, split_by_hash, split_in
+from stages.datasets.item import SPLITS, Item, content, hold_out, is_hidden, png, split_by_hash, split_in
 from stages.schema.data import Data
 
 ARCHIVE_SUFFIXES = {".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2"}
@@ -29,7 +29,7 @@ PARTS = {".crdownload", ".part", ".partial"}  # behind the ending of a file that
 
 def items(data: Data) -> list[Item]:
     """All images of the source, in an order that depends only on their names."""
-    found = _items(data)
+    found = hold_out(_items(data), data)
     bare = next((item.id for item in found if not item.caption.strip()), None)
     if data.caption_column and bare is not None:
         raise refuse(EXPERIMENT, "data.caption_column", data.caption_column, f"captions of all images, {bare} has none")

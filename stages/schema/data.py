@@ -105,7 +105,7 @@ class Data(Section):
     max_unreadable: Share = 0.01
     """largest tolerated share of images that cannot be decoded"""
     validation_share: Share = 0.05
-    """held out of training, if the dataset has no splits of its own"""
+    """held out of training, if the dataset has no validation split of its own"""
     test_share: Share = 0.05
     """held out for evaluation, if the dataset has no splits of its own"""
 

@@ -393,6 +393,20 @@ def test_a_set_without_splits_is_split_by_the_shares(project):
     assert shares == {"train": 0.6, "validation": 0.1, "test": 0.3}
 
 
+def test_of_a_set_without_a_validation_split_training_images_are_held_out(fetch):
+    put({f"{split}/a/{k}.png": k for split in ("train", "test") for k in range(100)})
+    rows = fetch(validation_share=0.3)
+    counts = Counter(zip(rows["id"].str.split("/").list.first(), rows["split"]))
+    assert set(counts) == {("train", "train"), ("train", "validation"), ("test", "test")}
+    assert 15 < counts["train", "validation"] < 45  # 30 +- 3 standard deviations
+    assert len(pixel_table("validation")[slice(None)]["label"]) == counts["train", "validation"]
+
+
+def test_a_set_with_a_validation_split_keeps_its_training_images(fetch):
+    put({f"train/a/{k}.png": k for k in range(30)} | {"val/a/1.png": 1, "test/a/1.png": 1})
+    assert Counter(fetch(validation_share=0.9)["split"]) == {"train": 30, "validation": 1, "test": 1}
+
+
 # --- layouts
 
 
