@@ -31,7 +31,7 @@ from typing import NoReturn
 
 WORTH = 4  # stages, from which on the server saves the seconds that its own imports take
 # What every stage imports; what only some need would count as memory of all. None takes a device.
-IMPORTS = "torch torch.distributed.fsdp pydantic safetensors.torch ruamel.yaml"
+IMPORTS = "torch pydantic safetensors.torch ruamel.yaml"
 CALL = Path(__file__).with_name("call.py")
 
 
