@@ -71,7 +71,6 @@ def activations(part: Part, precision: str, images: int, device: torch.device) -
         net.to(device)
     trained = trainable(part.networks)
     counts = FEW if images > max(FEW) else (images,)
-    cycle = getattr(part, "cycle", 1)
     kept: list[Mapping[tuple[str, int, str], int]] = []
     with unchanged(nets):
         for count in counts:
@@ -79,7 +78,7 @@ def activations(part: Part, precision: str, images: int, device: torch.device) -
             seen: dict[tuple[str, int, str], int] = {}
             for draws, _ in steps_of(part, all_kinds(part), count, device):
                 for name in part.turns(draws.step):
-                    if (way := (name, draws.step % cycle, str(draws.given))) not in seen:
+                    if (way := (name, draws.step % part.cycle, str(draws.given))) not in seen:
                         let_through(trained, name)
                         found = _Blocks(nets)
                         with saved_tensors_hooks(found.keep, lambda x: x), autocast(precision, device):

@@ -65,8 +65,7 @@ class Chosen(Draws):
 
 def all_kinds(part: Part) -> int:
     """Steps among which are all kinds that a part makes, in whole cycles of it."""
-    cycle: int = getattr(part, "cycle", 1)
-    return -(-STEPS // cycle) * cycle
+    return -(-STEPS // part.cycle) * part.cycle
 
 
 def steps_of(part: Part, steps: int, images: int, device: torch.device) -> Iterator[tuple[Chosen, int]]:

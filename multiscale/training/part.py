@@ -79,6 +79,7 @@ class Part:
     frozen: Mapping[str, nn.Module] = {}
     rates: Mapping[str, float] = {}  # factors on a network's learning rate, 1 by default
     held_out: Data | None = None
+    cycle = 1  # steps after which turns and what a step takes come round, where they do
     views = 1  # in how many ways the part sees an image: resolutions, levels, steps
 
     def __init__(self, name: str, data: Data, networks: dict[str, nn.Module], config: models.ModelConfig):

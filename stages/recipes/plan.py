@@ -154,9 +154,9 @@ class Planner:
         nets = {**part.networks, **part.frozen}
         sizes = [size(net) for net in nets.values()]
         stands = {each: self.stand(net).instead() for each, net in nets.items()}
-        cycle = getattr(part, "cycle", STEPS if len(part.networks) > 1 else 1)  # a network alone has equal steps
+        steps = STEPS if part.cycle == 1 < len(part.networks) else part.cycle  # a network alone has equal steps
         most, times, by = 0, 0, dict[int, float]()
-        for draws, often in steps_of(part, cycle, training.batch // self.workers, CPU):
+        for draws, often in steps_of(part, steps, training.batch // self.workers, CPU):
             calls = calls_of(part, stands, draws, training.precision)
             most, times = max(most, sum(call.activations for call in calls)), times + often
             for call in calls:

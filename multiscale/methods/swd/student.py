@@ -118,16 +118,12 @@ class StudentPart(Part):
         self.frozen = {"teacher": teacher} if isinstance(teacher, nn.Module) else {}  # else it lies in the generator
         self.grid = sigma_grid(settings.shift).float()
         self.updates = settings.fake.updates if "fake" in networks else 0
+        self.cycle = (self.updates + 1) * self.views  # networks and k
         if settings.mmd.weight and settings.mmd.average == "batch":
             self.couples = "mmd.average: batch takes the images of a batch as one set"
 
     def turns(self, step: int) -> Sequence[str]:
         return ("fake",) if step % (self.updates + 1) < self.updates else ("generator",)
-
-    @property
-    def cycle(self) -> int:
-        """Steps after which networks and k come round."""
-        return (self.updates + 1) * len(self.schedule.resolutions)
 
     def index(self, step: int) -> int:
         """The k of a training step, from zero."""
