@@ -42,6 +42,7 @@ def connect(run: Run) -> None:
         raise refuse(EXPERIMENT, "run.interface", run.interface, f"null, or one of {', '.join(names)}")
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # these are read when Ray is first imported
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else a stage would wait for all other programs, with Ray alone
     if not address:  # as Ray does by itself on systems whose firewall asks: it takes 127.0.0.1 for its node's address
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     _probe(address)

@@ -38,11 +38,21 @@ QUICK = {  # Ray sees at once that something has died; by default it looks every
 }
 
 
+# Where a stage finds its cluster, and how much a worker gives way.
+TELL = """
+import os, ray, sys
+ray.init(log_to_driver=False)
+niceness = ray.get(ray.remote(lambda: os.nice(0)).remote())
+open(sys.argv[1], "w").write(f"{os.environ['RAY_ADDRESS']} {niceness}")
+"""
+
+
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):
     """A cluster of a head without cores and two nodes of two cores each; RAY_ADDRESS leads there."""
     before = dict(os.environ)
     os.environ |= QUICK | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ["RAY_worker_niceness"] = "0"  # or they wait for the tests beside these
     folders = (Path(__file__).parent, ROOT / "tests")  # what a test sends to a worker is found there
     os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
     import ray
@@ -98,10 +108,10 @@ def seen_by(child: subprocess.Popen, folder: Path, least: int) -> int:
 
 
 def test_the_stages_of_a_flow_share_the_cluster_that_it_starts(spread, server, monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in ("RAY_ADDRESS", "RAY_worker_niceness"):
+        monkeypatch.delenv(name, raising=False)
     spread.change({"run.workers": 1})
-    tell = "import os, ray, sys; ray.init(log_to_driver=False); open(sys.argv[1], 'w').write(os.environ['RAY_ADDRESS'])"
-    Path("tell.py").write_text(tell)
+    Path("tell.py").write_text(TELL)
     stages = {name: {"cmd": f"python tell.py {name}", "outs": [name]} for name in ("a", "b")}
     Path("dvc.yaml").write_text(json.dumps({"stages": stages}))
     for command in ("git init -q", "git add -A", "git commit -qm all", "dvc init -q"):
@@ -109,7 +119,9 @@ def test_the_stages_of_a_flow_share_the_cluster_that_it_starts(spread, server, m
     path = os.pathsep.join([str(spread.folder), str(ROOT)])
     done = spread.run("-m", "flows.reproduce", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64, PYTHONPATH=path)
     assert done.returncode == 0 and "2 stages ran" in done.stdout, done.stderr
-    assert Path("a").read_text() == Path("b").read_text() != ""
+    assert Path("a").read_text() == Path("b").read_text()
+    address, niceness = Path("a").read_text().split()
+    assert address and int(niceness) == os.nice(0), "a worker gives way to other programs"
     assert not [each for each in psutil.process_iter() if each.name() == "raylet" and each.ppid() == 1]
 
 
