@@ -73,7 +73,10 @@ CONFIG = ModelConfig(kind="toy", role="toy")  # of a part whose model nobody ope
 pytest_plugins = ["browser", "parts", "results"]  # the fixtures `browser`, `decomposed` and `measured`
 
 # The files that take longest start first, so that none is waited for in the end.
-LONGEST = "pipeline cluster flows sweep dashboard training stages start recipe download".split()
+LONGEST = """
+pipeline cluster sweep flows listeners report damage graph dashboard readme export start training paper_networks drill
+one_image wmgm mend published_stages prompts remote postgres download
+""".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,24 +24,37 @@ def listeners(root: int) -> set[tuple[str, str]]:
     for process in family:
         try:
             sockets = process.net_connections("inet")
-            waiting = [
+            open_to = [
                 each for each in sockets if each.status == psutil.CONN_LISTEN or not each.raddr and each.type == 2
             ]
-            found |= {(each.laddr.ip, " ".join(process.cmdline())[:80]) for each in waiting}
+            found |= {(each.laddr.ip, " ".join(process.cmdline())[:80]) for each in open_to}
         except psutil.Error:
             continue  # it has ended
     return found
 
 
+def waiting() -> set[str]:
+    """The numbers of all sockets of the machine that wait for connections or, of UDP, for anybody."""
+    rows = [
+        line.split()
+        for kind in ("tcp", "tcp6", "udp", "udp6")
+        for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]
+    ]
+    return {row[9] for row in rows if row[3] in ("0A", "07")}  # the kernel's numbers of LISTEN and CLOSE
+
+
 @contextmanager
 def watched(root: int) -> Iterator[set[tuple[str, str]]]:
-    """The listeners of a process at any moment of the block, or nearly: it looks twice a second."""
+    """The listeners of a process at any moment of the block, or nearly: it looks twice a second whether any are new."""
     found: set[tuple[str, str]] = set()
     done = threading.Event()
 
     def look() -> None:
+        known: set[str] = set()
         while not done.wait(0.5):
-            found.update(listeners(root))
+            if (there := waiting()) - known:  # to find out whose they are takes a tenth of a second and more
+                found.update(listeners(root))
+                known = there
 
     thread = threading.Thread(target=look)
     thread.start()

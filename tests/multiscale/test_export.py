@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -72,11 +73,19 @@ FAST = {"ssd-2l": (["--set", "solver.steps=4"], SSDMethod(kind="ssd", solver=Anc
 # them where it finds them.
 MISSING = "stages flows dvc prefect ray polars ruamel scipy mlxtend torch_fidelity torchvision transformers peft psutil"
 OTHER = """
-import sys
-folder, out, missing = sys.argv[1:]
-sys.modules |= dict.fromkeys(missing.split())
+import os, sys
+sys.modules |= dict.fromkeys(sys.argv[1].split())
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
+for line in sys.stdin:  # each pipeline in a process of its own, forked after these imports, which take seconds
+    if child := os.fork():
+        print(os.waitpid(child, 0)[1], flush=True)
+    else:
+        break
+else:
+    sys.exit()
+folder, out = line.split()
+sys.path.insert(0, folder)
 import multiscale
 assert multiscale.__file__.startswith(folder), multiscale.__file__
 pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
@@ -119,21 +128,29 @@ def exported(folder: Path, to: Path, *more: str) -> Path:
     return to
 
 
-def opened(folder: Path, tmp_path: Path) -> dict:
-    """What the pipeline makes in a process that finds nothing of the project but what is in the folder."""
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory) -> Iterator[Callable[[Path], dict]]:
+    """What a pipeline makes in a process that finds nothing of the project but what is in the folder."""
+    place = tmp_path_factory.mktemp("apart")
     code = OTHER.replace("CLASSES", str(CLASSES)).replace("SEEDS", str(SEEDS))
-    environment = os.environ | {"PYTHONPATH": str(folder), "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", code, folder, tmp_path / "made.pt", MISSING]
-    done = subprocess.run([*map(str, command)], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return torch.load(tmp_path / "made.pt")
+    environment = os.environ | {"PYTHONPATH": "", "HF_HOME": str(place / "hub"), "HF_HUB_OFFLINE": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code, MISSING], cwd=place, env=environment, **pipes) as other:
+
+        def opened(folder: Path) -> dict:
+            print(folder, place / "made.pt", file=other.stdin, flush=True)
+            assert other.stdout.readline() == "0\n", "its traceback is among what was printed"
+            return torch.load(place / "made.pt")
+
+        yield opened
+        other.kill()
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_an_exported_method_makes_the_same_images_without_the_project(name, tmp_path):
+def test_an_exported_method_makes_the_same_images_without_the_project(name, tmp_path, opened):
     folder = trained(tmp_path, name)
     given, settings = FAST.get(name, ([], None))
-    made = opened(exported(folder, tmp_path / "out" / name, *given), tmp_path)
+    made = opened(exported(folder, tmp_path / "out" / name, *given))
     wanted = multiscale.load(folder, settings).sample(CLASSES, SEEDS)
     assert made["names"] == COMPONENTS[name]
     assert torch.equal(made["pt"], wanted) and wanted.std() > 0.01
@@ -145,11 +162,11 @@ def test_an_exported_method_makes_the_same_images_without_the_project(name, tmp_
     assert (made["half"] - wanted).abs().mean() < 0.05
 
 
-def test_a_student_keeps_its_schedule_and_a_pipeline_the_solvers_it_is_given(tmp_path):
+def test_a_student_keeps_its_schedule_and_a_pipeline_the_solvers_it_is_given(tmp_path, opened):
     out = exported(trained(tmp_path, "swd"), tmp_path / "swd")
     assert json.loads((out / "swd" / "config.json").read_text())["about"]["schedule"] == SCHEDULE
     folder, given = trained(tmp_path, "msf"), ["scales.0.steps=2", "scales.1.steps=3", "scales.1.guidance_scale=2.0"]
-    made = opened(exported(folder, tmp_path / "msf", "--set", *given), tmp_path)
+    made = opened(exported(folder, tmp_path / "msf", "--set", *given))
     solvers = [{"steps": 2}, {"steps": 3, "guidance_scale": 2.0}]
     settings = MSFMethod.model_validate({"kind": "msf", "scales": solvers})
     assert torch.equal(made["pt"], multiscale.load(folder, settings).sample(CLASSES, SEEDS))
