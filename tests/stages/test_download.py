@@ -674,7 +674,7 @@ BYTES = [encoded(level) for level in (10, 20, 30, 40)]
 def test_parquet_holds_bytes_or_the_hubs_structs(fetch, form):
     images = BYTES if form == "bytes" else [{"bytes": image, "path": f"{k}.png"} for k, image in enumerate(BYTES)]
     as_parquet("set/train.parquet", image=images, label=[3, 1, 3, 7])
-    rows = fetch()
+    rows = fetch(validation_share=0)
     assert columns(rows) == [(f"train-{k:07d}", "train", label) for k, label in enumerate([1, 0, 1, 2])]
     assert list(grey(rows).values()) == [10, 20, 30, 40]
 
@@ -784,7 +784,7 @@ def test_the_first_stage_asks_whether_the_images_are_enough(refused, monkeypatch
     monkeypatch.setattr("stages.common.enough.check", CHECK)
     as_parquet("set/train.parquet", image=BYTES, label=[0] * 4)
     as_parquet("set/test.parquet", image=BYTES[:3], label=[0] * 3)
-    assert "need 10 test images, but the data set has 3;" in refused()
+    assert "need 10 test images, but the data set has 3;" in refused(validation_share=0)
 
 
 def test_a_class_without_a_training_image_is_not_sampled_as_often_as_others(project, refused, monkeypatch):
