@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import NoReturn
 
 WORTH = 4  # stages, from which on the server saves the seconds that its own imports take
-# What every stage imports, and torch's compiler, which the optimiser of each training loads; what fewer need would count
-# as memory of all. None takes a device.
+# What every stage imports, and torch's compiler, which every training's optimiser loads; what fewer need would count as
+# memory of all. None takes a device.
 IMPORTS = "torch torch._dynamo pydantic safetensors.torch ruamel.yaml"
 CALL = Path(__file__).with_name("call.py")
 
