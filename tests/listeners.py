@@ -24,16 +24,16 @@ def listeners(root: int) -> set[tuple[str, str]]:
     for process in family:
         try:
             sockets = process.net_connections("inet")
-            open_to = [
+            waiting = [
                 each for each in sockets if each.status == psutil.CONN_LISTEN or not each.raddr and each.type == 2
             ]
-            found |= {(each.laddr.ip, " ".join(process.cmdline())[:80]) for each in open_to}
+            found |= {(each.laddr.ip, " ".join(process.cmdline())[:80]) for each in waiting}
         except psutil.Error:
             continue  # it has ended
     return found
 
 
-def waiting() -> set[str]:
+def numbers() -> set[str]:
     """The numbers of all sockets of the machine that wait for connections or, of UDP, for anybody."""
     rows = [
         line.split()
@@ -52,7 +52,7 @@ def watched(root: int) -> Iterator[set[tuple[str, str]]]:
     def look() -> None:
         known: set[str] = set()
         while not done.wait(0.5):
-            if (there := waiting()) - known:  # to find out whose they are takes a tenth of a second and more
+            if (there := numbers()) - known:  # to find out whose they are takes a tenth of a second and more
                 found.update(listeners(root))
                 known = there
 

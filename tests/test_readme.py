@@ -211,7 +211,7 @@ def of_the_container(command: str, block: Block, folder: Path) -> None:
 
 def set_here(command: str, block: Block, folder: Path) -> None:
     """A variable of the shell, which this project or a tool it depends on reads by that name."""
-    assert re.fullmatch(r"(export )?[A-Za-z_]+=\S+|\. \.venv/bin/activate|chmod 600 \S+", command)
+    assert re.fullmatch(r"(export )?(RAY_worker_niceness|[A-Z_]+)=\S+|\. \.venv/bin/activate|chmod 600 \S+", command)
 
 
 Rule = Callable[[str, Block, Path], None]
@@ -228,7 +228,7 @@ RULES: dict[str, Rule] = {
     r"cp ": copied,
     r"sed ": edited,
     r"docker ": of_the_container,
-    r"(export )?[A-Za-z_]+=|\. \.venv|chmod ": set_here,
+    r"(export )?(RAY_worker_niceness|[A-Z_]+)=|\. \.venv|chmod ": set_here,
 }
 
 
