@@ -69,14 +69,17 @@ def _without_compiler() -> Iterator[None]:
 def without_pipelines() -> Iterator[None]:
     """For an import of diffusers' models and schedulers: hides what it loads, where it finds it, for its pipelines.
 
-    That takes seconds. What diffusers has found before, it expects to stay, and what transformers has found, it takes.
+    That takes seconds. What diffusers has found before, it expects to stay, and what transformers has found, it takes;
+    what it has missed, it asks for no more.
     """
-    if {"diffusers", "transformers"} & sys.modules.keys():
-        make_torchvision_importable()
-        yield
-    else:
+    loaded = {"diffusers", "transformers"} & sys.modules.keys()
+    if not loaded:
         with absent("peft", "scipy", "torchvision", "transformers"), _without_compiler():
             yield
+        return
+    if "diffusers" not in loaded or sys.modules["diffusers"].utils.is_torchvision_available():
+        make_torchvision_importable()
+    yield
 
 
 @contextmanager
