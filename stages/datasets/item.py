@@ -112,8 +112,11 @@ def hold_out(items: list[Item], data: Data) -> list[Item]:
     """The items; of a dataset with splits but none for validation, the share of the training images is held out."""
     if any(item.split == "validation" for item in items):
         return items
-    held_out = {item.id for item in items if item.split == "train" and split_by_hash(item.id, data) == "validation"}
-    return [replace(item, split="validation") if item.id in held_out else item for item in items]
+
+    def is_held(item: Item) -> bool:
+        return item.split == "train" and split_by_hash(item.id, data) == "validation"
+
+    return [replace(item, split="validation") if is_held(item) else item for item in items]
 
 
 def png(pixels: np.ndarray) -> bytes:
