@@ -7,6 +7,7 @@ from functools import partial
 from safetensors.torch import load_file
 from torch import Tensor
 
+from multiscale.core.storage import read_json
 from multiscale.evaluation import metrics
 from multiscale.evaluation.classifier import accuracy, load
 from stages.common.cluster import Pool
@@ -22,12 +23,13 @@ class Quality:
         self.section, self.batch = section, batch
         self.workers = Pool(partial(Extractor, section.extractor, section.weights))
         self.real = load_file(REFERENCE / "features.safetensors")["real"]
+        self.within = read_json(REFERENCE / "reference.json")["within"]["real"]
         self.classifier = load(CLASSIFIER)
 
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         section, count = self.section, len(images)
         seen, logits = extract("features", self.workers, images.__getitem__, count, self.batch)
-        kid, error = metrics.kid(seen, self.real, labels)
+        kid, error = metrics.kid(seen, self.real, labels, self.within)
         values = metrics.distances(
             seen,
             self.real,
