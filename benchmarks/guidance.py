@@ -27,9 +27,9 @@ from stages.common.paths import MODELS
 SCALES = (1.0, 1.5, 2.0, 3.0)
 
 
-def guided(method: Sampled, scale: float, **solver: float) -> Sampled:
-    """The same method with another guidance scale at every resolution, and with other settings of its solver."""
-    given, changed = method.model_dump(), {"guidance_scale": scale} | solver
+def guided(method: Sampled, scale: float, eta: float | None = None) -> Sampled:
+    """The same method with another guidance scale at every resolution, and with another eta of its solver."""
+    given, changed = method.model_dump(), {"guidance_scale": scale} | ({} if eta is None else {"eta": eta})
     if "scales" in given:
         given["scales"] = [each | changed for each in given["scales"]]
     else:
@@ -54,7 +54,10 @@ def main() -> None:
     for scale, *values in product(asked.scales, *varied.values()):
         solver = dict(zip(varied, values))
         for name in asked.methods:
-            method = guided(params.methods[name], scale, **solver)
+            method = params.methods[name]
+            if "steps" in solver:
+                method = method.at(solver["steps"])
+            method = guided(method, scale, solver.get("eta"))
             sampler = model.load(MODELS / name, method, params.sample.precision)
             made = torch.cat(list(generate(sampler, list(range(images)), labels, params.sample.batch)))
             found.append({"method": name, "guidance_scale": scale} | solver | quality(made, labels))

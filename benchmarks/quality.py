@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from safetensors.torch import load_file
 from torch import Tensor
 
-from multiscale.core.storage import read_json
-from multiscale.evaluation import metrics
 from multiscale.evaluation.classifier import accuracy, load
 from stages.common.cluster import Pool
 from stages.common.extraction import Extractor, extract
-from stages.common.paths import CLASSIFIER, REFERENCE
+from stages.common.paths import CLASSIFIER
+from stages.evaluate import Reference, against
 from stages.schema.data import Evaluate
 
 
@@ -22,21 +20,13 @@ class Quality:
     def __init__(self, section: Evaluate, batch: int):
         self.section, self.batch = section, batch
         self.workers = Pool(partial(Extractor, section.extractor, section.weights))
-        self.real = load_file(REFERENCE / "features.safetensors")["real"]
-        self.within = read_json(REFERENCE / "reference.json")["within"]["real"]
+        self.reference = Reference.read()
         self.classifier = load(CLASSIFIER)
 
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         section, count = self.section, len(images)
-        seen, logits = extract("features", self.workers, images.__getitem__, count, self.batch)
-        kid, error = metrics.kid(seen, self.real, labels, self.within)
-        values = metrics.distances(
-            seen,
-            self.real,
-            logits,
-            is_splits=min(section.is_splits, count),
-            prc_neighborhood=min(section.prc_neighborhood, count - 1),
-        )
+        few = {"is_splits": min(section.is_splits, count), "prc_neighborhood": min(section.prc_neighborhood, count - 1)}
+        layers = extract("features", self.workers, images.__getitem__, count, self.batch)
+        values, _ = against(self.reference, layers, labels, section.model_copy(update=few), tested=False)
         right = accuracy(self.classifier, images, labels) if self.classifier else None
-        found = {"kid": kid, "kid_se": error, "fd": values["fd"], "recall": values["recall"]}
-        return found | {"label_accuracy": right}
+        return {key: values[key] for key in ("kid", "kid_se", "fd", "recall")} | {"label_accuracy": right}
